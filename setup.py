@@ -1,0 +1,22 @@
+"""Build of the C extension ``pkg._core``; everything else is in pyproject.toml."""
+
+import os
+import sys
+from glob import glob
+
+from setuptools import Extension, setup
+
+if not sys.platform.startswith("linux"):
+    sys.exit("pkg serves from an epoll loop and builds on Linux only")
+
+core = Extension(
+    "pkg._core",
+    sources=["ext/core.pyx", "ext/http1.c", "ext/front.c"],
+    depends=sorted(glob("ext/*.h") + glob("ext/*.pxd") + glob("ext/*.pxi")),
+    include_dirs=["ext"],
+    extra_compile_args=["-std=gnu11", "-O3", "-fvisibility=hidden", "-pthread", *os.environ.get("PKG_CFLAGS", "").split()],
+    extra_link_args=["-pthread", *os.environ.get("PKG_LDFLAGS", "").split()],
+)
+
+# cython_c_in_temp keeps the generated C out of ext/.
+setup(ext_modules=[core], options={"build_ext": {"cython_c_in_temp": True}})
