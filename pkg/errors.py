@@ -26,7 +26,7 @@ class Error(Exception):
 class ConfigurationError(Error):
     """The operator's fault: a setting is wrong.  Exit 2, before anything is bound.
 
-    `faults` holds one line for each wrong setting, so that all can be put right in one go.  No line ever holds a secret.
+    `faults` holds one line for each wrong setting, so that all can be put right in one go.  No line holds a secret.
     """
 
     exit_code = 2

@@ -1,0 +1,290 @@
+"""How the text of a setting becomes a value and is shown again: numbers, durations, sizes, addresses, secrets.
+
+It knows no setting by name; which setting takes what is said in `settings`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+_SECRET_FILE_SIZE = 65536
+HIDDEN = "***"
+
+
+class Kind(NamedTuple, Generic[T]):
+    """How a value is read, and shown again.  `parse` raises ValueError; its text continues "NAME: 'text' ..."."""
+
+    metavar: str
+    parse: Callable[[str], T]
+    show: Callable[[T], str] = str
+
+
+def _text(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("has control characters")
+    return text
+
+
+def _integer(text: str) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,15}", text):
+        raise ValueError("is not a whole number")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if re.match(r"(tcp|udp|sctp)://", text):
+        raise ValueError(
+            "is a Kubernetes service link, not a port: set PORT in the container's env, or enableServiceLinks: false"
+        )
+    return _integer(text)
+
+
+_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _duration(text: str) -> float:
+    match = re.fullmatch(r"(-?[0-9]{1,12}(?:\.[0-9]{1,9})?) ?(ms|s|m|h|)", text)
+    if match is None:
+        raise ValueError("is not a duration such as 5, 0.5, 500ms, 5s, 2m or 1h")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _show_duration(seconds: float) -> str:
+    if 0 < seconds < 1:
+        return f"{seconds * 1000:.10g}ms"
+    if seconds >= 3600 and seconds % 3600 == 0:
+        return f"{seconds / 3600:.10g}h"
+    return f"{seconds:.10g}s"
+
+
+_BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(-?[0-9]{1,15}) ?(?:([kmgt])(?:ib?)?|b|)", text.lower())
+    if match is None:
+        raise ValueError("is not a size such as 65536, 64k, 64KiB, 1MiB or 1GiB")
+    return int(match[1]) * _BYTES[match[2] or ""]
+
+
+def _show_size(size: int) -> str:
+    for unit, suffix in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size and size % unit == 0:
+            return f"{size // unit}{suffix}"
+    return str(size)
+
+
+_TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+
+def _boolean(text: str) -> bool:
+    try:
+        return _TRUTH[text.lower()]
+    except KeyError:
+        raise ValueError("is neither true nor false") from None
+
+
+def choice(*words: str, **aliases: str) -> Kind[str]:
+    def parse(text: str) -> str:
+        word = aliases.get(text.lower(), text.lower())
+        if word not in words:
+            raise ValueError(f"is none of {', '.join(words)}")
+        return word
+
+    return Kind("|".join(words), parse)
+
+
+def _app(text: str) -> str:
+    name = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
+    if text and not re.fullmatch(f"{name}:{name}", text):
+        raise ValueError("is not module:attribute")
+    return text
+
+
+def _host(text: str) -> str:
+    host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9._-]+)?", host):
+        raise ValueError("is not a host name or an IP address (the port is PORT)")
+    return host
+
+
+def parse_address(text: str) -> tuple[str, int] | None:
+    """Host and port of `host:port` or `[v6]:port`; None for `off`.  Raises ValueError."""
+    if text.lower() == "off":
+        return None
+    host, _, port = text.rpartition(":")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535 or (":" in host and not host.startswith("[")):
+        raise ValueError("is neither off nor host:port")
+    try:
+        return _host(host), int(port)
+    except ValueError:
+        raise ValueError("is neither off nor host:port") from None
+
+
+def _address(text: str) -> str:
+    address = parse_address(text)
+    if address is None:
+        return "off"
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or re.fullmatch(r"(::ffff:)?127(\.[0-9]{1,3}){3}", host.lower()) is not None
+
+
+def _networks(text: str) -> str:
+    if not text:
+        return ""
+    import ipaddress  # 3 ms that only those pay who trust a proxy
+
+    networks = []
+    for part in text.split(","):
+        try:
+            networks.append(str(ipaddress.ip_network(part.strip())))
+        except ValueError:
+            raise ValueError("is not a comma-separated list of networks such as 10.0.0.0/8, fd00::/8") from None
+    return ",".join(networks)
+
+
+def _token(text: str) -> str:
+    # It travels in a header (RFC 6750, 2.1); a short one could be guessed.
+    if text and not re.fullmatch(r"[\x21-\x7e]{8,512}", text):
+        raise ValueError("must be 8 to 512 visible ASCII characters")
+    return text
+
+
+# Parameters whose values may be shown.  A list of what is safe, not of what is secret: a mistyped URL can put a piece
+# of the password where a parameter should be.
+_OPEN_PARAMETERS = re.compile(
+    r"host|hostaddr|port|dbname|user|application_name|client_encoding|connect_timeout|options|ssl(mode|cert|key|rootcert|crl)"
+    r"|sslnegotiation|ssl_(min|max)_protocol_version|channel_binding|gssencmode|krbsrvname|service|passfile|requirepeer"
+    r"|require_auth|target_session_attrs|load_balance_hosts|keepalives(_idle|_interval|_count)?|tcp_user_timeout"
+)
+_SESSION_ATTRS = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
+
+
+class _DatabaseUrl(NamedTuple):
+    """A connection URI cut into the pieces that libpq (34.1.1.2, "Connection URIs") would see."""
+
+    userinfo: str
+    hosts: str
+    path: str
+    parameters: list[tuple[str, str]]
+
+
+def _split_database_url(url: str) -> _DatabaseUrl:
+    """Raises ValueError whose text never holds a piece of the URL."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme.lower() not in ("postgres", "postgresql", "postgresql+psycopg"):
+        raise ValueError("the URL does not begin with postgresql://, postgres:// or postgresql+psycopg://")
+    if not url.isprintable() or " " in url:
+        raise ValueError("the URL has spaces or control characters: percent-encode them")
+    if re.search(r"%(?![0-9A-Fa-f]{2})", rest):
+        raise ValueError("the URL has a % that is not followed by two hexadecimal digits: write it as %25")
+    rest, _, query = rest.partition("?")
+    authority, slash, path = rest.partition("/")
+    if authority.count("@") > 1 or "@" in path:
+        raise ValueError("the URL has an @ in its password or a / before the @: percent-encode them (%40, %2F)")
+    userinfo, _, hosts = authority.rpartition("@")
+    for host in hosts.split(","):
+        match = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]]*)(?::([0-9]*))?", host)
+        if match is None or (match[2] and not 0 < int(match[2][:9]) < 65536):
+            raise ValueError(
+                "the URL's host or port is wrong (port 1 to 65535, IPv6 addresses in brackets, "
+                "/ ? # @ in a password percent-encoded)"
+            )
+    from urllib.parse import unquote
+
+    parameters = []
+    for pair in query.split("&") if query else ():
+        name, equals, value = pair.partition("=")
+        if not equals or "=" in value or not name:
+            raise ValueError("the URL's parameters are not name=value, joined by &")
+        parameters.append((unquote(name), unquote(value)))
+    attrs = dict(parameters).get("target_session_attrs", "any")
+    if attrs not in _SESSION_ATTRS:
+        raise ValueError(f"the URL's target_session_attrs is none of {', '.join(_SESSION_ATTRS)}")
+    return _DatabaseUrl(userinfo, hosts, slash + path, parameters)
+
+
+def parse_database_url(text: str) -> str:
+    """The URL as libpq takes it (`postgresql+psycopg://` is SQLAlchemy's spelling).
+
+    Raises ValueError; its text never holds a piece of the URL, so that it can go to the log.
+    """
+    text = text.strip()
+    if text:
+        _split_database_url(text)
+        text = "postgresql://" + text.partition("://")[2]
+    return text
+
+
+def redact_url(url: str) -> str:
+    """The URL with its password as three stars, also where it is a parameter; all of it if it cannot be read."""
+    try:
+        pieces = _split_database_url(url)
+    except ValueError:
+        return HIDDEN if url else ""
+    user, colon, _ = pieces.userinfo.partition(":")
+    userinfo = f"{user}:{HIDDEN}" if colon else user
+    shown = f"postgresql://{userinfo}{'@' if pieces.userinfo else ''}{pieces.hosts}{pieces.path}"
+    parameters = "&".join(
+        f"{name}={value}" if _OPEN_PARAMETERS.fullmatch(name) else f"{name if 'pass' in name else HIDDEN}={HIDDEN}"
+        for name, value in pieces.parameters
+    )
+    return f"{shown}?{parameters}" if parameters else shown
+
+
+def is_primary_wanted(url: str) -> bool:
+    attrs = [value for name, value in _split_database_url(url).parameters if name == "target_session_attrs"]
+    return bool(attrs) and attrs[-1] in ("read-write", "primary")
+
+
+def read_secret(path: str) -> str:
+    """The content of a secret file without the white space around it.
+
+    A regular file (Kubernetes mounts links to regular files), not empty, at most 64 KiB, UTF-8.  Raises ValueError with
+    a phrase that names what is wrong with the file and shows nothing of its content.
+    """
+    try:
+        # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ValueError("cannot be read: it is not a regular file")
+            content = os.read(descriptor, _SECRET_FILE_SIZE + 1)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror or error}") from None
+    if len(content) > _SECRET_FILE_SIZE:
+        raise ValueError(f"is longer than {_show_size(_SECRET_FILE_SIZE)}")
+    try:
+        text = content.decode().strip()
+    except UnicodeDecodeError:
+        raise ValueError("is not valid UTF-8") from None
+    if not text:
+        raise ValueError("is empty")
+    return text
+
+
+TEXT = Kind("TEXT", _text)
+PATH = Kind("PATH", _text)
+INTEGER = Kind("N", _integer)
+PORT = Kind("PORT", _port)
+DURATION = Kind("DURATION", _duration, _show_duration)
+SIZE = Kind("SIZE", _size, _show_size)
+BOOLEAN = Kind("BOOL", _boolean, lambda value: "true" if value else "false")
+APP = Kind("APP", _app)
+HOST = Kind("HOST", _host)
+ADDRESS = Kind("HOST:PORT|off", _address)
+NETWORKS = Kind("CIDR,...", _networks)
+URL = Kind("URL", parse_database_url, redact_url)
+TOKEN = Kind("TOKEN", _token)
