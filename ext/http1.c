@@ -1,0 +1,950 @@
+/*
+ * http1.c - see http1.h for the theory.  Read on: bytes and how they are
+ * scanned; the fields that mean something here; the request line; the head;
+ * chunked bodies; errors.
+ *
+ * The parser is one always-inlined function, compiled once per instruction set
+ * and chosen at run time, so that no build needs -march.  -DHTTP1_PORTABLE
+ * leaves only the plain C one; the tests run both.
+ */
+#include "http1.h"
+
+#include <string.h>
+
+#if defined(__GNUC__)
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define COLD __attribute__((noinline, cold))
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+#else
+#define ALWAYS_INLINE static inline
+#define COLD
+#define UNLIKELY(x) (x)
+#endif
+
+#if !defined(HTTP1_PORTABLE) && defined(__GNUC__) && defined(__x86_64__)
+#define HTTP1_X86 1
+#include <immintrin.h>
+#elif !defined(HTTP1_PORTABLE) && defined(__GNUC__) && defined(__aarch64__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define HTTP1_NEON 1
+#include <arm_neon.h>
+#endif
+
+enum {
+    MAX_EMPTY_LINES = 4,            /* RFC 9112 2.2: "at least one" should be skipped */
+    MAX_METHOD_SIZE = 32,           /* the longest registered, UPDATEREDIRECTREF, has 17 */
+    MAX_EXTENSION_SIZE = 4096,      /* of all chunks of a message (RFC 9112 7.1.1: a reasonable limit) */
+    MAX_TRAILER_SIZE = 8192,        /* of all trailers, line ends included */
+    MAX_TRAILERS = 64,
+    REPARSE_ALWAYS = 256,           /* up to here a partial head is parsed anew however little came */
+};
+
+/* Classes of bytes ------------------------------------------------------- */
+
+/* Byte c is a member if low[c & 15] & high[c >> 4]: the form which vector table look-ups want. */
+struct class {
+    uint8_t low[16], high[16];
+};
+
+/* tchar (RFC 9110 5.6.2) */
+static const struct class TOKEN = {
+    {58, 63, 62, 63, 63, 63, 63, 63, 62, 62, 61, 21, 52, 21, 61, 28},
+    {0, 0, 1, 2, 4, 8, 16, 32, 0, 0, 0, 0, 0, 0, 0, 0},
+};
+
+/* What may be in a field value: VCHAR, obs-text, SP, HTAB (RFC 9110 5.5) */
+static const struct class TEXT = {
+    {6, 6, 6, 6, 6, 6, 6, 6, 6, 7, 6, 6, 6, 6, 6, 2},
+    {1, 0, 2, 2, 2, 2, 2, 4, 2, 2, 2, 2, 2, 2, 2, 2},
+};
+
+/* VCHAR but '#' and '?'.  RFC 3986 has no place for "<>\^`{|} either, but browsers send some of them
+   as they are, and nobody takes them for anything else.  Fragments and bytes over 127 are refused. */
+static const struct class PATH = {
+    {6, 7, 7, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 5},
+    {0, 0, 1, 2, 4, 4, 4, 2, 0, 0, 0, 0, 0, 0, 0, 0},
+};
+
+/* PATH and '?' */
+static const struct class QUERY = {
+    {6, 7, 7, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 3},
+    {0, 0, 1, 2, 2, 2, 2, 4, 0, 0, 0, 0, 0, 0, 0, 0},
+};
+
+/* unreserved and sub-delims: a reg-name or IPv4address without pct-encoded (RFC 3986 3.2.2) */
+static const struct class HOST = {
+    {26, 31, 30, 30, 31, 30, 31, 31, 31, 31, 29, 7, 5, 7, 21, 12},
+    {0, 0, 1, 2, 4, 8, 4, 16, 0, 0, 0, 0, 0, 0, 0, 0},
+};
+
+static inline bool is_in(const struct class *c, uint8_t byte) {
+    return (c->low[byte & 15] & c->high[byte >> 4]) != 0;
+}
+
+static inline bool is_digit(uint8_t c) {
+    return c >= '0' && c <= '9';
+}
+
+/* The value of a hexadecimal digit, else -1. */
+static inline int hex_value(uint8_t c) {
+    if (is_digit(c))
+        return c - '0';
+    c |= 0x20;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+static inline bool is_space(uint8_t c) {
+    return c == ' ' || c == '\t';
+}
+
+static inline uint64_t load8(const void *p) {
+    uint64_t w;
+    memcpy(&w, p, 8);
+    return w;
+}
+
+static inline uint32_t load4(const void *p) {
+    uint32_t w;
+    memcpy(&w, p, 4);
+    return w;
+}
+
+/* Is [p, p+n) this lower-case word, in any case?  n >= 4.  Bit 5 set makes letters lower case and is
+   set already in '-' and digits; the bytes it could make alike are controls, which never get here. */
+ALWAYS_INLINE bool is_word(const uint8_t *p, const char *word, size_t n) {
+    if (n < 8) {
+        const uint32_t bit = 0x20202020u;
+        return (load4(p) | bit) == load4(word) && (load4(p + n - 4) | bit) == load4(word + n - 4);
+    }
+    const uint64_t bits = 0x2020202020202020u;
+    for (size_t i = 0; i + 8 < n; i += 8)
+        if ((load8(p + i) | bits) != load8(word + i))
+            return false;
+    return (load8(p + n - 8) | bits) == load8(word + n - 8);
+}
+
+/* is_word() for a literal and a string of any length */
+#define IS(p, end, literal) \
+    ((size_t)((end) - (p)) == sizeof(literal) - 1 && is_word((p), (literal), sizeof(literal) - 1))
+
+/* Scanning --------------------------------------------------------------- */
+
+/*
+ * scan_*(c, base, p, end): the first byte of [p, end) that is not in the class,
+ * else end.  Whole vectors are read while they fit; the rest in one vector that
+ * ends at `end` and overlaps what was read before, down to `base`, where the
+ * caller's buffer begins.  So no byte outside of [base, end) is touched.
+ */
+
+static const uint8_t *scan_bytes(const struct class *c, const uint8_t *p, const uint8_t *end) {
+    while (p < end && is_in(c, *p))
+        p++;
+    return p;
+}
+
+static inline const uint8_t *scan_portable(const struct class *c, const uint8_t *p, const uint8_t *end) {
+    if (c == &TEXT) {
+        /* Eight at a time, as long as there is no control (HTAB included) and no DEL among them. */
+        const uint64_t ones = 0x0101010101010101u, high = 0x8080808080808080u;
+        for (; end - p >= 8; p += 8) {
+            const uint64_t w = load8(p), del = w ^ (ones * 0x7f);
+            if ((((w - ones * 0x20) & ~w) | ((del - ones) & ~del)) & high) {
+                const uint8_t *q = scan_bytes(c, p, p + 8);
+                if (q < p + 8)
+                    return q;
+            }
+        }
+    }
+    return scan_bytes(c, p, end);
+}
+
+#ifdef HTTP1_X86
+/* One bit per byte that is not in the class. */
+__attribute__((target("ssse3"))) static inline uint32_t stops16(const struct class *c, const uint8_t *p) {
+    const __m128i v = _mm_loadu_si128((const __m128i *)p), nibble = _mm_set1_epi8(15);
+    const __m128i low = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)c->low), _mm_and_si128(v, nibble));
+    const __m128i high = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)c->high),
+                                          _mm_and_si128(_mm_srli_epi16(v, 4), nibble));
+    return (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_and_si128(low, high), _mm_setzero_si128()));
+}
+
+__attribute__((target("ssse3"))) static inline const uint8_t *scan_ssse3(const struct class *c, const uint8_t *base,
+                                                                         const uint8_t *p, const uint8_t *end) {
+    uint32_t stops;
+    for (; end - p >= 16; p += 16)
+        if ((stops = stops16(c, p)) != 0)
+            return p + __builtin_ctz(stops);
+    if (p == end || end - base < 16)
+        return scan_bytes(c, p, end);
+    stops = stops16(c, end - 16) >> (16 - (end - p));
+    return stops ? p + __builtin_ctz(stops) : end;
+}
+
+__attribute__((target("avx2,bmi"))) static inline uint32_t stops32(const struct class *c, const uint8_t *p) {
+    const __m256i v = _mm256_loadu_si256((const __m256i *)p), nibble = _mm256_set1_epi8(15);
+    const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)c->low));
+    const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)c->high));
+    const __m256i row = _mm256_shuffle_epi8(low, _mm256_and_si256(v, nibble));
+    const __m256i column = _mm256_shuffle_epi8(high, _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble));
+    return (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_and_si256(row, column), _mm256_setzero_si256()));
+}
+
+__attribute__((target("avx2,bmi"))) static inline const uint8_t *scan_avx2(const struct class *c, const uint8_t *base,
+                                                                           const uint8_t *p, const uint8_t *end) {
+    uint32_t stops;
+    for (; end - p >= 32; p += 32)
+        if ((stops = stops32(c, p)) != 0)
+            return p + __builtin_ctz(stops);
+    if (p == end || end - base < 32)
+        return scan_bytes(c, p, end);
+    stops = stops32(c, end - 32) >> (32 - (end - p));
+    return stops ? p + __builtin_ctz(stops) : end;
+}
+#endif
+
+#ifdef HTTP1_NEON
+/* Four bits per byte that is not in the class (NEON has no movemask; narrowing keeps a nibble of each). */
+static inline uint64_t stops16(const struct class *c, const uint8_t *p) {
+    const uint8x16_t v = vld1q_u8(p);
+    const uint8x16_t row = vqtbl1q_u8(vld1q_u8(c->low), vandq_u8(v, vdupq_n_u8(15)));
+    const uint8x16_t column = vqtbl1q_u8(vld1q_u8(c->high), vshrq_n_u8(v, 4));
+    const uint8x16_t stop = vceqzq_u8(vandq_u8(row, column));
+    return vget_lane_u64(vreinterpret_u64_u8(vshrn_n_u16(vreinterpretq_u16_u8(stop), 4)), 0);
+}
+
+static inline const uint8_t *scan_neon(const struct class *c, const uint8_t *base, const uint8_t *p,
+                                       const uint8_t *end) {
+    uint64_t stops;
+    for (; end - p >= 16; p += 16)
+        if ((stops = stops16(c, p)) != 0)
+            return p + __builtin_ctzll(stops) / 4;
+    if (p == end || end - base < 16)
+        return scan_bytes(c, p, end);
+    stops = stops16(c, end - 16) >> (4 * (16 - (end - p)));
+    return stops ? p + __builtin_ctzll(stops) / 4 : end;
+}
+#endif
+
+enum isa { PORTABLE, SSSE3, AVX2, NEON };
+
+ALWAYS_INLINE const uint8_t *scan(enum isa isa, const struct class *c, const uint8_t *base, const uint8_t *p,
+                                  const uint8_t *end) {
+#ifdef HTTP1_X86
+    if (isa == AVX2)
+        return scan_avx2(c, base, p, end);
+    if (isa == SSSE3)
+        return scan_ssse3(c, base, p, end);
+#endif
+#ifdef HTTP1_NEON
+    if (isa == NEON)
+        return scan_neon(c, base, p, end);
+#endif
+    (void)isa, (void)base;
+    return scan_portable(c, p, end);
+}
+
+/* Hosts ------------------------------------------------------------------ */
+
+/* IPv6address (RFC 3986 3.2.2): eight groups, one run of them may be "::", the last two may be an IPv4address. */
+static bool is_ipv6(const uint8_t *p, const uint8_t *end) {
+    int groups = 0;
+    bool run = false;
+    if (end - p >= 2 && p[0] == ':' && p[1] == ':') {
+        run = true;
+        p += 2;
+    }
+    while (p < end) {
+        const uint8_t *group = p;
+        while (p < end && p - group < 4 && hex_value(*p) >= 0)
+            p++;
+        if (p == group)
+            return false;
+        if (p < end && *p == '.') { /* four of 0 to 255 without leading zeros, to the end */
+            p = group;
+            for (int i = 0; i < 4; i++) {
+                int octet = 0;
+                const uint8_t *first = p;
+                while (p < end && p - first < 3 && is_digit(*p))
+                    octet = octet * 10 + (*p++ - '0');
+                if (p == first || octet > 255 || (*first == '0' && p - first > 1))
+                    return false;
+                if (i < 3 && (p == end || *p++ != '.'))
+                    return false;
+            }
+            groups += 2;
+            return p == end && (run ? groups <= 7 : groups == 8);
+        }
+        groups++;
+        if (p == end)
+            break;
+        if (*p++ != ':' || p == end)
+            return false;
+        if (*p == ':') {
+            if (run)
+                return false;
+            run = true;
+            p++;
+        }
+    }
+    return run ? groups <= 7 : groups == 8;
+}
+
+/* IPvFuture: "v" 1*HEXDIG "." 1*( unreserved / sub-delims / ":" ) */
+static bool is_ip_future(const uint8_t *p, const uint8_t *end) {
+    const uint8_t *digits = p + 1;
+    if (p == end || (*p | 0x20) != 'v')
+        return false;
+    for (p = digits; p < end && hex_value(*p) >= 0;)
+        p++;
+    if (p == digits || end - p < 2 || *p++ != '.')
+        return false;
+    while (p < end && (*p == ':' || is_in(&HOST, *p)))
+        p++;
+    return p == end;
+}
+
+/* A port, or nothing unless it is needed.  RFC 3986 has no bound, TCP has. */
+static inline bool is_port(const uint8_t *p, const uint8_t *end, bool needed) {
+    uint32_t port = 0;
+    if (p == end)
+        return !needed;
+    if (end - p > 5)
+        return false;
+    for (; p < end; p++) {
+        if (!is_digit(*p))
+            return false;
+        port = port * 10 + (uint32_t)(*p - '0');
+    }
+    return port <= 65535 && !(needed && port == 0);
+}
+
+/* uri-host [ ":" port ], the host not empty (RFC 9110 4.2.1) and without userinfo (4.2.4). */
+static COLD bool is_authority(const uint8_t *p, const uint8_t *end, bool needs_port) {
+    if (p < end && *p == '[') {
+        const uint8_t *close = memchr(p, ']', (size_t)(end - p));
+        if (!close || !(is_ipv6(p + 1, close) || is_ip_future(p + 1, close)))
+            return false;
+        p = close + 1;
+    } else {
+        const uint8_t *host = p;
+        while (p < end) {
+            if (is_in(&HOST, *p))
+                p++;
+            else if (*p == '%' && end - p >= 3 && hex_value(p[1]) >= 0 && hex_value(p[2]) >= 0)
+                p += 3;
+            else
+                break;
+        }
+        if (p == host)
+            return false;
+    }
+    if (p == end)
+        return !needs_port;
+    return *p == ':' && is_port(p + 1, end, needs_port);
+}
+
+/* Fields that mean something here ---------------------------------------- */
+
+/* What was seen of them, until the head is complete. */
+struct facts {
+    uint8_t n_host, n_chunked;
+    bool transfer_encoding;       /* was there */
+    bool chunked_last;            /* chunked is the last coding up to here */
+    bool other_coding, bad_coding;
+    bool close, keep_alive;       /* options of Connection */
+    bool expect_continue, expect_other;
+};
+
+/* Takes the next element of a list, without white space around it; false at the end (RFC 9110 5.6.1). */
+static bool list_next(const uint8_t **next, const uint8_t *end, const uint8_t **element, const uint8_t **element_end) {
+    const uint8_t *p = *next, *comma;
+    if (p > end)
+        return false;
+    comma = memchr(p, ',', (size_t)(end - p));
+    if (!comma)
+        comma = end;
+    *next = comma + 1; /* one past the end when the list is done */
+    while (p < comma && is_space(*p))
+        p++;
+    while (comma > p && is_space(comma[-1]))
+        comma--;
+    *element = p;
+    *element_end = comma;
+    return true;
+}
+
+/* RFC 9110 8.6: 1*DIGIT.  9112 6.3 would let "5, 5" pass for 5; one sender in doubt is enough to refuse. */
+static COLD int on_content_length(http1_head *head, const uint8_t *p, const uint8_t *end) {
+    uint64_t length = 0;
+    if (head->has_length)
+        return HTTP1_E_CONTENT_LENGTH_REPEATED;
+    if (p == end || end - p > 19) /* 19 digits cannot overflow 64 bits */
+        return HTTP1_E_CONTENT_LENGTH;
+    for (; p < end; p++) {
+        if (!is_digit(*p))
+            return HTTP1_E_CONTENT_LENGTH;
+        length = length * 10 + (uint64_t)(*p - '0');
+    }
+    if (length > INT64_MAX) /* nor may it surprise who counts in off_t */
+        return HTTP1_E_CONTENT_LENGTH;
+    head->content_length = length;
+    head->has_length = true;
+    return 0;
+}
+
+/* RFC 9112 6.1.  Judged in frame(), when all lines are known.  An empty element is legal in a list,
+   but between two readers who differ on it sits a smuggled request: it is refused. */
+static COLD void on_transfer_encoding(struct facts *facts, const uint8_t *p, const uint8_t *end) {
+    const uint8_t *next = p, *coding, *coding_end;
+    facts->transfer_encoding = true;
+    while (list_next(&next, end, &coding, &coding_end)) {
+        const uint8_t *name_end = scan_bytes(&TOKEN, coding, coding_end);
+        const bool chunked = IS(coding, name_end, "chunked");
+        if (name_end == coding || (name_end < coding_end && (chunked || (*name_end != ';' && !is_space(*name_end)))))
+            facts->bad_coding = true; /* chunked has no parameters (7.1) */
+        facts->chunked_last = chunked;
+        if (!chunked)
+            facts->other_coding = true;
+        else if (facts->n_chunked < 2)
+            facts->n_chunked++;
+    }
+}
+
+/* RFC 9110 7.6.1 */
+static COLD void on_connection(struct facts *facts, const uint8_t *p, const uint8_t *end) {
+    const uint8_t *next = p, *option, *option_end;
+    while (list_next(&next, end, &option, &option_end)) {
+        if (IS(option, option_end, "close"))
+            facts->close = true;
+        else if (IS(option, option_end, "keep-alive"))
+            facts->keep_alive = true;
+    }
+}
+
+/* RFC 9110 10.1.1 */
+static COLD void on_expect(struct facts *facts, const uint8_t *p, const uint8_t *end) {
+    const uint8_t *next = p, *member, *member_end;
+    while (list_next(&next, end, &member, &member_end)) {
+        if (IS(member, member_end, "100-continue"))
+            facts->expect_continue = true;
+        else if (member < member_end)
+            facts->expect_other = true;
+    }
+}
+
+/* The head is complete: what does it all mean? */
+static int conclude(const struct facts *facts, http1_head *head) {
+    /* RFC 9112 3.2: no Host in HTTP/1.1 is refused; more than one is refused where it is seen. */
+    if (head->minor && facts->n_host == 0)
+        return HTTP1_E_HOST_MISSING;
+
+    /* RFC 9112 6.1, 6.3: the one place where the end of the body is decided. */
+    if (UNLIKELY(facts->transfer_encoding)) {
+        if (head->has_length)
+            return HTTP1_E_FRAMING;
+        if (head->minor == 0)
+            return HTTP1_E_TRANSFER_ENCODING_1_0;
+        if (facts->bad_coding || facts->n_chunked > 1 || (facts->n_chunked && !facts->chunked_last))
+            return HTTP1_E_TRANSFER_ENCODING;
+        if (facts->other_coding)
+            return HTTP1_E_TRANSFER_CODING;
+        head->chunked = true;
+    }
+
+    /* RFC 9112 9.3 */
+    head->keep_alive = !facts->close && (head->minor || facts->keep_alive);
+
+    /* RFC 9110 10.1.1: ignored in HTTP/1.0; without a body there is nothing to continue with. */
+    if (head->minor) {
+        if (facts->expect_other)
+            return HTTP1_E_EXPECTATION;
+        head->expect_continue = facts->expect_continue && (head->chunked || head->content_length > 0);
+    }
+    return 0;
+}
+
+/* The request line ------------------------------------------------------- */
+
+static inline http1_span span(const uint8_t *buf, const uint8_t *p, const uint8_t *end) {
+    return (http1_span){(uint16_t)(p - buf), (uint16_t)(end - p)};
+}
+
+static inline uint8_t method_id(const uint8_t *p, size_t n) {
+#define METHOD(name) \
+    if (memcmp(p, #name, sizeof(#name) - 1) == 0) \
+        return HTTP1_##name;
+    switch (n) {
+    case 3:
+        METHOD(GET)
+        METHOD(PUT)
+        break;
+    case 4:
+        METHOD(HEAD)
+        METHOD(POST)
+        break;
+    case 5:
+        METHOD(PATCH)
+        METHOD(TRACE)
+        break;
+    case 6:
+        METHOD(DELETE)
+        break;
+    case 7:
+        METHOD(OPTIONS)
+        METHOD(CONNECT)
+        break;
+    }
+#undef METHOD
+    return HTTP1_OTHER;
+}
+
+/* Any target but origin-form (RFC 9112 3.2.2 to 3.2.4).  The path ends at path_end: '?' or the end of the target. */
+static COLD int parse_rare_target(const uint8_t *buf, const uint8_t *p, const uint8_t *path_end, const uint8_t *end,
+                                  http1_head *head) {
+    const uint8_t *authority_end;
+    if (head->method_id == HTTP1_CONNECT) {
+        if (!is_authority(p, end, true)) /* RFC 9110 9.3.6: without a valid port it must be refused */
+            return HTTP1_E_TARGET;
+        head->form = HTTP1_AUTHORITY;
+        head->authority = span(buf, p, end);
+        head->path = head->query = (http1_span){0, 0};
+        head->has_query = false;
+        return 0;
+    }
+    if (end - p == 1 && *p == '*' && head->method_id == HTTP1_OPTIONS) {
+        head->form = HTTP1_ASTERISK;
+        head->path = (http1_span){0, 0};
+        return 0;
+    }
+    if (path_end - p > 7 && is_word(p, "http://", 7))
+        p += 7;
+    else if (path_end - p > 8 && is_word(p, "https://", 8))
+        p += 8;
+    else
+        return HTTP1_E_TARGET;
+    authority_end = memchr(p, '/', (size_t)(path_end - p));
+    if (!authority_end)
+        authority_end = path_end;
+    if (!is_authority(p, authority_end, false))
+        return HTTP1_E_TARGET;
+    head->form = HTTP1_ABSOLUTE;
+    head->authority = span(buf, p, authority_end);
+    head->path = span(buf, authority_end, path_end);
+    return 0;
+}
+
+/* HTTP-version and the end of the line (RFC 9112 2.3): their length, or HTTP1_PARTIAL, or an error. */
+static COLD int parse_version(const uint8_t *p, const uint8_t *end, http1_head *head) {
+    static const char form[] = "HTTP/0.0\r\n"; /* 0 stands for any digit */
+    for (int i = 0; i < 10; i++) {
+        if (p + i == end)
+            return HTTP1_PARTIAL;
+        if (form[i] == '0' ? !is_digit(p[i]) : p[i] != form[i])
+            return i < 8 ? HTTP1_E_VERSION : HTTP1_E_LINE_END;
+        if (i == 7 && p[5] != '1')
+            return HTTP1_E_VERSION_MAJOR;
+    }
+    head->minor = p[7] != '0';
+    return 10;
+}
+
+/* The request line from p on (RFC 9112 3): its length, HTTP1_PARTIAL, or an error. */
+ALWAYS_INLINE int parse_request_line(enum isa isa, const uint8_t *buf, const uint8_t *p, const uint8_t *end,
+                                     const http1_limits *limits, http1_head *head) {
+    const uint8_t *line = p, *q, *path_end;
+    int n;
+
+    q = scan(isa, &TOKEN, buf, p, end);
+    if (UNLIKELY(q - p > MAX_METHOD_SIZE)) /* RFC 9112 3: 501 for a method longer than any we know */
+        return HTTP1_E_METHOD_SIZE;
+    if (UNLIKELY(q == end))
+        return HTTP1_PARTIAL;
+    if (UNLIKELY(q == p || *q != ' '))
+        return HTTP1_E_METHOD;
+    head->method = span(buf, p, q);
+    head->method_id = method_id(p, (size_t)(q - p));
+
+    p = q + 1;
+    q = path_end = scan(isa, &PATH, buf, p, end);
+    if (q < end && *q == '?') {
+        head->has_query = true;
+        q = scan(isa, &QUERY, buf, q + 1, end);
+    }
+    if (UNLIKELY(q - p > limits->max_target_size)) /* before the byte that ended it is looked at: it may not be there yet */
+        return HTTP1_E_TARGET_SIZE;
+    if (UNLIKELY(q == end))
+        return HTTP1_PARTIAL;
+    if (UNLIKELY(*q != ' ')) /* HTTP/0.9 had no version */
+        return *q == '\r' || *q == '\n' ? HTTP1_E_REQUEST_LINE : HTTP1_E_TARGET;
+    if (UNLIKELY(q == p))
+        return HTTP1_E_REQUEST_LINE;
+    head->target = span(buf, p, q);
+    head->path = span(buf, p, path_end);
+    if (head->has_query)
+        head->query = span(buf, path_end + 1, q);
+    if (UNLIKELY(*p != '/' || head->method_id == HTTP1_CONNECT)) {
+        n = parse_rare_target(buf, p, path_end, q, head);
+        if (n < 0)
+            return n;
+    }
+
+    p = q + 1;
+    if (end - p >= 10 && memcmp(p, "HTTP/1.1\r\n", 10) == 0) {
+        head->minor = 1;
+        return (int)(p + 10 - line);
+    }
+    n = parse_version(p, end, head);
+    return n > 0 ? (int)(p + n - line) : n;
+}
+
+/* The head --------------------------------------------------------------- */
+
+ALWAYS_INLINE int parse(enum isa isa, const uint8_t *buf, const uint8_t *end, const http1_limits *limits,
+                        http1_head *head) {
+    const size_t max_headers = limits->max_headers < HTTP1_MAX_HEADERS ? limits->max_headers : HTTP1_MAX_HEADERS;
+    const uint8_t *p = buf;
+    struct facts facts = {0};
+    size_t n_headers = 0;
+    int n;
+
+    memset(head, 0, offsetof(http1_head, headers));
+
+    /* Empty lines before the request line (RFC 9112 2.2). */
+    while (p < end && UNLIKELY(*p == '\r' || *p == '\n')) {
+        if (*p == '\n')
+            return HTTP1_E_LINE_END;
+        if (end - p < 2)
+            return HTTP1_PARTIAL;
+        if (p[1] != '\n')
+            return HTTP1_E_LINE_END;
+        p += 2;
+        if (p - buf > 2 * MAX_EMPTY_LINES)
+            return HTTP1_E_EMPTY_LINES;
+    }
+
+    n = parse_request_line(isa, buf, p, end, limits, head);
+    if (UNLIKELY(n <= 0))
+        return n;
+    p += n;
+
+    for (;;) {
+        const uint8_t *name = p, *name_end, *value, *value_end;
+
+        if (UNLIKELY(p == end))
+            return HTTP1_PARTIAL;
+        if (*p == '\r') {
+            if (UNLIKELY(end - p < 2))
+                return HTTP1_PARTIAL;
+            if (UNLIKELY(p[1] != '\n'))
+                return HTTP1_E_LINE_END;
+            p += 2;
+            break;
+        }
+        if (UNLIKELY(n_headers == max_headers))
+            return HTTP1_E_HEADER_COUNT;
+
+        /* field-name ":" (RFC 9112 5.1): nothing between the two */
+        name_end = scan(isa, &TOKEN, buf, name, end);
+        if (UNLIKELY(name_end == end))
+            return HTTP1_PARTIAL;
+        if (UNLIKELY(*name_end != ':' || name_end == name)) {
+            if (name_end == name && is_space(*name)) /* 5.2, and 2.2 for the first line */
+                return HTTP1_E_FOLDED_LINE;
+            return *name_end == '\r' || *name_end == '\n' ? HTTP1_E_LINE_END : HTTP1_E_HEADER_NAME;
+        }
+
+        /* OWS field-value OWS CRLF */
+        value = name_end + 1;
+        while (value < end && is_space(*value))
+            value++;
+        p = value_end = scan(isa, &TEXT, buf, value, end);
+        if (UNLIKELY(p == end))
+            return HTTP1_PARTIAL;
+        if (UNLIKELY(*p != '\r'))
+            return *p == '\n' ? HTTP1_E_LINE_END : HTTP1_E_HEADER_VALUE;
+        if (UNLIKELY(end - p < 2))
+            return HTTP1_PARTIAL;
+        if (UNLIKELY(p[1] != '\n')) /* 2.2: a bare CR makes the element invalid */
+            return HTTP1_E_LINE_END;
+        p += 2;
+        while (value_end > value && is_space(value_end[-1]))
+            value_end--;
+
+        head->headers[n_headers].name = span(buf, name, name_end);
+        head->headers[n_headers].value = span(buf, value, value_end);
+        n_headers++;
+
+        switch (name_end - name) {
+        case 4:
+            if (is_word(name, "host", 4)) {
+                if (UNLIKELY(facts.n_host++)) /* RFC 9112 3.2, in 1.0 too */
+                    return HTTP1_E_HOST_REPEATED;
+                head->host = span(buf, value, value_end);
+                if (value < value_end) {
+                    const uint8_t *q = scan(isa, &HOST, buf, value, value_end);
+                    if (q < value_end && (q == value || *q != ':' || !is_port(q + 1, value_end, false)))
+                        head->bad_host = !is_authority(value, value_end, false);
+                }
+            }
+            break;
+        case 6:
+            if (is_word(name, "expect", 6))
+                on_expect(&facts, value, value_end);
+            break;
+        case 10:
+            if (is_word(name, "connection", 10))
+                on_connection(&facts, value, value_end);
+            break;
+        case 14:
+            if (is_word(name, "content-length", 14) && (n = on_content_length(head, value, value_end)) < 0)
+                return n;
+            break;
+        case 17:
+            if (is_word(name, "transfer-encoding", 17))
+                on_transfer_encoding(&facts, value, value_end);
+            break;
+        }
+    }
+    head->n_headers = (uint16_t)n_headers;
+    n = conclude(&facts, head);
+    return n < 0 ? n : (int)(p - buf);
+}
+
+static int parse_portable(const uint8_t *buf, const uint8_t *end, const http1_limits *limits, http1_head *head) {
+    return parse(PORTABLE, buf, end, limits, head);
+}
+
+#ifdef HTTP1_X86
+__attribute__((target("ssse3"))) static int parse_ssse3(const uint8_t *buf, const uint8_t *end,
+                                                        const http1_limits *limits, http1_head *head) {
+    return parse(SSSE3, buf, end, limits, head);
+}
+
+__attribute__((target("avx2,bmi"))) static int parse_avx2(const uint8_t *buf, const uint8_t *end,
+                                                          const http1_limits *limits, http1_head *head) {
+    return parse(AVX2, buf, end, limits, head);
+}
+#endif
+
+#ifdef HTTP1_NEON
+static int parse_neon(const uint8_t *buf, const uint8_t *end, const http1_limits *limits, http1_head *head) {
+    return parse(NEON, buf, end, limits, head);
+}
+#endif
+
+static inline int parse_best(const uint8_t *buf, const uint8_t *end, const http1_limits *limits, http1_head *head) {
+#ifdef HTTP1_X86
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi"))
+        return parse_avx2(buf, end, limits, head);
+    if (__builtin_cpu_supports("ssse3"))
+        return parse_ssse3(buf, end, limits, head);
+#endif
+#ifdef HTTP1_NEON
+    return parse_neon(buf, end, limits, head);
+#endif
+    return parse_portable(buf, end, limits, head);
+}
+
+/*
+ * May the bytes after `seen` be left unread until there are more of them?  They
+ * can neither complete the head nor make it wrong unless a line ends among them
+ * or before them; but to have errors in a long line found early, they are read
+ * anyway when their number has passed a power of two.
+ */
+static bool is_idle(const uint8_t *buf, size_t len, size_t seen) {
+    if (seen < REPARSE_ALWAYS || seen >= len || (seen ^ len) > seen || buf[seen - 1] == '\r')
+        return seen != 0 && seen == len;
+    return scan_portable(&TEXT, buf + seen, buf + len) == buf + len;
+}
+
+int http1_parse_head(const char *buf, size_t len, size_t seen, const http1_limits *limits, http1_head *head) {
+    const uint8_t *p = (const uint8_t *)buf;
+    const size_t max_size = limits->max_head_size;
+    int n;
+    if (len < max_size && is_idle(p, len, seen))
+        return HTTP1_PARTIAL;
+    n = parse_best(p, p + (len < max_size ? len : max_size), limits, head);
+    if (UNLIKELY(n == HTTP1_PARTIAL && len >= max_size)) /* RFC 9110 15.5.15, RFC 6585 5 */
+        return head->target.len == 0 ? HTTP1_E_TARGET_SIZE : HTTP1_E_HEAD_SIZE;
+    return n;
+}
+
+/* Chunked bodies --------------------------------------------------------- */
+
+/*
+ * RFC 9112 7.1, one state per place in the grammar:
+ *
+ *   chunk     = 1*HEXDIG *( BWS ";" BWS name [ BWS "=" BWS ( token / quoted ) ] ) CRLF data CRLF
+ *               SIZE     AFTER_SIZE BEFORE_NAME NAME AFTER_NAME BEFORE_VALUE ...  SIZE_LF DATA DATA_CR DATA_LF
+ *   the end   = 1*"0" ... CRLF *( name ":" text CRLF ) CRLF
+ *               SIZE                LINE NAME  TEXT LF   END_LF     (all T_)
+ */
+enum {
+    SIZE,
+    AFTER_SIZE,
+    BEFORE_NAME,
+    NAME,
+    AFTER_NAME,
+    BEFORE_VALUE,
+    VALUE,
+    QUOTED,
+    QUOTED_PAIR,
+    AFTER_QUOTED,
+    AFTER_VALUE,
+    SIZE_LF,
+    DATA,
+    DATA_CR,
+    DATA_LF,
+    T_LINE,
+    T_NAME,
+    T_TEXT,
+    T_LF,
+    END_LF,
+    COMPLETE,
+    FAILED,
+};
+
+void http1_chunked_init(http1_chunked *d) {
+    memset(d, 0, sizeof *d);
+}
+
+/* One byte of a chunk's first line: the next state, or an error. */
+static int chunk_line(http1_chunked *d, uint8_t c) {
+    const int digit = d->state == SIZE ? hex_value(c) : -1;
+    if (digit >= 0) { /* at most 16 digits and 2^63-1: nobody's counter overflows */
+        if (d->n_digits == 16 || d->left >> 59)
+            return HTTP1_E_CHUNK_SIZE;
+        d->n_digits++;
+        d->left = d->left << 4 | (uint64_t)digit;
+        return SIZE;
+    }
+    if (d->state == SIZE && (d->n_digits == 0 || (c != '\r' && c != ';' && !is_space(c))))
+        return HTTP1_E_CHUNK_SIZE;
+    if (c == '\r') /* ends a line after a size, a name, a value; white space before it is in no grammar */
+        return d->state == SIZE || d->state == NAME || d->state == VALUE || d->state == AFTER_QUOTED
+                   ? SIZE_LF
+                   : HTTP1_E_CHUNK_EXTENSION;
+    if (d->extension_size == MAX_EXTENSION_SIZE)
+        return HTTP1_E_CHUNK_EXTENSION_SIZE;
+    d->extension_size++;
+
+    switch (d->state) {
+    case SIZE:
+    case AFTER_SIZE:
+        return c == ';' ? BEFORE_NAME : is_space(c) ? AFTER_SIZE : HTTP1_E_CHUNK_EXTENSION;
+    case BEFORE_NAME:
+        return is_in(&TOKEN, c) ? NAME : is_space(c) ? BEFORE_NAME : HTTP1_E_CHUNK_EXTENSION;
+    case NAME:
+        if (is_in(&TOKEN, c))
+            return NAME;
+        /* fall through */
+    case AFTER_NAME:
+        return c == '=' ? BEFORE_VALUE : c == ';' ? BEFORE_NAME : is_space(c) ? AFTER_NAME : HTTP1_E_CHUNK_EXTENSION;
+    case BEFORE_VALUE:
+        return c == '"' ? QUOTED : is_in(&TOKEN, c) ? VALUE : is_space(c) ? BEFORE_VALUE : HTTP1_E_CHUNK_EXTENSION;
+    case QUOTED: /* RFC 9110 5.6.4 */
+        return c == '"' ? AFTER_QUOTED : c == '\\' ? QUOTED_PAIR : is_in(&TEXT, c) ? QUOTED : HTTP1_E_CHUNK_EXTENSION;
+    case QUOTED_PAIR:
+        return is_in(&TEXT, c) ? QUOTED : HTTP1_E_CHUNK_EXTENSION;
+    case VALUE:
+        if (is_in(&TOKEN, c))
+            return VALUE;
+        /* fall through */
+    default: /* AFTER_QUOTED, AFTER_VALUE */
+        return c == ';' ? BEFORE_NAME : is_space(c) ? AFTER_VALUE : HTTP1_E_CHUNK_EXTENSION;
+    }
+}
+
+/* One byte after the last chunk: the next state, or an error. */
+static int chunk_trailer(http1_chunked *d, uint8_t c) {
+    if (d->state == T_LINE && c == '\r')
+        return END_LF;
+    if (d->trailer_size == MAX_TRAILER_SIZE)
+        return HTTP1_E_TRAILER_SIZE;
+    d->trailer_size++;
+    switch (d->state) {
+    case T_LINE:
+        if (!is_in(&TOKEN, c))
+            return HTTP1_E_TRAILER;
+        if (d->n_trailers == MAX_TRAILERS)
+            return HTTP1_E_TRAILER_SIZE;
+        d->n_trailers++;
+        return T_NAME;
+    case T_NAME:
+        return c == ':' ? T_TEXT : is_in(&TOKEN, c) ? T_NAME : HTTP1_E_TRAILER;
+    case T_TEXT:
+        return c == '\r' ? T_LF : is_in(&TEXT, c) ? T_TEXT : HTTP1_E_TRAILER;
+    default: /* T_LF */
+        return c == '\n' ? T_LINE : HTTP1_E_TRAILER;
+    }
+}
+
+int http1_chunked_decode(http1_chunked *d, const char *src, size_t *src_len, char *dst, size_t *dst_len) {
+    const size_t len = *src_len;
+    size_t pos = 0, out = 0;
+
+    while (pos < len && d->state < COMPLETE) {
+        const uint8_t c = (uint8_t)src[pos];
+        int next;
+        if (d->state == DATA) {
+            const size_t n = len - pos < d->left ? len - pos : (size_t)d->left;
+            memmove(dst + out, src + pos, n); /* dst is not after src, so nothing unread is overwritten */
+            pos += n;
+            out += n;
+            d->left -= n;
+            if (d->left == 0)
+                d->state = DATA_CR;
+            continue;
+        }
+        pos++;
+        if (d->state < SIZE_LF)
+            next = chunk_line(d, c);
+        else if (d->state >= T_LINE && d->state <= T_LF)
+            next = chunk_trailer(d, c);
+        else if (d->state == SIZE_LF)
+            next = c != '\n' ? HTTP1_E_CHUNK_EXTENSION : d->left ? DATA : T_LINE;
+        else if (d->state == DATA_CR)
+            next = c != '\r' ? HTTP1_E_CHUNK_END : DATA_LF;
+        else if (d->state == DATA_LF)
+            next = c != '\n' ? HTTP1_E_CHUNK_END : SIZE;
+        else /* END_LF */
+            next = c != '\n' ? HTTP1_E_TRAILER : COMPLETE;
+        if (next < 0) {
+            d->error = (int8_t)next;
+            next = FAILED;
+        }
+        if (d->state == DATA_LF)
+            d->n_digits = 0; /* and left is 0: a new chunk */
+        d->state = (uint8_t)next;
+    }
+    *src_len = pos;
+    *dst_len = out;
+    return d->state == FAILED ? d->error : d->state == COMPLETE;
+}
+
+/* Errors ----------------------------------------------------------------- */
+
+static const struct {
+    int status;
+    const char *name, *text;
+} ERRORS[] = {
+    {500, "NONE", "no error of the HTTP parser"}, /* for any code that is not one */
+#define ENTRY(name, status, text) {status, #name, text},
+    HTTP1_ERRORS(ENTRY)
+#undef ENTRY
+};
+
+static size_t error_index(int error) {
+    return error < 0 && error > -HTTP1_ERROR_END ? (size_t)-error : 0;
+}
+
+int http1_error_status(int error) {
+    return ERRORS[error_index(error)].status;
+}
+
+const char *http1_error_name(int error) {
+    return ERRORS[error_index(error)].name;
+}
+
+const char *http1_error_text(int error) {
+    return ERRORS[error_index(error)].text;
+}
