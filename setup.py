@@ -11,7 +11,7 @@ if not sys.platform.startswith("linux"):
 
 core = Extension(
     "pkg._core",
-    sources=["ext/core.pyx", "ext/http1.c", "ext/front.c"],
+    sources=["ext/core.pyx", *sorted(glob("ext/*.c"))],
     depends=sorted(glob("ext/*.h") + glob("ext/*.pxd") + glob("ext/*.pxi")),
     include_dirs=["ext"],
     extra_compile_args=["-std=gnu11", "-O3", "-fvisibility=hidden", "-pthread", *os.environ.get("PKG_CFLAGS", "").split()],

@@ -1,0 +1,171 @@
+/*
+ * conn.h - what front.c (the loop) and exchange.c (the workers' side) share; nobody else includes it.
+ *
+ * Who may touch what:
+ *   L  the loop alone            M  under front.mutex            O  the connection's owner (see front.h)
+ */
+#ifndef CONN_H
+#define CONN_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "front.h"
+
+/* A connection is in exactly one state, and in the list of that state.  The lists of the waiting states are
+ * timeout queues: all members wait equally long, so the head is due first. */
+enum conn_state {
+    CONN_FREE,
+    CONN_IDLE,     /* no byte of a request yet */
+    CONN_HEAD,     /* part of a head */
+    CONN_OVERFLOW, /* the same, beyond max_connections: a probe is answered, anything else gets 503 */
+    CONN_BODY,     /* head complete, body being collected */
+    CONN_FLUSH,    /* rest of a response being written */
+    CONN_LINGER,   /* FIN sent, discarding what still comes so that the response is not lost to a reset */
+    CONN_AGAIN,    /* has had its turn, goes on in the next one */
+    CONN_WORKER,   /* queued, or with a worker */
+    CONN_STATES,
+};
+
+/* Bytes of a request, its head parsed.  data[0, head_len) is the head, then body_len decoded bytes of body, a gap
+ * left by chunk framing, and from `raw` to `len` what has not been looked at. */
+typedef struct buffer {
+    struct buffer *next; /* L: free list */
+    size_t cap, len, head_len, body_len, raw; /* raw: while there is no head, how far the parser has looked */
+    http1_head head;
+    char data[];
+} buffer;
+
+typedef struct {
+    struct front_conn *first, *last;
+} conn_list;
+
+struct front_conn {
+    struct front_conn *prev, *next; /* L, M in the lists ready, taken and returned */
+    int64_t deadline;               /* L; M while queued */
+    int64_t arrived, begun;         /* O: when the request was complete enough to serve; when a worker took it */
+    int fd;                         /* O */
+    uint32_t generation;            /* L */
+    enum conn_state state;          /* L */
+    bool watched;                   /* O: registered with epoll */
+    bool overflow;                  /* L: beyond max_connections; closes after its first answer */
+    bool reserve;                   /* L: on the descriptor kept for such moments */
+    bool eof;                       /* O: the peer has said FIN, and all before it has been read */
+    bool hup;                       /* L: the peer has said FIN; there may be bytes before it */
+    bool drained;                   /* L: the last read left nothing in the socket */
+    bool chunked, expect, complete; /* O: body framing; `complete`: all of it has been read from the socket */
+    bool close;                     /* O: close once the response is out */
+    bool linger;                    /* O: not at the client's request, so it may be sending: read on after FIN */
+    bool with_worker;               /* M */
+    bool pending;                   /* M: an edge was seen while with_worker */
+    bool queued;                    /* M */
+    atomic_bool gone;               /* reset by the peer */
+    buffer *in;                     /* O; NULL while idle */
+    uint64_t body_left;             /* O: bytes of a Content-Length body still to come */
+    uint64_t body_read;             /* O: decoded bytes read so far */
+    uint64_t body_mark;             /* O: body_read when the present body_timeout period began */
+    size_t body_given;              /* O: bytes of in's body that front_read has handed out */
+    http1_chunked decoder;          /* O */
+    char *out;                      /* O: rest of a response */
+    size_t out_len, out_pos, out_mark;
+    int file;                       /* O: -1, or the rest of a response is in this file */
+    off_t file_pos;
+    uint64_t file_left;
+    uint64_t thread;                /* M: the worker's kernel thread id */
+    union {
+        struct sockaddr any;
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+    } peer;
+};
+
+typedef struct waiter {
+    struct waiter *below;
+    pthread_cond_t cond;
+    bool woken;
+} waiter;
+
+struct front {
+    front_limits limits;
+    int epoll_fd, listen_fd, wake_fd, signal_fd, reserve_fd, last_words;
+    bool listening, listener_armed, mourned;
+    int64_t listener_closes; /* last stage: when the backlog counts as empty */
+    int64_t listener_retry; /* when to listen again after accept failed; 0: not waiting */
+    _Atomic int stage, wanted_stage;
+    int64_t timeout[CONN_STATES];
+
+    front_conn *conns;              /* limits.max_connections + OVERFLOW slots, touched from the front as needed */
+    uint32_t n_slots, n_used, n_overflow;
+    _Atomic uint32_t n_open;
+    front_conn *free;
+    conn_list waiting[CONN_STATES]; /* L */
+    conn_list batch;                /* L: requests of this turn, not handed over yet */
+    uint32_t n_batch;
+    buffer *spare;                  /* L */
+    uint32_t n_spare;
+
+    pthread_mutex_t mutex;
+    conn_list ready, taken, returned; /* M */
+    uint32_t n_ready, n_idle_workers, n_woken; /* M */
+    waiter *idle_workers;           /* M: last to fall asleep, first to wake */
+    bool closed;        /* M */
+    int64_t service_time;           /* M: moving average of the time a worker keeps a request, nanoseconds */
+    _Atomic uint32_t n_worker;      /* connections in CONN_WORKER */
+
+    pages *pages;                   /* L */
+    _Atomic(pages *) incoming;      /* mailbox from front_publish */
+    _Atomic int64_t expires[PAGES_SLOTS];
+
+    int64_t now;                    /* L: at the start of this turn */
+    time_t date_second;             /* L */
+    char date[32];                  /* L: IMF-fixdate */
+
+    _Atomic uint64_t buffered;      /* bytes of buffers beyond the first block */
+    struct {
+        _Atomic uint64_t accepted, requests, probes, rejected, timeouts, shed, resets, bytes_in, bytes_out, stale,
+            accept_errors, served, aborted, queue_ns;
+    } count;
+};
+
+#define BUFFER_SIZE 2048 /* first block: holds nearly every head, keeps 10,000 slow clients small */
+
+static inline void count_add(_Atomic uint64_t *counter, uint64_t n)
+{
+    atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+
+static inline void list_push(conn_list *l, front_conn *c)
+{
+    c->next = NULL;
+    c->prev = l->last;
+    if (l->last != NULL)
+        l->last->next = c;
+    else
+        l->first = c;
+    l->last = c;
+}
+
+static inline void list_remove(conn_list *l, front_conn *c)
+{
+    if (c->prev != NULL)
+        c->prev->next = c->next;
+    else
+        l->first = c->next;
+    if (c->next != NULL)
+        c->next->prev = c->prev;
+    else
+        l->last = c->prev;
+    c->prev = c->next = NULL;
+}
+
+/* Room for more bytes in c->in, within `max` for all of it.  FRONT_OK, -ENOBUFS (budget or max), -ENOMEM. */
+int buffer_grow(front *f, front_conn *c, size_t max);
+
+/* Decodes in place what lies between raw and len of the buffer; sets c->complete at the end of the body.
+ * FRONT_OK or FRONT_E_*. */
+int body_decode(front *f, front_conn *c);
+
+void front_ring(front *f);
+void wake_one(front *f); /* the idle worker that fell asleep last; with the mutex held */
+
+#endif

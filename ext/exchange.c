@@ -1,0 +1,453 @@
+/* exchange.c - the workers' side of front.h: take a request, read its body, write its response, give it back. */
+#define _GNU_SOURCE
+#include "conn.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MILLISECOND 1000000LL
+#define LONG_REQUEST (100 * 1000LL) /* nanoseconds: from here on workers wake each other */
+
+static uint64_t thread_id(void)
+{
+    static _Thread_local uint64_t id;
+
+    if (id == 0)
+        id = (uint64_t)syscall(SYS_gettid);
+    return id;
+}
+
+/* ------------------------------------------------------------------------ take */
+
+static front_conn *pop_ready(front *f)
+{
+    front_conn *c = f->ready.first;
+
+    if (c == NULL)
+        return NULL;
+    list_remove(&f->ready, c);
+    f->n_ready--;
+    c->queued = false;
+    c->thread = thread_id();
+    list_push(&f->taken, c);
+    if (f->ready.first != NULL && f->n_idle_workers > 0 && f->n_woken == 0 && f->service_time > LONG_REQUEST)
+        wake_one(f);
+    return c;
+}
+
+void wake_one(front *f)
+{
+    waiter *w = f->idle_workers;
+
+    f->idle_workers = w->below;
+    f->n_idle_workers--;
+    f->n_woken++;
+    w->woken = true;
+    pthread_cond_signal(&w->cond);
+}
+
+static void sleep_idle(front *f, waiter *w, int64_t timeout)
+{
+    int rv = 0;
+    struct timespec until;
+
+    w->woken = false;
+    w->below = f->idle_workers;
+    f->idle_workers = w;
+    f->n_idle_workers++;
+    if (timeout > 0) {
+        int64_t at = front_now() + timeout;
+        until.tv_sec = (time_t)(at / 1000000000);
+        until.tv_nsec = (long)(at % 1000000000);
+    }
+    while (!w->woken && rv == 0)
+        rv = timeout < 0 ? pthread_cond_wait(&w->cond, &f->mutex) : pthread_cond_timedwait(&w->cond, &f->mutex, &until);
+    if (w->woken) {
+        f->n_woken--;
+        return;
+    }
+    for (waiter **p = &f->idle_workers; *p != NULL; p = &(*p)->below) /* timed out: leave the stack */
+        if (*p == w) {
+            *p = w->below;
+            f->n_idle_workers--;
+            break;
+        }
+}
+
+int front_take(front *f, front_request *out, int64_t timeout)
+{
+    front_conn *c = NULL;
+
+    pthread_mutex_lock(&f->mutex);
+    if (!f->closed && (c = pop_ready(f)) == NULL && timeout != 0) {
+        pthread_condattr_t attr;
+        waiter w;
+        pthread_condattr_init(&attr);
+        pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+        pthread_cond_init(&w.cond, &attr);
+        pthread_condattr_destroy(&attr);
+        sleep_idle(f, &w, timeout);
+        pthread_cond_destroy(&w.cond);
+        if (!f->closed)
+            c = pop_ready(f);
+    }
+    bool closed = f->closed;
+    pthread_mutex_unlock(&f->mutex);
+    if (c == NULL)
+        return closed ? FRONT_CLOSED : FRONT_TIMEOUT;
+
+    c->begun = front_now();
+    count_add(&f->count.queue_ns, (uint64_t)(c->begun - c->arrived));
+    buffer *b = c->in;
+    out->conn = c;
+    out->head = &b->head;
+    out->data = b->data;
+    out->head_len = b->head_len;
+    out->body = b->data + b->head_len;
+    out->body_len = b->body_len;
+    out->body_complete = c->complete;
+    out->arrived = c->arrived;
+    memcpy(&out->peer, &c->peer, sizeof out->peer);
+    return FRONT_OK;
+}
+
+/* ------------------------------------------------------------------------ read */
+
+/* Waits for the socket, at most until `deadline`.  FRONT_OK, FRONT_E_LATE, -EPIPE once the front has stopped. */
+static int wait_socket(front_conn *c, short events, int64_t deadline)
+{
+    for (;;) {
+        if (atomic_load_explicit(&c->gone, memory_order_relaxed))
+            return -EPIPE;
+        int64_t left = deadline - front_now();
+        if (left <= 0)
+            return FRONT_E_LATE;
+        struct pollfd p = {.fd = c->fd, .events = events};
+        int n = poll(&p, 1, (int)(left / MILLISECOND) + 1);
+        if (n > 0)
+            return FRONT_OK;
+        if (n == -1 && errno != EINTR)
+            return -errno;
+    }
+}
+
+/* The body must go on at min_body_rate, judged once a body_timeout. */
+static int wait_body(front *f, front_conn *c, int64_t *deadline)
+{
+    uint64_t wanted = (uint64_t)(f->limits.body_timeout / MILLISECOND) * f->limits.min_body_rate / 1000;
+    int rv = wait_socket(c, POLLIN, *deadline);
+
+    if (rv == FRONT_E_LATE && c->body_read - c->body_mark > wanted) {
+        c->body_mark = c->body_read;
+        *deadline = front_now() + f->limits.body_timeout;
+        return FRONT_OK;
+    }
+    return rv;
+}
+
+static int say_continue(front *f, front_conn *c)
+{
+    static const char text[] = "HTTP/1.1 100 Continue\r\n\r\n";
+    struct iovec iov = {.iov_base = (char *)(uintptr_t)text, .iov_len = sizeof text - 1};
+
+    c->expect = false;
+    return front_send(f, c, &iov, 1, 0, true);
+}
+
+/* One read from the socket, of a body with Content-Length, straight to where it is wanted. */
+static ssize_t read_plain(front_conn *c, char *buf, size_t len)
+{
+    ssize_t n = recv(c->fd, buf, len < c->body_left ? len : (size_t)c->body_left, 0);
+
+    if (n > 0) {
+        c->body_left -= (uint64_t)n;
+        c->body_read += (uint64_t)n;
+        c->complete = c->body_left == 0;
+        return n;
+    }
+    return n == 0 ? FRONT_E_TRUNCATED : -errno;
+}
+
+/* One read of a chunked body, through the buffer.  FRONT_OK or an error. */
+static int read_chunked(front *f, front_conn *c)
+{
+    buffer *b = c->in;
+
+    if (b->cap - b->head_len < 1024) {
+        pthread_mutex_lock(&f->mutex); /* front_requests() may be looking */
+        int rv = buffer_grow(f, c, b->head_len + 4096);
+        pthread_mutex_unlock(&f->mutex);
+        if (rv != FRONT_OK)
+            return rv;
+        b = c->in;
+    }
+    b->body_len = c->body_given = 0;
+    b->len = b->raw = b->head_len;
+    ssize_t n = recv(c->fd, b->data + b->len, b->cap - b->len, 0);
+    if (n == 0)
+        return FRONT_E_TRUNCATED;
+    if (n == -1)
+        return -errno;
+    b->len += (size_t)n;
+    return body_decode(f, c);
+}
+
+ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait)
+{
+    int64_t deadline = front_now() + f->limits.body_timeout;
+
+    if (len == 0)
+        return 0;
+    for (;;) {
+        size_t there = c->in->body_len - c->body_given;
+        if (there > 0) {
+            if (there > len)
+                there = len;
+            memcpy(buf, c->in->data + c->in->head_len + c->body_given, there);
+            c->body_given += there;
+            return (ssize_t)there;
+        }
+        if (c->complete)
+            return 0;
+        if (c->expect) {
+            if (!wait)
+                return -EAGAIN;
+            int rv = say_continue(f, c);
+            if (rv != FRONT_OK)
+                return rv;
+        }
+        ssize_t n = c->chunked ? read_chunked(f, c) : read_plain(c, buf, len);
+        if (n > 0)
+            return n;
+        if (n == FRONT_OK || n == -EINTR)
+            continue;
+        if (n != -EAGAIN)
+            return n;
+        if (!wait)
+            return -EAGAIN;
+        int rv = wait_body(f, c, &deadline);
+        if (rv != FRONT_OK)
+            return rv;
+    }
+}
+
+bool front_body_pending(const front_conn *c)
+{
+    return !c->complete;
+}
+
+bool front_is_gone(front_conn *c)
+{
+    return atomic_load_explicit(&c->gone, memory_order_relaxed);
+}
+
+/* ------------------------------------------------------------------------ send */
+
+static size_t iov_total(const struct iovec *iov, int n)
+{
+    size_t total = 0;
+
+    for (int i = 0; i < n; i++)
+        total += iov[i].iov_len;
+    return total;
+}
+
+static void iov_advance(struct iovec *iov, int n, size_t by)
+{
+    for (int i = 0; i < n && by > 0; i++) {
+        size_t part = iov[i].iov_len < by ? iov[i].iov_len : by;
+        iov[i].iov_base = (char *)iov[i].iov_base + part;
+        iov[i].iov_len -= part;
+        by -= part;
+    }
+}
+
+/* Leaves what is in iov with the loop. */
+static int leave(front *f, front_conn *c, struct iovec *iov, int n, size_t total)
+{
+    if (atomic_fetch_add(&f->buffered, total) + total > f->limits.buffer_size || (c->out = malloc(total)) == NULL) {
+        atomic_fetch_sub(&f->buffered, total);
+        return FRONT_AGAIN;
+    }
+    c->out_len = total;
+    c->out_pos = c->out_mark = 0;
+    for (char *p = c->out; n > 0; iov++, n--) {
+        memcpy(p, iov->iov_base, iov->iov_len);
+        p += iov->iov_len;
+        iov->iov_len = 0;
+    }
+    return FRONT_OK;
+}
+
+/* Writing must go on at min_body_rate, judged once a write_timeout. */
+int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, bool wait)
+{
+    size_t total = iov_total(iov, n), mark = total;
+    int64_t deadline = 0;
+
+    if (keep > f->limits.response_buffer_size)
+        keep = f->limits.response_buffer_size;
+    while (total > 0) {
+        struct msghdr m = {.msg_iov = iov, .msg_iovlen = (size_t)n};
+        ssize_t sent = n == 1 ? send(c->fd, iov->iov_base, iov->iov_len, MSG_NOSIGNAL) : sendmsg(c->fd, &m, MSG_NOSIGNAL);
+        if (sent >= 0) {
+            count_add(&f->count.bytes_out, (uint64_t)sent);
+            iov_advance(iov, n, (size_t)sent);
+            total -= (size_t)sent;
+            continue;
+        }
+        if (errno == EINTR)
+            continue;
+        if (errno != EAGAIN) {
+            int error = errno;
+            atomic_store_explicit(&c->gone, true, memory_order_relaxed);
+            return -error;
+        }
+        if (total <= keep && leave(f, c, iov, n, total) == FRONT_OK)
+            return FRONT_OK;
+        if (!wait)
+            return FRONT_AGAIN;
+        if (deadline == 0)
+            deadline = front_now() + f->limits.write_timeout;
+        int rv = wait_socket(c, POLLOUT, deadline);
+        if (rv == FRONT_E_LATE &&
+            mark - total > (uint64_t)(f->limits.write_timeout / MILLISECOND) * f->limits.min_body_rate / 1000) {
+            mark = total;
+            deadline = 0;
+        } else if (rv != FRONT_OK) {
+            return rv;
+        }
+    }
+    return FRONT_OK;
+}
+
+int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len, bool leave_rest)
+{
+    uint64_t mark = len;
+    int64_t deadline = 0;
+
+    while (len > 0) {
+        /* What is left with the loop begins where the socket is full, so the loop seldom waits for a disk. */
+        ssize_t sent = c->out != NULL ? -1 : sendfile(c->fd, fd, &offset, len < 262144 ? (size_t)len : 262144);
+        if (c->out != NULL)
+            errno = EAGAIN;
+        if (sent > 0) {
+            count_add(&f->count.bytes_out, (uint64_t)sent);
+            len -= (uint64_t)sent;
+            continue;
+        }
+        if (sent == 0)
+            return -EIO; /* the file is shorter than was announced */
+        if (errno == EINTR)
+            continue;
+        if (errno != EAGAIN)
+            return -errno;
+        if (leave_rest && (c->file = fcntl(fd, F_DUPFD_CLOEXEC, 0)) != -1) {
+            c->file_pos = offset;
+            c->file_left = len;
+            c->out_mark = (size_t)offset;
+            return FRONT_OK;
+        }
+        if (deadline == 0)
+            deadline = front_now() + f->limits.write_timeout;
+        int rv = wait_socket(c, POLLOUT, deadline);
+        if (rv == FRONT_E_LATE &&
+            mark - len > (uint64_t)(f->limits.write_timeout / MILLISECOND) * f->limits.min_body_rate / 1000) {
+            mark = len;
+            deadline = 0;
+        } else if (rv != FRONT_OK) {
+            return rv;
+        }
+    }
+    return FRONT_OK;
+}
+
+/* ---------------------------------------------------------------------- finish */
+
+void front_finish(front *f, front_conn *c, bool keep_alive, bool abort)
+{
+    buffer *b = c->in;
+    int64_t took = front_now() - c->begun;
+    bool rest = c->out != NULL || c->file != -1;
+
+    if (abort) {
+        /* Whatever was announced does not come: only a connection that ends at once says so. */
+        struct linger now = {.l_onoff = 1, .l_linger = 0};
+        setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    }
+    if (!keep_alive && !c->close)
+        c->close = c->linger = true;
+    if (!c->complete)
+        c->close = c->linger = true; /* the rest of the body can't be told from a request */
+    int fd = -1;
+
+    pthread_mutex_lock(&f->mutex);
+    if (!f->closed) /* who is cut off by the end has been counted there */
+        count_add(abort ? &f->count.aborted : &f->count.served, 1);
+    list_remove(&f->taken, c);
+    if (abort || (c->close && !c->linger && !rest && b->raw == b->len)) {
+        fd = c->fd;
+        c->fd = -1;
+    }
+    list_push(&f->returned, c);
+    c->with_worker = false;
+    f->service_time += (took - f->service_time) / 8;
+    bool ring = rest || (c->fd != -1 && (c->close || c->pending || b->raw < b->len));
+    pthread_mutex_unlock(&f->mutex);
+    if (fd != -1)
+        close(fd);
+    if (ring)
+        front_ring(f);
+}
+
+/* -------------------------------------------------------------------- for people */
+
+void front_count(front *f, front_counters *out)
+{
+#define LOAD(name) out->name = atomic_load_explicit(&f->count.name, memory_order_relaxed)
+    LOAD(accepted); LOAD(requests); LOAD(probes); LOAD(rejected); LOAD(timeouts); LOAD(shed); LOAD(resets);
+    LOAD(bytes_in); LOAD(bytes_out); LOAD(stale); LOAD(accept_errors); LOAD(served); LOAD(aborted); LOAD(queue_ns);
+#undef LOAD
+    out->buffered = atomic_load(&f->buffered);
+    out->in_flight = atomic_load(&f->n_worker);
+    pthread_mutex_lock(&f->mutex);
+    out->queued = f->n_ready;
+    pthread_mutex_unlock(&f->mutex);
+    out->connections = atomic_load(&f->n_open);
+    out->idle = 0;
+}
+
+static void copy_text(char *to, size_t size, const char *from, size_t len)
+{
+    size_t n = len < size - 1 ? len : size - 1;
+
+    memcpy(to, from, n);
+    to[n] = '\0';
+}
+
+size_t front_requests(front *f, front_flight *out, size_t max)
+{
+    size_t n = 0;
+    int64_t now = front_now();
+
+    pthread_mutex_lock(&f->mutex);
+    for (int pass = 0; pass < 2; pass++)
+        for (front_conn *c = pass == 0 ? f->taken.first : f->ready.first; c != NULL && n < max; c = c->next, n++) {
+            const buffer *b = c->in;
+            const http1_head *h = &b->head;
+            copy_text(out[n].method, sizeof out[n].method, b->data + h->method.pos, h->method.len);
+            copy_text(out[n].target, sizeof out[n].target, b->data + h->target.pos, h->target.len);
+            out[n].age = now - c->arrived;
+            out[n].thread = c->thread;
+        }
+    pthread_mutex_unlock(&f->mutex);
+    return n;
+}

@@ -1,0 +1,142 @@
+/*
+ * front.h - the HTTP front: one epoll loop that accepts connections, frames requests, answers the published
+ * pages (health probes) by itself and hands everything else to worker threads.
+ *
+ * Theory of operation
+ * -------------------
+ * A connection has one owner at any time: the loop thread, or one worker.  It changes hands twice a request,
+ *
+ *      loop --ready--> worker --returned--> loop
+ *
+ * through two lists guarded by one mutex, which is never held over a system call that can block.  Between
+ * front_take() and front_finish() the worker owns the connection's buffers and its socket; the loop only notes
+ * that something happened there (`pending`), so nothing else needs a lock.
+ *
+ * Sockets are watched edge-triggered and registered once, so giving a connection back costs no epoll_ctl.  The
+ * price is a rule: an edge seen while a worker owns the connection is remembered under the mutex, and whoever
+ * comes second acts on it - the worker rings the loop, or the loop finds the connection in `returned`.
+ *
+ * Events carry slot and generation; a generation ends when the slot is recycled, so stale events die by themselves.
+ *
+ * A request is handed over when its head, and its body up to `body_buffer_size`, have arrived: a slow client
+ * never holds a worker.  A longer body, or one announced with Expect: 100-continue, is read by the worker through
+ * front_read().  A response's last part is left with the loop when the socket does not take it, up to
+ * `response_buffer_size`: a slow reader does not hold a worker either.
+ *
+ * Shutdown is a stage that only grows (enum front_stage).
+ *
+ * Threads: front_run() on one thread; front_take() to front_finish() on any; the rest from any thread.
+ * This file includes no Python header, and must not.
+ */
+#ifndef FRONT_H
+#define FRONT_H
+
+#include <netinet/in.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include "http1.h"
+#include "pages.h"
+
+/* Results below zero are negative errno values, or one of FRONT_E_*. */
+enum front_result {
+    FRONT_OK = 0,
+    FRONT_TIMEOUT = 1,     /* nothing became ready in time */
+    FRONT_CLOSED = 2,      /* the front has stopped, or every connection is closed */
+    FRONT_AGAIN = 3,       /* would have to wait */
+    FRONT_INTERRUPTED = 4, /* a signal arrived and the caller wants to know */
+};
+
+enum {
+    FRONT_E_LATE = -1001,      /* the client did not keep up with body_timeout or min_body_rate: 408 */
+    FRONT_E_TOO_LARGE = -1002, /* the body passes max_body_size: 413 */
+    FRONT_E_TRUNCATED = -1003, /* the client closed in the middle of its body */
+    FRONT_E_CHUNK = -1004,     /* malformed chunked body: 400 */
+};
+
+enum front_stage {
+    FRONT_SERVING,
+    FRONT_TERMINATING, /* draining answers, Connection: close on every response */
+    FRONT_CLOSING,     /* backlog accepted, listener closed, idle connections get a last second */
+    FRONT_STOPPED,     /* front_run() returns at once; whatever is in flight is aborted */
+};
+
+typedef struct front front;
+typedef struct front_conn front_conn;
+
+typedef struct {
+    http1_limits head;
+    uint32_t max_connections;
+    uint32_t max_queue;          /* requests waiting for a worker */
+    uint64_t max_body_size;      /* bytes, decoded */
+    size_t body_buffer_size;     /* bytes of body collected before hand-over */
+    size_t response_buffer_size; /* bytes of response left with the loop */
+    size_t buffer_size;          /* bytes of all growing buffers together */
+    uint32_t min_body_rate;      /* bytes a second, either direction */
+    int64_t header_timeout, body_timeout, idle_timeout, write_timeout, queue_timeout, linger_timeout; /* nanoseconds */
+} front_limits;
+
+/* A request on loan to a worker.  Pointers are valid until front_finish(). */
+typedef struct {
+    front_conn *conn;
+    const http1_head *head;
+    const char *data;  /* the bytes that head's spans point into */
+    size_t head_len;
+    const char *body;  /* what has arrived, decoded */
+    size_t body_len;
+    bool body_complete;
+    int64_t arrived;   /* monotonic nanoseconds, when the head was complete */
+    union {
+        struct sockaddr any;
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+    } peer;
+} front_request;
+
+/* A request in flight, for people (front_requests). */
+typedef struct {
+    char method[16];
+    char target[128];
+    int64_t age;      /* nanoseconds since its head was complete */
+    uint64_t thread;  /* kernel thread id of the worker, 0 while queued */
+} front_flight;
+
+typedef struct {
+    uint64_t accepted, requests, probes, rejected, timeouts, shed, resets, bytes_in, bytes_out, stale, accept_errors;
+    uint64_t connections, idle, queued, in_flight, served, aborted, buffered, queue_ns;
+} front_counters;
+
+int front_open(front **out, int listen_fd, const front_limits *limits);
+void front_close(front *f); /* only after front_run() and every worker have returned; does not close listen_fd */
+
+/* The loop.  Returns FRONT_CLOSED at the end of the last stage, FRONT_INTERRUPTED on EINTR if `interruptible`. */
+int front_run(front *f, bool interruptible);
+void front_advance(front *f, enum front_stage stage); /* never goes back; async-signal-safe */
+enum front_stage front_stage_now(const front *f);
+
+/* Reads signal numbers, one byte each, from `fd` (signal.set_wakeup_fd): SIGTERM and SIGINT advance to
+ * FRONT_TERMINATING without waiting for anybody.  `last_words` (0: none) is raised in the loop thread before the
+ * first answer of an expired page of slot 0. */
+int front_watch_signals(front *f, int fd, int last_words);
+
+/* Takes ownership of `table`. */
+void front_publish(front *f, pages *table);
+void front_renew(front *f, unsigned slot, int64_t nanoseconds);
+
+/* Worker side. */
+int front_take(front *f, front_request *out, int64_t timeout); /* nanoseconds; 0: do not wait; < 0: for ever */
+ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait); /* 0 at the end; -EAGAIN without wait */
+int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, bool wait); /* advances iov */
+int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len, bool leave);
+bool front_body_pending(const front_conn *c); /* some of the body has not been read from the socket yet */
+bool front_is_gone(front_conn *c);            /* the peer reset the connection */
+void front_finish(front *f, front_conn *c, bool keep_alive, bool abort);
+
+void front_count(front *f, front_counters *out);
+size_t front_requests(front *f, front_flight *out, size_t max);
+int64_t front_now(void); /* CLOCK_MONOTONIC, nanoseconds */
+
+#endif

@@ -1,0 +1,57 @@
+/*
+ * pages.h - published answers: whole responses rendered in advance, which the front gives without asking anybody.
+ *
+ * A page is a path with up to three sets of answers: `fresh`; `expired`, given once the page's expiry has passed
+ * without a renewal, so that a hung interpreter cannot stay green; and, optional, `draining`.  Each set has one
+ * answer a format.  A table is built by one thread, handed to the front whole, and read by the loop alone.
+ */
+#ifndef PAGES_H
+#define PAGES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define PAGES_SLOTS 64     /* expiries; pages name one each */
+#define PAGES_MAX 256      /* pages in a table */
+#define PAGES_MAX_SIZE 4096 /* bytes of one rendered answer */
+
+enum pages_set { PAGES_FRESH, PAGES_EXPIRED, PAGES_DRAINING, PAGES_SETS };
+enum pages_format { PAGES_TEXT, PAGES_VERBOSE, PAGES_JSON, PAGES_FORMATS };
+
+typedef struct {
+    uint16_t status; /* 0: no such answer */
+    uint16_t headers_len, body_len;
+    char *bytes; /* headers, then body */
+} pages_answer;
+
+typedef struct {
+    char *path;
+    uint16_t path_len;
+    uint8_t slot;
+    pages_answer answers[PAGES_SETS][PAGES_FORMATS];
+} page;
+
+typedef struct {
+    size_t n, max;
+    page page[];
+} pages;
+
+pages *pages_new(size_t max); /* NULL: out of memory */
+void pages_free(pages *t);    /* NULL is fine */
+
+/* Adds a page without answers; its number, or -EINVAL, -ENOMEM. */
+int pages_add(pages *t, const char *path, size_t path_len, unsigned slot);
+/* `headers`: complete lines without Date and Connection. */
+int pages_set_answer(pages *t, int number, enum pages_set set, enum pages_format format, unsigned status,
+                     const char *headers, size_t headers_len, const char *body, size_t body_len);
+
+/* The page of a path, one trailing slash ignored; NULL: none. */
+const page *pages_find(const pages *t, const char *path, size_t len);
+
+/* Renders into `out` (PAGES_MAX_SIZE bytes): `extra` are more header lines.  The length. */
+size_t pages_render(const pages_answer *a, const char *date, const char *extra, bool head_only, char *out);
+
+const char *pages_reason(unsigned status); /* the reason phrase of a status the front gives; "" if unknown */
+
+#endif
