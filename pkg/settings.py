@@ -72,6 +72,7 @@ class Setting(Generic[T]):
         high: T | None = None,
         *,
         environment: str = "",
+        flag: str = "",
         secret: bool = False,
     ) -> None:
         self.kind = kind
@@ -80,12 +81,13 @@ class Setting(Generic[T]):
         self.low = low
         self.high = high
         self.environment = environment
+        self.flag = flag
         self.secret = secret
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
         self.environment = self.environment or f"PKG_{name.upper()}"
-        self.flag = "--" + name.replace("_", "-")
+        self.flag = self.flag or "--" + name.replace("_", "-")
 
     @overload
     def __get__(self, instance: None, owner: type) -> Setting[T]: ...
@@ -145,7 +147,12 @@ class Settings:
 
     host = Setting(HOST, "0.0.0.0", "Address to listen on", environment="HOST")
     port = Setting(PORT, 8080, "TCP port to listen on; 0 takes any free one", 0, 65535, environment="PORT")
-    app = Setting(APP, "", "module:attribute, a WSGI callable or an http.server handler class; none: health pages only")
+    app = Setting(
+        APP,
+        "",
+        "module:attribute, a WSGI callable or an http.server handler class; none: health pages only",
+        flag="APP",
+    )
     threads = Setting(INTEGER, 8, "Worker threads, so many requests run at a time; more wait", 1, 1024)
     trusted_proxies = Setting(
         NETWORKS, "", "Networks of proxies whose X-Forwarded headers and PROXY protocol are believed"
@@ -284,6 +291,8 @@ _BY_NAME = {setting.name: setting for setting in SETTINGS}
 def _fault(source: str, setting: Setting[Any], text: str, reason: str) -> str:
     if setting.secret:
         return f"{source}: {reason}"
+    # A URL can get where it does not belong; its password must not get further.
+    text = re.sub(r"://.*@", f"://{HIDDEN}@", text, flags=re.DOTALL)
     shown = ascii(text if len(text) <= 80 else text[:77] + "...")
     return f"{source}: {shown} {reason}"
 
@@ -377,8 +386,7 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
         try:
             values[name] = setting.parse(text)
         except ValueError as error:
-            source = "APP" if name == "app" and name in flags else named(name)
-            faults.append(_fault(source, setting, text, str(error)))
+            faults.append(_fault(named(name), setting, text, str(error)))
             wrong.add(name)
 
     url: str = values["database_url"]

@@ -1,0 +1,417 @@
+"""The command line: serve (default), probe, config, admin.
+
+It decides nothing about serving.  What a command does not need it does not import: `probe` runs every few seconds in
+every container, and `serve` must reach the point where signal handlers are set before anything slow is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+TYPE_CHECKING = False  # importing typing would take a quarter of the probe's own time
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+    from pkg.settings import Settings
+
+__all__ = ["main"]
+
+COMMANDS = ("serve", "probe", "config", "admin")
+_OUTPUT_FORMS = ("json", "markdown")
+
+_EPILOG = """\
+commands:
+  serve [APP]   serve; may be left out
+  probe         ask the running server whether it is alive (or --ready); exit 0 or 1
+  config        show every setting with value, origin and default; exit 2 and all faults if one is wrong
+  admin         talk to the admin listener: threads, requests, pool, metrics, profile, drain, log-level
+  Each has its own --help.
+
+exit codes:
+  0  drained, no request was aborted
+  1  requests were aborted or the exit was forced; probe: not healthy; admin: refused or not reachable
+  2  usage or configuration
+  3  start-up: the port is taken, the application cannot be imported
+
+signals:
+  SIGTERM  drain: readiness fails at once, requests are served for drain_delay, then listeners close, then requests in
+           flight have drain_timeout to finish
+  SIGINT   the same without drain_delay
+           A second one, later than 1 s, skips the delay; a third exits at once with 1.
+  SIGUSR1  every thread's stack to stderr
+"""
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
+    """Runs one command and returns its exit code.  Only `--help` and `--version` raise SystemExit."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    environment = os.environ if environ is None else environ
+    command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "serve"
+    if command == "probe":
+        return probe(arguments, environment)
+
+    from pkg.errors import Error
+
+    try:
+        if command == "config":
+            return _config(arguments, environment)
+        if command == "admin":
+            return _admin(arguments, environment)
+        return _serve(arguments, environment)
+    except Error as error:
+        for line in str(error).splitlines():
+            _complain(line)
+        return error.exit_code
+    except BrokenPipeError:
+        # `... | head`: nobody is left to tell.  The interpreter must not try to flush at exit and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+
+def _complain(line: str) -> None:
+    if sys.stderr is not None:
+        print(f"pkg: {line}", file=sys.stderr)
+
+
+# --- serve and config ----------------------------------------------------------------------------------------------
+
+
+def _serve(arguments: list[str], environ: Mapping[str, str]) -> int:
+    _open_standard_descriptors()
+    settings, _ = _settings("serve", arguments, environ)
+    try:
+        from pkg.service import Service
+    except ImportError as error:
+        from pkg.errors import StartupError
+
+        raise StartupError(f"the installation is not complete: {error}") from error
+    return Service(settings).run()
+
+
+def _open_standard_descriptors() -> None:
+    """Puts /dev/null where descriptor 0, 1 or 2 is closed: else a client's socket could become "stdout"."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+
+
+def _settings(
+    command: str, arguments: list[str], environ: Mapping[str, str]
+) -> tuple[Settings, argparse.Namespace | None]:
+    from pkg.errors import ConfigurationError
+    from pkg.settings import load
+
+    faults: list[str] = []
+    options = None
+    if not any(argument.startswith("-") for argument in arguments) and len(arguments) < 2:
+        # What a container runs: all from the environment.  argparse would cost a tenth of the start.
+        flags = {"app": arguments[0]} if arguments else {}
+    else:
+        options, unknown = _parser(command).parse_known_args(arguments)
+        texts = {True: "true", False: "false"}
+        flags = {name: texts.get(value, value) for name, value in vars(options).items() if name not in _OUTPUT_FORMS}
+        faults = [_unknown_flag(argument) for argument in unknown if argument.startswith("-")]
+        if faults:
+            flags.pop("app", None)  # more likely what was meant as the unknown flag's value
+        elif unknown:
+            faults = ["unexpected argument: there is one APP at most"]  # not shown: nobody knows what it is
+    if flags.get("app") in COMMANDS:
+        faults.append(f"{flags.pop('app')}: the command comes first: python -m pkg COMMAND [flags]")
+    try:
+        settings = load(environ, flags)
+    except ConfigurationError as error:
+        raise ConfigurationError([*faults, *error.faults]) from None
+    if faults:
+        raise ConfigurationError(faults)
+    return settings, options
+
+
+def _unknown_flag(argument: str) -> str:
+    from difflib import get_close_matches
+
+    from pkg.settings import SETTINGS
+
+    flag = argument.partition("=")[0]
+    nearest = get_close_matches(flag, [setting.flag for setting in SETTINGS], n=1, cutoff=0.75)
+    return f"{ascii(flag)[1:-1]} is not a flag{f': did you mean {nearest[0]}?' if nearest else ' (see --help)'}"
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    """The parser of `serve` and `config`.  It only collects texts; `settings.load` converts and judges them."""
+    import argparse
+
+    from pkg.settings import HEADINGS, SETTINGS
+
+    class Version(argparse.Action):
+        def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+            print(_version())
+            parser.exit()
+
+    parser = _new_parser(
+        prog="python -m pkg" if command == "serve" else f"python -m pkg {command}",
+        usage="python -m pkg [serve] [APP] [flags]" if command == "serve" else f"python -m pkg {command} [flags]",
+        description="Serves /healthz and /readyz, and an application beside them."
+        if command == "serve"
+        else "Shows every setting with its value, origin and default; secrets are not shown.",
+        epilog=_EPILOG if command == "serve" else None,
+    )
+    group: Any = parser
+    for setting in SETTINGS:
+        if setting.name in HEADINGS:
+            group = parser.add_argument_group(HEADINGS[setting.name])
+        default = setting.show(setting.default)
+        facts = [setting.environment, f"default {default}" if default else "", setting.bounds()]
+        text = f"{setting.help} [{', '.join(fact for fact in facts if fact)}]".replace("%", "%%")
+        common: dict[str, Any] = {"dest": setting.name, "default": argparse.SUPPRESS}
+        if setting.flag == "APP":
+            parser.add_argument("app", nargs="?", metavar="APP", help=text, default=argparse.SUPPRESS)
+        elif isinstance(setting.default, bool):
+            group.add_argument(setting.flag, action=argparse.BooleanOptionalAction, help=text, **common)
+        else:
+            group.add_argument(setting.flag, metavar=setting.kind.metavar, help=text, **common)
+    if command == "serve":
+        parser.add_argument("--version", action=Version, nargs=0, help="show the versions and exit")
+    else:
+        parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+        parser.add_argument("--markdown", action="store_true", help=argparse.SUPPRESS)  # the README's table
+    return parser
+
+
+def _new_parser(**options: Any) -> argparse.ArgumentParser:
+    import argparse
+
+    from pkg.errors import ConfigurationError
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> Any:
+            raise ConfigurationError(f"{message} (see --help)")
+
+    return Parser(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+
+def _version() -> str:
+    import platform
+
+    import pkg
+
+    return f"pkg {pkg.__version__} (Python {platform.python_version()})"
+
+
+def _config(arguments: list[str], environ: Mapping[str, str]) -> int:
+    settings, options = _settings("config", arguments, environ)
+    if options is not None and options.markdown:
+        from pkg.settings import markdown
+
+        print(markdown())
+        return 0
+    rows = settings.describe()
+    if options is not None and options.json:
+        import json
+
+        print(json.dumps({"settings": [row._asdict() for row in rows], "warnings": settings.warnings}, indent=2))
+        return 0
+    source = {"environment": "environment", "flag": "flag"}
+    table = [("SETTING", "VALUE", "ORIGIN", "DEFAULT")]
+    for row in rows:
+        named = f"{row.origin} {getattr(row, source[row.origin])}" if row.origin in source else row.origin
+        table.append((row.name, row.value or "-", named, row.default or "-"))
+    widths = [max(len(line[column]) for line in table) for column in range(3)]
+    for line in table:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]]).rstrip())
+    sys.stdout.flush()
+    for warning in settings.warnings:
+        _complain(f"warning: {warning}")
+    return 0
+
+
+# --- admin ---------------------------------------------------------------------------------------------------------
+
+_PAGES = {
+    "status": ("GET", "/statusz", "version, phase, settings, checks with reasons, pool, who probes"),
+    "threads": ("GET", "/debug/threads", "every thread's stack"),
+    "requests": ("GET", "/debug/requests", "requests in flight"),
+    "pool": ("GET", "/debug/pool", "the database pool"),
+    "metrics": ("GET", "/metrics", "metrics, in Prometheus' text format"),
+    "memory": ("GET", "/debug/memory", "who holds memory (tracemalloc, if it was switched on)"),
+    "profile": ("GET", "/debug/profile", "stacks sampled for some seconds: folded, or with --json for speedscope"),
+    "log-level": ("POST", "/debug/log-level", "another log level; it reverts by itself"),
+    "drain": ("POST", "/drain", "drain and exit, as SIGTERM does"),
+}
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def _admin(arguments: list[str], environ: Mapping[str, str]) -> int:
+    from pkg.errors import Error
+    from pkg.settings import load, parse_address
+
+    parser = _new_parser(
+        prog="python -m pkg admin", description="Talks to the admin listener of the server in this container."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (_, _, text) in _PAGES.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--json", action="store_true", help="as JSON, for programs")
+        command.add_argument("--timeout", type=float, default=10.0, metavar="S", help="seconds to wait; default 10")
+        command.add_argument("--admin", metavar="HOST:PORT", help="the listener's address [PKG_ADMIN]")
+        command.add_argument("--admin-token-file", metavar="PATH", help="file with its token [PKG_ADMIN_TOKEN_FILE]")
+        if name in ("profile", "log-level"):
+            meaning = "to sample" if name == "profile" else "until it reverts"
+            command.add_argument("--seconds", type=float, metavar="S", help=f"seconds {meaning}")
+        if name == "log-level":
+            command.add_argument("level", metavar="LEVEL", choices=("debug", "info", "warning", "error", "critical"))
+    options = parser.parse_args(arguments)
+
+    # Only its own settings: a fault elsewhere must not keep anybody from looking.
+    own = ("PKG_ADMIN", "PKG_ADMIN_TOKEN", "PKG_ADMIN_TOKEN_FILE")
+    flags = {name: getattr(options, name) for name in ("admin", "admin_token_file") if getattr(options, name)}
+    settings = load({name: environ[name] for name in own if name in environ}, flags)
+    address = parse_address(settings.admin)
+    if address is None:
+        raise Error("the admin listener is off (PKG_ADMIN)")
+    host, port = _WILDCARDS.get(address[0], address[0]), address[1]
+
+    method, path, _ = _PAGES[options.command]
+    query = [f"{key}={getattr(options, key):g}" for key in ("seconds",) if getattr(options, key, None) is not None]
+    query += [f"level={options.level}"] if options.command == "log-level" else []
+    timeout = options.timeout + (getattr(options, "seconds", None) or 10.0 if options.command == "profile" else 0.0)
+    status, body = _ask(
+        (host, port),
+        method,
+        f"{path}?{'&'.join(query)}" if query else path,
+        {"Accept": "application/json" if options.json else "text/plain"}
+        | ({"Authorization": f"Bearer {settings.admin_token}"} if settings.admin_token else {}),
+        timeout,
+    )
+    if status >= 300:
+        raise Error(f"the admin listener answered {status}: {_one_line(body)}")
+    sys.stdout.buffer.write(body if body.endswith(b"\n") or not body else body + b"\n")
+    sys.stdout.buffer.flush()
+    return 0
+
+
+def _ask(
+    address: tuple[str, int], method: str, target: str, headers: Mapping[str, str], timeout: float
+) -> tuple[int, bytes]:
+    import http.client
+
+    from pkg.errors import Error
+
+    connection = http.client.HTTPConnection(*address, timeout=timeout)
+    try:
+        connection.request(method, target, headers=dict(headers))
+        response = connection.getresponse()
+        return response.status, response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise Error(f"no answer from the admin listener at {address[0]} port {address[1]}: {error}") from None
+    finally:
+        connection.close()
+
+
+# --- probe ---------------------------------------------------------------------------------------------------------
+
+_PROBE_HELP = """\
+usage: python -m pkg probe [--ready] [--json] [--host HOST] [--port N] [--timeout S]
+
+Asks the running server whether it is alive (/healthz), or with --ready whether it is ready (/readyz), and prints its
+answer.  Exit 0 if that was 200, 1 whatever else happens (a HEALTHCHECK knows no other).
+
+  --ready      ask /readyz
+  --json       print the answer as JSON
+  --host HOST  default HOST, or the loopback address if that is a wildcard
+  --port N     default PORT, or 8080
+  --timeout S  seconds for the whole exchange; default 2
+"""
+_ANSWER_SIZE = 16384
+
+
+def probe(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
+    """The fast path: no argparse, no http.client, no settings.  Returns 0 if the answer is 200, else 1."""
+    import socket
+
+    path, options = "/healthz", {"--host": environ.get("HOST") or "0.0.0.0", "--port": environ.get("PORT") or "8080"}
+    as_json = False
+    rest = list(arguments)
+    try:
+        while rest:
+            flag, equals, value = rest.pop(0).partition("=")
+            if flag in ("-h", "--help"):
+                print(_PROBE_HELP, end="")
+                return 0
+            if flag == "--ready":
+                path = "/readyz"
+            elif flag == "--json":
+                as_json = True
+            elif flag in ("--host", "--port", "--timeout"):
+                options[flag] = value if equals else rest.pop(0)
+            else:
+                raise ValueError(f"{flag!a} is not a flag (see --help)")
+        port, timeout = int(options["--port"]), float(options.get("--timeout", "2").removesuffix("s"))
+        if not 0 < port < 65536 or not 0 < timeout < 3600:
+            raise ValueError("the port is not from 1 to 65535, or the timeout not from 0 to 3600 seconds")
+    except (ValueError, IndexError) as error:
+        _complain(f"probe: {error}")
+        return 1
+
+    host = options["--host"].strip("[]")
+    hosts = {"0.0.0.0": ["127.0.0.1"], "::": ["::1", "127.0.0.1"]}.get(host, [host])
+    deadline = time.monotonic() + timeout
+    target = f"{path}?format=json" if as_json else path
+    request = f"GET {target} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: pkg-probe\r\nConnection: close\r\n\r\n".encode()
+    reason = ""
+    for host in hosts:
+        try:
+            # bytes: as text the name would go through the IDNA codec, whose import takes longer than the probe.
+            address: Any = (host.encode(), port)
+            with socket.create_connection(address, timeout) as connection:
+                connection.sendall(request)
+                status, body = _read_answer(connection, deadline)
+        except (OSError, ValueError) as error:
+            reason = f"{host} port {port}: {error}"
+            continue
+        text = _one_line(body) if not as_json else body.decode("utf-8", "replace").strip()
+        _say(text or str(status))
+        return 0 if status == 200 else 1
+    _complain(f"probe: {reason}")
+    return 1
+
+
+def _read_answer(connection: Any, deadline: float) -> tuple[int, bytes]:
+    """Status and body of the answer, whose length is given or ends with the connection.  Raises OSError, ValueError."""
+    answer = b""
+    while len(answer) < _ANSWER_SIZE:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        connection.settimeout(left)
+        received = connection.recv(4096)
+        answer += received
+        head, blank, body = answer.partition(b"\r\n\r\n")
+        if blank:
+            lines = head.split(b"\r\n")
+            lengths = [line[15:].strip() for line in lines[1:] if line[:15].lower() == b"content-length:"]
+            if not received or (lengths and lengths[0].isdigit() and len(body) >= int(lengths[0])):
+                break
+        if not received:
+            raise ValueError("the answer is not HTTP" if answer else "the connection was closed without an answer")
+    words = answer.split(b"\r\n", 1)[0].split()
+    if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
+        raise ValueError("the answer is not HTTP")
+    return int(words[1]), answer.partition(b"\r\n\r\n")[2]
+
+
+def _one_line(body: bytes) -> str:
+    """The first line, fit for a terminal whatever a stranger's server sent."""
+    lines = body.decode("utf-8", "replace").splitlines() or [""]
+    return "".join(character if character.isprintable() else "?" for character in lines[0][:500])
+
+
+def _say(text: str) -> None:
+    with suppress(OSError, ValueError):  # a closed stdout does not change the verdict
+        print(text, flush=True)
