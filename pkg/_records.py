@@ -1,0 +1,215 @@
+"""What a log record looks like, as JSON and as text.
+
+It writes nothing: `logs` decides which thread renders a record and where the line goes.
+
+JSON lines are pure ASCII: whatever bytes a client or an application sends, a line stays one line and valid.  Names of
+fields are OpenTelemetry's.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from contextlib import suppress
+from json import dumps
+from json.encoder import encode_basestring_ascii
+from math import isfinite
+from typing import Any, NamedTuple
+
+# Bounds of one record, in characters.
+MAX_MESSAGE = 32768
+MAX_STACKTRACE = 65536
+MAX_FIELD = 8192
+
+# at, method, target, status, duration, request size, response size, client, user agent, trace id, span id, request id
+Access = tuple[float, str, str, int, float, int, int, str, str | None, str | None, str | None, str | None]
+Ids = tuple[str, str, str]  # trace id, span id, request id; "" for what is not known
+
+
+def _repair(text: str) -> str:
+    """Text without lone surrogates, which are no characters and which strict JSON parsers refuse."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _quote(text: str) -> str:
+    """A JSON string in ASCII.  Escapes DEL as well, which JSON would let through."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            text = _repair(text)
+    quoted = encode_basestring_ascii(text)
+    return quoted.replace("\x7f", "\\u007f") if "\x7f" in quoted else quoted
+
+
+def _header_text(text: str) -> str:
+    """Text of a request's head, whose bytes came as Latin-1 (PEP 3333) but mostly mean UTF-8."""
+    if text.isascii():
+        return text
+    try:
+        return text.encode("latin-1").decode()
+    except UnicodeError:
+        return text
+
+
+def _clip(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}... ({len(text) - limit} more)"
+
+
+def _clip_middle(text: str, limit: int) -> str:
+    """The first and the last part: a stack's ends say most, a recursion's middle nothing."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]}\n... ({len(text) - limit} more) ...\n{text[-(limit // 2) :]}"
+
+
+def _printable(text: str) -> str:
+    """Text that stays on its line and leaves the terminal alone."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def _json_value(value: Any) -> str:
+    """One value as JSON, whatever it is.  Never raises: a value that cannot be shown must not lose its record."""
+    try:
+        kind = type(value)
+        if kind is str:
+            return _quote(_clip(value, MAX_FIELD))
+        if kind is bool or value is None or (kind is float and isfinite(value)):
+            return dumps(value)
+        if kind is int and -(1 << 63) <= value < 1 << 64:
+            return str(value)
+        if kind in (dict, list, tuple):
+            with suppress(TypeError, ValueError, RecursionError):
+                # Encoded twice so that lone surrogates inside are found; rare enough.
+                encoded = dumps(value, default=str, allow_nan=False)
+                encoded.encode("ascii")
+                if len(encoded) <= MAX_FIELD and "\\ud" not in encoded and "\x7f" not in encoded:
+                    return encoded
+        return _quote(_clip(str(value), MAX_FIELD))
+    except Exception as error:
+        return _quote(f"<{type(value).__name__}: {type(error).__name__} in str()>")
+
+
+_second = (0, "")
+
+
+def _timestamp(at: float) -> str:
+    """RFC 3339, UTC, microseconds."""
+    global _second
+    whole = int(at)
+    cached, text = _second
+    if cached != whole:
+        text = "%04d-%02d-%02dT%02d:%02d:%02d" % time.gmtime(whole)[:6]  # noqa: UP031 - takes the tuple as it is
+        _second = (whole, text)
+    return f"{text}.{int((at - whole) * 1e6):06d}Z"
+
+
+class _Fields(NamedTuple):
+    """A record of `logging`, taken apart in its own thread."""
+
+    at: float
+    severity: str
+    logger: str
+    message: str
+    stacktrace: str
+    fields: dict[str, Any]
+
+
+_NO_IDS = ("", "", "")
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_RESERVED = frozenset(("timestamp", "severity", "message", "logger"))
+
+
+def _take_apart(record: logging.LogRecord, ids: Ids) -> _Fields:
+    fields: dict[str, Any] = {}
+    try:
+        message = record.getMessage()
+    except Exception as error:  # a wrong number of arguments, a broken __str__
+        fields["logging.error"] = f"{type(error).__name__}: {error}"
+        message = f"{record.msg if isinstance(record.msg, str) else type(record.msg).__name__}"
+    for name, value in zip(("trace_id", "span_id", "request_id"), ids, strict=True):
+        if value:
+            fields[name] = value
+    stacktrace = ""
+    if record.exc_info and record.exc_info[0] is not None:
+        kind, error_value, trace = record.exc_info
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        fields["exception.type"] = name
+        try:
+            fields["exception.message"] = str(error_value)
+            stacktrace = "".join(traceback.format_exception(kind, error_value, trace)).rstrip("\n")
+        except Exception as error:
+            fields["logging.error"] = f"{type(error).__name__} while the exception was rendered"
+    elif record.stack_info:
+        stacktrace = record.stack_info
+    for name, value in vars(record).items():
+        if name not in _STANDARD:
+            fields[f"extra.{name}" if name in _RESERVED else name] = value
+    return _Fields(record.created, record.levelname, record.name, message, stacktrace, fields)
+
+
+def json_record(record: logging.LogRecord, ids: Ids = _NO_IDS) -> bytes:
+    at, severity, logger, message, stacktrace, fields = _take_apart(record, ids)
+    parts = [
+        f'{{"timestamp":"{_timestamp(at)}","severity":{_quote(severity)}'
+        f',"message":{_quote(_clip(message, MAX_MESSAGE))},"logger":{_quote(logger)}'
+    ]
+    parts += [f"{_quote(str(name))}:{_json_value(value)}" for name, value in fields.items()]
+    if stacktrace:
+        key = "exception.stacktrace" if "exception.type" in fields else "code.stacktrace"
+        parts.append(f'"{key}":{_quote(_clip_middle(stacktrace, MAX_STACKTRACE))}')
+    return (",".join(parts) + "}\n").encode("ascii")
+
+
+def text_record(record: logging.LogRecord, ids: Ids = _NO_IDS) -> bytes:
+    at, severity, logger, message, stacktrace, fields = _take_apart(record, ids)
+    parts = [_timestamp(at), f"{severity:<8}", f"{logger}:", _printable(_clip(message, MAX_MESSAGE))]
+    # The stack's last line says type and message already.
+    hidden = ("exception.type", "exception.message") if stacktrace else ()
+    parts += [f"{_printable(str(name))}={_text_value(value)}" for name, value in fields.items() if name not in hidden]
+    line = " ".join(parts)
+    for row in _clip_middle(stacktrace, MAX_STACKTRACE).splitlines() if stacktrace else ():
+        line += "\n    " + _printable(row)
+    return (line + "\n").encode("utf-8", "backslashreplace")
+
+
+def _text_value(value: Any) -> str:
+    if type(value) is str and value.isprintable() and value and " " not in value and '"' not in value:
+        return _clip(value, MAX_FIELD)
+    return _json_value(value)
+
+
+def json_access(item: Access) -> bytes:
+    at, method, target, status, duration, received, sent, client, agent, trace_id, span_id, request_id = item
+    path = _header_text(target.partition("?")[0])  # a query may hold secrets
+    more = ""
+    if agent:
+        more = f',"user_agent.original":{_quote(_header_text(agent))}'
+    if trace_id:
+        more += f',"trace_id":{_quote(trace_id)}'
+    if span_id:
+        more += f',"span_id":{_quote(span_id)}'
+    if request_id:
+        more += f',"request_id":{_quote(request_id)}'
+    return (
+        f'{{"timestamp":"{_timestamp(at)}","severity":"{"ERROR" if status >= 500 else "INFO"}"'
+        f',"message":{_quote(f"{method} {path} {status}")},"logger":"pkg.access"'
+        f',"http.request.method":{_quote(method)},"url.path":{_quote(path)},"http.response.status_code":{status}'
+        f',"duration":{duration:.6f},"http.request.body.size":{received},"http.response.body.size":{sent}'
+        f',"client.address":{_quote(client)}{more}}}\n'
+    ).encode("ascii")
+
+
+def text_access(item: Access) -> bytes:
+    at, method, target, status, duration, _, sent, client, agent, _, _, request_id = item
+    path = _printable(_header_text(target.partition("?")[0]))
+    return (
+        f"{_timestamp(at)} {'ERROR' if status >= 500 else 'INFO':<8} pkg.access: {_printable(method)} {path} {status} "
+        f"{duration * 1000:.1f}ms {sent}B {_printable(client)} {_text_value(_header_text(agent or ''))} "
+        f"{_text_value(request_id or '')}\n"
+    ).encode("utf-8", "backslashreplace")

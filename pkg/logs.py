@@ -1,0 +1,524 @@
+"""Logging: one JSON object (or one line of text) for each record, written by a thread that holds nobody up.
+
+It is not a logging framework: applications use `logging`, this is where their records end.
+
+The rules:
+- A caller only puts into a queue.  Application records are rendered by the caller, since their arguments may change and
+  their context is the caller's; access records are bare tuples, rendered by the writer.
+- The queue is bounded in lines and in bytes.  What does not fit is dropped and counted, never waited for; one line says
+  how many were lost once there is room again.
+- The writer alone touches the descriptor.  A full pipe, a closed one, a full disk cost lines, not the service.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import logging
+import os
+import select
+import stat
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from contextvars import ContextVar, Token
+from queue import Empty, SimpleQueue
+from random import Random
+from re import ASCII
+from re import compile as compile_pattern
+from typing import IO, Any, NamedTuple
+
+from pkg._records import Access, Ids, json_access, json_record, text_access, text_record
+
+__all__ = [
+    "Sink",
+    "TraceParent",
+    "access",
+    "bind",
+    "configure",
+    "context",
+    "new_request_id",
+    "parse_request_id",
+    "parse_traceparent",
+    "stats",
+    "unbind",
+]
+
+# Bounds of the queue.  Access records stop first, so that a flood of requests cannot push out what explains it.
+MAX_ACCESS_LINES = 14336
+MAX_LINES = 16384
+MAX_BYTES = 16 << 20
+# Bounds of what an access record keeps while it waits, in characters.
+MAX_PATH = 4096
+MAX_USER_AGENT = 1024
+
+_GATHER = (
+    0.005  # seconds in which lines gather, so that one system call and one turn of the interpreter lock carry many
+)
+_BATCH_SIZE = 1 << 16
+_REPORT_INTERVAL = 1.0
+_BLOCKED_POLL = 0.1
+
+LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "critical": logging.CRITICAL,
+}
+
+
+# --- context -------------------------------------------------------------------------------------------------------
+
+
+class TraceParent(NamedTuple):
+    """What W3C Trace Context's `traceparent` says: lowercase hexadecimal ids, and flags (bit 0: sampled)."""
+
+    trace_id: str
+    span_id: str
+    flags: int
+
+
+_TRACEPARENT = compile_pattern(
+    r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-[\x20-\x7e]*)?", ASCII
+)
+_REQUEST_ID = compile_pattern(r"[\x21-\x7e]{1,128}")
+
+
+def parse_traceparent(value: str | None) -> TraceParent | None:
+    """The header's ids, or None if it is malformed: then it counts as absent (W3C Trace Context, 3.2.2 and 4.3)."""
+    match = _TRACEPARENT.fullmatch(value.strip(" \t")) if value else None
+    # Version 00 ends after the flags; a later one may go on after a dash.
+    if match is None or (match[5] is not None and match[1] == "00"):
+        return None
+    return TraceParent(match[2], match[3], int(match[4], 16))
+
+
+def parse_request_id(value: str | None) -> str | None:
+    """A client's `X-Request-Id` if it is 1 to 128 visible ASCII characters, else None."""
+    return value if value and _REQUEST_ID.fullmatch(value) else None
+
+
+class _Source(threading.local):
+    """A source of ids for each thread: no system call and no lock for an id.  Unique, not secret."""
+
+    def __init__(self) -> None:
+        self.bits = Random(os.urandom(32)).getrandbits
+
+
+_source = _Source()
+
+
+def new_request_id() -> str:
+    """32 lowercase hexadecimal digits."""
+    return f"{_source.bits(128):032x}"
+
+
+_context: ContextVar[Ids] = ContextVar("pkg.logs.context", default=("", "", ""))
+
+
+def bind(trace_id: str = "", span_id: str = "", request_id: str = "") -> Token[Ids]:
+    """Gives every record of this context these ids, until `unbind` of the token that is returned."""
+    return _context.set((trace_id, span_id, request_id))
+
+
+def unbind(token: Token[Ids]) -> None:
+    """Takes back what `bind` did."""
+    _context.reset(token)
+
+
+def context() -> Ids:
+    """Trace id, span id and request id of this context; "" for what is not known."""
+    return _context.get()
+
+
+# --- the output ----------------------------------------------------------------------------------------------------
+
+_RWF_NOWAIT = 0x00000008  # linux/fs.h; the os module names it for reading only
+_PIPE_BUF = 4096
+
+
+class _Output:
+    """A descriptor written without ever waiting for it, and without O_NONBLOCK: that would be set for everybody who has
+    the same pipe or terminal open.
+
+    `write` returns how much was taken, raises BlockingIOError if nothing was, and OSError if it never will be.
+    """
+
+    def __init__(self, stream: IO[Any] | None) -> None:
+        self.descriptor = -1
+        self._stream = stream
+        self.is_terminal = False
+        self._nowait = self._poll = False
+        if stream is None:
+            return
+        with suppress(OSError, ValueError):
+            stream.flush()
+        try:
+            # A duplicate: if somebody closes descriptor 1, its number may go to a client's socket.
+            self.descriptor = os.dup(stream.fileno())
+        except (OSError, ValueError, AttributeError):  # StringIO and the like
+            return
+        mode = os.fstat(self.descriptor).st_mode
+        self.is_terminal = os.isatty(self.descriptor)
+        self._nowait = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+        self._poll = self.is_terminal
+        self._poller = select.poll()
+        self._poller.register(self.descriptor, select.POLLOUT)
+
+    def write(self, data: memoryview) -> int:
+        if self.descriptor < 0:
+            return self._write_stream(data)
+        if self._nowait:
+            try:
+                return os.pwritev(self.descriptor, [data], -1, _RWF_NOWAIT)
+            except BlockingIOError:
+                raise
+            except BrokenPipeError:
+                raise
+            except OSError:
+                # EOPNOTSUPP, EINVAL, ENOSYS, ESPIPE: kernels before 6.4 and sandboxes do not know it for pipes.
+                self._nowait, self._poll = False, True
+        if self._poll:
+            # Writable means that PIPE_BUF bytes fit (pipe(7)), so that so many do not wait.
+            if not self._poller.poll(0):
+                raise BlockingIOError
+            data = data[:_PIPE_BUF]
+        return os.write(self.descriptor, data)
+
+    def _write_stream(self, data: memoryview) -> int:
+        try:
+            if self._stream is None:
+                raise BrokenPipeError
+            if isinstance(self._stream, io.TextIOBase):
+                self._stream.write(bytes(data).decode())
+            else:
+                self._stream.write(bytes(data))
+            self._stream.flush()
+        except ValueError as error:  # closed
+            raise BrokenPipeError(str(error)) from None
+        return len(data)
+
+    def wait(self, timeout: float) -> None:
+        """Until there may be room again, or the timeout has passed."""
+        if self.descriptor >= 0:
+            self._poller.poll(timeout * 1000)
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor, self._stream = -1, None
+
+
+class Sink:
+    """The queue, its writer thread, and what `configure` changed in `logging`.  Made by `configure` only."""
+
+    def __init__(self, output: _Output, *, text: bool, access_log: bool) -> None:
+        self._output = output
+        self._text = text
+        self._access_log = access_log
+        self._access_from = 0
+        self._render_access = text_access if text else json_access
+        self._queue: SimpleQueue[bytes | Access | threading.Event] = SimpleQueue()
+        # Each counter has one writer: callers (under the handler's lock) or the writer thread.
+        self._bytes_put = 0
+        self._bytes_taken = 0
+        self._refused = 0
+        self._refused_lock = threading.RLock()  # reentrant: a signal handler may log
+        self._lost = 0
+        self._written = 0
+        self._reported = 0
+        self._report_at = 0.0
+        self._is_midline = False
+        self._closing_at: float | None = None
+        self._closed = False
+        self._restore: list[tuple[logging.Logger, list[logging.Handler], int, bool]] = []
+        self._handler = _Handler(self)
+        self._thread = threading.Thread(target=self._run, name="pkg-logs", daemon=True)
+
+    # -- for callers
+
+    @property
+    def dropped(self) -> int:
+        """Lines lost so far: no room in the queue, or the output failed."""
+        return self._refused + self._lost
+
+    def stats(self) -> dict[str, int]:
+        """Counters for the metrics: lines written, dropped, queued."""
+        return {"written": self._written, "dropped": self.dropped, "queued": self._queue.qsize()}
+
+    @property
+    def level(self) -> str:
+        """The name of the level in force."""
+        number = logging.getLogger().level
+        return next((name for name, value in LEVELS.items() if value == number), "info")
+
+    def set_level(self, level: str) -> None:
+        """From now on only records of this level or above; access records are info, from status 500 on error."""
+        number = LEVELS[level]
+        logging.getLogger().setLevel(number)
+        self._access_from = 0 if number <= logging.INFO else 500 if number <= logging.ERROR else 1000
+        if not self._access_log:
+            self._access_from = 1000
+
+    def reclaim(self) -> None:
+        """Puts right what an application's `logging.config` did to the service's own loggers (it disables what exists).
+
+        To be called after the application was imported.  Its root logger is its own business.
+        """
+        own = logging.getLogger("pkg")
+        if self._handler not in own.handlers:
+            own.addHandler(self._handler)
+        own.propagate = False
+        for name, logger in logging.root.manager.loggerDict.items():
+            if isinstance(logger, logging.Logger) and (name == "pkg" or name.startswith("pkg.")):
+                logger.disabled = False
+
+    def flush(self, timeout: float = 1.0) -> bool:
+        """Waits until everything put before is written or lost; False if that took longer than `timeout` seconds."""
+        if self._closed:
+            return True
+        marker = threading.Event()
+        self._queue.put(marker)
+        return marker.wait(timeout)
+
+    def close(self, timeout: float = 1.0) -> bool:
+        """Writes what is queued, for `timeout` seconds at most, ends the thread and restores `logging`.
+
+        Returns whether everything was written.  Records that come later go to stderr.
+        """
+        global _sink
+        if self._closed:
+            return True
+        if _sink is self:
+            _sink = None
+        for logger, handlers, level, propagate in self._restore:
+            for handler in logger.handlers[:]:
+                logger.removeHandler(handler)
+            for handler in handlers:
+                logger.addHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
+        logging.captureWarnings(False)
+        atexit.unregister(self.close)
+        lost = self._lost
+        self._closing_at = time.monotonic() + timeout
+        done = threading.Event()
+        self._queue.put(done)
+        done.wait(timeout + _BLOCKED_POLL)
+        self._closed = True
+        self._thread.join(_BLOCKED_POLL * 2)
+        if not self._thread.is_alive():
+            self._output.close()
+        return done.is_set() and self._lost == lost
+
+    def _put(self, line: bytes) -> None:
+        """Called under the handler's lock."""
+        if self._closed:
+            self._emergency(line)
+        elif self._queue.qsize() >= MAX_LINES or self._bytes_put - self._bytes_taken + len(line) > MAX_BYTES:
+            self._refuse()
+        else:
+            self._bytes_put += len(line)
+            self._queue.put(line)
+
+    def _refuse(self) -> None:
+        with self._refused_lock:
+            self._refused += 1
+
+    @staticmethod
+    def _emergency(line: bytes) -> None:
+        with suppress(OSError):
+            os.write(2, line)
+
+    # -- the writer thread
+
+    def _run(self) -> None:
+        is_idle = True
+        while True:
+            item = self._queue.get()
+            if is_idle and self._closing_at is None:
+                time.sleep(_GATHER)
+            is_idle = False
+            lines: list[bytes] = []
+            size = 0
+            marker: threading.Event | None = None
+            while True:
+                if type(item) is bytes:
+                    self._bytes_taken += len(item)
+                    lines.append(item)
+                    size += len(item)
+                elif type(item) is tuple:
+                    try:
+                        lines.append(self._render_access(item))
+                        size += len(lines[-1])
+                    except Exception:  # a field of a wrong type must not end all logging
+                        self._lost += 1
+                elif isinstance(item, threading.Event):
+                    marker = item
+                    break
+                if size >= _BATCH_SIZE:
+                    break
+                try:
+                    item = self._queue.get_nowait()
+                except Empty:
+                    is_idle = True
+                    break
+            if lines:
+                self._write(lines)
+            if self.dropped > self._reported and (marker or time.monotonic() >= self._report_at):
+                self._report()
+            if marker is not None:
+                marker.set()
+                if self._closing_at is not None and self._queue.empty():
+                    return
+
+    def _write(self, lines: list[bytes]) -> bool:
+        """Writes the lines; those which the output does not take are counted as lost."""
+        data = b"".join(lines)
+        if self._is_midline:  # the last line was cut when the output failed: this one begins on a line of its own
+            data = b"\n" + data
+        taken = 0
+        view = memoryview(data)
+        while taken < len(data):
+            try:
+                taken += self._output.write(view[taken:])
+            except BlockingIOError:
+                if self._closing_at is not None and time.monotonic() >= self._closing_at:
+                    break
+                self._output.wait(_BLOCKED_POLL)
+            except OSError:
+                break
+        if taken:
+            self._is_midline = data[taken - 1] != 0x0A
+        if taken == len(data):
+            self._written += len(lines)
+            return True
+        end = len(data) - sum(map(len, lines))
+        for line in lines:
+            end += len(line)
+            if end <= taken:
+                self._written += 1
+            else:
+                self._lost += 1
+        return False
+
+    def _report(self) -> None:
+        """One line about the lines that were lost.  It is not counted itself: if it fails, the next one says it."""
+        self._report_at = time.monotonic() + _REPORT_INTERVAL
+        dropped, lost, written = self.dropped, self._lost, self._written
+        record = logging.makeLogRecord(
+            {
+                "name": "pkg.logs",
+                "levelno": logging.WARNING,
+                "levelname": "WARNING",
+                "msg": "%d log lines were dropped: the output was blocked or failed",
+                "args": (dropped - self._reported,),
+                "log.dropped": dropped - self._reported,
+            }
+        )
+        if self._write([text_record(record) if self._text else json_record(record)]):
+            self._reported = dropped
+        self._lost, self._written = lost, written
+
+
+class _Handler(logging.Handler):
+    """The end of the line for records of `logging`."""
+
+    def __init__(self, sink: Sink) -> None:
+        super().__init__()
+        self._sink = sink
+        self._render = text_record if sink._text else json_record
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self._render(record, _context.get())
+        except Exception:
+            self._sink._refuse()
+        else:
+            self._sink._put(line)
+
+
+_sink: Sink | None = None
+
+
+def configure(
+    *, format: str = "auto", level: str = "info", access_log: bool = True, stream: IO[Any] | None = None
+) -> Sink:
+    """Sends all of `logging`, and `access`, to `stream` (default: stdout) and starts the writer.
+
+    `format` is json, text, or auto: text on a terminal, else json.  `level` is a name of LEVELS.  A sink that is still
+    open is closed first.  `Sink.close()` takes everything back.
+    """
+    global _sink
+    if _sink is not None:
+        _sink.close()
+    output = _Output(sys.stdout if stream is None else stream)
+    text = format == "text" or (format == "auto" and output.is_terminal)
+    sink = Sink(output, text=text, access_log=access_log)
+    root, own = logging.getLogger(), logging.getLogger("pkg")
+    for logger in (root, own):
+        sink._restore.append((logger, logger.handlers[:], logger.level, logger.propagate))
+        for handler in logger.handlers[:]:
+            logger.removeHandler(handler)
+        logger.addHandler(sink._handler)
+    # Its own handler, so that an application which configures the root logger does not silence the service.
+    own.propagate = False
+    own.setLevel(logging.NOTSET)
+    logging.captureWarnings(True)
+    sink.set_level(level)
+    sink._thread.start()
+    atexit.register(sink.close)  # whoever forgets to close still gets the last lines
+    _sink = sink
+    return sink
+
+
+def access(
+    method: str,
+    target: str,
+    status: int,
+    duration: float,
+    request_size: int,
+    response_size: int,
+    client: str,
+    user_agent: str | None = None,
+    trace_id: str | None = None,
+    span_id: str | None = None,
+    request_id: str | None = None,
+) -> None:
+    """One access record; `duration` in seconds, sizes of the bodies in bytes.  Half a microsecond, and never waits."""
+    sink = _sink
+    if sink is None or status < sink._access_from:
+        return
+    queue = sink._queue
+    if queue.qsize() >= MAX_ACCESS_LINES:
+        sink._refuse()
+        return
+    if len(target) > MAX_PATH:
+        target = target[:MAX_PATH]
+    if user_agent and len(user_agent) > MAX_USER_AGENT:
+        user_agent = user_agent[:MAX_USER_AGENT]
+    queue.put(
+        (
+            time.time(),
+            method,
+            target,
+            status,
+            duration,
+            request_size,
+            response_size,
+            client,
+            user_agent,
+            trace_id,
+            span_id,
+            request_id,
+        )
+    )
+
+
+def stats() -> Mapping[str, int]:
+    """Counters of the sink that is open, for the metrics; empty without one."""
+    sink = _sink
+    return sink.stats() if sink is not None else {}
