@@ -72,11 +72,7 @@ struct front_conn {
     off_t file_pos;
     uint64_t file_left;
     uint64_t thread;                /* M: the worker's kernel thread id */
-    union {
-        struct sockaddr any;
-        struct sockaddr_in v4;
-        struct sockaddr_in6 v6;
-    } peer;
+    union front_peer peer;
 };
 
 typedef struct waiter {

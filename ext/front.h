@@ -79,6 +79,12 @@ typedef struct {
     int64_t header_timeout, body_timeout, idle_timeout, write_timeout, queue_timeout, linger_timeout; /* nanoseconds */
 } front_limits;
 
+union front_peer {
+    struct sockaddr any;
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+};
+
 /* A request on loan to a worker.  Pointers are valid until front_finish(). */
 typedef struct {
     front_conn *conn;
@@ -89,11 +95,7 @@ typedef struct {
     size_t body_len;
     bool body_complete;
     int64_t arrived;   /* monotonic nanoseconds, when the head was complete */
-    union {
-        struct sockaddr any;
-        struct sockaddr_in v4;
-        struct sockaddr_in6 v6;
-    } peer;
+    union front_peer peer;
 } front_request;
 
 /* A request in flight, for people (front_requests). */

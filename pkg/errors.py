@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 __all__ = [
+    "BodyError",
+    "ClientDisconnected",
     "ConfigurationError",
     "DatabaseUnavailable",
     "Error",
@@ -61,3 +63,18 @@ class ResponseError(Error):
 
     Answered with 500 if nothing has been sent yet, else the connection is closed so that the peer sees the cut.
     """
+
+
+class ClientDisconnected(Error, ConnectionError):
+    """Nobody's fault: the client has closed the connection, or stopped reading, before the response was out."""
+
+
+class BodyError(Error, OSError):
+    """The client's fault: its request body came late (408), was too large (413), malformed or cut short (400).
+
+    Raised where the application reads the body; let through, it is answered with `status`.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status

@@ -1,0 +1,223 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
+"""The C core as Python sees it: the front, a request on loan from it, and the response that goes back.
+
+Only this file and the parts it includes know both worlds.  C returns codes, exceptions are made here; the
+interpreter lock is crossed in `with nogil:` blocks around one C call.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_Copy, PyDict_SetDefault
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.unicode cimport PyUnicode_DecodeLatin1
+from libc.errno cimport EAGAIN, EPIPE
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memchr, memcmp, memcpy
+
+cimport front as c
+cimport http1
+cimport pages as p
+
+import os
+import threading
+import time
+
+from pkg.errors import (
+    BodyError,
+    ClientDisconnected,
+    ResponseError,
+)
+
+include "request.pxi"
+include "response.pxi"
+include "environ.pxi"
+
+__all__ = ["Body", "Front", "Request", "Response", "Stage", "parse_head", "serve_wsgi", "ChunkedDecoder", "ParseError"]
+
+
+class Stage:
+    """The stages of a front's life, in their order (enum front_stage)."""
+
+    SERVING = c.FRONT_SERVING
+    TERMINATING = c.FRONT_TERMINATING
+    CLOSING = c.FRONT_CLOSING
+    STOPPED = c.FRONT_STOPPED
+
+
+cdef int64_t nanoseconds(double seconds):
+    return <int64_t>(seconds * 1e9)
+
+
+cdef int check(int rv) except -1:
+    if rv < 0:
+        raise OSError(-rv, os.strerror(-rv))
+    return rv
+
+
+cdef class Front:
+    cdef c.front *_front
+    cdef readonly double started
+
+    def __init__(self, int listen_fd, *, unsigned max_connections=10_000, unsigned max_queue=1024,
+                 unsigned max_header_size=32_768, unsigned max_headers=100, unsigned max_target_size=8192,
+                 uint64_t max_body_size=100 << 20, size_t body_buffer_size=64 << 10,
+                 size_t response_buffer_size=1 << 20, size_t buffer_size=32 << 20, unsigned min_body_rate=500,
+                 double header_timeout=10, double body_timeout=30, double idle_timeout=75, double write_timeout=30,
+                 double queue_timeout=10, double linger_timeout=5):
+        cdef c.front_limits limits
+        if self._front is not NULL:
+            raise RuntimeError("a Front is opened once")
+        if not 0 < max_header_size <= http1.HTTP1_MAX_HEAD_SIZE or not 0 < max_headers <= http1.HTTP1_MAX_HEADERS:
+            raise ValueError("max_header_size or max_headers out of range")
+        limits.head.max_head_size = <uint16_t>max_header_size
+        limits.head.max_target_size = <uint16_t>min(max_target_size, max_header_size)
+        limits.head.max_headers = <uint16_t>max_headers
+        limits.max_connections = max_connections
+        limits.max_queue = max_queue
+        limits.max_body_size = max_body_size
+        limits.body_buffer_size = body_buffer_size
+        limits.response_buffer_size = response_buffer_size
+        limits.buffer_size = buffer_size
+        limits.min_body_rate = min_body_rate
+        limits.header_timeout = nanoseconds(header_timeout)
+        limits.body_timeout = nanoseconds(body_timeout)
+        limits.idle_timeout = nanoseconds(idle_timeout)
+        limits.write_timeout = nanoseconds(write_timeout)
+        limits.queue_timeout = nanoseconds(queue_timeout)
+        limits.linger_timeout = nanoseconds(linger_timeout)
+        check(c.front_open(&self._front, listen_fd, &limits))
+
+    def __dealloc__(self):
+        if self._front is not NULL:
+            c.front_close(self._front)
+
+    def run(self):
+        cdef int rv
+        cdef bint interruptible = threading.current_thread() is threading.main_thread()
+        while True:
+            with nogil:
+                rv = c.front_run(self._front, interruptible)
+            if rv != c.FRONT_INTERRUPTED:
+                check(rv)
+                return
+            PyErr_CheckSignals()
+
+    def advance(self, int stage):
+        c.front_advance(self._front, <c.front_stage>stage)
+
+    def terminate(self):
+        c.front_advance(self._front, c.FRONT_TERMINATING)
+
+    @property
+    def stage(self):
+        return <int>c.front_stage_now(self._front)
+
+    def watch_signals(self, int fd, int last_words=0):
+        check(c.front_watch_signals(self._front, fd, last_words))
+
+    def take(self, double timeout=-1):
+        cdef c.front_request taken
+        cdef int rv = c.front_take(self._front, &taken, 0)
+        cdef int64_t wait = -1 if timeout < 0 else nanoseconds(timeout)
+        if rv == c.FRONT_TIMEOUT and wait != 0:
+            with nogil:
+                rv = c.front_take(self._front, &taken, wait)
+        if rv == c.FRONT_OK:
+            return new_request(self, &taken)
+        if rv == c.FRONT_TIMEOUT and timeout >= 0:
+            raise TimeoutError("no request in time")
+        return None
+
+    def publish(self, table):
+        cdef p.pages *built = p.pages_new(len(table))
+        cdef int number
+        cdef bytes path, headers, body
+        if built is NULL:
+            raise ValueError(f"more than {p.PAGES_MAX} pages")
+        try:
+            for name, slot, fresh, expired, draining in table:
+                path = name.encode()
+                number = check(p.pages_add(built, path, len(path), slot))
+                for which, answers in enumerate((fresh, expired, draining)):
+                    for kind, (status, headers, body) in enumerate(answers or ()):
+                        check(p.pages_set_answer(built, number, <p.pages_set><int>which, <p.pages_format><int>kind,
+                                                 status, headers, len(headers), body, len(body)))
+        except BaseException:
+            p.pages_free(built)
+            raise
+        c.front_publish(self._front, built)
+
+    def renew(self, unsigned slot, double seconds):
+        c.front_renew(self._front, slot, nanoseconds(seconds))
+
+    def stats(self):
+        cdef c.front_counters n
+        c.front_count(self._front, &n)
+        return {
+            "accepted": n.accepted, "requests": n.requests, "probes": n.probes, "rejected": n.rejected,
+            "timeouts": n.timeouts, "shed": n.shed, "resets": n.resets, "bytes_in": n.bytes_in,
+            "bytes_out": n.bytes_out, "stale": n.stale, "accept_errors": n.accept_errors,
+            "connections": n.connections, "queued": n.queued, "in_flight": n.in_flight, "served": n.served,
+            "aborted": n.aborted, "buffered": n.buffered, "queue_seconds": n.queue_ns / 1e9,
+        }
+
+    def requests(self):
+        cdef c.front_flight[64] flights
+        cdef size_t n = c.front_requests(self._front, flights, 64)
+        return [
+            {
+                "method": flights[i].method.decode("latin-1"),
+                "target": flights[i].target.decode("latin-1"),
+                "age": flights[i].age / 1e9,
+                "thread": flights[i].thread,
+            }
+            for i in range(n)
+        ]
+
+
+# ------------------------------------------------------------------ the parser alone, for tests and benchmarks
+
+
+class ParseError(ValueError):
+    """A malformed head or chunked body; `status` is the answer it gets, `name` the rule (HTTP1_ERRORS)."""
+
+    def __init__(self, int error):
+        super().__init__(http1.http1_error_text(error).decode())
+        self.name = http1.http1_error_name(error).decode()
+        self.status = http1.http1_error_status(error)
+
+
+def parse_head(bytes data, size_t seen=0, *, unsigned max_header_size=32_768, unsigned max_headers=100,
+               unsigned max_target_size=8192):
+    cdef http1.http1_limits limits
+    cdef Request request = Request.__new__(Request)
+    cdef int rv
+    limits.max_head_size = <uint16_t>max_header_size
+    limits.max_target_size = <uint16_t>max_target_size
+    limits.max_headers = <uint16_t>max_headers
+    rv = http1.http1_parse_head(PyBytes_AS_STRING(data), len(data), seen, &limits, &request.head)
+    if rv == http1.HTTP1_PARTIAL:
+        return None
+    if rv < 0:
+        raise ParseError(rv)
+    request.raw = data
+    request.head_size = rv
+    request.keep_alive = request.head.keep_alive
+    return request
+
+
+cdef class ChunkedDecoder:
+    cdef http1.http1_chunked decoder
+    cdef readonly bint complete
+
+    def __cinit__(self):
+        http1.http1_chunked_init(&self.decoder)
+
+    def decode(self, bytes data):
+        cdef size_t consumed = len(data), produced = 0
+        cdef bytes out = PyBytes_FromStringAndSize(NULL, len(data))
+        cdef int rv = http1.http1_chunked_decode(&self.decoder, data, &consumed, PyBytes_AS_STRING(out), &produced)
+        if rv < 0:
+            raise ParseError(rv)
+        self.complete = rv == 1
+        return out[:produced], consumed

@@ -1,0 +1,145 @@
+# Mirrors front.h, in its order; the documentation is there.
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from posix.types cimport off_t
+
+from http1 cimport http1_head, http1_limits
+from pages cimport pages
+
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+
+
+cdef extern from "<netinet/in.h>" nogil:
+    enum:
+        AF_INET
+        AF_INET6
+        INET6_ADDRSTRLEN
+    struct sockaddr:
+        unsigned short sa_family
+    struct in_addr:
+        pass
+    struct in6_addr:
+        pass
+    struct sockaddr_in:
+        unsigned short sin_port
+        in_addr sin_addr
+    struct sockaddr_in6:
+        unsigned short sin6_port
+        in6_addr sin6_addr
+    unsigned short ntohs(unsigned short n)
+
+
+cdef extern from "<arpa/inet.h>" nogil:
+    const char *inet_ntop(int family, const void *src, char *dst, unsigned size)
+
+
+cdef extern from "front.h" nogil:
+    enum front_result:
+        FRONT_OK
+        FRONT_TIMEOUT
+        FRONT_CLOSED
+        FRONT_AGAIN
+        FRONT_INTERRUPTED
+
+    enum:
+        FRONT_E_LATE
+        FRONT_E_TOO_LARGE
+        FRONT_E_TRUNCATED
+        FRONT_E_CHUNK
+
+    enum front_stage:
+        FRONT_SERVING
+        FRONT_TERMINATING
+        FRONT_CLOSING
+        FRONT_STOPPED
+
+    ctypedef struct front:
+        pass
+    ctypedef struct front_conn:
+        pass
+
+    ctypedef struct front_limits:
+        http1_limits head
+        uint32_t max_connections
+        uint32_t max_queue
+        uint64_t max_body_size
+        size_t body_buffer_size
+        size_t response_buffer_size
+        size_t buffer_size
+        uint32_t min_body_rate
+        int64_t header_timeout
+        int64_t body_timeout
+        int64_t idle_timeout
+        int64_t write_timeout
+        int64_t queue_timeout
+        int64_t linger_timeout
+
+    union front_peer:
+        sockaddr any
+        sockaddr_in v4
+        sockaddr_in6 v6
+
+    ctypedef struct front_request:
+        front_conn *conn
+        const http1_head *head
+        const char *data
+        size_t head_len
+        const char *body
+        size_t body_len
+        bint body_complete
+        int64_t arrived
+        front_peer peer
+
+    ctypedef struct front_flight:
+        char method[16]
+        char target[128]
+        int64_t age
+        uint64_t thread
+
+    ctypedef struct front_counters:
+        uint64_t accepted
+        uint64_t requests
+        uint64_t probes
+        uint64_t rejected
+        uint64_t timeouts
+        uint64_t shed
+        uint64_t resets
+        uint64_t bytes_in
+        uint64_t bytes_out
+        uint64_t stale
+        uint64_t accept_errors
+        uint64_t connections
+        uint64_t queued
+        uint64_t in_flight
+        uint64_t served
+        uint64_t aborted
+        uint64_t buffered
+        uint64_t queue_ns
+
+    int front_open(front **out, int listen_fd, const front_limits *limits)
+    void front_close(front *f)
+
+    int front_run(front *f, bint interruptible)
+    void front_advance(front *f, front_stage stage)
+    front_stage front_stage_now(const front *f)
+
+    int front_watch_signals(front *f, int fd, int last_words)
+
+    void front_publish(front *f, pages *table)
+    void front_renew(front *f, unsigned slot, int64_t nanoseconds)
+
+    int front_take(front *f, front_request *out, int64_t timeout)
+    ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bint wait)
+    int front_send(front *f, front_conn *c, iovec *iov, int n, size_t keep, bint wait)
+    int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len, bint leave)
+    bint front_body_pending(const front_conn *c)
+    bint front_is_gone(front_conn *c)
+    void front_finish(front *f, front_conn *c, bint keep_alive, bint abort)
+
+    void front_count(front *f, front_counters *out)
+    size_t front_requests(front *f, front_flight *out, size_t max)
+    int64_t front_now()

@@ -1,0 +1,339 @@
+# A request on loan from the front, and its body as a file.
+
+cdef inline str text_at(const char *data, http1.http1_span span):
+    return PyUnicode_DecodeLatin1(data + span.pos, span.len, NULL)
+
+
+cdef inline bint is_name(const char *at, size_t length, const char *name, size_t name_length) noexcept:
+    """Compares a field name with `name`, which is given in lower case (RFC 9110 5.1)."""
+    cdef size_t i
+    cdef char x
+    if length != name_length:
+        return False
+    for i in range(length):
+        x = at[i]
+        if c'A' <= x <= c'Z':
+            x |= 0x20
+        if x != name[i]:
+            return False
+    return True
+
+
+cdef object raise_body(ssize_t rv):
+    if rv == c.FRONT_E_LATE:
+        raise BodyError(408, "the request body did not arrive in time")
+    if rv == c.FRONT_E_TOO_LARGE:
+        raise BodyError(413, "the request body is too large")
+    if rv == c.FRONT_E_CHUNK:
+        raise BodyError(400, "malformed chunked request body")
+    if rv == c.FRONT_E_TRUNCATED:
+        raise BodyError(400, "the request body was cut short")
+    raise ClientDisconnected("the client has closed the connection")
+
+
+cdef class Request:
+    cdef Front front
+    cdef c.front_conn *conn          # NULL once finished
+    cdef http1.http1_head head
+    cdef bytes raw                   # the head as received; head's spans point into it
+    cdef readonly size_t head_size
+    cdef bytes body_start            # what had arrived of the body when the request was taken
+    cdef bint body_complete
+    cdef Body _body
+    cdef c.front_peer peer
+    cdef int64_t arrived
+    cdef public bint keep_alive
+    cdef public int status           # of the final response, 0 before it
+    cdef public uint64_t response_size
+    cdef public object context       # whatever the host wants to remember
+
+    @property
+    def method(self):
+        return text_at(self.raw, self.head.method)
+
+    @property
+    def target(self):
+        return text_at(self.raw, self.head.target)
+
+    @property
+    def path(self):
+        return text_at(self.raw, self.head.path)
+
+    @property
+    def query(self):
+        return text_at(self.raw, self.head.query)
+
+    @property
+    def version(self):
+        return "HTTP/1.1" if self.head.minor else "HTTP/1.0"
+
+    @property
+    def headers(self):
+        cdef const char *data = self.raw
+        cdef int i
+        return [(text_at(data, self.head.headers[i].name), text_at(data, self.head.headers[i].value))
+                for i in range(self.head.n_headers)]
+
+    def header(self, bytes name, default=None):
+        cdef const char *data = self.raw
+        cdef int i
+        for i in range(self.head.n_headers):
+            if is_name(data + self.head.headers[i].name.pos, self.head.headers[i].name.len, name, len(name)):
+                return text_at(data, self.head.headers[i].value)
+        return default
+
+    @property
+    def content_length(self):
+        return self.head.content_length if self.head.has_length else None
+
+    @property
+    def chunked(self):
+        return self.head.chunked
+
+    @property
+    def expects_continue(self):
+        return self.head.expect_continue
+
+    @property
+    def head_bytes(self):
+        return self.raw[:self.head_size]
+
+    @property
+    def client_address(self):
+        cdef char[c.INET6_ADDRSTRLEN] text
+        if self.peer.any.sa_family == c.AF_INET:
+            c.inet_ntop(c.AF_INET, &self.peer.v4.sin_addr, text, c.INET6_ADDRSTRLEN)
+            return text.decode("ascii"), c.ntohs(self.peer.v4.sin_port)
+        if self.peer.any.sa_family == c.AF_INET6:
+            c.inet_ntop(c.AF_INET6, &self.peer.v6.sin6_addr, text, c.INET6_ADDRSTRLEN)
+            return text.decode("ascii").removeprefix("::ffff:"), c.ntohs(self.peer.v6.sin6_port)
+        return "", 0
+
+    @property
+    def body(self):
+        return get_body(self)
+
+    @property
+    def duration(self):
+        return (c.front_now() - self.arrived) / 1e9
+
+    @property
+    def is_finished(self):
+        return self.conn is NULL
+
+    @property
+    def is_gone(self):
+        return self.conn is NULL or c.front_is_gone(self.conn)
+
+    def send(self, bytes data):
+        cdef c.iovec iov
+        iov.iov_base = PyBytes_AS_STRING(data)
+        iov.iov_len = PyBytes_GET_SIZE(data)
+        send_all(self, &iov, 1, 0)
+        self.response_size += PyBytes_GET_SIZE(data)
+
+    def finish(self, bint keep_alive=True, bint abort=False):
+        finish_request(self, keep_alive, abort)
+
+
+cdef inline Body get_body(Request request):
+    cdef Body body
+    if request._body is None:
+        body = Body.__new__(Body)
+        body.request = request
+        body.data = request.body_start
+        body.complete = request.body_complete
+        request._body = body
+    return request._body
+
+
+cdef inline void finish_request(Request request, bint keep_alive, bint abort) noexcept:
+    cdef c.front_conn *conn = request.conn
+    if conn is NULL:
+        return
+    request.conn = NULL
+    c.front_finish(request.front._front, conn,
+                   keep_alive and request.keep_alive and
+                   c.front_stage_now(request.front._front) == c.FRONT_SERVING, abort)
+
+
+cdef Request new_request(Front front, c.front_request *taken):
+    cdef Request request = Request.__new__(Request)
+    # Only as much of the header table as is used.
+    memcpy(&request.head, taken.head, <size_t>(<const char *>&taken.head.headers[taken.head.n_headers] - <const char *>taken.head))
+    request.front = front
+    request.conn = taken.conn
+    request.raw = PyBytes_FromStringAndSize(taken.data, <Py_ssize_t>taken.head_len)
+    request.head_size = taken.head_len
+    request.body_start = PyBytes_FromStringAndSize(taken.body, <Py_ssize_t>taken.body_len) if taken.body_len else b""
+    request.body_complete = taken.body_complete
+    request.keep_alive = taken.head.keep_alive
+    request.peer = taken.peer
+    request.arrived = taken.arrived
+    return request
+
+
+cdef int send_all(Request request, c.iovec *iov, int n, size_t keep) except -1:
+    """Sends with the lock held while the socket takes it, which is nearly always; else waits without the lock."""
+    cdef int rv
+    if request.conn is NULL:
+        raise ValueError("the response is finished")
+    rv = c.front_send(request.front._front, request.conn, iov, n, keep, False)
+    if rv == c.FRONT_AGAIN:
+        with nogil:
+            rv = c.front_send(request.front._front, request.conn, iov, n, keep, True)
+    if rv < 0:
+        raise ClientDisconnected("the client has closed the connection, or does not read")
+    return 0
+
+
+cdef class Body:
+    """A request body as a binary file: what has arrived first, then the socket through the front."""
+
+    cdef Request request
+    cdef bytes data           # read from the front and not yet given out: data[pos:]
+    cdef Py_ssize_t pos
+    cdef bint complete
+    cdef bint skip_buffered   # the front's own copy of body_start has been passed over
+
+    cdef bint fill(self, Py_ssize_t wanted) except -1:
+        """Replaces data, of which all has been given out, by what comes next; False at the end of the body."""
+        cdef ssize_t n
+        cdef char *at
+        cdef Py_ssize_t size = 65536 if wanted < 65536 else 262144
+        if self.complete:
+            return False
+        if self.request.conn is NULL:
+            raise ValueError("the request is finished")
+        if not self.skip_buffered:
+            self.skip(PyBytes_GET_SIZE(self.request.body_start))
+        self.data = PyBytes_FromStringAndSize(NULL, size)
+        self.pos = 0
+        at = PyBytes_AS_STRING(self.data)
+        n = c.front_read(self.request.front._front, self.request.conn, at, size, False)
+        if n == -EAGAIN:
+            with nogil:
+                n = c.front_read(self.request.front._front, self.request.conn, at, size, True)
+        if n <= 0:
+            self.data = b""
+            if n == 0:
+                self.complete = True
+                return False
+            self.request.keep_alive = False
+            raise_body(n)
+        self.data = self.data[:n]
+        return True
+
+    cdef int skip(self, Py_ssize_t n) except -1:
+        cdef char[4096] sink
+        cdef ssize_t got
+        self.skip_buffered = True
+        while n > 0:
+            got = c.front_read(self.request.front._front, self.request.conn, sink, 4096 if n > 4096 else n, False)
+            if got <= 0:
+                raise_body(got)
+            n -= got
+        return 0
+
+    def read(self, size=-1):
+        cdef Py_ssize_t wanted = -1 if size is None else size
+        cdef Py_ssize_t there = PyBytes_GET_SIZE(self.data) - self.pos
+        cdef list parts
+        if 0 <= wanted <= there or self.complete:
+            if wanted < 0 or wanted > there:
+                wanted = there
+            if self.pos == 0 and wanted == PyBytes_GET_SIZE(self.data):
+                result = self.data
+            else:
+                result = self.data[self.pos:self.pos + wanted]
+            self.pos += wanted
+            return result
+        parts = [self.data[self.pos:]]
+        self.pos = PyBytes_GET_SIZE(self.data)
+        while wanted < 0 or there < wanted:
+            if not self.fill(wanted - there if wanted >= 0 else 262144):
+                break
+            n = PyBytes_GET_SIZE(self.data)
+            if wanted >= 0 and n > wanted - there:
+                n = wanted - there
+            parts.append(self.data[:n])
+            self.pos = n
+            there += n
+        return b"".join(parts)
+
+    def read1(self, size=-1):
+        cdef Py_ssize_t wanted = -1 if size is None else size
+        if wanted == 0 or (self.pos == PyBytes_GET_SIZE(self.data) and not self.fill(65536)):
+            return b""
+        there = PyBytes_GET_SIZE(self.data) - self.pos
+        return self.read(there if wanted < 0 or wanted > there else wanted)
+
+    def readinto(self, buffer):
+        cdef unsigned char[::1] into = buffer
+        data = self.read1(len(into))
+        memoryview(buffer).cast("B")[:len(data)] = data
+        return len(data)
+
+    def readline(self, size=-1):
+        cdef Py_ssize_t limit = -1 if size is None else size
+        cdef Py_ssize_t end, total = 0
+        cdef list parts = []
+        while limit < 0 or total < limit:
+            if self.pos == PyBytes_GET_SIZE(self.data) and not self.fill(65536):
+                break
+            end = self.data.find(b"\n", self.pos) + 1
+            found = end > 0
+            if not found:
+                end = PyBytes_GET_SIZE(self.data)
+            if limit >= 0 and end - self.pos > limit - total:
+                end = self.pos + limit - total
+            parts.append(self.data[self.pos:end])
+            total += end - self.pos
+            self.pos = end
+            if found:
+                break
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def readlines(self, hint=-1):
+        lines = []
+        total = 0
+        while line := self.readline():
+            lines.append(line)
+            total += len(line)
+            if hint is not None and 0 < hint <= total:
+                break
+        return lines
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        line = self.readline()
+        if not line:
+            raise StopIteration
+        return line
+
+    def readable(self):
+        return True
+
+    def writable(self):
+        return False
+
+    def seekable(self):
+        return False
+
+    def close(self):
+        """Does nothing: the body belongs to the request."""
+
+    def flush(self):
+        """Does nothing: there is nothing to write."""
+
+    @property
+    def closed(self):
+        return False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        return None

@@ -1,0 +1,306 @@
+# A response on its way out: head built once, body framed, everything checked before a byte is sent.
+
+cdef bint[256] token_char   # RFC 9110 5.6.2
+cdef bint[256] value_char   # RFC 9110 5.5: VCHAR, SP, HTAB, obs-text
+for _i in range(256):
+    token_char[_i] = chr(_i) in "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    value_char[_i] = (_i >= 32 and _i != 127) or _i == 9
+
+cdef extern from "Python.h":
+    int PyUnicode_KIND(object text)
+    void *PyUnicode_DATA(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
+    int PyUnicode_1BYTE_KIND
+
+cdef extern from "response.h":
+    const char *response_date() nogil
+
+
+cdef const char *latin1(object text, Py_ssize_t *length, const char *what) except NULL:
+    """The characters of a str as bytes, without a copy."""
+    if not isinstance(text, str):
+        raise ResponseError(f"{what.decode()} is {type(text).__name__}, not str")
+    if PyUnicode_KIND(text) != PyUnicode_1BYTE_KIND:
+        raise ResponseError(f"{what.decode()} has characters outside latin-1")
+    length[0] = PyUnicode_GET_LENGTH(text)
+    return <const char *>PyUnicode_DATA(text)
+
+
+cdef class Response:
+    """One response to one request.
+
+    start(), add_header() ..., then write() any number of times, then end().  The head goes out with the first part
+    of the body.  Without Content-Length the body is chunked (HTTP/1.1) or ends with the connection (HTTP/1.0); if
+    all of it is known at once it gets a length.  ResponseError: what was asked for cannot be said in HTTP, and
+    nothing of it has been sent.
+    """
+
+    cdef readonly Request request
+    cdef char *head
+    cdef size_t head_len, head_cap
+    cdef readonly int status
+    cdef int64_t length       # announced; -1: none
+    cdef int64_t written
+    cdef bint has_date, self_framed, chunked, bodiless
+    cdef readonly bint sent   # the head is out
+    cdef readonly bint ended
+
+    def __cinit__(self, Request request not None):
+        self.request = request
+        self.length = -1
+
+    def __dealloc__(self):
+        free(self.head)
+
+    # ------------------------------------------------------------------ head
+
+    cdef int put(self, const char *text, size_t length) except -1:
+        cdef size_t cap
+        cdef char *more
+        if self.head_len + length > self.head_cap:
+            cap = self.head_cap * 2 or 1024
+            while cap < self.head_len + length:
+                cap *= 2
+            if cap > 1 << 20:
+                raise ResponseError("more than a megabyte of headers")
+            more = <char *>realloc(self.head, cap)
+            if more is NULL:
+                raise MemoryError
+            self.head = more
+            self.head_cap = cap
+        memcpy(self.head + self.head_len, text, length)
+        self.head_len += length
+        return 0
+
+    cdef int begin(self, int status, const char *line, Py_ssize_t length) except -1:
+        """`line`: status code and reason phrase."""
+        cdef Py_ssize_t i
+        if self.sent:
+            raise ResponseError("a second response to one request")
+        for i in range(length):
+            if not value_char[<unsigned char>line[i]]:
+                raise ResponseError("control character in the reason phrase")
+        self.head_len = 0
+        self.length = -1
+        self.has_date = self.self_framed = False
+        self.status = status
+        self.bodiless = status == 204 or status == 304
+        self.put(b"HTTP/1.1 ", 9)
+        self.put(line, length)
+        self.put(b"\r\n", 2)
+        return 0
+
+    def start(self, int status, str reason=""):
+        cdef Py_ssize_t length
+        cdef const char *text
+        if not 200 <= status <= 999:
+            raise ResponseError(f"{status} is no final status code")
+        line = f"{status} {reason}"
+        text = latin1(line, &length, b"reason phrase")
+        self.begin(status, text, length)
+
+    def add_header(self, name, value):
+        cdef Py_ssize_t n, v, i
+        cdef const char *a = latin1(name, &n, b"header name")
+        cdef const char *b = latin1(value, &v, b"header value")
+        if self.status == 0:
+            raise ResponseError("a header before the status line")
+        for i in range(n):
+            if not token_char[<unsigned char>a[i]]:
+                raise ResponseError(f"invalid character in header name {name!r}")
+        if n == 0:
+            raise ResponseError("empty header name")
+        for i in range(v):
+            if not value_char[<unsigned char>b[i]]:
+                raise ResponseError(f"control character in the value of header {name!r}")
+        if n == 14 and is_name(a, n, b"content-length", 14):
+            self.set_length(b, v)
+            return
+        if n == 10 and is_name(a, n, b"connection", 10):
+            # Persistence is the server's to say; an application may only end it (RFC 9112 9.6).
+            if "close" in value.lower():
+                self.request.keep_alive = False
+            return
+        if n == 10 and is_name(a, n, b"keep-alive", 10):
+            return
+        if n == 4 and is_name(a, n, b"date", 4):
+            self.has_date = True
+        elif n == 17 and is_name(a, n, b"transfer-encoding", 17):
+            if value.lower() != "chunked":
+                raise ResponseError(f"transfer coding {value!r} is not supported")
+            # The application frames its body itself.  That can't be vouched for: the connection ends with it.
+            self.self_framed = True
+            self.request.keep_alive = False
+        self.put(a, n)
+        self.put(b": ", 2)
+        self.put(b, v)
+        self.put(b"\r\n", 2)
+
+    cdef int set_length(self, const char *text, Py_ssize_t length) except -1:
+        cdef int64_t value = 0
+        cdef Py_ssize_t i
+        if self.length >= 0:
+            raise ResponseError("two Content-Length headers")
+        for i in range(length):
+            if not c'0' <= text[i] <= c'9' or i > 17:
+                raise ResponseError("Content-Length is no number")
+            value = value * 10 + (text[i] - c'0')
+        if length == 0:
+            raise ResponseError("Content-Length is empty")
+        self.length = value
+        return 0
+
+    cdef int close_head(self) except -1:
+        """Framing, Date, Connection, blank line: what the server has to say."""
+        cdef Request r = self.request
+        cdef char[24] digits
+        cdef int n = 24
+        cdef int64_t value = self.length
+        if self.status == 0:
+            raise ResponseError("the application has not started a response")
+        if self.self_framed and self.length >= 0:
+            raise ResponseError("both Content-Length and Transfer-Encoding")
+        if self.length >= 0 and self.status != 204:       # RFC 9110 8.6
+            while True:
+                n -= 1
+                digits[n] = c'0' + <char>(value % 10)
+                value //= 10
+                if value == 0:
+                    break
+            self.put(b"Content-Length: ", 16)
+            self.put(&digits[n], 24 - n)
+            self.put(b"\r\n", 2)
+        elif self.length < 0 and not self.bodiless and not self.self_framed:
+            if r.head.minor == 0:
+                r.keep_alive = False                      # the body ends with the connection
+            else:
+                self.put(b"Transfer-Encoding: chunked\r\n", 28)
+                self.chunked = r.head.method_id != http1.HTTP1_HEAD
+        if not self.has_date:
+            self.put(b"Date: ", 6)
+            self.put(response_date(), 29)
+            self.put(b"\r\n", 2)
+        if c.front_stage_now(r.front._front) != c.FRONT_SERVING or (r.conn is not NULL and c.front_body_pending(r.conn)):
+            r.keep_alive = False
+        if not r.keep_alive:
+            self.put(b"Connection: close\r\n", 19)
+        elif r.head.minor == 0:
+            self.put(b"Connection: keep-alive\r\n", 24)
+        self.put(b"\r\n", 2)
+        if r.head.method_id == http1.HTTP1_HEAD:
+            self.bodiless = True
+        return 0
+
+    # ------------------------------------------------------------------ body
+
+    cdef int emit(self, const char *data, Py_ssize_t length, bint last) except -1:
+        """Sends head (if it is not out yet) and data; `last`: and the end of the body."""
+        cdef c.iovec[4] iov
+        cdef char[20] size_line
+        cdef int n = 0, i
+        cdef Py_ssize_t left
+        cdef size_t keep
+        if self.ended:
+            raise ResponseError("a write after the end of the response")
+        if not self.sent:
+            if last and self.length < 0 and not self.self_framed and not (self.bodiless and length == 0):
+                self.length = length
+            if self.length >= 0 and length > self.length and self.request.head.method_id != http1.HTTP1_HEAD:
+                raise ResponseError(f"{length} bytes of body where {self.length} were announced")
+            self.close_head()
+            iov[n].iov_base = self.head
+            iov[n].iov_len = self.head_len
+            n += 1
+        if length > 0 and not self.bodiless:
+            if self.length >= 0 and self.written + length > self.length:
+                raise ResponseError(f"more body than the {self.length} bytes announced")
+            if self.chunked:
+                i = 20
+                size_line[18] = c'\r'
+                size_line[19] = c'\n'
+                i = 18
+                left = length
+                while left > 0:
+                    i -= 1
+                    size_line[i] = b"0123456789abcdef"[left & 15]
+                    left >>= 4
+                iov[n].iov_base = &size_line[i]
+                iov[n].iov_len = 20 - i
+                n += 1
+            iov[n].iov_base = <char *>data
+            iov[n].iov_len = length
+            n += 1
+            self.written += length
+        if self.chunked:
+            if length > 0 and last:
+                iov[n].iov_base = <char *>b"\r\n0\r\n\r\n"
+                iov[n].iov_len = 7
+                n += 1
+            elif length > 0:
+                iov[n].iov_base = <char *>b"\r\n"
+                iov[n].iov_len = 2
+                n += 1
+            elif last:
+                iov[n].iov_base = <char *>b"0\r\n\r\n"
+                iov[n].iov_len = 5
+                n += 1
+        if last and not self.bodiless and 0 <= self.length != self.written:
+            # An empty response by HEAD or 304 may announce what it does not carry; others may not.
+            if not self.sent:
+                raise ResponseError(f"{self.written} bytes of body where {self.length} were announced")
+            self.ended = True
+            raise ResponseError(f"{self.written} bytes of body where {self.length} were announced")
+        keep = <size_t>-1 if last or (self.length >= 0 and self.written == self.length) else 0
+        self.sent = True
+        self.request.status = self.status
+        if n > 0:
+            send_all(self.request, iov, n, keep)
+        self.request.response_size = self.written
+        self.ended = last
+        return 0
+
+    def write(self, data):
+        cdef const unsigned char[::1] view
+        if type(data) is bytes:
+            if PyBytes_GET_SIZE(data) > 0:
+                self.emit(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), False)
+            return
+        view = data
+        if view.shape[0] > 0:
+            self.emit(<const char *>&view[0], view.shape[0], False)
+
+    def flush(self):
+        """Sends the head if it is not out yet."""
+        if not self.sent:
+            self.emit(NULL, 0, False)
+
+    def end(self, bytes data=b""):
+        """The last part of the body, and the end of the response."""
+        if not self.ended:
+            self.emit(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), True)
+
+    def send_file(self, int fd, int64_t offset, int64_t count):
+        """The rest of the response: `count` bytes of a regular file from `offset`, by sendfile(2)."""
+        cdef int rv
+        if self.length < 0 and self.written == 0 and not self.sent and not self.self_framed:
+            self.length = count
+        if self.length >= 0 and count > self.length - self.written:
+            count = self.length - self.written
+        if not self.sent:
+            self.emit(NULL, 0, False)
+        if self.bodiless:
+            self.ended = True
+            return
+        if self.chunked or self.length < 0:
+            raise ResponseError("send_file needs a known length")
+        if self.request.conn is NULL:
+            raise ValueError("the response is finished")
+        with nogil:
+            rv = c.front_send_file(self.request.front._front, self.request.conn, fd, offset, count, True)
+        if rv < 0:
+            raise ClientDisconnected("the client has closed the connection, or does not read")
+        self.written += count
+        self.request.response_size = self.written
+        if self.written != self.length:
+            raise ResponseError(f"{self.written} bytes of body where {self.length} were announced")
+        self.ended = True
