@@ -234,6 +234,8 @@ class Sink:
         self._is_midline = False
         self._closing_at: float | None = None
         self._closed = False
+        self._end = threading.Event()
+        self._warnings_captured = getattr(logging, "_warnings_showwarning", None) is not None
         self._restore: list[tuple[logging.Logger, list[logging.Handler], int, bool]] = []
         self._handler = _Handler(self)
         self._thread = threading.Thread(target=self._run, name="pkg-logs", daemon=True)
@@ -301,18 +303,17 @@ class Sink:
                 logger.addHandler(handler)
             logger.setLevel(level)
             logger.propagate = propagate
-        logging.captureWarnings(False)
+        logging.captureWarnings(self._warnings_captured)
         atexit.unregister(self.close)
         lost = self._lost
         self._closing_at = time.monotonic() + timeout
-        done = threading.Event()
-        self._queue.put(done)
-        done.wait(timeout + _BLOCKED_POLL)
         self._closed = True
-        self._thread.join(_BLOCKED_POLL * 2)
-        if not self._thread.is_alive():
+        self._queue.put(self._end)
+        self._end.wait(timeout + 2 * _BLOCKED_POLL)
+        if self._end.is_set():
+            self._thread.join()
             self._output.close()
-        return done.is_set() and self._lost == lost
+        return self._end.is_set() and self._lost == lost
 
     def _put(self, line: bytes) -> None:
         """Called under the handler's lock."""
@@ -331,7 +332,10 @@ class Sink:
     @staticmethod
     def _emergency(line: bytes) -> None:
         with suppress(OSError):
-            os.write(2, line)
+            poller = select.poll()
+            poller.register(2, select.POLLOUT)
+            if poller.poll(0):  # a blocked stderr must not hold up the end
+                os.write(2, line[:_PIPE_BUF])
 
     # -- the writer thread
 
@@ -339,27 +343,19 @@ class Sink:
         is_idle = True
         while True:
             item = self._queue.get()
-            if is_idle and self._closing_at is None:
+            if is_idle and not self._closed:
                 time.sleep(_GATHER)
-            is_idle = False
             lines: list[bytes] = []
             size = 0
-            marker: threading.Event | None = None
+            markers: list[threading.Event] = []
             while True:
-                if type(item) is bytes:
-                    self._bytes_taken += len(item)
-                    lines.append(item)
-                    size += len(item)
-                elif type(item) is tuple:
-                    try:
-                        lines.append(self._render_access(item))
-                        size += len(lines[-1])
-                    except Exception:  # a field of a wrong type must not end all logging
-                        self._lost += 1
-                elif isinstance(item, threading.Event):
-                    marker = item
-                    break
+                if isinstance(item, threading.Event):
+                    markers.append(item)
+                elif line := self._line(item):
+                    lines.append(line)
+                    size += len(line)
                 if size >= _BATCH_SIZE:
+                    is_idle = False
                     break
                 try:
                     item = self._queue.get_nowait()
@@ -368,12 +364,22 @@ class Sink:
                     break
             if lines:
                 self._write(lines)
-            if self.dropped > self._reported and (marker or time.monotonic() >= self._report_at):
+            if self.dropped > self._reported and (markers or time.monotonic() >= self._report_at):
                 self._report()
-            if marker is not None:
+            for marker in markers:
                 marker.set()
-                if self._closing_at is not None and self._queue.empty():
-                    return
+            if self._end.is_set() and self._queue.empty():
+                return
+
+    def _line(self, item: bytes | Access) -> bytes:
+        if isinstance(item, bytes):
+            self._bytes_taken += len(item)
+            return item
+        try:
+            return self._render_access(item)
+        except Exception:  # a field of a wrong type must not end all logging
+            self._lost += 1
+            return b""
 
     def _write(self, lines: list[bytes]) -> bool:
         """Writes the lines; those which the output does not take are counted as lost."""
