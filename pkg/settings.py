@@ -293,7 +293,7 @@ def _fault(source: str, setting: Setting[Any], text: str, reason: str) -> str:
         return f"{source}: {reason}"
     # A URL can get where it does not belong; its password must not get further.
     text = re.sub(r"://.*@", f"://{HIDDEN}@", text, flags=re.DOTALL)
-    shown = ascii(text if len(text) <= 80 else text[:77] + "...")
+    shown = ascii(text if len(text) <= 200 else text[:197] + "...")
     return f"{source}: {shown} {reason}"
 
 
