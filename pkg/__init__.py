@@ -1,4 +1,68 @@
 """A Python microservice, and a host for one: truthful health probes, a PostgreSQL pool, a drain that loses nothing.
 
 It is not a framework: the application inside is an `http.server` handler class or a WSGI callable.
+
+    connection(timeout=None)        a connection of the pool, for a `with` block
+    check(name, interval=5, ...)    decorator: a readiness check
+    set_ready(ready, reason="")     readiness as the application sees it
+    fail_liveness(reason)           "restart me"
+    Server, RequestHandler          the parts, usable like those of `http.server`
+
+Names are imported when they are first used (PEP 562): `python -m pkg probe` must not load psycopg.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pkg.errors import (
+        BodyError,
+        ClientDisconnected,
+        ConfigurationError,
+        DatabaseUnavailable,
+        Error,
+        NotRunningError,
+        ResponseError,
+        StartupError,
+    )
+    from pkg.handler import RequestHandler
+    from pkg.server import Server
+    from pkg.service import check, connection, fail_liveness, set_ready
+
+__all__ = [
+    "BodyError",
+    "ClientDisconnected",
+    "ConfigurationError",
+    "DatabaseUnavailable",
+    "Error",
+    "NotRunningError",
+    "RequestHandler",
+    "ResponseError",
+    "Server",
+    "StartupError",
+    "check",
+    "connection",
+    "fail_liveness",
+    "set_ready",
+]
+
+_HOMES = {
+    "RequestHandler": "handler",
+    "Server": "server",
+    "check": "service",
+    "connection": "service",
+    "fail_liveness": "service",
+    "set_ready": "service",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,211 @@
+"""Server: `http.server.ThreadingHTTPServer` whose loop is the C front and whose threads are a bounded pool.
+
+It knows nothing of health, databases or settings: what a connection may do is given as keyword arguments.
+
+The shape of `socketserver` stays.  `serve_forever()` is the loop (it holds no interpreter lock), the worker threads
+are what makes the server "threading", `finish_request()` builds the handler.  What differs: a request, not a
+connection, is what a worker is given, and a slow client costs no thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import ThreadingHTTPServer
+from typing import Any
+
+from pkg import _core
+from pkg.errors import BodyError, ClientDisconnected, DatabaseUnavailable, ResponseError
+from pkg.handler import adapt
+
+__all__ = ["Server"]
+
+_log = logging.getLogger(__name__)
+
+Handler = Callable[[Any, Any, Any], object]
+
+
+class Server(ThreadingHTTPServer):
+    """An HTTP server on one listening socket.
+
+    `RequestHandlerClass` is a `BaseHTTPRequestHandler` subclass, or any callable of (request, client_address, server)
+    that answers `request`.  `limits` are the keyword arguments of `_core.Front`; durations in seconds, sizes in bytes.
+    OSError: the address cannot be bound.
+    """
+
+    # As many as the kernel allows (net.core.somaxconn): what waits there is not lost, what does not fit is.
+    request_queue_size = 4096
+    daemon_threads = True
+
+    def __init__(
+        self,
+        server_address: Any,
+        RequestHandlerClass: Any,
+        bind_and_activate: bool = True,
+        *,
+        threads: int = 8,
+        access: Callable[[_core.Request], object] | None = None,
+        **limits: Any,
+    ) -> None:
+        if ":" in server_address[0]:
+            self.address_family = socket.AF_INET6
+        self.threads = threads
+        self.access = access
+        self.front: _core.Front | None = None
+        self._limits = limits
+        self._handle: Handler | None = None if RequestHandlerClass is None else adapt(RequestHandlerClass)
+        self._workers: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._serving = False
+        self._ended = threading.Event()
+        self._ended.set()
+        super().__init__(server_address, RequestHandlerClass, bind_and_activate)
+
+    # -------------------------------------------------------------- life
+
+    def server_bind(self) -> None:
+        """Binds; unlike the base class, asks no name server who we are."""
+        if self.address_family == socket.AF_INET6:
+            with contextlib.suppress(OSError):
+                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def server_activate(self) -> None:
+        # Accepted sockets inherit the option.  Without it a response in two segments waits 40 ms for an
+        # acknowledgement that the client delays.
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.setblocking(False)
+        super().server_activate()
+        self.front = _core.Front(self.socket.fileno(), **self._limits)
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Serves until `shutdown()`, or until the front has closed every connection.  `poll_interval` has no effect."""
+        front = self._front()
+        self._ended.clear()
+        try:
+            with self._lock:
+                self._serving = True
+                if self._handle is not None:
+                    self._start_workers()
+            front.run()
+        finally:
+            front.advance(_core.Stage.STOPPED)
+            with contextlib.suppress(OSError):
+                front.run()  # lets the workers go if run() was left by an exception
+            self._serving = False
+            self._ended.set()
+
+    def host(self, handler: Any) -> None:
+        """Gives a server that was made with `None` its handler.  Until then requests wait; published pages do not."""
+        with self._lock:
+            self._handle = adapt(handler)
+            if self._serving:
+                self._start_workers()
+
+    def _start_workers(self) -> None:
+        for n in range(self.threads):
+            worker = threading.Thread(target=self._work, name=f"worker-{n}", daemon=self.daemon_threads)
+            self._workers.append(worker)
+            worker.start()
+
+    @property
+    def stuck_workers(self) -> int:
+        """Workers that have not ended although the server has."""
+        return sum(worker.is_alive() for worker in self._workers)
+
+    def shutdown(self) -> None:
+        """Ends `serve_forever` at once, aborting what is in flight, and waits for it.  For a drain see `drain()`."""
+        self._front().advance(_core.Stage.STOPPED)
+        self._ended.wait()
+
+    def drain(self) -> None:
+        """From now on every response says `Connection: close`; the listener still accepts."""
+        self._front().advance(_core.Stage.TERMINATING)
+
+    def close_listener(self) -> None:
+        """Accepts what waits, stops listening, lets requests finish; `serve_forever` returns when all are done."""
+        self._front().advance(_core.Stage.CLOSING)
+
+    def join(self, timeout: float) -> bool:
+        """Waits for serve_forever to return; False if it has not after `timeout` seconds."""
+        return self._ended.wait(timeout)
+
+    def server_close(self) -> None:
+        self.socket.close()
+        for worker in self._workers:
+            worker.join(1.0)
+        if not any(worker.is_alive() for worker in self._workers):
+            self.front = None
+
+    def _front(self) -> _core.Front:
+        if self.front is None:
+            raise RuntimeError("the server is not activated")
+        return self.front
+
+    # -------------------------------------------------------------- requests
+
+    def _work(self) -> None:
+        take = self._front().take
+        process = self.process_request
+        while (request := take()) is not None:
+            process(request, request.client_address)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serves one request in the calling worker."""
+        try:
+            self.finish_request(request, client_address)
+        except BaseException:  # SystemExit in a handler ends the request, not the worker
+            self.handle_error(request, client_address)
+        finally:
+            self.shutdown_request(request)
+        if self.access is not None:
+            self.access(request)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        assert self._handle is not None
+        self._handle(request, client_address, self)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Gives the connection back to the front."""
+        if not request.is_finished:
+            request.finish(keep_alive=request.status != 0, abort=request.status == 0)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Answers for the exception being handled, if nothing has been sent; else cuts the connection."""
+        error = sys.exception()
+        status, headers = HTTPStatus.INTERNAL_SERVER_ERROR, {}
+        if isinstance(error, ClientDisconnected):
+            _log.debug("%s %s: %s", request.method, request.target, error)
+            request.finish(keep_alive=False, abort=True)
+            return
+        if isinstance(error, BodyError):
+            status = HTTPStatus(error.status)
+            _log.info("%s %s: %s", request.method, request.target, error)
+        elif isinstance(error, DatabaseUnavailable):
+            status, headers = HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"}
+            _log.warning("%s %s: %s", request.method, request.target, error)
+        elif isinstance(error, ResponseError):
+            _log.error("%s %s: invalid response: %s", request.method, request.target, error)
+        else:
+            _log.error("%s %s failed", request.method, request.target, exc_info=error)
+        if request.status != 0 or request.is_finished:
+            request.finish(keep_alive=False, abort=True)
+            return
+        try:
+            request.keep_alive = False
+            response = _core.Response(request)
+            response.start(status, status.phrase)
+            response.add_header("Content-Type", "text/plain; charset=utf-8")
+            for name, value in headers.items():
+                response.add_header(name, value)
+            response.end(f"{status.phrase}\n".encode())
+        except (ClientDisconnected, ResponseError, ValueError):
+            request.finish(keep_alive=False, abort=True)

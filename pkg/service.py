@@ -1,0 +1,498 @@
+"""The composition root: builds the parts, runs them, and ends them in order.
+
+It decides when things happen; how they happen is each part's own.
+
+    start   signal handlers, then logs                       (phase STARTING)
+            socket bound, front running: /healthz 200, /readyz 503 `startup`
+            the application imported, the pool opened without waiting, checks begun
+            workers started, `startup` passes                (phase READY)
+
+    stop    SIGTERM, SIGINT or POST /drain                   (phase DRAINING)
+      0 s     the front sees the signal by itself: /readyz 503 `shutdown`, `Connection: close` on every response
+      |       drain_delay (0 after SIGINT, cut short by a second signal): everything is still accepted and served
+      v       no new handshakes, the backlog accepted, the listener closed; idle connections get a last second
+      |       drain_timeout: requests in flight finish; 1 s before its end stacks and requests go to the log
+      v       what is left is aborted                        (phase STOPPED)
+            checks stop, the pool closes, a summary line, logs flush; exit 0 if nothing was aborted, else 1
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from pkg.errors import NotRunningError, StartupError
+
+if TYPE_CHECKING:
+    from pkg.database import Database
+    from pkg.health import Check, Checker
+    from pkg.server import Server
+    from pkg.settings import Settings
+
+__all__ = ["Service", "current", "load"]
+
+_log = logging.getLogger("pkg.service")
+
+DUPLICATE = 1.0  # seconds: a second signal so soon is the same one sent twice (supervisors do)
+LAST_WORDS = 1.0  # seconds before the deadline of the drain
+
+_current: Service | None = None
+_pending_checks: list[Check] = []
+
+
+def current() -> Service:
+    """The running service.  NotRunningError: there is none in this process."""
+    if _current is None:
+        raise NotRunningError("no service is running in this process; start it with `python -m pkg`")
+    return _current
+
+
+class _Interrupted(BaseException):
+    """A signal during start-up; not an Exception, so that no application's import swallows it."""
+
+
+class Signals:
+    """What signals ask for.  The first one drains; a second, not a duplicate, cuts the delay; a third exits at once."""
+
+    def __init__(self) -> None:
+        self.drain = threading.Event()
+        self.hurry = threading.Event()
+        self.name = ""
+        self.at = 0.0
+        self.starting = True
+        self._last = 0.0
+        self._count = 0
+        self._former: dict[int, Any] = {}
+        self.read_fd, self._write_fd = os.pipe()
+        os.set_blocking(self.read_fd, False)
+        os.set_blocking(self._write_fd, False)
+        self._former_fd = -1
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._former[number] = signal.signal(number, self._on_signal)
+        # The number of every signal also goes to the front, which needs no interpreter lock to read it.
+        self._former_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+        faulthandler.enable()
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+    def restore(self) -> None:
+        signal.set_wakeup_fd(self._former_fd)
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        faulthandler.unregister(signal.SIGUSR1)
+        os.close(self.read_fd)
+        os.close(self._write_fd)
+
+    def ask(self, name: str) -> None:
+        """Begins a drain for a reason other than a signal."""
+        if not self.drain.is_set():
+            self.name, self.at = name, time.monotonic()
+            self.drain.set()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._count and now - self._last < DUPLICATE:
+            return
+        self._last = now
+        self._count += 1
+        if self._count == 1:
+            self.ask(signal.Signals(number).name)
+            if number == signal.SIGINT:
+                self.hurry.set()
+            if self.starting:
+                raise _Interrupted
+        elif self._count == 2:
+            self.hurry.set()
+        else:
+            os.write(2, b"pkg: third signal, leaving at once\n")
+            os._exit(1)
+
+
+def load(spec: str) -> Any:
+    """The application that `module:attribute` names; `module:factory()` calls the factory.
+
+    StartupError: there is no such thing, or it is no application.  What the import itself raises is shown with its
+    traceback, as an application's author expects, and is a StartupError as well.
+    """
+    module_name, _, attribute = spec.partition(":")
+    call = attribute.endswith("()")
+    attribute = attribute.removesuffix("()")
+    if not module_name or not attribute:
+        raise StartupError(f"APP {spec!r} is not of the form module:attribute")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise StartupError(f"APP {spec!r}: no module named {error.name!r}") from None
+        raise _import_failed(spec, error) from error
+    except Exception as error:
+        raise _import_failed(spec, error) from error
+    app: Any = module
+    for part in attribute.split("."):
+        if not hasattr(app, part):
+            raise StartupError(f"APP {spec!r}: module {module_name!r} has no attribute {attribute!r}")
+        app = getattr(app, part)
+    if call:
+        try:
+            app = app()
+        except Exception as error:
+            raise _import_failed(spec, error) from error
+    if not callable(app):
+        raise StartupError(f"APP {spec!r} is neither a WSGI callable nor a handler class")
+    return app
+
+
+def _import_failed(spec: str, error: BaseException) -> StartupError:
+    import traceback
+
+    frames = error.__traceback__
+    # Our own frames and the import machinery's say nothing to the application's author.
+    while frames is not None and (
+        frames.tb_frame.f_code.co_filename == __file__ or "importlib" in frames.tb_frame.f_code.co_filename
+    ):
+        frames = frames.tb_next
+    traceback.print_exception(type(error), error, frames or error.__traceback__)
+    return StartupError(f"APP {spec!r} cannot be imported: {type(error).__name__}: {error}".splitlines()[0])
+
+
+class Service:
+    """One process: `run()` serves until told to stop and returns the exit code."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.started = time.monotonic()
+        self.signals = Signals()
+        self.server: Server | None = None
+        self.database: Database | None = None
+        self.checker: Checker | None = None
+
+    # -------------------------------------------------------------- run
+
+    def run(self) -> int:
+        """Exit code 0: drained, nothing aborted; 1: requests aborted.  StartupError: not started, nothing stays bound."""
+        global _current
+        self.signals.install()
+        from pkg import logs
+        from pkg.lifecycle import Lifecycle, Phase
+
+        s = self.settings
+        self.logs = logs.configure(format=s.log_format, level=s.log_level, access_log=s.access_log)
+        self.lifecycle = Lifecycle()
+        for warning in s.warnings:
+            _log.warning("%s", warning)
+        clean = False
+        try:
+            try:
+                self._start()
+                _current = self
+                self.signals.starting = False
+                self.lifecycle.advance(Phase.READY)
+                _log.info(
+                    "serving %s on %s:%d after %.0f ms",
+                    s.app or "health pages",
+                    *self.address,
+                    (time.monotonic() - self.started) * 1000,
+                )
+                self.signals.drain.wait()
+            except _Interrupted:
+                self.signals.starting = False
+            self.lifecycle.advance(Phase.DRAINING, self.signals.name)
+            code = self._drain()
+            clean = True
+            return code
+        finally:
+            _current = None
+            self.signals.starting = False
+            if not clean:
+                self._abort()
+            stuck = self.server.stuck_workers if self.server is not None else 0
+            self.logs.close()
+            self.signals.restore()
+            if clean and stuck:
+                # A worker that never ends, and whatever it holds, must not hold up the exit.
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(1)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        assert self.server is not None
+        host, port = self.server.server_address[:2]
+        return str(host), int(port)
+
+    # -------------------------------------------------------------- start
+
+    def _start(self) -> None:
+        from pkg.health import Checker
+        from pkg.server import Server
+
+        s = self.settings
+        try:
+            self.server = server = Server(
+                (s.host, s.port),
+                None,
+                threads=s.threads,
+                access=_access if s.access_log else None,
+                max_connections=_connections(s.max_connections),
+                **{name: getattr(s, name) for name in _LIMITS},
+            )
+        except OSError as error:
+            raise StartupError(f"cannot listen on {s.host}:{s.port}: {error.strerror or error}") from None
+        front = server.front
+        assert front is not None
+        front.watch_signals(self.signals.read_fd, signal.SIGUSR1)
+        self.checker = Checker(
+            publish=front.publish,
+            renew=front.renew,
+            liveness_timeout=s.liveness_timeout,
+            root=not s.app,
+        )
+        self.checker.start()
+        threading.Thread(target=server.serve_forever, name="front", daemon=True).start()
+
+        if s.database_url or s.database_url_file:
+            self._open_database()
+        else:
+            _log.info("no DATABASE_URL: there is no connection pool and no database check")
+        global _current
+        _current = self  # the application may register checks while it is imported
+        handler = self._handler()
+        for check in _pending_checks:
+            self.checker.add(check)
+        server.host(handler)
+        self.checker.startup_done()
+
+    def _handler(self) -> Any:
+        import functools
+        from socketserver import BaseRequestHandler
+
+        from pkg.wsgi import Application
+
+        if not self.settings.app:
+            return _no_application
+        app = load(self.settings.app)
+        inner = app.func if isinstance(app, functools.partial) else app
+        if isinstance(inner, type) and issubclass(inner, BaseRequestHandler):
+            return app
+        return Application(app, name=self.address[0], port=self.address[1])
+
+    def _open_database(self) -> None:
+        from pkg.database import Database
+        from pkg.health import Check
+
+        s = self.settings
+        assert self.checker is not None
+        self.database = Database(
+            url=s.database_url,
+            url_file=s.database_url_file,
+            role=s.database_role,
+            min_size=s.pool_min_size,
+            max_size=s.pool_max_size,
+            pool_timeout=s.pool_timeout,
+            connect_timeout=s.connect_timeout,
+        )
+        self.database.open()
+        self.checker.add(Check("database", self.database.check, interval=s.check_interval))
+
+    # -------------------------------------------------------------- stop
+
+    def _drain(self) -> int:
+        """The stopping half of the timeline above."""
+        from pkg.lifecycle import Phase
+
+        s, server, checker, signals = self.settings, self.server, self.checker, self.signals
+        begun = signals.at
+        delay = 0.0 if signals.hurry.is_set() or server is None else s.drain_delay
+        served = 0
+        forced = False
+        if server is not None and server.front is not None:
+            stats = server.front.stats()
+            _log.info(
+                "draining after %s: %d requests in flight, %d connections; "
+                "accepting for %g s more, then at most %g s to finish",
+                signals.name,
+                stats["in_flight"],
+                stats["connections"],
+                delay,
+                s.drain_timeout,
+            )
+            before = stats["served"]
+            server.drain()
+            if checker is not None:
+                checker.shutting_down()
+            if delay:
+                signals.hurry.wait(max(0.0, begun + delay - time.monotonic()))
+            server.close_listener()
+            self.lifecycle.listeners_closed.set()
+            deadline = time.monotonic() + s.drain_timeout
+            if not server.join(max(0.0, s.drain_timeout - LAST_WORDS)):
+                self._last_words("the drain ends in a second")
+                if not server.join(max(0.0, deadline - time.monotonic())):
+                    forced = True
+                    server.shutdown()
+            stats = server.front.stats()
+            served = stats["served"] - before
+            aborted = stats["aborted"]
+            server.server_close()
+        else:
+            aborted = 0
+        self.lifecycle.drained.set()
+        self._close_parts()
+        self.lifecycle.advance(Phase.STOPPED)
+        _log.info(
+            "stopped: %d served while draining, %d aborted%s, after %.1f s",
+            served,
+            aborted,
+            " at the deadline" if forced else "",
+            time.monotonic() - begun,
+        )
+        return 1 if aborted else 0
+
+    def _close_parts(self) -> None:
+        if self.checker is not None:
+            self.checker.stop()
+        if self.database is not None:
+            self.database.close(timeout=2.0)
+
+    def _abort(self) -> None:
+        """Start-up failed: nothing stays bound or running."""
+        if self.server is not None:
+            if self.server.front is not None:
+                self.server.shutdown()
+            self.server.server_close()
+        self._close_parts()
+
+    def _last_words(self, why: str) -> None:
+        assert self.server is not None and self.server.front is not None
+        requests = self.server.front.requests()
+        _log.warning("%s: %d requests in flight", why, len(requests))
+        for request in requests:
+            _log.warning("  %(method)s %(target)s for %(age).1f s on thread %(thread)d", request)
+        self.logs.flush(0.5)
+        with contextlib.suppress(OSError, ValueError):
+            faulthandler.dump_traceback(all_threads=True)
+
+
+_LIMITS = (
+    "max_queue",
+    "max_header_size",
+    "max_headers",
+    "max_target_size",
+    "max_body_size",
+    "body_buffer_size",
+    "response_buffer_size",
+    "buffer_size",
+    "min_body_rate",
+    "header_timeout",
+    "body_timeout",
+    "idle_timeout",
+    "write_timeout",
+    "queue_timeout",
+)
+
+_OTHER_DESCRIPTORS = 128  # for the application, the pool, logs and the probes that come over the limit
+
+
+def _connections(wanted: int) -> int:
+    """As many connections as there can be descriptors for; the soft limit is raised as far as it goes."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = wanted + 2 * _OTHER_DESCRIPTORS
+    if hard == resource.RLIM_INFINITY or need <= hard:
+        target = need
+    else:
+        target = hard
+    if soft != resource.RLIM_INFINITY and soft < target:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+            soft = target
+    if soft == resource.RLIM_INFINITY or soft >= need:
+        return wanted
+    possible = max(16, soft - 2 * _OTHER_DESCRIPTORS)
+    if possible < wanted:
+        _log.info("at most %d connections: the limit of open files is %d", possible, soft)
+    return min(wanted, possible)
+
+
+def _access(request: Any) -> None:
+    from pkg import logs
+
+    logs.access(
+        request.method,
+        request.target,
+        request.status,
+        request.duration,
+        request.content_length or 0,
+        request.response_size,
+        request.client_address[0],
+        request.header(b"user-agent"),
+    )
+
+
+def _no_application(request: Any, client_address: Any, server: Any) -> None:
+    from pkg import _core
+
+    response = _core.Response(request)
+    response.start(404, "Not Found")
+    response.add_header("Content-Type", "text/plain; charset=utf-8")
+    response.end(b"not found\n")
+    request.finish()
+
+
+# ------------------------------------------------------------------ what an application may call (see pkg/__init__.py)
+
+
+@contextlib.contextmanager
+def connection(timeout: float | None = None) -> Iterator[Any]:
+    """A connection of the pool, for the body of a `with`."""
+    database = current().database
+    if database is None:
+        raise NotRunningError("the service has no database: DATABASE_URL is not set")
+    with database.connection(timeout=timeout) as conn:
+        yield conn
+
+
+def check(
+    name: str, *, interval: float = 5.0, timeout: float = 1.0, required: bool = True
+) -> Callable[[Callable[[], object]], Callable[[], object]]:
+    """Makes the decorated function a readiness check; it fails by raising."""
+
+    def register(probe: Callable[[], object]) -> Callable[[], object]:
+        from pkg.health import Check
+
+        made = Check(name, probe, interval=interval, timeout=timeout, required=required)
+        if _current is not None and _current.checker is not None:
+            _current.checker.add(made)
+        else:
+            _pending_checks.append(made)
+        return probe
+
+    return register
+
+
+def set_ready(ready: bool, reason: str = "") -> None:
+    """Readiness as the application sees it: the check `application`."""
+    checker = current().checker
+    assert checker is not None
+    checker.set_ready(ready, reason)
+
+
+def fail_liveness(reason: str) -> None:
+    """Says that this process cannot recover by itself: /healthz is 503 from now on."""
+    checker = current().checker
+    assert checker is not None
+    checker.fail_liveness(reason)
