@@ -177,7 +177,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
         else:
             group.add_argument(setting.flag, metavar=setting.kind.metavar, help=text, **common)
     if command == "serve":
-        parser.add_argument("--version", action=Version, nargs=0, help="show the versions and exit")
+        parser.add_argument(
+            "--version", action=Version, nargs=0, dest=argparse.SUPPRESS, help="show the versions and exit"
+        )
     else:
         parser.add_argument("--json", action="store_true", help="as JSON, for programs")
         parser.add_argument("--markdown", action="store_true", help=argparse.SUPPRESS)  # the README's table
@@ -409,7 +411,7 @@ def _read_answer(connection: Any, deadline: float) -> tuple[int, bytes]:
 def _one_line(body: bytes) -> str:
     """The first line, fit for a terminal whatever a stranger's server sent."""
     lines = body.decode("utf-8", "replace").splitlines() or [""]
-    return "".join(character if character.isprintable() else "?" for character in lines[0][:500])
+    return "".join(character if " " <= character <= "~" else "?" for character in lines[0][:500])
 
 
 def _say(text: str) -> None:

@@ -99,9 +99,6 @@ class Setting(Generic[T]):
         value: T = instance._values[self.name]
         return value
 
-    def __set__(self, instance: Settings, value: T) -> None:
-        raise AttributeError(f"settings are frozen: {self.name}")
-
     def parse(self, text: str) -> T:
         """The value of a text; raises ValueError with a phrase that says what is wrong, never with a secret in it."""
         try:
