@@ -1,33 +1,14 @@
 /*
- * http1.c - see http1.h for the theory.  Read on: bytes and how they are
- * scanned; the fields that mean something here; the request line; the head;
- * chunked bodies; errors.
+ * http1.c - see http1.h for the theory.  Read on: hosts; the fields that mean
+ * something here; the request line; header lines; the head; chunked bodies;
+ * errors.  How bytes are classified and found is in http1_scan.h.
  *
  * The parser is one always-inlined function, compiled once per instruction set
- * and chosen at run time, so that no build needs -march.  -DHTTP1_PORTABLE
- * leaves only the plain C one; the tests run both.
+ * and chosen at run time, so that no build needs -march.
  */
 #include "http1.h"
 
-#include <string.h>
-
-#if defined(__GNUC__)
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-#define COLD __attribute__((noinline, cold))
-#define UNLIKELY(x) __builtin_expect(!!(x), 0)
-#else
-#define ALWAYS_INLINE static inline
-#define COLD
-#define UNLIKELY(x) (x)
-#endif
-
-#if !defined(HTTP1_PORTABLE) && defined(__GNUC__) && defined(__x86_64__)
-#define HTTP1_X86 1
-#include <immintrin.h>
-#elif !defined(HTTP1_PORTABLE) && defined(__GNUC__) && defined(__aarch64__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-#define HTTP1_NEON 1
-#include <arm_neon.h>
-#endif
+#include "http1_scan.h"
 
 enum {
     MAX_EMPTY_LINES = 4,            /* RFC 9112 2.2: "at least one" should be skipped */
@@ -37,210 +18,6 @@ enum {
     MAX_TRAILERS = 64,
     REPARSE_ALWAYS = 256,           /* up to here a partial head is parsed anew however little came */
 };
-
-/* Classes of bytes ------------------------------------------------------- */
-
-/* Byte c is a member if low[c & 15] & high[c >> 4]: the form which vector table look-ups want. */
-struct class {
-    uint8_t low[16], high[16];
-};
-
-/* tchar (RFC 9110 5.6.2) */
-static const struct class TOKEN = {
-    {58, 63, 62, 63, 63, 63, 63, 63, 62, 62, 61, 21, 52, 21, 61, 28},
-    {0, 0, 1, 2, 4, 8, 16, 32, 0, 0, 0, 0, 0, 0, 0, 0},
-};
-
-/* What may be in a field value: VCHAR, obs-text, SP, HTAB (RFC 9110 5.5) */
-static const struct class TEXT = {
-    {6, 6, 6, 6, 6, 6, 6, 6, 6, 7, 6, 6, 6, 6, 6, 2},
-    {1, 0, 2, 2, 2, 2, 2, 4, 2, 2, 2, 2, 2, 2, 2, 2},
-};
-
-/* VCHAR but '#' and '?'.  RFC 3986 has no place for "<>\^`{|} either, but browsers send some of them
-   as they are, and nobody takes them for anything else.  Fragments and bytes over 127 are refused. */
-static const struct class PATH = {
-    {6, 7, 7, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 5},
-    {0, 0, 1, 2, 4, 4, 4, 2, 0, 0, 0, 0, 0, 0, 0, 0},
-};
-
-/* PATH and '?' */
-static const struct class QUERY = {
-    {6, 7, 7, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 3},
-    {0, 0, 1, 2, 2, 2, 2, 4, 0, 0, 0, 0, 0, 0, 0, 0},
-};
-
-/* unreserved and sub-delims: a reg-name or IPv4address without pct-encoded (RFC 3986 3.2.2) */
-static const struct class HOST = {
-    {26, 31, 30, 30, 31, 30, 31, 31, 31, 31, 29, 7, 5, 7, 21, 12},
-    {0, 0, 1, 2, 4, 8, 4, 16, 0, 0, 0, 0, 0, 0, 0, 0},
-};
-
-static inline bool is_in(const struct class *c, uint8_t byte) {
-    return (c->low[byte & 15] & c->high[byte >> 4]) != 0;
-}
-
-static inline bool is_digit(uint8_t c) {
-    return c >= '0' && c <= '9';
-}
-
-/* The value of a hexadecimal digit, else -1. */
-static inline int hex_value(uint8_t c) {
-    if (is_digit(c))
-        return c - '0';
-    c |= 0x20;
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
-static inline bool is_space(uint8_t c) {
-    return c == ' ' || c == '\t';
-}
-
-static inline uint64_t load8(const void *p) {
-    uint64_t w;
-    memcpy(&w, p, 8);
-    return w;
-}
-
-static inline uint32_t load4(const void *p) {
-    uint32_t w;
-    memcpy(&w, p, 4);
-    return w;
-}
-
-/* Is [p, p+n) this lower-case word, in any case?  n >= 4.  Bit 5 set makes letters lower case and is
-   set already in '-' and digits; the bytes it could make alike are controls, which never get here. */
-ALWAYS_INLINE bool is_word(const uint8_t *p, const char *word, size_t n) {
-    if (n < 8) {
-        const uint32_t bit = 0x20202020u;
-        return (load4(p) | bit) == load4(word) && (load4(p + n - 4) | bit) == load4(word + n - 4);
-    }
-    const uint64_t bits = 0x2020202020202020u;
-    for (size_t i = 0; i + 8 < n; i += 8)
-        if ((load8(p + i) | bits) != load8(word + i))
-            return false;
-    return (load8(p + n - 8) | bits) == load8(word + n - 8);
-}
-
-/* is_word() for a literal and a string of any length */
-#define IS(p, end, literal) \
-    ((size_t)((end) - (p)) == sizeof(literal) - 1 && is_word((p), (literal), sizeof(literal) - 1))
-
-/* Scanning --------------------------------------------------------------- */
-
-/*
- * scan_*(c, base, p, end): the first byte of [p, end) that is not in the class,
- * else end.  Whole vectors are read while they fit; the rest in one vector that
- * ends at `end` and overlaps what was read before, down to `base`, where the
- * caller's buffer begins.  So no byte outside of [base, end) is touched.
- */
-
-static const uint8_t *scan_bytes(const struct class *c, const uint8_t *p, const uint8_t *end) {
-    while (p < end && is_in(c, *p))
-        p++;
-    return p;
-}
-
-static inline const uint8_t *scan_portable(const struct class *c, const uint8_t *p, const uint8_t *end) {
-    if (c == &TEXT) {
-        /* Eight at a time, as long as there is no control (HTAB included) and no DEL among them. */
-        const uint64_t ones = 0x0101010101010101u, high = 0x8080808080808080u;
-        for (; end - p >= 8; p += 8) {
-            const uint64_t w = load8(p), del = w ^ (ones * 0x7f);
-            if ((((w - ones * 0x20) & ~w) | ((del - ones) & ~del)) & high) {
-                const uint8_t *q = scan_bytes(c, p, p + 8);
-                if (q < p + 8)
-                    return q;
-            }
-        }
-    }
-    return scan_bytes(c, p, end);
-}
-
-#ifdef HTTP1_X86
-/* One bit per byte that is not in the class. */
-__attribute__((target("ssse3"))) static inline uint32_t stops16(const struct class *c, const uint8_t *p) {
-    const __m128i v = _mm_loadu_si128((const __m128i *)p), nibble = _mm_set1_epi8(15);
-    const __m128i low = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)c->low), _mm_and_si128(v, nibble));
-    const __m128i high = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)c->high),
-                                          _mm_and_si128(_mm_srli_epi16(v, 4), nibble));
-    return (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_and_si128(low, high), _mm_setzero_si128()));
-}
-
-__attribute__((target("ssse3"))) static inline const uint8_t *scan_ssse3(const struct class *c, const uint8_t *base,
-                                                                         const uint8_t *p, const uint8_t *end) {
-    uint32_t stops;
-    for (; end - p >= 16; p += 16)
-        if ((stops = stops16(c, p)) != 0)
-            return p + __builtin_ctz(stops);
-    if (p == end || end - base < 16)
-        return scan_bytes(c, p, end);
-    stops = stops16(c, end - 16) >> (16 - (end - p));
-    return stops ? p + __builtin_ctz(stops) : end;
-}
-
-__attribute__((target("avx2,bmi"))) static inline uint32_t stops32(const struct class *c, const uint8_t *p) {
-    const __m256i v = _mm256_loadu_si256((const __m256i *)p), nibble = _mm256_set1_epi8(15);
-    const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)c->low));
-    const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)c->high));
-    const __m256i row = _mm256_shuffle_epi8(low, _mm256_and_si256(v, nibble));
-    const __m256i column = _mm256_shuffle_epi8(high, _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble));
-    return (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_and_si256(row, column), _mm256_setzero_si256()));
-}
-
-__attribute__((target("avx2,bmi"))) static inline const uint8_t *scan_avx2(const struct class *c, const uint8_t *base,
-                                                                           const uint8_t *p, const uint8_t *end) {
-    uint32_t stops;
-    for (; end - p >= 32; p += 32)
-        if ((stops = stops32(c, p)) != 0)
-            return p + __builtin_ctz(stops);
-    if (p == end || end - base < 32)
-        return scan_bytes(c, p, end);
-    stops = stops32(c, end - 32) >> (32 - (end - p));
-    return stops ? p + __builtin_ctz(stops) : end;
-}
-#endif
-
-#ifdef HTTP1_NEON
-/* Four bits per byte that is not in the class (NEON has no movemask; narrowing keeps a nibble of each). */
-static inline uint64_t stops16(const struct class *c, const uint8_t *p) {
-    const uint8x16_t v = vld1q_u8(p);
-    const uint8x16_t row = vqtbl1q_u8(vld1q_u8(c->low), vandq_u8(v, vdupq_n_u8(15)));
-    const uint8x16_t column = vqtbl1q_u8(vld1q_u8(c->high), vshrq_n_u8(v, 4));
-    const uint8x16_t stop = vceqzq_u8(vandq_u8(row, column));
-    return vget_lane_u64(vreinterpret_u64_u8(vshrn_n_u16(vreinterpretq_u16_u8(stop), 4)), 0);
-}
-
-static inline const uint8_t *scan_neon(const struct class *c, const uint8_t *base, const uint8_t *p,
-                                       const uint8_t *end) {
-    uint64_t stops;
-    for (; end - p >= 16; p += 16)
-        if ((stops = stops16(c, p)) != 0)
-            return p + __builtin_ctzll(stops) / 4;
-    if (p == end || end - base < 16)
-        return scan_bytes(c, p, end);
-    stops = stops16(c, end - 16) >> (4 * (16 - (end - p)));
-    return stops ? p + __builtin_ctzll(stops) / 4 : end;
-}
-#endif
-
-enum isa { PORTABLE, SSSE3, AVX2, NEON };
-
-ALWAYS_INLINE const uint8_t *scan(enum isa isa, const struct class *c, const uint8_t *base, const uint8_t *p,
-                                  const uint8_t *end) {
-#ifdef HTTP1_X86
-    if (isa == AVX2)
-        return scan_avx2(c, base, p, end);
-    if (isa == SSSE3)
-        return scan_ssse3(c, base, p, end);
-#endif
-#ifdef HTTP1_NEON
-    if (isa == NEON)
-        return scan_neon(c, base, p, end);
-#endif
-    (void)isa, (void)base;
-    return scan_portable(c, p, end);
-}
 
 /* Hosts ------------------------------------------------------------------ */
 
@@ -342,6 +119,12 @@ static COLD bool is_authority(const uint8_t *p, const uint8_t *end, bool needs_p
     return *p == ':' && is_port(p + 1, end, needs_port);
 }
 
+/* The value of Host: empty, or what is_authority() says. */
+ALWAYS_INLINE bool is_host(enum isa isa, const uint8_t *buf, const uint8_t *p, const uint8_t *end) {
+    const uint8_t *q = scan(isa, &HOST, buf, p, end);
+    return q == end || (q > p && *q == ':' && is_port(q + 1, end, false)) || is_authority(p, end, false);
+}
+
 /* Fields that mean something here ---------------------------------------- */
 
 /* What was seen of them, until the head is complete. */
@@ -412,6 +195,10 @@ static COLD void on_transfer_encoding(struct facts *facts, const uint8_t *p, con
 /* RFC 9110 7.6.1 */
 static COLD void on_connection(struct facts *facts, const uint8_t *p, const uint8_t *end) {
     const uint8_t *next = p, *option, *option_end;
+    if (IS(p, end, "close") || IS(p, end, "keep-alive")) { /* nearly always */
+        *(end - p == 5 ? &facts->close : &facts->keep_alive) = true;
+        return;
+    }
     while (list_next(&next, end, &option, &option_end)) {
         if (IS(option, option_end, "close"))
             facts->close = true;
@@ -596,6 +383,65 @@ ALWAYS_INLINE int parse_request_line(enum isa isa, const uint8_t *buf, const uin
     return n > 0 ? (int)(p + n - line) : n;
 }
 
+/* Header lines ----------------------------------------------------------- */
+
+struct line {
+    const uint8_t *name_end, *value, *value_end; /* without white space around the value */
+};
+
+/* OWS field-value OWS: what is between the colon and a CR.  All of it is TEXT, so only SP and HTAB are up to ' '. */
+ALWAYS_INLINE struct line trimmed(const uint8_t *colon, const uint8_t *cr) {
+    const uint8_t *p = colon + 1;
+    p += *p == ' ';
+    while (UNLIKELY(is_space(*p)))
+        p++;
+    while (UNLIKELY(cr[-1] <= ' ' && cr > p))
+        cr--;
+    return (struct line){colon, p, cr};
+}
+
+/* The line at p, read byte by byte: its length, HTTP1_PARTIAL, or what is wrong with it. */
+static COLD int parse_line(const uint8_t *p, const uint8_t *end, struct line *line) {
+    const uint8_t *name = p, *colon;
+
+    /* field-name ":" (RFC 9112 5.1): nothing between the two */
+    p = scan_bytes(&TOKEN, p, end);
+    if (p == end)
+        return HTTP1_PARTIAL;
+    if (*p == '\r' || *p == '\n')
+        return HTTP1_E_LINE_END;
+    if (p == name && is_space(*p)) /* 5.2, and 2.2 for the first line */
+        return HTTP1_E_FOLDED_LINE;
+    if (p == name || *p != ':')
+        return HTTP1_E_HEADER_NAME;
+    colon = p;
+
+    /* RFC 9110 5.5; RFC 9112 2.2: a bare CR or LF ends nothing here */
+    p = scan_portable(&TEXT, p, p + 1, end);
+    if (p == end)
+        return HTTP1_PARTIAL;
+    if (*p != '\r')
+        return *p == '\n' ? HTTP1_E_LINE_END : HTTP1_E_HEADER_VALUE;
+    if (end - p < 2)
+        return HTTP1_PARTIAL;
+    if (p[1] != '\n')
+        return HTTP1_E_LINE_END;
+    *line = trimmed(colon, p);
+    return (int)(p + 2 - name);
+}
+
+/* The same at a glance, for a line which is good; NULL leaves it to parse_line(). */
+ALWAYS_INLINE const uint8_t *glance(enum isa isa, struct window *window, const uint8_t *p, const uint8_t *end,
+                                    struct line *line) {
+    const uint8_t *colon, *cr;
+    if (UNLIKELY(!window_line(isa, window, p, &colon, &cr)))
+        return NULL;
+    if (UNLIKELY(*colon != ':' || colon == p || end - cr < 2 || cr[0] != '\r' || cr[1] != '\n'))
+        return NULL;
+    *line = trimmed(colon, cr);
+    return cr + 2;
+}
+
 /* The head --------------------------------------------------------------- */
 
 ALWAYS_INLINE int parse(enum isa isa, const uint8_t *buf, const uint8_t *end, const http1_limits *limits,
@@ -603,10 +449,12 @@ ALWAYS_INLINE int parse(enum isa isa, const uint8_t *buf, const uint8_t *end, co
     const size_t max_headers = limits->max_headers < HTTP1_MAX_HEADERS ? limits->max_headers : HTTP1_MAX_HEADERS;
     const uint8_t *p = buf;
     struct facts facts = {0};
+    struct window window;
     size_t n_headers = 0;
     int n;
 
     memset(head, 0, offsetof(http1_head, headers));
+    window_open(isa, &window, buf, end);
 
     /* Empty lines before the request line (RFC 9112 2.2). */
     while (p < end && UNLIKELY(*p == '\r' || *p == '\n')) {
@@ -627,7 +475,8 @@ ALWAYS_INLINE int parse(enum isa isa, const uint8_t *buf, const uint8_t *end, co
     p += n;
 
     for (;;) {
-        const uint8_t *name = p, *name_end, *value, *value_end;
+        struct line line;
+        const uint8_t *name = p;
 
         if (UNLIKELY(p == end))
             return HTTP1_PARTIAL;
@@ -642,65 +491,43 @@ ALWAYS_INLINE int parse(enum isa isa, const uint8_t *buf, const uint8_t *end, co
         if (UNLIKELY(n_headers == max_headers))
             return HTTP1_E_HEADER_COUNT;
 
-        /* field-name ":" (RFC 9112 5.1): nothing between the two */
-        name_end = scan(isa, &TOKEN, buf, name, end);
-        if (UNLIKELY(name_end == end))
-            return HTTP1_PARTIAL;
-        if (UNLIKELY(*name_end != ':' || name_end == name)) {
-            if (name_end == name && is_space(*name)) /* 5.2, and 2.2 for the first line */
-                return HTTP1_E_FOLDED_LINE;
-            return *name_end == '\r' || *name_end == '\n' ? HTTP1_E_LINE_END : HTTP1_E_HEADER_NAME;
+        p = glance(isa, &window, name, end, &line);
+        if (UNLIKELY(!p)) {
+            struct line slow; /* its address leaves; that of `line` must not, or it cannot stay in registers */
+            n = parse_line(name, end, &slow);
+            if (n <= 0)
+                return n;
+            line = slow;
+            p = name + n;
         }
-
-        /* OWS field-value OWS CRLF */
-        value = name_end + 1;
-        while (value < end && is_space(*value))
-            value++;
-        p = value_end = scan(isa, &TEXT, buf, value, end);
-        if (UNLIKELY(p == end))
-            return HTTP1_PARTIAL;
-        if (UNLIKELY(*p != '\r'))
-            return *p == '\n' ? HTTP1_E_LINE_END : HTTP1_E_HEADER_VALUE;
-        if (UNLIKELY(end - p < 2))
-            return HTTP1_PARTIAL;
-        if (UNLIKELY(p[1] != '\n')) /* 2.2: a bare CR makes the element invalid */
-            return HTTP1_E_LINE_END;
-        p += 2;
-        while (value_end > value && is_space(value_end[-1]))
-            value_end--;
-
-        head->headers[n_headers].name = span(buf, name, name_end);
-        head->headers[n_headers].value = span(buf, value, value_end);
+        head->headers[n_headers].name = span(buf, name, line.name_end);
+        head->headers[n_headers].value = span(buf, line.value, line.value_end);
         n_headers++;
 
-        switch (name_end - name) {
+        switch (line.name_end - name) {
         case 4:
             if (is_word(name, "host", 4)) {
                 if (UNLIKELY(facts.n_host++)) /* RFC 9112 3.2, in 1.0 too */
                     return HTTP1_E_HOST_REPEATED;
-                head->host = span(buf, value, value_end);
-                if (value < value_end) {
-                    const uint8_t *q = scan(isa, &HOST, buf, value, value_end);
-                    if (q < value_end && (q == value || *q != ':' || !is_port(q + 1, value_end, false)))
-                        head->bad_host = !is_authority(value, value_end, false);
-                }
+                head->host = span(buf, line.value, line.value_end);
+                head->bad_host = !is_host(isa, buf, line.value, line.value_end);
             }
             break;
         case 6:
             if (is_word(name, "expect", 6))
-                on_expect(&facts, value, value_end);
+                on_expect(&facts, line.value, line.value_end);
             break;
         case 10:
             if (is_word(name, "connection", 10))
-                on_connection(&facts, value, value_end);
+                on_connection(&facts, line.value, line.value_end);
             break;
         case 14:
-            if (is_word(name, "content-length", 14) && (n = on_content_length(head, value, value_end)) < 0)
+            if (is_word(name, "content-length", 14) && (n = on_content_length(head, line.value, line.value_end)) < 0)
                 return n;
             break;
         case 17:
             if (is_word(name, "transfer-encoding", 17))
-                on_transfer_encoding(&facts, value, value_end);
+                on_transfer_encoding(&facts, line.value, line.value_end);
             break;
         }
     }
@@ -714,13 +541,13 @@ static int parse_portable(const uint8_t *buf, const uint8_t *end, const http1_li
 }
 
 #ifdef HTTP1_X86
-__attribute__((target("ssse3"))) static int parse_ssse3(const uint8_t *buf, const uint8_t *end,
-                                                        const http1_limits *limits, http1_head *head) {
+TARGET_SSSE3 static int parse_ssse3(const uint8_t *buf, const uint8_t *end, const http1_limits *limits,
+                                    http1_head *head) {
     return parse(SSSE3, buf, end, limits, head);
 }
 
-__attribute__((target("avx2,bmi"))) static int parse_avx2(const uint8_t *buf, const uint8_t *end,
-                                                          const http1_limits *limits, http1_head *head) {
+TARGET_AVX2 static int parse_avx2(const uint8_t *buf, const uint8_t *end, const http1_limits *limits,
+                                  http1_head *head) {
     return parse(AVX2, buf, end, limits, head);
 }
 #endif
@@ -733,7 +560,7 @@ static int parse_neon(const uint8_t *buf, const uint8_t *end, const http1_limits
 
 static inline int parse_best(const uint8_t *buf, const uint8_t *end, const http1_limits *limits, http1_head *head) {
 #ifdef HTTP1_X86
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi"))
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2"))
         return parse_avx2(buf, end, limits, head);
     if (__builtin_cpu_supports("ssse3"))
         return parse_ssse3(buf, end, limits, head);
@@ -753,7 +580,7 @@ static inline int parse_best(const uint8_t *buf, const uint8_t *end, const http1
 static bool is_idle(const uint8_t *buf, size_t len, size_t seen) {
     if (seen < REPARSE_ALWAYS || seen >= len || (seen ^ len) > seen || buf[seen - 1] == '\r')
         return seen != 0 && seen == len;
-    return scan_portable(&TEXT, buf + seen, buf + len) == buf + len;
+    return scan_portable(&TEXT, buf, buf + seen, buf + len) == buf + len;
 }
 
 int http1_parse_head(const char *buf, size_t len, size_t seen, const http1_limits *limits, http1_head *head) {

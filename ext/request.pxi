@@ -87,6 +87,12 @@ cdef class Request:
         return self.head.content_length if self.head.has_length else None
 
     @property
+    def body_size(self):
+        if self.head.has_length:
+            return self.head.content_length
+        return PyBytes_GET_SIZE(self.body_start) if self.body_complete else None
+
+    @property
     def chunked(self):
         return self.head.chunked
 

@@ -61,13 +61,18 @@ class RequestHandler(BaseHTTPRequestHandler):
         message = HTTPMessage()
         for name, value in self.request.headers:
             message.set_raw(name, value)
+        if self.request.chunked and self.request.body_size is not None:
+            # Decoded already: the handler sees a body with a length (RFC 9112 7.1.3), as most can read only those.
+            del message["Transfer-Encoding"]
+            message.set_raw("Content-Length", str(self.request.body_size))
         return message
 
     def parse_request(self) -> bool:
         request = self.request
         self.command = request.method
         self.path = request.target
-        if self.path.startswith("//"):  # as http.server does, against redirects to another host (gh-87389)
+        # Its redirects would lead to another host (gh-87389); other handlers get the target as it came.
+        if self.path.startswith("//") and isinstance(self, SimpleHTTPRequestHandler):
             self.path = "/" + self.path.lstrip("/")
         self.request_version = request.version
         self.requestline = f"{self.command} {request.target} {self.request_version}"

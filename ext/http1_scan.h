@@ -1,0 +1,380 @@
+/*
+ * http1_scan.h - classes of bytes and how to find the first byte outside of one,
+ * for http1.c alone.  Nothing here knows what HTTP means.
+ *
+ * Theory of operation
+ * -------------------
+ * scan() finds one end from one place; its answer takes some 20 cycles, and a
+ * parser that asks twice per line waits for most of them.  So header lines are
+ * read through a window instead: for each block of 64 bytes two masks say which
+ * bytes end a name and which end a value.  They depend on the bytes alone, not
+ * on what was parsed before, so the processor computes the next block while
+ * lines are still taken out of this one, and the step from line to line is a
+ * shift and a count of zeros.
+ *
+ * No byte outside of the caller's buffer is read: what is left at its end is
+ * read in one piece with bytes before it, and shifted.
+ *
+ * -DHTTP1_PORTABLE leaves the plain C path alone; it has no window.
+ */
+#ifndef HTTP1_SCAN_H
+#define HTTP1_SCAN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__GNUC__)
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define COLD __attribute__((noinline, cold))
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+#else
+#define ALWAYS_INLINE static inline
+#define COLD
+#define UNLIKELY(x) (x)
+#endif
+
+#if !defined(HTTP1_PORTABLE) && defined(__GNUC__) && defined(__x86_64__)
+#define HTTP1_X86 1
+#include <immintrin.h>
+#define TARGET_SSSE3 __attribute__((target("ssse3")))
+#define TARGET_AVX2 __attribute__((target("avx2,bmi,bmi2")))
+#elif !defined(HTTP1_PORTABLE) && defined(__GNUC__) && defined(__aarch64__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define HTTP1_NEON 1
+#include <arm_neon.h>
+#endif
+
+/* Classes ---------------------------------------------------------------- */
+
+/* Byte c is a member if low[c & 15] & high[c >> 4]: the form which vector table look-ups want. */
+struct class {
+    uint8_t low[16], high[16];
+};
+
+/* tchar (RFC 9110 5.6.2) */
+static const struct class TOKEN = {
+    {58, 63, 62, 63, 63, 63, 63, 63, 62, 62, 61, 21, 52, 21, 61, 28},
+    {0, 0, 1, 2, 4, 8, 16, 32, 0, 0, 0, 0, 0, 0, 0, 0},
+};
+
+/* What may be in a field value: VCHAR, obs-text, SP, HTAB (RFC 9110 5.5) */
+static const struct class TEXT = {
+    {6, 6, 6, 6, 6, 6, 6, 6, 6, 7, 6, 6, 6, 6, 6, 2},
+    {1, 0, 2, 2, 2, 2, 2, 4, 2, 2, 2, 2, 2, 2, 2, 2},
+};
+
+/* VCHAR but '#' and '?'.  RFC 3986 has no place for "<>\^`{|} either, but browsers send some of them
+   as they are, and nobody takes them for anything else.  Fragments and bytes over 127 are refused. */
+static const struct class PATH = {
+    {6, 7, 7, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 5},
+    {0, 0, 1, 2, 4, 4, 4, 2, 0, 0, 0, 0, 0, 0, 0, 0},
+};
+
+/* PATH and '?' */
+static const struct class QUERY = {
+    {6, 7, 7, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 3},
+    {0, 0, 1, 2, 2, 2, 2, 4, 0, 0, 0, 0, 0, 0, 0, 0},
+};
+
+/* unreserved and sub-delims: a reg-name or IPv4address without pct-encoded (RFC 3986 3.2.2) */
+static const struct class HOST = {
+    {26, 31, 30, 30, 31, 30, 31, 31, 31, 31, 29, 7, 5, 7, 21, 12},
+    {0, 0, 1, 2, 4, 8, 4, 16, 0, 0, 0, 0, 0, 0, 0, 0},
+};
+
+static inline bool is_in(const struct class *c, uint8_t byte) {
+    return (c->low[byte & 15] & c->high[byte >> 4]) != 0;
+}
+
+static inline bool is_digit(uint8_t c) {
+    return c >= '0' && c <= '9';
+}
+
+/* The value of a hexadecimal digit, else -1. */
+static inline int hex_value(uint8_t c) {
+    if (is_digit(c))
+        return c - '0';
+    c |= 0x20;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+static inline bool is_space(uint8_t c) {
+    return c == ' ' || c == '\t';
+}
+
+/* Words ------------------------------------------------------------------ */
+
+static inline uint64_t load8(const void *p) {
+    uint64_t w;
+    memcpy(&w, p, 8);
+    return w;
+}
+
+static inline uint32_t load4(const void *p) {
+    uint32_t w;
+    memcpy(&w, p, 4);
+    return w;
+}
+
+/* Is [p, p+n) this lower-case word, in any case?  n >= 4.  Bit 5 set makes letters lower case and is
+   set already in '-' and digits; the bytes it could make alike are controls, which never get here. */
+ALWAYS_INLINE bool is_word(const uint8_t *p, const char *word, size_t n) {
+    if (n < 8) {
+        const uint32_t bit = 0x20202020u;
+        return (load4(p) | bit) == load4(word) && (load4(p + n - 4) | bit) == load4(word + n - 4);
+    }
+    const uint64_t bits = 0x2020202020202020u;
+    for (size_t i = 0; i + 8 < n; i += 8)
+        if ((load8(p + i) | bits) != load8(word + i))
+            return false;
+    return (load8(p + n - 8) | bits) == load8(word + n - 8);
+}
+
+/* is_word() for a literal and a string of any length */
+#define IS(p, end, literal) \
+    ((size_t)((end) - (p)) == sizeof(literal) - 1 && is_word((p), (literal), sizeof(literal) - 1))
+
+/* From one place --------------------------------------------------------- */
+
+/* scan_*(c, base, p, end): the first byte of [p, end) that is not in the class, else end.
+   The caller's buffer begins at base or before it. */
+
+static const uint8_t *scan_bytes(const struct class *c, const uint8_t *p, const uint8_t *end) {
+    while (p < end && is_in(c, *p))
+        p++;
+    return p;
+}
+
+static inline const uint8_t *scan_portable(const struct class *c, const uint8_t *base, const uint8_t *p,
+                                           const uint8_t *end) {
+    (void)base;
+    if (c == &TEXT) {
+        /* Eight at a time, as long as there is no control (HTAB included) and no DEL among them. */
+        const uint64_t ones = 0x0101010101010101u, high = 0x8080808080808080u;
+        for (; end - p >= 8; p += 8) {
+            const uint64_t w = load8(p), del = w ^ (ones * 0x7f);
+            if ((((w - ones * 0x20) & ~w) | ((del - ones) & ~del)) & high) {
+                const uint8_t *q = scan_bytes(c, p, p + 8);
+                if (q < p + 8)
+                    return q;
+            }
+        }
+    }
+    return scan_bytes(c, p, end);
+}
+
+/* Which bytes of a block of 64 are no tchar, and which may not be in a value: bit i is byte i. */
+struct block {
+    uint64_t names, values;
+};
+
+#ifdef HTTP1_X86
+/* Bit i: byte i of these 32 is not in the class. */
+TARGET_AVX2 static inline uint32_t stops32(const struct class *c, __m256i bytes) {
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)c->low));
+    const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)c->high));
+    const __m256i row = _mm256_shuffle_epi8(low, _mm256_and_si256(bytes, nibble));
+    const __m256i column = _mm256_shuffle_epi8(high, _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble));
+    return (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_and_si256(row, column), _mm256_setzero_si256()));
+}
+
+TARGET_AVX2 static inline __m256i load32(const uint8_t *p) {
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+
+TARGET_AVX2 static inline const uint8_t *scan_avx2(const struct class *c, const uint8_t *base, const uint8_t *p,
+                                                   const uint8_t *end) {
+    uint32_t stops;
+    for (; end - p >= 32; p += 32)
+        if ((stops = stops32(c, load32(p))) != 0)
+            return p + __builtin_ctz(stops);
+    if (p == end || end - base < 32)
+        return scan_bytes(c, p, end);
+    stops = stops32(c, load32(end - 32)) >> (32 - (end - p));
+    return stops ? p + __builtin_ctz(stops) : end;
+}
+
+TARGET_AVX2 static inline struct block block_avx2(const uint8_t *p) {
+    const __m256i a = load32(p), b = load32(p + 32);
+    return (struct block){stops32(&TOKEN, a) | (uint64_t)stops32(&TOKEN, b) << 32,
+                          stops32(&TEXT, a) | (uint64_t)stops32(&TEXT, b) << 32};
+}
+
+/* The same, 16 bytes at a time. */
+TARGET_SSSE3 static inline uint32_t stops16(const struct class *c, __m128i bytes) {
+    const __m128i nibble = _mm_set1_epi8(15);
+    const __m128i row = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)c->low), _mm_and_si128(bytes, nibble));
+    const __m128i column = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)c->high),
+                                            _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble));
+    return (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_and_si128(row, column), _mm_setzero_si128()));
+}
+
+TARGET_SSSE3 static inline __m128i load16(const uint8_t *p) {
+    return _mm_loadu_si128((const __m128i *)p);
+}
+
+TARGET_SSSE3 static inline const uint8_t *scan_ssse3(const struct class *c, const uint8_t *base, const uint8_t *p,
+                                                     const uint8_t *end) {
+    uint32_t stops;
+    for (; end - p >= 16; p += 16)
+        if ((stops = stops16(c, load16(p))) != 0)
+            return p + __builtin_ctz(stops);
+    if (p == end || end - base < 16)
+        return scan_bytes(c, p, end);
+    stops = stops16(c, load16(end - 16)) >> (16 - (end - p));
+    return stops ? p + __builtin_ctz(stops) : end;
+}
+
+TARGET_SSSE3 static inline struct block block_ssse3(const uint8_t *p) {
+    struct block block = {0, 0};
+    for (int i = 0; i < 64; i += 16) {
+        const __m128i bytes = load16(p + i);
+        block.names |= (uint64_t)stops16(&TOKEN, bytes) << i;
+        block.values |= (uint64_t)stops16(&TEXT, bytes) << i;
+    }
+    return block;
+}
+#endif
+
+#ifdef HTTP1_NEON
+/* All bits of a byte set: it is not in the class. */
+static inline uint8x16_t stops16(const struct class *c, uint8x16_t bytes) {
+    const uint8x16_t row = vqtbl1q_u8(vld1q_u8(c->low), vandq_u8(bytes, vdupq_n_u8(15)));
+    const uint8x16_t column = vqtbl1q_u8(vld1q_u8(c->high), vshrq_n_u8(bytes, 4));
+    return vceqzq_u8(vandq_u8(row, column));
+}
+
+/* There is no movemask; narrowing keeps four bits of each byte. */
+static inline uint64_t mask16(uint8x16_t stops) {
+    return vget_lane_u64(vreinterpret_u64_u8(vshrn_n_u16(vreinterpretq_u16_u8(stops), 4)), 0);
+}
+
+static inline const uint8_t *scan_neon(const struct class *c, const uint8_t *base, const uint8_t *p,
+                                       const uint8_t *end) {
+    uint64_t stops;
+    for (; end - p >= 16; p += 16)
+        if ((stops = mask16(stops16(c, vld1q_u8(p)))) != 0)
+            return p + __builtin_ctzll(stops) / 4;
+    if (p == end || end - base < 16)
+        return scan_bytes(c, p, end);
+    stops = mask16(stops16(c, vld1q_u8(end - 16))) >> (4 * (16 - (end - p)));
+    return stops ? p + __builtin_ctzll(stops) / 4 : end;
+}
+
+/* One bit per byte out of four times 16: keep another bit in each of eight, add neighbours three times. */
+static inline uint64_t mask64(const struct class *c, const uint8_t *p) {
+    static const uint8_t bits[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    const uint8x16_t bit = vld1q_u8(bits);
+    const uint8x16_t a = vandq_u8(stops16(c, vld1q_u8(p)), bit), b = vandq_u8(stops16(c, vld1q_u8(p + 16)), bit);
+    const uint8x16_t d = vandq_u8(stops16(c, vld1q_u8(p + 32)), bit), e = vandq_u8(stops16(c, vld1q_u8(p + 48)), bit);
+    const uint8x16_t sum = vpaddq_u8(vpaddq_u8(a, b), vpaddq_u8(d, e));
+    return vgetq_lane_u64(vreinterpretq_u64_u8(vpaddq_u8(sum, sum)), 0);
+}
+
+static inline struct block block_neon(const uint8_t *p) {
+    return (struct block){mask64(&TOKEN, p), mask64(&TEXT, p)};
+}
+#endif
+
+/* A constant in each caller: what is not asked for is not compiled. */
+enum isa { PORTABLE, SSSE3, AVX2, NEON };
+
+ALWAYS_INLINE const uint8_t *scan(enum isa isa, const struct class *c, const uint8_t *base, const uint8_t *p,
+                                  const uint8_t *end) {
+#ifdef HTTP1_X86
+    if (isa == AVX2)
+        return scan_avx2(c, base, p, end);
+    if (isa == SSSE3)
+        return scan_ssse3(c, base, p, end);
+#endif
+#ifdef HTTP1_NEON
+    if (isa == NEON)
+        return scan_neon(c, base, p, end);
+#endif
+    (void)isa;
+    return scan_portable(c, base, p, end);
+}
+
+ALWAYS_INLINE struct block block(enum isa isa, const uint8_t *p) {
+#ifdef HTTP1_X86
+    if (isa == AVX2)
+        return block_avx2(p);
+    if (isa == SSSE3)
+        return block_ssse3(p);
+#endif
+#ifdef HTTP1_NEON
+    if (isa == NEON)
+        return block_neon(p);
+#endif
+    (void)isa, (void)p;
+    return (struct block){0, 0};
+}
+
+/* Through a window ------------------------------------------------------- */
+
+struct window {
+    const uint8_t *at, *end; /* the block begins at `at`; the buffer ends at `end` */
+    struct block block;      /* nothing is set for bytes after the end */
+};
+
+ALWAYS_INLINE void window_read(enum isa isa, struct window *w) {
+    const ptrdiff_t left = w->end - w->at;
+    w->block = block(isa, left >= 64 ? w->at : w->end - 64);
+    if (left < 64) {
+        w->block.names >>= 64 - left;
+        w->block.values >>= 64 - left;
+    }
+}
+
+/* Where there is no window, it begins at the end. */
+ALWAYS_INLINE void window_open(enum isa isa, struct window *w, const uint8_t *buf, const uint8_t *end) {
+    *w = (struct window){end, end, {0, 0}};
+    if (isa != PORTABLE && end - buf >= 64) {
+        w->at = buf;
+        window_read(isa, w);
+    }
+}
+
+ALWAYS_INLINE bool window_next(enum isa isa, struct window *w) {
+    if (w->end - w->at <= 64) {
+        w->at = w->end;
+        return false;
+    }
+    w->at += 64;
+    window_read(isa, w);
+    return true;
+}
+
+/* Two ends in one go: the first byte from p on that is no tchar, and the first that may not be in a value.
+   False if one of them is out of sight, or the name longer than what any has. */
+ALWAYS_INLINE bool window_line(enum isa isa, struct window *w, const uint8_t *p, const uint8_t **name_end,
+                               const uint8_t **value_end) {
+    uint64_t names, values;
+    while (p - w->at >= 64)
+        if (!window_next(isa, w))
+            return false;
+    if (UNLIKELY(p < w->at))
+        return false;
+    names = w->block.names >> (p - w->at);
+    values = w->block.values >> (p - w->at);
+    if (names == 0) { /* then there are no values either */
+        if (!window_next(isa, w) || w->block.names == 0)
+            return false;
+        p = w->at;
+        names = w->block.names;
+        values = w->block.values;
+    }
+    *name_end = p + __builtin_ctzll(names);
+    while (values == 0) {
+        if (!window_next(isa, w))
+            return false;
+        p = w->at;
+        values = w->block.values;
+    }
+    *value_end = p + __builtin_ctzll(values);
+    return true;
+}
+
+#endif
