@@ -1,5 +1,6 @@
 /*
- * conn.h - what front.c (the loop) and exchange.c (the workers' side) share; nobody else includes it.
+ * conn.h - what front.c (the loop), conn.c (a connection in the loop's hands) and exchange.c (the workers' side)
+ * share; nobody else includes it.
  *
  * Who may touch what:
  *   L  the loop alone            M  under front.mutex            O  the connection's owner (see front.h)
@@ -153,6 +154,20 @@ static inline void list_remove(conn_list *l, front_conn *c)
         l->last = c->prev;
     c->prev = c->next = NULL;
 }
+
+/* conn.c: all for the loop thread.  Where a function may close the connection, its caller looks at it no more. */
+front_conn *conn_new(front *f, int fd); /* NULL: no slot */
+void conn_set_state(front *f, front_conn *c, enum conn_state state);
+int conn_watch(front *f, front_conn *c);
+void conn_event(front *f, front_conn *c, uint32_t events);
+void conn_readable(front *f, front_conn *c);
+void conn_next(front_conn *c); /* moves what follows the request just answered to the front of the buffer */
+void conn_flush(front *f, front_conn *c);
+void conn_refuse(front *f, front_conn *c, unsigned status, const char *text);
+void conn_end(front *f, front_conn *c);    /* the response is out and the connection is to be closed */
+void conn_linger(front *f, front_conn *c); /* FIN, then discard until the peer is done */
+void conn_close(front *f, front_conn *c);  /* the one place where a connection ends */
+void buffer_drop(front *f, front_conn *c);
 
 /* Room for more bytes in c->in, within `max` for all of it.  FRONT_OK, -ENOBUFS (budget or max), -ENOMEM. */
 int buffer_grow(front *f, front_conn *c, size_t max);

@@ -1,28 +1,22 @@
-/* front.c - the loop of front.h.  Top-down: the loop reads first, then what it dispatches to. */
+/* front.c - the loop of front.h: what it dispatches to is in conn.c, what workers call in exchange.c. */
 #define _GNU_SOURCE
 #include "conn.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/filter.h>
-#include <netinet/tcp.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
 #define EVENTS      64    /* of one turn: a worker waits at most for so many to be read */
 #define ACCEPTS     64    /* of one turn */
-#define PIPELINE    16    /* requests of one connection in one turn, for fairness */
 #define OVERFLOW    128   /* connections beyond the limit: probes are answered there, the rest gets 503 */
-#define SPARES      256   /* buffers kept for reuse */
 #define SECOND      1000000000LL
 #define MILLISECOND 1000000LL
 #define LAST_SECOND SECOND
@@ -34,11 +28,6 @@ enum { LISTENER = 0xffffffff, WAKE = 0xfffffffe, SIGNALS = 0xfffffffd };
 
 static void on_accept(front *f);
 static void on_signal(front *f);
-static void on_event(front *f, front_conn *c, uint32_t events);
-static void on_readable(front *f, front_conn *c);
-static void on_flush(front *f, front_conn *c);
-static void on_linger(front *f, front_conn *c);
-static void proceed(front *f, front_conn *c);
 static void take_pages(front *f);
 static void take_back(front *f);
 static void hand_over(front *f);
@@ -46,9 +35,6 @@ static void expire(front *f);
 static int next_timeout(front *f);
 static void change_stage(front *f);
 static void stop_workers(front *f);
-static void conn_close(front *f, front_conn *c);
-static void refuse(front *f, front_conn *c, unsigned status, const char *text);
-static size_t buffer_max(const front *f, const front_conn *c);
 
 /* ---------------------------------------------------------------- the loop */
 
@@ -70,7 +56,7 @@ int front_run(front *f, bool interruptible)
         take_back(f);
         for (front_conn *c = f->waiting[CONN_AGAIN].first, *last = f->waiting[CONN_AGAIN].last, *next; c != NULL; c = next) {
             next = c == last ? NULL : c->next; /* who comes behind `last` does so in this turn */
-            on_readable(f, c);
+            conn_readable(f, c);
         }
         for (int i = 0; i < n; i++) {
             uint32_t slot = (uint32_t)events[i].data.u64, generation = (uint32_t)(events[i].data.u64 >> 32);
@@ -81,7 +67,7 @@ int front_run(front *f, bool interruptible)
             else if (slot == WAKE)
                 (void)!read(f->wake_fd, &(uint64_t){0}, sizeof(uint64_t));
             else if (f->conns[slot].generation == generation)
-                on_event(f, &f->conns[slot], events[i].events);
+                conn_event(f, &f->conns[slot], events[i].events);
         }
         expire(f);
         if (atomic_load(&f->wanted_stage) > atomic_load(&f->stage))
@@ -113,11 +99,6 @@ static void stop_workers(front *f)
         shutdown(c->fd, SHUT_RDWR);
     }
     pthread_mutex_unlock(&f->mutex);
-}
-
-static uint64_t event_id(const front *f, const front_conn *c)
-{
-    return (uint64_t)c->generation << 32 | (uint32_t)(c - f->conns);
 }
 
 static int watch_fd(front *f, int fd, uint64_t id, uint32_t events)
@@ -171,107 +152,6 @@ static int next_timeout(front *f)
     return due <= now ? 0 : (int)((due - now + MILLISECOND - 1) / MILLISECOND);
 }
 
-/* ------------------------------------------------------------- lists, slots */
-
-static void set_state(front *f, front_conn *c, enum conn_state state)
-{
-    if (c->state != CONN_WORKER && c->state != CONN_FREE)
-        list_remove(&f->waiting[c->state], c);
-    c->state = state;
-    if (state != CONN_WORKER && state != CONN_FREE) {
-        c->deadline = f->now + f->timeout[state];
-        list_push(&f->waiting[state], c);
-    }
-}
-
-static front_conn *conn_new(front *f, int fd)
-{
-    front_conn *c = f->free;
-
-    if (c != NULL) {
-        f->free = c->next;
-    } else {
-        if (f->n_used == f->n_slots)
-            return NULL;
-        c = &f->conns[f->n_used++]; /* first use: the page is touched only now */
-    }
-    uint32_t generation = c->generation;
-    memset(c, 0, sizeof *c);
-    c->generation = generation;
-    c->fd = fd;
-    c->file = -1;
-    f->n_open++;
-    return c;
-}
-
-static void buffer_drop(front *f, front_conn *c)
-{
-    buffer *b = c->in;
-
-    if (b == NULL)
-        return;
-    c->in = NULL;
-    if (b->cap > BUFFER_SIZE) {
-        atomic_fetch_sub(&f->buffered, b->cap - BUFFER_SIZE);
-        free(b);
-    } else if (f->n_spare < SPARES) {
-        b->next = f->spare;
-        f->spare = b;
-        f->n_spare++;
-    } else {
-        free(b);
-    }
-}
-
-static void out_drop(front *f, front_conn *c)
-{
-    if (c->out != NULL) {
-        atomic_fetch_sub(&f->buffered, c->out_len);
-        free(c->out);
-        c->out = NULL;
-    }
-    if (c->file != -1) {
-        close(c->file);
-        c->file = -1;
-    }
-}
-
-/* The one place where a connection ends. */
-static void conn_close(front *f, front_conn *c)
-{
-    set_state(f, c, CONN_FREE);
-    if (c->fd != -1)
-        close(c->fd);
-    c->fd = -1;
-    buffer_drop(f, c);
-    out_drop(f, c);
-    if (c->overflow)
-        f->n_overflow--;
-    if (c->reserve && f->reserve_fd == -1)
-        f->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    c->generation++;
-    c->prev = NULL;
-    c->next = f->free;
-    f->free = c;
-    f->n_open--;
-}
-
-/* Says FIN, then reads on: closing with unread bytes would make the kernel send a reset, which can take the
- * response away from the client before it has read it (RFC 9112 9.6). */
-static void conn_linger(front *f, front_conn *c)
-{
-    out_drop(f, c);
-    buffer_drop(f, c);
-    shutdown(c->fd, SHUT_WR);
-    if (c->eof || (!c->watched && watch_fd(f, c->fd, event_id(f, c), EPOLLIN | EPOLLRDHUP | EPOLLET) != 0)) {
-        conn_close(f, c);
-        return;
-    }
-    c->watched = true;
-    set_state(f, c, CONN_LINGER);
-    on_linger(f, c);
-}
-
 /* ----------------------------------------------------------------- accepting */
 
 static void conn_start(front *f, int fd, const void *peer, size_t peer_len, bool reserve)
@@ -296,9 +176,9 @@ static void conn_start(front *f, int fd, const void *peer, size_t peer_len, bool
         c->overflow = true;
         f->n_overflow++;
     }
-    set_state(f, c, c->overflow ? CONN_OVERFLOW : CONN_IDLE);
+    conn_set_state(f, c, c->overflow ? CONN_OVERFLOW : CONN_IDLE);
     count_add(&f->count.accepted, 1);
-    on_readable(f, c); /* the request is often there already */
+    conn_readable(f, c); /* the request is often there already */
 }
 
 static int accept_one(front *f, struct sockaddr_storage *peer, socklen_t *len)
@@ -343,389 +223,7 @@ static void on_accept(front *f)
     }
 }
 
-/* ------------------------------------------------------------------- reading */
-
-static void on_event(front *f, front_conn *c, uint32_t events)
-{
-    if (events & (EPOLLHUP | EPOLLERR))
-        atomic_store_explicit(&c->gone, true, memory_order_relaxed);
-    if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
-        c->hup = true; /* no further edge will come for the end of the stream */
-    switch (c->state) {
-    case CONN_WORKER:
-        pthread_mutex_lock(&f->mutex);
-        c->pending = true; /* front_finish() rings, or take_back() at the end of this turn finds it */
-        pthread_mutex_unlock(&f->mutex);
-        break;
-    case CONN_IDLE:
-    case CONN_HEAD:
-    case CONN_OVERFLOW:
-    case CONN_BODY:
-        if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
-            on_readable(f, c);
-        break;
-    case CONN_FLUSH:
-        if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
-            on_flush(f, c);
-        break;
-    case CONN_LINGER:
-        on_linger(f, c);
-        break;
-    case CONN_AGAIN: /* will be read in the next turn anyway */
-    case CONN_FREE:
-    case CONN_STATES:
-        break;
-    }
-}
-
-static buffer *buffer_new(front *f)
-{
-    buffer *b = f->spare;
-
-    if (b != NULL) {
-        f->spare = b->next;
-        f->n_spare--;
-    } else if ((b = malloc(sizeof *b + BUFFER_SIZE)) == NULL) {
-        return NULL;
-    }
-    b->cap = BUFFER_SIZE;
-    b->len = b->head_len = b->body_len = b->raw = 0;
-    return b;
-}
-
-int buffer_grow(front *f, front_conn *c, size_t max)
-{
-    buffer *b = c->in;
-    size_t cap = b->cap * 2 < max ? b->cap * 2 : max;
-
-    if (cap <= b->cap)
-        return -ENOBUFS;
-    size_t more = cap - b->cap;
-    if (atomic_fetch_add(&f->buffered, more) + more > f->limits.buffer_size) {
-        atomic_fetch_sub(&f->buffered, more);
-        return -ENOBUFS;
-    }
-    if ((b = realloc(b, sizeof *b + cap)) == NULL) {
-        atomic_fetch_sub(&f->buffered, more);
-        return -ENOMEM;
-    }
-    b->cap = cap;
-    c->in = b;
-    return FRONT_OK;
-}
-
-static void refuse(front *f, front_conn *c, unsigned status, const char *text);
-
-/* Reads once, so that nobody holds up the others; a read that fills its buffer is followed by one in the next turn. */
-static void on_readable(front *f, front_conn *c)
-{
-    buffer *b = c->in;
-
-    if (b == NULL && (b = c->in = buffer_new(f)) == NULL) {
-        conn_close(f, c);
-        return;
-    }
-    if (b->len == b->cap && buffer_grow(f, c, buffer_max(f, c)) == FRONT_OK)
-        b = c->in;
-    c->drained = false;
-    if (b->len < b->cap) {
-        ssize_t n = recv(c->fd, b->data + b->len, b->cap - b->len, 0);
-        if (n > 0) {
-            count_add(&f->count.bytes_in, (uint64_t)n);
-            c->drained = (size_t)n < b->cap - b->len && !c->hup; /* epoll(7): a short read has emptied the socket */
-            b->len += (size_t)n;
-        } else if (n == 0) {
-            c->eof = true;
-        } else if (errno == EAGAIN || errno == EINTR) {
-            c->drained = true;
-        } else {
-            count_add(&f->count.resets, 1);
-            conn_close(f, c);
-            return;
-        }
-    }
-    proceed(f, c);
-}
-
-/* Nothing more can be done with what has been read: wait for an edge, or for the next turn. */
-static void want_more(front *f, front_conn *c, enum conn_state state)
-{
-    if (c->eof) { /* the rest will not come; a request cut short is not worth an answer (RFC 9112 8) */
-        conn_close(f, c);
-        return;
-    }
-    if (c->in != NULL && c->in->len == 0)
-        buffer_drop(f, c);
-    if (c->overflow && state != CONN_AGAIN)
-        state = CONN_OVERFLOW;
-    if (!c->watched) { /* reports what is already there */
-        if (watch_fd(f, c->fd, event_id(f, c), EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET) != 0) {
-            conn_close(f, c);
-            return;
-        }
-        c->watched = true;
-    } else if (!c->drained) {
-        state = CONN_AGAIN;
-    }
-    if (c->state != state) /* a partial read does not extend the deadline */
-        set_state(f, c, state);
-}
-
-/* ----------------------------------------------------- from bytes to requests */
-
-static size_t body_room(const front *f, const front_conn *c)
-{
-    return c->in->head_len + f->limits.body_buffer_size;
-}
-
-static size_t buffer_max(const front *f, const front_conn *c)
-{
-    return c->in->head_len != 0 ? body_room(f, c) : f->limits.head.max_head_size;
-}
-
-/* Moves what follows the request just answered to the front of the buffer. */
-static void next_request(front_conn *c)
-{
-    buffer *b = c->in;
-
-    if (b == NULL)
-        return;
-    b->len -= b->raw;
-    memmove(b->data, b->data + b->raw, b->len);
-    b->head_len = b->body_len = b->raw = 0;
-}
-
-static void to_worker(front *f, front_conn *c)
-{
-    if (!c->close && !c->watched) {
-        if (watch_fd(f, c->fd, event_id(f, c), EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET) != 0) {
-            conn_close(f, c);
-            return;
-        }
-        c->watched = true;
-    }
-    c->arrived = f->now;
-    c->body_given = 0;
-    count_add(&f->count.requests, 1);
-    set_state(f, c, CONN_WORKER);
-    atomic_fetch_add_explicit(&f->n_worker, 1, memory_order_relaxed);
-    list_push(&f->batch, c);
-}
-
-static bool answer_page(front *f, front_conn *c, const http1_head *h);
-static void conn_end(front *f, front_conn *c);
-
-/* What to do with a complete head.  True: answered, go on with the next request. */
-static bool on_head(front *f, front_conn *c)
-{
-    buffer *b = c->in;
-    const http1_head *h = &b->head;
-    bool has_body = h->chunked || h->content_length > 0;
-
-    c->close = !h->keep_alive || c->overflow || atomic_load(&f->stage) >= FRONT_TERMINATING;
-    c->linger = c->close && h->keep_alive;
-    if (h->form == HTTP1_ASTERISK || pages_find(f->pages, b->data + h->path.pos, h->path.len) != NULL) {
-        if (has_body) { /* not worth reading; the connection can't be used after it */
-            c->close = c->linger = true;
-            b->raw = b->len;
-        }
-        return answer_page(f, c, h);
-    }
-    if (h->bad_host) {
-        refuse(f, c, 400, "invalid Host\n");
-    } else if (h->method_id == HTTP1_CONNECT) {
-        refuse(f, c, 501, "no tunnels here\n");
-    } else if (h->content_length > f->limits.max_body_size) {
-        refuse(f, c, 413, "body too large\n");
-    } else if (c->overflow) {
-        count_add(&f->count.shed, 1);
-        refuse(f, c, 503, "too many connections\n");
-    } else {
-        c->chunked = h->chunked;
-        c->body_left = h->content_length;
-        c->body_read = c->body_mark = 0;
-        c->complete = !has_body;
-        c->expect = has_body && h->expect_continue && b->len == b->raw;
-        if (h->chunked)
-            http1_chunked_init(&c->decoder);
-        if (c->complete || c->expect) { /* who expects 100 (Continue) waits for the application to want the body */
-            to_worker(f, c);
-            return false;
-        }
-        set_state(f, c, CONN_BODY);
-        return true;
-    }
-    return false;
-}
-
-int body_decode(front *f, front_conn *c)
-{
-    buffer *b = c->in;
-    size_t consumed = b->len - b->raw, produced = 0;
-
-    if (c->chunked) {
-        int rv = http1_chunked_decode(&c->decoder, b->data + b->raw, &consumed, b->data + b->head_len + b->body_len, &produced);
-        if (rv < 0)
-            return FRONT_E_CHUNK;
-        c->complete = rv == 1;
-    } else {
-        if (consumed > c->body_left)
-            consumed = (size_t)c->body_left;
-        produced = consumed;
-        c->body_left -= consumed;
-        c->complete = c->body_left == 0;
-    }
-    b->raw += consumed;
-    b->body_len += produced;
-    c->body_read += produced;
-    if (c->body_read > f->limits.max_body_size)
-        return FRONT_E_TOO_LARGE;
-    if (!c->complete) /* all was consumed: close the gap that framing has left */
-        b->len = b->raw = b->head_len + b->body_len;
-    return FRONT_OK;
-}
-
-static void on_body(front *f, front_conn *c)
-{
-    int rv = body_decode(f, c);
-
-    if (rv == FRONT_E_CHUNK)
-        refuse(f, c, 400, "malformed chunked body\n");
-    else if (rv != FRONT_OK)
-        refuse(f, c, 413, "body too large\n");
-    else if (c->complete || c->in->len >= body_room(f, c))
-        to_worker(f, c);
-    else if (c->eof)
-        refuse(f, c, 400, "body cut short\n");
-    else if (c->in->len == c->in->cap && buffer_grow(f, c, body_room(f, c)) != FRONT_OK)
-        to_worker(f, c); /* no room to collect more: the worker reads the rest */
-    else
-        want_more(f, c, CONN_BODY);
-}
-
-/* Carries on with the bytes of a connection until they run out, or somebody else has to act. */
-static void proceed(front *f, front_conn *c)
-{
-    for (int i = 0; i < PIPELINE; i++) {
-        buffer *b = c->in;
-        if (b->head_len != 0) {
-            on_body(f, c);
-            return;
-        }
-        if (b->len == 0) {
-            want_more(f, c, CONN_IDLE);
-            return;
-        }
-        int n = http1_parse_head(b->data, b->len, b->raw, &f->limits.head, &b->head);
-        if (n < 0) {
-            count_add(&f->count.rejected, 1);
-            char text[96];
-            snprintf(text, sizeof text, "%s\n", http1_error_text(n));
-            refuse(f, c, (unsigned)http1_error_status(n), text);
-            return;
-        }
-        if (n == HTTP1_PARTIAL) {
-            b->raw = b->len;
-            if (b->len == b->cap && buffer_grow(f, c, f->limits.head.max_head_size) != FRONT_OK)
-                refuse(f, c, 431, "request head too large\n");
-            else
-                want_more(f, c, CONN_HEAD);
-            return;
-        }
-        b->head_len = b->raw = (size_t)n;
-        if (!on_head(f, c))
-            return;
-    }
-    c->drained = false;
-    set_state(f, c, CONN_AGAIN);
-}
-
-/* ------------------------------------------------------------------ answering */
-
-static const char *date_now(front *f)
-{
-    time_t second = time(NULL);
-
-    if (second != f->date_second) {
-        struct tm tm;
-        f->date_second = second;
-        gmtime_r(&second, &tm);
-        strftime(f->date, sizeof f->date, "%a, %d %b %Y %H:%M:%S GMT", &tm);
-    }
-    return f->date;
-}
-
-/* Sends a short response; false if the connection is not ready for the next request (flushing, or at its end). */
-static bool answer(front *f, front_conn *c, const char *bytes, size_t len)
-{
-    ssize_t n = send(c->fd, bytes, len, MSG_NOSIGNAL);
-
-    if (n == -1 && errno != EAGAIN && errno != EINTR) {
-        count_add(&f->count.resets, 1);
-        conn_close(f, c);
-        return false;
-    }
-    size_t sent = n > 0 ? (size_t)n : 0;
-    count_add(&f->count.bytes_out, sent);
-    if (sent < len) { /* the client does not read: so we stop reading from it */
-        if ((c->out = malloc(len - sent)) == NULL) {
-            conn_close(f, c);
-            return false;
-        }
-        c->out_len = len - sent;
-        c->out_pos = c->out_mark = 0;
-        memcpy(c->out, bytes + sent, c->out_len);
-        atomic_fetch_add(&f->buffered, c->out_len);
-        if (!c->watched && watch_fd(f, c->fd, event_id(f, c), EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET) != 0) {
-            conn_close(f, c);
-            return false;
-        }
-        c->watched = true;
-        set_state(f, c, CONN_FLUSH);
-        return false;
-    }
-    if (c->close) {
-        conn_end(f, c);
-        return false;
-    }
-    return true;
-}
-
-static bool contains(const char *text, size_t len, const char *word)
-{
-    return memmem(text, len, word, strlen(word)) != NULL;
-}
-
-static enum pages_format format_wanted(const buffer *b, const http1_head *h)
-{
-    const char *query = b->data + h->query.pos;
-
-    if (contains(query, h->query.len, "format=json"))
-        return PAGES_JSON;
-    if (contains(query, h->query.len, "verbose"))
-        return PAGES_VERBOSE;
-    for (unsigned i = 0; i < h->n_headers; i++) {
-        const http1_header *x = &h->headers[i];
-        if (x->name.len == 6 && strncasecmp(b->data + x->name.pos, "accept", 6) == 0 &&
-            (contains(b->data + x->value.pos, x->value.len, "application/health+json") ||
-             contains(b->data + x->value.pos, x->value.len, "application/json")))
-            return PAGES_JSON;
-    }
-    return PAGES_TEXT;
-}
-
-/* The process may be killed for the answer that follows: say first what it was doing. */
-static void last_words(front *f)
-{
-    front_flight flights[64];
-    size_t n = front_requests(f, flights, 64);
-
-    dprintf(STDERR_FILENO, "liveness is failing: the interpreter shows no sign of life; %zu requests in flight\n", n);
-    for (size_t i = 0; i < n; i++)
-        dprintf(STDERR_FILENO, "  %s %s, %.3f s, thread %llu\n", flights[i].method, flights[i].target,
-                (double)flights[i].age / 1e9, (unsigned long long)flights[i].thread);
-    pthread_kill(pthread_self(), f->last_words);
-}
+/* ------------------------------------------------------------ workers, and back */
 
 static void take_pages(front *f)
 {
@@ -735,137 +233,6 @@ static void take_pages(front *f)
         f->pages = table;
     }
 }
-
-static const pages_answer *page_answer(front *f, const page *p, enum pages_format format)
-{
-    enum pages_set set = PAGES_FRESH;
-
-    if (atomic_load(&f->stage) >= FRONT_TERMINATING && p->answers[PAGES_DRAINING][format].status != 0) {
-        set = PAGES_DRAINING;
-    } else if (f->now >= atomic_load_explicit(&f->expires[p->slot], memory_order_relaxed)) {
-        set = PAGES_EXPIRED;
-        count_add(&f->count.stale, 1);
-        if (p->slot == 0 && f->last_words != 0 && !f->mourned) {
-            f->mourned = true;
-            last_words(f);
-        }
-    } else if (p->slot == 0) {
-        f->mourned = false;
-    }
-    return &p->answers[set][format];
-}
-
-static bool answer_page(front *f, front_conn *c, const http1_head *h)
-{
-    static char empty[] = "Content-Length: 0\r\n", allow[] = "Allow: GET, HEAD, OPTIONS\r\nContent-Length: 0\r\n";
-    static const pages_answer not_allowed = {405, sizeof allow - 1, 0, allow};
-    static const pages_answer options = {200, sizeof empty - 1, 0, empty};
-    static const pages_answer none = {503, sizeof empty - 1, 0, empty};
-    buffer *b = c->in;
-    const pages_answer *a;
-    char out[PAGES_MAX_SIZE], extra[64] = "";
-
-    if (h->form == HTTP1_ASTERISK) {
-        a = &options;
-    } else if (h->method_id != HTTP1_GET && h->method_id != HTTP1_HEAD && h->method_id != HTTP1_OPTIONS) {
-        a = &not_allowed;
-    } else {
-        a = page_answer(f, pages_find(f->pages, b->data + h->path.pos, h->path.len), format_wanted(b, h));
-        if (a->status == 0)
-            a = &none;
-    }
-    if (h->method_id == HTTP1_OPTIONS)
-        strcat(extra, "Allow: GET, HEAD, OPTIONS\r\n");
-    if (c->close)
-        strcat(extra, "Connection: close\r\n");
-    else if (h->minor == 0)
-        strcat(extra, "Connection: keep-alive\r\n");
-    count_add(&f->count.probes, 1);
-    size_t len = pages_render(a, date_now(f), extra, h->method_id == HTTP1_HEAD, out);
-    next_request(c);
-    return answer(f, c, out, len);
-}
-
-/* A terse error of our own; the connection ends with it. */
-static void refuse(front *f, front_conn *c, unsigned status, const char *text)
-{
-    char out[512];
-    int len = snprintf(out, sizeof out,
-                       "HTTP/1.1 %u %s\r\nDate: %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %zu\r\n"
-                       "%sConnection: close\r\n\r\n%s",
-                       status, pages_reason(status), date_now(f), strlen(text), status == 503 ? "Retry-After: 1\r\n" : "", text);
-    c->close = c->linger = true;
-    answer(f, c, out, (size_t)len);
-}
-
-/* The response is out and the connection is to be closed. */
-static void conn_end(front *f, front_conn *c)
-{
-    if (c->eof || (!c->linger && (c->in == NULL || c->in->len == c->in->raw)))
-        conn_close(f, c);
-    else
-        conn_linger(f, c);
-}
-
-static void on_flush(front *f, front_conn *c)
-{
-    while (c->out != NULL) {
-        ssize_t n = send(c->fd, c->out + c->out_pos, c->out_len - c->out_pos, MSG_NOSIGNAL);
-        if (n == -1) {
-            if (errno == EAGAIN || errno == EINTR)
-                return;
-            count_add(&f->count.resets, 1);
-            conn_close(f, c);
-            return;
-        }
-        count_add(&f->count.bytes_out, (uint64_t)n);
-        c->out_pos += (size_t)n;
-        if (c->out_pos == c->out_len) {
-            atomic_fetch_sub(&f->buffered, c->out_len);
-            free(c->out);
-            c->out = NULL;
-        }
-    }
-    while (c->file != -1) {
-        ssize_t n = c->file_left == 0 ? 0 : sendfile(c->fd, c->file, &c->file_pos, c->file_left < 65536 ? (size_t)c->file_left : 65536);
-        if (n == -1 && (errno == EAGAIN || errno == EINTR))
-            return;
-        if (n <= 0 && c->file_left > 0) { /* an error, or the file has shrunk: what was announced can't be kept */
-            conn_close(f, c);
-            return;
-        }
-        count_add(&f->count.bytes_out, (uint64_t)n);
-        c->file_left -= (uint64_t)n;
-        if (c->file_left == 0)
-            out_drop(f, c);
-    }
-    if (c->close) {
-        conn_end(f, c);
-        return;
-    }
-    next_request(c);
-    c->drained = false;
-    set_state(f, c, CONN_AGAIN);
-}
-
-static void on_linger(front *f, front_conn *c)
-{
-    char sink[16384];
-    ssize_t n;
-
-    for (int i = 0; i < 16; i++) {
-        n = recv(c->fd, sink, sizeof sink, 0);
-        if (n == 0 || (n == -1 && errno != EAGAIN && errno != EINTR)) {
-            conn_close(f, c);
-            return;
-        }
-        if (n == -1)
-            return;
-    }
-    /* Still sending: leave the rest to the kernel's buffer, whose filling up ends it, and to the deadline. */
-}
-
-/* ------------------------------------------------------------ workers, and back */
 
 /* Connections that workers have given back. */
 static void take_back(front *f)
@@ -883,26 +250,25 @@ static void take_back(front *f)
         if (c->fd == -1) {
             conn_close(f, c);
         } else if (c->out != NULL || c->file != -1) {
-            set_state(f, c, CONN_FLUSH);
-            if (!c->watched && watch_fd(f, c->fd, event_id(f, c), EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET) != 0) {
+            conn_set_state(f, c, CONN_FLUSH);
+            if (conn_watch(f, c) != 0) {
                 conn_close(f, c);
                 continue;
             }
-            c->watched = true;
-            on_flush(f, c);
+            conn_flush(f, c);
         } else if (c->close) {
             conn_end(f, c);
         } else {
-            next_request(c);
+            conn_next(c);
             if (c->in != NULL && c->in->len > 0) {
                 c->drained = false;
-                set_state(f, c, CONN_AGAIN); /* behind those who wait already */
+                conn_set_state(f, c, CONN_AGAIN); /* behind those who wait already */
                 continue;
             }
             buffer_drop(f, c);
-            set_state(f, c, CONN_IDLE);
+            conn_set_state(f, c, CONN_IDLE);
             if (pending || c->hup || c->eof)
-                on_readable(f, c);
+                conn_readable(f, c);
         }
     }
 }
@@ -940,7 +306,7 @@ static void hand_over(front *f)
         c->next = NULL;
         atomic_fetch_sub_explicit(&f->n_worker, 1, memory_order_relaxed);
         count_add(&f->count.shed, 1);
-        refuse(f, c, 503, "too many requests waiting\n");
+        conn_refuse(f, c, 503, "too many requests waiting\n");
     }
     if (returned) /* an edge may have been noted for one of them after the worker had looked */
         take_back(f);
@@ -961,7 +327,7 @@ static void expire_queue(front *f)
         pthread_mutex_unlock(&f->mutex);
         atomic_fetch_sub_explicit(&f->n_worker, 1, memory_order_relaxed);
         count_add(&f->count.timeouts, 1);
-        refuse(f, c, 503, "no worker became free in time\n");
+        conn_refuse(f, c, 503, "no worker became free in time\n");
     }
 }
 
@@ -977,24 +343,24 @@ static void expire(front *f)
             if (c->in == NULL)
                 conn_close(f, c);
             else
-                refuse(f, c, 408, "the request did not arrive in time\n");
+                conn_refuse(f, c, 408, "the request did not arrive in time\n");
         }
     while ((c = f->waiting[CONN_BODY].first) != NULL && c->deadline <= f->now) {
         uint64_t wanted = (uint64_t)(f->limits.body_timeout / MILLISECOND) * f->limits.min_body_rate / 1000;
         if (c->body_read - c->body_mark > wanted) {
             c->body_mark = c->body_read;
-            set_state(f, c, CONN_BODY);
+            conn_set_state(f, c, CONN_BODY);
             continue;
         }
         count_add(&f->count.timeouts, 1);
-        refuse(f, c, 408, "the body did not arrive in time\n");
+        conn_refuse(f, c, 408, "the body did not arrive in time\n");
     }
     while ((c = f->waiting[CONN_FLUSH].first) != NULL && c->deadline <= f->now) {
         size_t done = c->out != NULL ? c->out_pos : (size_t)c->file_pos;
         uint64_t wanted = (uint64_t)(f->limits.write_timeout / MILLISECOND) * f->limits.min_body_rate / 1000;
         if (done - c->out_mark > wanted) {
             c->out_mark = done;
-            set_state(f, c, CONN_FLUSH);
+            conn_set_state(f, c, CONN_FLUSH);
             continue;
         }
         count_add(&f->count.timeouts, 1);
