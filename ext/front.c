@@ -267,7 +267,7 @@ static void take_back(front *f)
             }
             buffer_drop(f, c);
             conn_set_state(f, c, CONN_IDLE);
-            if (pending || c->hup || c->eof)
+            if (pending || c->hup || c->eof || !c->drained)
                 conn_readable(f, c);
         }
     }
