@@ -19,6 +19,15 @@ enum {
     REPARSE_ALWAYS = 256,           /* up to here a partial head is parsed anew however little came */
 };
 
+static inline http1_span span(const uint8_t *buf, const uint8_t *p, const uint8_t *end) {
+    return (http1_span){(uint16_t)(p - buf), (uint16_t)(end - p)};
+}
+
+/* A header line, from its name on; the value without white space around it. */
+struct line {
+    const uint8_t *name_end, *value, *value_end;
+};
+
 /* Hosts ------------------------------------------------------------------ */
 
 /* IPv6address (RFC 3986 3.2.2): eight groups, one run of them may be "::", the last two may be an IPv4address. */
@@ -218,6 +227,30 @@ static COLD void on_expect(struct facts *facts, const uint8_t *p, const uint8_t 
     }
 }
 
+/* The lengths of the names below, as a set. */
+#define KNOWN_SIZES (1u << 4 | 1u << 6 | 1u << 10 | 1u << 14 | 1u << 17)
+
+/* A field of a known length: 0, or an error. */
+ALWAYS_INLINE int on_field(enum isa isa, const uint8_t *buf, const uint8_t *name, const struct line *line,
+                           struct facts *facts, http1_head *head) {
+    const uint8_t *p = line->value, *end = line->value_end;
+    if (IS(name, line->name_end, "host")) {
+        if (facts->n_host++) /* RFC 9112 3.2, in 1.0 too */
+            return HTTP1_E_HOST_REPEATED;
+        head->host = span(buf, p, end);
+        head->bad_host = !is_host(isa, buf, p, end);
+    } else if (IS(name, line->name_end, "connection")) {
+        on_connection(facts, p, end);
+    } else if (IS(name, line->name_end, "content-length")) {
+        return on_content_length(head, p, end);
+    } else if (IS(name, line->name_end, "transfer-encoding")) {
+        on_transfer_encoding(facts, p, end);
+    } else if (IS(name, line->name_end, "expect")) {
+        on_expect(facts, p, end);
+    }
+    return 0;
+}
+
 /* The head is complete: what does it all mean? */
 static int conclude(const struct facts *facts, http1_head *head) {
     /* RFC 9112 3.2: no Host in HTTP/1.1 is refused; more than one is refused where it is seen. */
@@ -250,10 +283,6 @@ static int conclude(const struct facts *facts, http1_head *head) {
 }
 
 /* The request line ------------------------------------------------------- */
-
-static inline http1_span span(const uint8_t *buf, const uint8_t *p, const uint8_t *end) {
-    return (http1_span){(uint16_t)(p - buf), (uint16_t)(end - p)};
-}
 
 static inline uint8_t method_id(const uint8_t *p, size_t n) {
 #define METHOD(name) \
@@ -385,10 +414,6 @@ ALWAYS_INLINE int parse_request_line(enum isa isa, const uint8_t *buf, const uin
 
 /* Header lines ----------------------------------------------------------- */
 
-struct line {
-    const uint8_t *name_end, *value, *value_end; /* without white space around the value */
-};
-
 /* OWS field-value OWS: what is between the colon and a CR.  All of it is TEXT, so only SP and HTAB are up to ' '. */
 ALWAYS_INLINE struct line trimmed(const uint8_t *colon, const uint8_t *cr) {
     const uint8_t *p = colon + 1;
@@ -401,7 +426,7 @@ ALWAYS_INLINE struct line trimmed(const uint8_t *colon, const uint8_t *cr) {
 }
 
 /* The line at p, read byte by byte: its length, HTTP1_PARTIAL, or what is wrong with it. */
-static COLD int parse_line(const uint8_t *p, const uint8_t *end, struct line *line) {
+static NOINLINE int parse_line(const uint8_t *p, const uint8_t *end, struct line *line) {
     const uint8_t *name = p, *colon;
 
     /* field-name ":" (RFC 9112 5.1): nothing between the two */
@@ -436,7 +461,7 @@ ALWAYS_INLINE const uint8_t *glance(enum isa isa, struct window *window, const u
     const uint8_t *colon, *cr;
     if (UNLIKELY(!window_line(isa, window, p, &colon, &cr)))
         return NULL;
-    if (UNLIKELY(*colon != ':' || colon == p || end - cr < 2 || cr[0] != '\r' || cr[1] != '\n'))
+    if (UNLIKELY(*colon != ':' || colon == p || end - cr < 2 || memcmp(cr, "\r\n", 2) != 0))
         return NULL;
     *line = trimmed(colon, cr);
     return cr + 2;
@@ -504,31 +529,10 @@ ALWAYS_INLINE int parse(enum isa isa, const uint8_t *buf, const uint8_t *end, co
         head->headers[n_headers].value = span(buf, line.value, line.value_end);
         n_headers++;
 
-        switch (line.name_end - name) {
-        case 4:
-            if (is_word(name, "host", 4)) {
-                if (UNLIKELY(facts.n_host++)) /* RFC 9112 3.2, in 1.0 too */
-                    return HTTP1_E_HOST_REPEATED;
-                head->host = span(buf, line.value, line.value_end);
-                head->bad_host = !is_host(isa, buf, line.value, line.value_end);
-            }
-            break;
-        case 6:
-            if (is_word(name, "expect", 6))
-                on_expect(&facts, line.value, line.value_end);
-            break;
-        case 10:
-            if (is_word(name, "connection", 10))
-                on_connection(&facts, line.value, line.value_end);
-            break;
-        case 14:
-            if (is_word(name, "content-length", 14) && (n = on_content_length(head, line.value, line.value_end)) < 0)
+        if (line.name_end - name <= 17 && KNOWN_SIZES >> (line.name_end - name) & 1) {
+            n = on_field(isa, buf, name, &line, &facts, head);
+            if (UNLIKELY(n < 0))
                 return n;
-            break;
-        case 17:
-            if (is_word(name, "transfer-encoding", 17))
-                on_transfer_encoding(&facts, line.value, line.value_end);
-            break;
         }
     }
     head->n_headers = (uint16_t)n_headers;
@@ -548,7 +552,9 @@ TARGET_SSSE3 static int parse_ssse3(const uint8_t *buf, const uint8_t *end, cons
 
 TARGET_AVX2 static int parse_avx2(const uint8_t *buf, const uint8_t *end, const http1_limits *limits,
                                   http1_head *head) {
-    return parse(AVX2, buf, end, limits, head);
+    const int n = parse(AVX2, buf, end, limits, head);
+    _mm256_zeroupper(); /* gcc 12 forgets it after a call to a local function, and the whole thread's SSE is slow then */
+    return n;
 }
 #endif
 

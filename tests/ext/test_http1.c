@@ -47,11 +47,6 @@ static char *exact(const char *bytes, size_t len) {
 typedef int parse_function(const uint8_t *, const uint8_t *, const http1_limits *, http1_head *);
 typedef const uint8_t *scan_function(const struct class *, const uint8_t *, const uint8_t *, const uint8_t *);
 
-static const uint8_t *scan_plain(const struct class *c, const uint8_t *base, const uint8_t *p, const uint8_t *end) {
-    (void)base;
-    return scan_portable(c, p, end);
-}
-
 static struct {
     const char *name;
     parse_function *parse;
@@ -62,11 +57,11 @@ static size_t n_variants;
 static void find_variants(void) {
 #define VARIANT(label, parse_it, scan_it) \
     variants[n_variants].name = label, variants[n_variants].parse = parse_it, variants[n_variants++].scan = scan_it
-    VARIANT("portable", parse_portable, scan_plain);
+    VARIANT("portable", parse_portable, scan_portable);
 #ifdef HTTP1_X86
     if (__builtin_cpu_supports("ssse3"))
         VARIANT("ssse3", parse_ssse3, scan_ssse3);
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi"))
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2"))
         VARIANT("avx2", parse_avx2, scan_avx2);
 #endif
 #ifdef HTTP1_NEON
