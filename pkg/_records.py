@@ -168,7 +168,12 @@ def json_record(record: logging.LogRecord, ids: Ids = _NO_IDS) -> bytes:
 
 def text_record(record: logging.LogRecord, ids: Ids = _NO_IDS) -> bytes:
     at, severity, logger, message, stacktrace, fields = _take_apart(record, ids)
-    parts = [_timestamp(at), f"{severity:<8}", f"{logger}:", _printable(_clip(message, MAX_MESSAGE))]
+    parts = [
+        _timestamp(at),
+        f"{_printable(severity):<8}",
+        f"{_printable(logger)}:",
+        _printable(_clip(message, MAX_MESSAGE)),
+    ]
     # The stack's last line says type and message already.
     hidden = ("exception.type", "exception.message") if stacktrace else ()
     parts += [f"{_printable(str(name))}={_text_value(value)}" for name, value in fields.items() if name not in hidden]

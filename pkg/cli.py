@@ -200,10 +200,13 @@ def _new_parser(**options: Any) -> argparse.ArgumentParser:
 
 def _version() -> str:
     import platform
+    from importlib import metadata
 
-    import pkg
-
-    return f"pkg {pkg.__version__} (Python {platform.python_version()})"
+    try:
+        version = metadata.version("pkg")
+    except metadata.PackageNotFoundError:
+        version = "unknown"  # run from a checkout, not installed
+    return f"pkg {version} (Python {platform.python_version()})"
 
 
 def _config(arguments: list[str], environ: Mapping[str, str]) -> int:
