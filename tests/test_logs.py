@@ -24,6 +24,7 @@ from typing import IO, Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pkg import _records, logs
@@ -103,7 +104,7 @@ def written() -> Iterator[Callable[..., list[str]]]:
 
     def run(action: Callable[[], object], **options: Any) -> list[str]:
         stream = io.StringIO()
-        sink = logs.configure(**({"format": "json", "stream": stream} | options))
+        sink = logs.configure(**{"format": "json", "stream": stream, **options})
         try:
             action()
         finally:
@@ -330,6 +331,7 @@ def test_huge_records_are_cut(written: Callable[..., list[str]]) -> None:
     assert record["exception.stacktrace"].startswith("Traceback") and record["exception.stacktrace"].endswith("yyy")
 
 
+@hypothesis_settings(database=None, deadline=None)  # no files, and no verdict on a busy machine's speed
 @given(message=st.text(st.characters(), max_size=200), key=st.text(max_size=20), value=st.text(st.characters()))
 def test_any_text_is_one_valid_line(message: str, key: str, value: str) -> None:
     record = logging.makeLogRecord({"msg": message, "name": value, "levelname": "INFO", f"x{key}": value})
@@ -343,6 +345,7 @@ def test_any_text_is_one_valid_line(message: str, key: str, value: str) -> None:
     assert text.endswith("\n") and len(text.splitlines()) == 1
 
 
+@hypothesis_settings(database=None, deadline=None)  # no files, and no verdict on a busy machine's speed
 @given(raw=st.binary(max_size=200), agent=st.binary(max_size=200))
 def test_any_bytes_of_a_request_are_one_valid_line(raw: bytes, agent: bytes) -> None:
     item = (0.0, "GET", raw.decode("latin-1"), 200, 0.1, 0, 2, "::1", agent.decode("latin-1"), None, None, "r")
@@ -645,6 +648,11 @@ def test_many_threads_lose_nothing(written: Callable[..., list[str]]) -> None:
 # --- outputs that do not take what they are given
 
 
+def flush_and_tell(sink: logs.Sink, flushed: threading.Event) -> None:
+    if sink.flush(DEADLINE):
+        flushed.set()
+
+
 def test_full_pipe_holds_nobody_up(pipe: Pipe) -> None:
     pipe.fill()
     started = time.monotonic()
@@ -658,7 +666,7 @@ def test_full_pipe_holds_nobody_up(pipe: Pipe) -> None:
     assert dropped > 1000
 
     flushed = threading.Event()
-    thread = threading.Thread(target=lambda: pipe.sink.flush(DEADLINE) and flushed.set())
+    thread = threading.Thread(target=flush_and_tell, args=(pipe.sink, flushed))
     thread.start()
     lines = pipe.lines(flushed.is_set)
     thread.join()
@@ -708,7 +716,7 @@ def test_full_pipe_on_a_kernel_without_nowait(monkeypatch: pytest.MonkeyPatch) -
         pipe.fill()
         log.info("y" * 20000)  # longer than the pipe: goes through in pieces
         flushed = threading.Event()
-        thread = threading.Thread(target=lambda: pipe.sink.flush(DEADLINE) and flushed.set())
+        thread = threading.Thread(target=flush_and_tell, args=(pipe.sink, flushed))
         thread.start()
         lines = pipe.lines(flushed.is_set)
         thread.join()
@@ -733,7 +741,8 @@ def test_socket_as_output() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        sink = logs.configure(format="json", stream=ours.makefile("wb", buffering=0))
+        stream: Any = ours.makefile("wb", buffering=0)
+        sink = logs.configure(format="json", stream=stream)
         for _ in range(1000):
             log.info("x" * 1000)
         assert not sink.flush(0.05)
