@@ -13,11 +13,9 @@ The rules:
 from __future__ import annotations
 
 import atexit
-import io
 import logging
 import os
 import select
-import stat
 import sys
 import threading
 import time
@@ -30,6 +28,7 @@ from re import ASCII
 from re import compile as compile_pattern
 from typing import IO, Any, NamedTuple
 
+from pkg._output import PIPE_BUF, Output
 from pkg._records import Access, Ids, json_access, json_record, text_access, text_record
 
 __all__ = [
@@ -134,88 +133,13 @@ def context() -> Ids:
     return _context.get()
 
 
-# --- the output ----------------------------------------------------------------------------------------------------
-
-_RWF_NOWAIT = 0x00000008  # linux/fs.h; the os module names it for reading only
-_PIPE_BUF = 4096
-
-
-class _Output:
-    """A descriptor written without ever waiting for it, and without O_NONBLOCK: that would be set for everybody who has
-    the same pipe or terminal open.
-
-    `write` returns how much was taken, raises BlockingIOError if nothing was, and OSError if it never will be.
-    """
-
-    def __init__(self, stream: IO[Any] | None) -> None:
-        self.descriptor = -1
-        self._stream = stream
-        self.is_terminal = False
-        self._nowait = self._poll = False
-        if stream is None:
-            return
-        with suppress(OSError, ValueError):
-            stream.flush()
-        try:
-            # A duplicate: if somebody closes descriptor 1, its number may go to a client's socket.
-            self.descriptor = os.dup(stream.fileno())
-        except (OSError, ValueError, AttributeError):  # StringIO and the like
-            return
-        mode = os.fstat(self.descriptor).st_mode
-        self.is_terminal = os.isatty(self.descriptor)
-        self._nowait = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
-        self._poll = self.is_terminal
-        self._poller = select.poll()
-        self._poller.register(self.descriptor, select.POLLOUT)
-
-    def write(self, data: memoryview) -> int:
-        if self.descriptor < 0:
-            return self._write_stream(data)
-        if self._nowait:
-            try:
-                return os.pwritev(self.descriptor, [data], -1, _RWF_NOWAIT)
-            except BlockingIOError:
-                raise
-            except BrokenPipeError:
-                raise
-            except OSError:
-                # EOPNOTSUPP, EINVAL, ENOSYS, ESPIPE: kernels before 6.4 and sandboxes do not know it for pipes.
-                self._nowait, self._poll = False, True
-        if self._poll:
-            # Writable means that PIPE_BUF bytes fit (pipe(7)), so that so many do not wait.
-            if not self._poller.poll(0):
-                raise BlockingIOError
-            data = data[:_PIPE_BUF]
-        return os.write(self.descriptor, data)
-
-    def _write_stream(self, data: memoryview) -> int:
-        try:
-            if self._stream is None:
-                raise BrokenPipeError
-            if isinstance(self._stream, io.TextIOBase):
-                self._stream.write(bytes(data).decode())
-            else:
-                self._stream.write(bytes(data))
-            self._stream.flush()
-        except ValueError as error:  # closed
-            raise BrokenPipeError(str(error)) from None
-        return len(data)
-
-    def wait(self, timeout: float) -> None:
-        """Until there may be room again, or the timeout has passed."""
-        if self.descriptor >= 0:
-            self._poller.poll(timeout * 1000)
-
-    def close(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor, self._stream = -1, None
+# --- the queue and its writer -------------------------------------------------------------------------------------
 
 
 class Sink:
     """The queue, its writer thread, and what `configure` changed in `logging`.  Made by `configure` only."""
 
-    def __init__(self, output: _Output, *, text: bool, access_log: bool) -> None:
+    def __init__(self, output: Output, *, text: bool, access_log: bool) -> None:
         self._output = output
         self._text = text
         self._access_log = access_log
@@ -335,7 +259,7 @@ class Sink:
             poller = select.poll()
             poller.register(2, select.POLLOUT)
             if poller.poll(0):  # a blocked stderr must not hold up the end
-                os.write(2, line[:_PIPE_BUF])
+                os.write(2, line[:PIPE_BUF])
 
     # -- the writer thread
 
@@ -461,7 +385,7 @@ def configure(
     global _sink
     if _sink is not None:
         _sink.close()
-    output = _Output(sys.stdout if stream is None else stream)
+    output = Output(sys.stdout if stream is None else stream)
     text = format == "text" or (format == "auto" and output.is_terminal)
     sink = Sink(output, text=text, access_log=access_log)
     root, own = logging.getLogger(), logging.getLogger("pkg")
