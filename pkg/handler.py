@@ -214,7 +214,7 @@ class _Replay(io.RawIOBase):
 
 
 class ReplayConnection:
-    """What a handler that reads for itself sees of its client: enough of a socket for `socketserver` and `http.server`."""
+    """What a handler that reads for itself sees of its client: enough of a socket for `http.server`."""
 
     def __init__(self, request: _core.Request) -> None:
         self._request = request
@@ -272,7 +272,9 @@ class _ConnectionWriter(io.BufferedIOBase):
         return self._connection.send(data)
 
 
-def _serve_replayed(handler_class: Callable[..., object], request: _core.Request, client_address: Any, server: Any) -> None:
+def _serve_replayed(
+    handler_class: Callable[..., object], request: _core.Request, client_address: Any, server: Any
+) -> None:
     connection = ReplayConnection(request)
     handler_class(connection, client_address, server)
     if request.status == 0:
@@ -295,7 +297,7 @@ def adapt(handler: Any) -> Callable[[Any, Any, Any], object]:
         inner = adapt(handler.func)
         return partial(inner, *handler.args, **handler.keywords)
     if not isinstance(handler, type) or issubclass(handler, RequestHandler):
-        return handler  # type: ignore[no-any-return]
+        return handler
     if issubclass(handler, BaseHTTPRequestHandler) and not _overrides(handler, _READING):
         if handler in RequestHandler.__mro__:
             return RequestHandler

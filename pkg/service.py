@@ -182,7 +182,7 @@ class Service:
     # -------------------------------------------------------------- run
 
     def run(self) -> int:
-        """Exit code 0: drained, nothing aborted; 1: requests aborted.  StartupError: not started, nothing stays bound."""
+        """Exit code 0: drained, nothing aborted; 1: requests aborted.  StartupError: nothing stays bound."""
         global _current
         self.signals.install()
         from pkg import logs
@@ -412,10 +412,7 @@ def _connections(wanted: int) -> int:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = wanted + 2 * _OTHER_DESCRIPTORS
-    if hard == resource.RLIM_INFINITY or need <= hard:
-        target = need
-    else:
-        target = hard
+    target = need if hard == resource.RLIM_INFINITY else min(need, hard)
     if soft != resource.RLIM_INFINITY and soft < target:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))

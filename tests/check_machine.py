@@ -24,10 +24,11 @@ def compiles(source, *flags):
 def missing():
     """What is missing, a line each."""
     if not sys.platform.startswith("linux"):
-        yield "pkg builds and runs on Linux only (this is %s)" % sys.platform
+        yield f"pkg builds and runs on Linux only (this is {sys.platform})"
         return
-    if sys.version_info < (3, 11):
-        yield "Python 3.11 or later is needed (this is %s); name another one: make PYTHON=python3.13" % sys.version.split()[0]
+    if sys.version_info < (3, 11):  # noqa: UP036 - whatever Python the machine has runs this
+        found = sys.version.split()[0]
+        yield f"Python 3.11 or later is needed (this is {found}); name another one: make PYTHON=python3.13"
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
