@@ -166,20 +166,36 @@ static inline const uint8_t *scan_portable(const struct class *c, const uint8_t 
     return scan_bytes(c, p, end);
 }
 
-/* Which bytes of a block of 64 are no tchar, and which may not be in a value: bit i is byte i. */
+/* Which bytes of a block of 64 end a name and which end a value: bit i is set if byte i is no tchar, or
+   is no TEXT or a HTAB.  (HTAB would need a ninth bit below; it is rare enough to be looked at by hand.) */
 struct block {
     uint64_t names, values;
 };
 
+/* Both classes in one look-up: the low six bits are those of TOKEN, the other two say TEXT but HTAB. */
+static const struct class LINE = {
+    {250, 255, 254, 255, 255, 255, 255, 255, 254, 254, 253, 213, 244, 213, 253, 156},
+    {0, 0, 129, 130, 132, 136, 144, 96, 128, 128, 128, 128, 128, 128, 128, 128},
+};
+#define LINE_TOKEN 0x3f
+
 #ifdef HTTP1_X86
-/* Bit i: byte i of these 32 is not in the class. */
-TARGET_AVX2 static inline uint32_t stops32(const struct class *c, __m256i bytes) {
+/* low & high for each of 32 bytes */
+TARGET_AVX2 static inline __m256i look_up32(const struct class *c, __m256i bytes) {
     const __m256i nibble = _mm256_set1_epi8(15);
     const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)c->low));
     const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)c->high));
-    const __m256i row = _mm256_shuffle_epi8(low, _mm256_and_si256(bytes, nibble));
-    const __m256i column = _mm256_shuffle_epi8(high, _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble));
-    return (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_and_si256(row, column), _mm256_setzero_si256()));
+    return _mm256_and_si256(_mm256_shuffle_epi8(low, _mm256_and_si256(bytes, nibble)),
+                            _mm256_shuffle_epi8(high, _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble)));
+}
+
+/* Bit i: byte i is zero, or: bit 6 or 7 of byte i is set. */
+TARGET_AVX2 static inline uint64_t zeros32(__m256i bytes) {
+    return (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_setzero_si256()));
+}
+
+TARGET_AVX2 static inline uint64_t high32(__m256i bytes) {
+    return (uint32_t)_mm256_movemask_epi8(_mm256_adds_epu8(bytes, bytes));
 }
 
 TARGET_AVX2 static inline __m256i load32(const uint8_t *p) {
@@ -188,29 +204,37 @@ TARGET_AVX2 static inline __m256i load32(const uint8_t *p) {
 
 TARGET_AVX2 static inline const uint8_t *scan_avx2(const struct class *c, const uint8_t *base, const uint8_t *p,
                                                    const uint8_t *end) {
-    uint32_t stops;
+    uint64_t stops;
     for (; end - p >= 32; p += 32)
-        if ((stops = stops32(c, load32(p))) != 0)
-            return p + __builtin_ctz(stops);
+        if ((stops = zeros32(look_up32(c, load32(p)))) != 0)
+            return p + __builtin_ctzll(stops);
     if (p == end || end - base < 32)
         return scan_bytes(c, p, end);
-    stops = stops32(c, load32(end - 32)) >> (32 - (end - p));
-    return stops ? p + __builtin_ctz(stops) : end;
+    stops = zeros32(look_up32(c, load32(end - 32))) >> (32 - (end - p));
+    return stops ? p + __builtin_ctzll(stops) : end;
 }
 
 TARGET_AVX2 static inline struct block block_avx2(const uint8_t *p) {
-    const __m256i a = load32(p), b = load32(p + 32);
-    return (struct block){stops32(&TOKEN, a) | (uint64_t)stops32(&TOKEN, b) << 32,
-                          stops32(&TEXT, a) | (uint64_t)stops32(&TEXT, b) << 32};
+    const __m256i token = _mm256_set1_epi8(LINE_TOKEN);
+    const __m256i a = look_up32(&LINE, load32(p)), b = look_up32(&LINE, load32(p + 32));
+    return (struct block){zeros32(_mm256_and_si256(a, token)) | zeros32(_mm256_and_si256(b, token)) << 32,
+                          ~(high32(a) | high32(b) << 32)};
 }
 
 /* The same, 16 bytes at a time. */
-TARGET_SSSE3 static inline uint32_t stops16(const struct class *c, __m128i bytes) {
+TARGET_SSSE3 static inline __m128i look_up16(const struct class *c, __m128i bytes) {
     const __m128i nibble = _mm_set1_epi8(15);
-    const __m128i row = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)c->low), _mm_and_si128(bytes, nibble));
-    const __m128i column = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)c->high),
-                                            _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble));
-    return (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_and_si128(row, column), _mm_setzero_si128()));
+    const __m128i low = _mm_loadu_si128((const __m128i *)c->low), high = _mm_loadu_si128((const __m128i *)c->high);
+    return _mm_and_si128(_mm_shuffle_epi8(low, _mm_and_si128(bytes, nibble)),
+                         _mm_shuffle_epi8(high, _mm_and_si128(_mm_srli_epi16(bytes, 4), nibble)));
+}
+
+TARGET_SSSE3 static inline uint64_t zeros16(__m128i bytes) {
+    return (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_setzero_si128()));
+}
+
+TARGET_SSSE3 static inline uint64_t high16(__m128i bytes) {
+    return (uint32_t)_mm_movemask_epi8(_mm_adds_epu8(bytes, bytes));
 }
 
 TARGET_SSSE3 static inline __m128i load16(const uint8_t *p) {
@@ -219,64 +243,65 @@ TARGET_SSSE3 static inline __m128i load16(const uint8_t *p) {
 
 TARGET_SSSE3 static inline const uint8_t *scan_ssse3(const struct class *c, const uint8_t *base, const uint8_t *p,
                                                      const uint8_t *end) {
-    uint32_t stops;
+    uint64_t stops;
     for (; end - p >= 16; p += 16)
-        if ((stops = stops16(c, load16(p))) != 0)
-            return p + __builtin_ctz(stops);
+        if ((stops = zeros16(look_up16(c, load16(p)))) != 0)
+            return p + __builtin_ctzll(stops);
     if (p == end || end - base < 16)
         return scan_bytes(c, p, end);
-    stops = stops16(c, load16(end - 16)) >> (16 - (end - p));
-    return stops ? p + __builtin_ctz(stops) : end;
+    stops = zeros16(look_up16(c, load16(end - 16))) >> (16 - (end - p));
+    return stops ? p + __builtin_ctzll(stops) : end;
 }
 
 TARGET_SSSE3 static inline struct block block_ssse3(const uint8_t *p) {
-    struct block block = {0, 0};
-    for (int i = 0; i < 64; i += 16) {
-        const __m128i bytes = load16(p + i);
-        block.names |= (uint64_t)stops16(&TOKEN, bytes) << i;
-        block.values |= (uint64_t)stops16(&TEXT, bytes) << i;
-    }
-    return block;
+    const __m128i token = _mm_set1_epi8(LINE_TOKEN);
+    const __m128i a = look_up16(&LINE, load16(p)), b = look_up16(&LINE, load16(p + 16));
+    const __m128i c = look_up16(&LINE, load16(p + 32)), d = look_up16(&LINE, load16(p + 48));
+    return (struct block){zeros16(_mm_and_si128(a, token)) | zeros16(_mm_and_si128(b, token)) << 16 |
+                              zeros16(_mm_and_si128(c, token)) << 32 | zeros16(_mm_and_si128(d, token)) << 48,
+                          ~(high16(a) | high16(b) << 16 | high16(c) << 32 | high16(d) << 48)};
 }
 #endif
 
 #ifdef HTTP1_NEON
-/* All bits of a byte set: it is not in the class. */
-static inline uint8x16_t stops16(const struct class *c, uint8x16_t bytes) {
-    const uint8x16_t row = vqtbl1q_u8(vld1q_u8(c->low), vandq_u8(bytes, vdupq_n_u8(15)));
-    const uint8x16_t column = vqtbl1q_u8(vld1q_u8(c->high), vshrq_n_u8(bytes, 4));
-    return vceqzq_u8(vandq_u8(row, column));
+static inline uint8x16_t look_up16(const struct class *c, const uint8_t *p) {
+    const uint8x16_t bytes = vld1q_u8(p);
+    return vandq_u8(vqtbl1q_u8(vld1q_u8(c->low), vandq_u8(bytes, vdupq_n_u8(15))),
+                    vqtbl1q_u8(vld1q_u8(c->high), vshrq_n_u8(bytes, 4)));
 }
 
-/* There is no movemask; narrowing keeps four bits of each byte. */
-static inline uint64_t mask16(uint8x16_t stops) {
-    return vget_lane_u64(vreinterpret_u64_u8(vshrn_n_u16(vreinterpretq_u16_u8(stops), 4)), 0);
+/* Four bits for each byte that is zero: there is no movemask, but narrowing keeps a nibble of each. */
+static inline uint64_t zeros16(uint8x16_t bytes) {
+    return vget_lane_u64(vreinterpret_u64_u8(vshrn_n_u16(vreinterpretq_u16_u8(vceqzq_u8(bytes)), 4)), 0);
 }
 
 static inline const uint8_t *scan_neon(const struct class *c, const uint8_t *base, const uint8_t *p,
                                        const uint8_t *end) {
     uint64_t stops;
     for (; end - p >= 16; p += 16)
-        if ((stops = mask16(stops16(c, vld1q_u8(p)))) != 0)
+        if ((stops = zeros16(look_up16(c, p))) != 0)
             return p + __builtin_ctzll(stops) / 4;
     if (p == end || end - base < 16)
         return scan_bytes(c, p, end);
-    stops = mask16(stops16(c, vld1q_u8(end - 16))) >> (4 * (16 - (end - p)));
+    stops = zeros16(look_up16(c, end - 16)) >> (4 * (16 - (end - p)));
     return stops ? p + __builtin_ctzll(stops) / 4 : end;
 }
 
-/* One bit per byte out of four times 16: keep another bit in each of eight, add neighbours three times. */
-static inline uint64_t mask64(const struct class *c, const uint8_t *p) {
-    static const uint8_t bits[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-    const uint8x16_t bit = vld1q_u8(bits);
-    const uint8x16_t a = vandq_u8(stops16(c, vld1q_u8(p)), bit), b = vandq_u8(stops16(c, vld1q_u8(p + 16)), bit);
-    const uint8x16_t d = vandq_u8(stops16(c, vld1q_u8(p + 32)), bit), e = vandq_u8(stops16(c, vld1q_u8(p + 48)), bit);
-    const uint8x16_t sum = vpaddq_u8(vpaddq_u8(a, b), vpaddq_u8(d, e));
+/* Bit i: byte i has none of these bits.  Keep another bit in each of eight, add neighbours three times. */
+static inline uint64_t without64(const uint8x16_t *bytes, uint8_t bits) {
+    static const uint8_t powers[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    const uint8x16_t power = vld1q_u8(powers), mask = vdupq_n_u8(bits);
+    uint8x16_t part[4], sum;
+    for (int i = 0; i < 4; i++)
+        part[i] = vbicq_u8(power, vtstq_u8(bytes[i], mask));
+    sum = vpaddq_u8(vpaddq_u8(part[0], part[1]), vpaddq_u8(part[2], part[3]));
     return vgetq_lane_u64(vreinterpretq_u64_u8(vpaddq_u8(sum, sum)), 0);
 }
 
 static inline struct block block_neon(const uint8_t *p) {
-    return (struct block){mask64(&TOKEN, p), mask64(&TEXT, p)};
+    const uint8x16_t bytes[4] = {look_up16(&LINE, p), look_up16(&LINE, p + 16), look_up16(&LINE, p + 32),
+                                 look_up16(&LINE, p + 48)};
+    return (struct block){without64(bytes, LINE_TOKEN), without64(bytes, (uint8_t)~LINE_TOKEN)};
 }
 #endif
 
@@ -349,7 +374,13 @@ ALWAYS_INLINE bool window_next(enum isa isa, struct window *w) {
     return true;
 }
 
-/* Two ends in one go: the first byte from p on that is no tchar, and the first that may not be in a value.
+/* The first byte from p on, in the block at hand, that is no tchar; NULL if there is none, or p is elsewhere. */
+ALWAYS_INLINE const uint8_t *window_token(const struct window *w, const uint8_t *p) {
+    const uint64_t names = p - w->at >= 0 && p - w->at < 64 ? w->block.names >> (p - w->at) : 0;
+    return names ? p + __builtin_ctzll(names) : NULL;
+}
+
+/* Two ends in one go: the first byte from p on that ends a name, and the first that ends a value.
    False if one of them is out of sight, or the name longer than what any has. */
 ALWAYS_INLINE bool window_line(enum isa isa, struct window *w, const uint8_t *p, const uint8_t **name_end,
                                const uint8_t **value_end) {
