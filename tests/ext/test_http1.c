@@ -47,25 +47,29 @@ static char *exact(const char *bytes, size_t len) {
 typedef int parse_function(const uint8_t *, const uint8_t *, const http1_limits *, http1_head *);
 typedef const uint8_t *scan_function(const struct class *, const uint8_t *, const uint8_t *, const uint8_t *);
 
+typedef struct block block_function(const uint8_t *);
+
 static struct {
     const char *name;
     parse_function *parse;
     scan_function *scan;
+    block_function *block;
 } variants[4];
 static size_t n_variants;
 
 static void find_variants(void) {
-#define VARIANT(label, parse_it, scan_it) \
-    variants[n_variants].name = label, variants[n_variants].parse = parse_it, variants[n_variants++].scan = scan_it
-    VARIANT("portable", parse_portable, scan_portable);
+#define VARIANT(label, parse_it, scan_it, block_it) \
+    variants[n_variants].name = label, variants[n_variants].parse = parse_it, variants[n_variants].scan = scan_it, \
+    variants[n_variants++].block = block_it
+    VARIANT("portable", parse_portable, scan_portable, NULL);
 #ifdef HTTP1_X86
     if (__builtin_cpu_supports("ssse3"))
-        VARIANT("ssse3", parse_ssse3, scan_ssse3);
+        VARIANT("ssse3", parse_ssse3, scan_ssse3, block_ssse3);
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2"))
-        VARIANT("avx2", parse_avx2, scan_avx2);
+        VARIANT("avx2", parse_avx2, scan_avx2, block_avx2);
 #endif
 #ifdef HTTP1_NEON
-    VARIANT("neon", parse_neon, scan_neon);
+    VARIANT("neon", parse_neon, scan_neon, block_neon);
 #endif
 }
 
@@ -831,6 +835,23 @@ static void test_scans(void) {
                 }
 }
 
+/* A block says of each byte what the classes say. */
+static void test_blocks(void) {
+    uint8_t bytes[64];
+    for (size_t v = 0; v < n_variants; v++)
+        for (unsigned turn = 0; variants[v].block && turn < 64 * 256; turn++) {
+            struct block want = {0, 0}, got;
+            for (unsigned i = 0; i < 64; i++) {
+                bytes[i] = (uint8_t)(i == turn / 256 ? turn : turn % 3 ? 'a' : i * 41 + turn * 7);
+                want.names |= (uint64_t)!is_in(&TOKEN, bytes[i]) << i;
+                want.values |= (uint64_t)(!is_in(&TEXT, bytes[i]) || bytes[i] == '\t') << i;
+            }
+            got = variants[v].block(bytes);
+            expect_int("block: names", variants[v].name, got.names == want.names, 1);
+            expect_int("block: values", variants[v].name, got.values == want.values, 1);
+        }
+}
+
 static void test_errors(void) {
 #define CHECK_ERROR(name, status, text) \
     expect("errors", "name", http1_error_name(HTTP1_E_##name), #name); \
@@ -848,6 +869,7 @@ int main(void) {
     find_variants();
     test_classes();
     test_scans();
+    test_blocks();
     test_heads();
     test_limits();
     test_early();
