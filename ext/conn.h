@@ -87,6 +87,7 @@ struct front {
     int epoll_fd, listen_fd, wake_fd, signal_fd, reserve_fd, last_words;
     bool listening, listener_armed, mourned;
     int64_t listener_closes; /* last stage: when the backlog counts as empty */
+    int64_t nap;            /* L: how long to let requests gather before the next turn, nanoseconds */
     int64_t listener_retry; /* when to listen again after accept failed; 0: not waiting */
     _Atomic int stage, wanted_stage;
     int64_t timeout[CONN_STATES];
@@ -124,6 +125,7 @@ struct front {
     } count;
 };
 
+#define LONG_REQUEST (100 * 1000LL) /* nanoseconds: from here on workers wake each other */
 #define BUFFER_SIZE 2048 /* first block: holds nearly every head, keeps 10,000 slow clients small */
 
 static inline void count_add(_Atomic uint64_t *counter, uint64_t n)

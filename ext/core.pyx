@@ -32,7 +32,7 @@ include "request.pxi"
 include "response.pxi"
 include "environ.pxi"
 
-__all__ = ["Body", "Front", "Request", "Response", "Stage", "parse_head", "serve_wsgi", "ChunkedDecoder", "ParseError"]
+__all__ = ["Body", "Front", "Request", "Response", "Stage", "WSGIHandler", "parse_head", "ChunkedDecoder", "ParseError"]
 
 
 class Stage:
@@ -127,6 +127,33 @@ cdef class Front:
         if rv == c.FRONT_TIMEOUT and timeout >= 0:
             raise TimeoutError("no request in time")
         return None
+
+    def work(self, handle, failed, after, server):
+        """A worker: every request through handle(request, client_address, server) until the front stops.
+
+        failed(request, client_address) is called with what handle raised, after(request) when all is done, if given.
+        """
+        cdef c.front_request taken
+        cdef Request request
+        cdef int rv
+        while True:
+            rv = c.front_take(self._front, &taken, 0)
+            if rv == c.FRONT_TIMEOUT:
+                with nogil:
+                    rv = c.front_take(self._front, &taken, -1)
+            if rv != c.FRONT_OK:
+                return
+            request = new_request(self, &taken)
+            try:
+                handle(request, get_address(request), server)
+            except BaseException:   # SystemExit in a handler ends the request, not the worker
+                failed(request, get_address(request))
+            finally:
+                if request.conn is not NULL:
+                    finish_request(request, request.status != 0, request.status == 0)
+            if after is not None:
+                after(request)
+            request = None
 
     def publish(self, table):
         cdef p.pages *built = p.pages_new(len(table))

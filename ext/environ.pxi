@@ -127,7 +127,7 @@ cdef dict make_environ(Request request, dict base):
     environ["PATH_INFO"] = unquote(data + head.path.pos, head.path.len)
     environ["QUERY_STRING"] = text_at(data, head.query) if head.query.len else ""
     environ["SERVER_PROTOCOL"] = "HTTP/1.1" if head.minor else "HTTP/1.0"
-    address, port = request.client_address
+    address, port = get_address(request)
     environ["REMOTE_ADDR"] = address
     environ["REMOTE_PORT"] = str(port)
     environ["wsgi.input"] = get_body(request)
@@ -197,7 +197,22 @@ cdef class StartResponse:
         return response.write
 
 
-def serve_wsgi(Request request not None, app, dict base not None):
+cdef class WSGIHandler:
+    """A handler, to be called with (request, client_address, server), that runs a WSGI application."""
+
+    cdef readonly object app
+    cdef readonly dict environ   # the part that never changes
+
+    def __init__(self, app, dict environ not None):
+        self.app = app
+        self.environ = environ
+
+    def __call__(self, Request request not None, client_address, server):
+        serve_wsgi(request, self.app, self.environ)
+        finish_request(request, True, False)
+
+
+cdef int serve_wsgi(Request request, app, dict base) except -1:
     """One request through a WSGI application.  Raises what the application raised."""
     cdef Response response = Response.__new__(Response, request)
     cdef StartResponse start = StartResponse.__new__(StartResponse)
@@ -221,3 +236,4 @@ def serve_wsgi(Request request not None, app, dict base not None):
         close = getattr(result, "close", None)
         if close is not None:
             close()
+    return 0

@@ -14,7 +14,6 @@
 #include <unistd.h>
 
 #define MILLISECOND 1000000LL
-#define LONG_REQUEST (100 * 1000LL) /* nanoseconds: from here on workers wake each other */
 
 static uint64_t thread_id(void)
 {

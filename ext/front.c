@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -22,6 +23,7 @@
 #define LAST_SECOND SECOND
 #define OVERFLOW_TIMEOUT SECOND
 #define RETRY_ACCEPT (100 * MILLISECOND)
+#define NAP 500000 /* nanoseconds, at most: a probe may have to wait so long */
 #define QUIET_BACKLOG (20 * MILLISECOND) /* handshakes under way get this long to finish before the listener closes */
 
 enum { LISTENER = 0xffffffff, WAKE = 0xfffffffe, SIGNALS = 0xfffffffd };
@@ -42,7 +44,13 @@ int front_run(front *f, bool interruptible)
 {
     struct epoll_event events[EVENTS];
 
+    prctl(PR_SET_TIMERSLACK, 1000UL);
     while (atomic_load(&f->stage) != FRONT_STOPPED) {
+        /* While short requests wait anyway, let some more arrive, for as long as the workers have to do: on a shared
+         * core every wake-up of this thread takes the core from a worker, and one turn for ten requests costs little
+         * more than one for one.  (With 32 connections on one core 7.6 instead of 11 us of CPU a request.) */
+        if (f->nap > 0)
+            nanosleep(&(struct timespec){.tv_nsec = f->nap < NAP ? f->nap : NAP}, NULL);
         int n = epoll_wait(f->epoll_fd, events, EVENTS, next_timeout(f));
         f->now = front_now();
         if (n == -1) {
@@ -298,6 +306,7 @@ static void hand_over(front *f)
     if (f->ready.first != NULL && f->n_idle_workers > 0 &&
         (f->n_woken == 0 || f->now - f->ready.first->arrived > MILLISECOND))
         wake_one(f);
+    f->nap = f->n_ready > 1 && f->service_time < LONG_REQUEST ? f->n_ready * f->service_time : 0;
     bool returned = f->returned.first != NULL;
     pthread_mutex_unlock(&f->mutex);
 

@@ -41,6 +41,7 @@ cdef class Request:
     cdef bint body_complete
     cdef Body _body
     cdef c.front_peer peer
+    cdef tuple address               # of the peer, once somebody has asked
     cdef int64_t arrived
     cdef public bint keep_alive
     cdef public int status           # of the final response, 0 before it
@@ -106,14 +107,7 @@ cdef class Request:
 
     @property
     def client_address(self):
-        cdef char[c.INET6_ADDRSTRLEN] text
-        if self.peer.any.sa_family == c.AF_INET:
-            c.inet_ntop(c.AF_INET, &self.peer.v4.sin_addr, text, c.INET6_ADDRSTRLEN)
-            return text.decode("ascii"), c.ntohs(self.peer.v4.sin_port)
-        if self.peer.any.sa_family == c.AF_INET6:
-            c.inet_ntop(c.AF_INET6, &self.peer.v6.sin6_addr, text, c.INET6_ADDRSTRLEN)
-            return text.decode("ascii").removeprefix("::ffff:"), c.ntohs(self.peer.v6.sin6_port)
-        return "", 0
+        return get_address(self)
 
     @property
     def body(self):
@@ -140,6 +134,34 @@ cdef class Request:
 
     def finish(self, bint keep_alive=True, bint abort=False):
         finish_request(self, keep_alive, abort)
+
+
+cdef object get_address(Request request):
+    """(address, port) of the peer.  IPv4 is written out here: inet_ntop goes through printf."""
+    cdef char[c.INET6_ADDRSTRLEN] text
+    cdef const uint8_t *octets
+    cdef int i, n = 0
+    if request.address is not None:
+        return request.address
+    if request.peer.any.sa_family == c.AF_INET:
+        octets = <const uint8_t *>&request.peer.v4.sin_addr
+        for i in range(4):
+            if octets[i] >= 100:
+                text[n] = c'0' + octets[i] // 100
+                n += 1
+            if octets[i] >= 10:
+                text[n] = c'0' + octets[i] // 10 % 10
+                n += 1
+            text[n] = c'0' + octets[i] % 10
+            text[n + 1] = c'.'
+            n += 2
+        request.address = PyUnicode_DecodeLatin1(text, n - 1, NULL), c.ntohs(request.peer.v4.sin_port)
+    elif request.peer.any.sa_family == c.AF_INET6:
+        c.inet_ntop(c.AF_INET6, &request.peer.v6.sin6_addr, text, c.INET6_ADDRSTRLEN)
+        request.address = text.decode("ascii").removeprefix("::ffff:"), c.ntohs(request.peer.v6.sin6_port)
+    else:
+        request.address = "", 0
+    return request.address
 
 
 cdef inline Body get_body(Request request):

@@ -46,7 +46,7 @@ class Front:
         linger_timeout: float = 5,
     ) -> None: ...
     def run(self) -> None:
-        """Serves until the last stage is reached.  Holds no interpreter lock; on the main thread runs signal handlers."""
+        """Serves until the last stage.  Holds no interpreter lock; on the main thread runs signal handlers."""
     def advance(self, stage: int) -> None: ...
     def terminate(self) -> None: ...
     @property
@@ -58,6 +58,17 @@ class Front:
         """
     def take(self, timeout: float = -1) -> Request | None:
         """The next request; None once the front has stopped.  TimeoutError after `timeout` seconds, if not negative."""
+    def work(
+        self,
+        handle: Callable[[Request, Any, Any], object],
+        failed: Callable[[Request, Any], object],
+        after: Callable[[Request], object] | None,
+        server: Any,
+    ) -> None:
+        """A worker: each request through handle(request, client_address, server) until the front stops.
+
+        failed(request, client_address) runs while what handle raised is being handled, after(request) at the end.
+        """
     def publish(self, table: Sequence[Page]) -> None:
         """Replaces all published pages.  ValueError, OSError: too many or too large."""
     def renew(self, slot: int, seconds: float) -> None:
@@ -148,8 +159,16 @@ class FileWrapper:
     def __iter__(self) -> Iterator[bytes]: ...
     def __next__(self) -> bytes: ...
 
-def serve_wsgi(request: Request, app: Callable[..., Any], base: dict[str, Any]) -> None:
-    """One request through a WSGI application; `base` is the part of the environ that never changes."""
+class WSGIHandler:
+    """A handler, to be called with (request, client_address, server), that runs a WSGI application.
+
+    `environ` is the part of the environ that never changes.
+    """
+
+    app: Callable[..., Any]
+    environ: dict[str, Any]
+    def __init__(self, app: Callable[..., Any], environ: dict[str, Any]) -> None: ...
+    def __call__(self, request: Request, client_address: Any, server: Any) -> None: ...
 
 class ParseError(ValueError):
     """A malformed head or chunked body; `status` is its answer, `name` the rule (HTTP1_ERRORS in ext/http1.h)."""

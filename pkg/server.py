@@ -153,10 +153,18 @@ class Server(ThreadingHTTPServer):
     # -------------------------------------------------------------- requests
 
     def _work(self) -> None:
-        take = self._front().take
-        process = self.process_request
-        while (request := take()) is not None:
-            process(request, request.client_address)
+        """One worker.  The loop is in C unless a subclass has changed what happens to a request."""
+        front = self._front()
+        changed = any(
+            getattr(type(self), name) is not getattr(Server, name)
+            for name in ("process_request", "finish_request", "shutdown_request")
+        )
+        if not changed:
+            assert self._handle is not None
+            front.work(self._handle, self.handle_error, self.access, self)
+            return
+        while (request := front.take()) is not None:
+            self.process_request(request, request.client_address)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serves one request in the calling worker."""

@@ -1,6 +1,6 @@
 """Hosts a WSGI application (PEP 3333): one call of it for each request.
 
-The environ and the response are made in C (`_core.serve_wsgi`); here is what stays the same from request to request.
+The environ and the response are made in C (`_core.WSGIHandler`); here is what stays the same from request to request.
 """
 
 from __future__ import annotations
@@ -40,12 +40,11 @@ class _Errors(io.TextIOBase):
             self.write("\n")
 
 
-class Application:
+class Application(_core.WSGIHandler):
     """A WSGI callable as the handler of a `Server`.  `name` and `port` are what the environ says of the server."""
 
     def __init__(self, app: Callable[..., Any], *, name: str, port: int) -> None:
-        self.app = app
-        self.environ: dict[str, Any] = {
+        environ: dict[str, Any] = {
             "SCRIPT_NAME": "",
             "SERVER_NAME": name,
             "SERVER_PORT": str(port),
@@ -59,7 +58,4 @@ class Application:
             "wsgi.multiprocess": False,
             "wsgi.run_once": False,
         }
-
-    def __call__(self, request: _core.Request, client_address: Any, server: Any) -> None:
-        _core.serve_wsgi(request, self.app, self.environ)
-        request.finish()
+        super().__init__(app, environ)
