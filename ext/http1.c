@@ -11,12 +11,12 @@
 #include "http1_scan.h"
 
 enum {
-    MAX_EMPTY_LINES = 4,            /* RFC 9112 2.2: "at least one" should be skipped */
-    MAX_METHOD_SIZE = 32,           /* the longest registered, UPDATEREDIRECTREF, has 17 */
-    MAX_EXTENSION_SIZE = 4096,      /* of all chunks of a message (RFC 9112 7.1.1: a reasonable limit) */
-    MAX_TRAILER_SIZE = 8192,        /* of all trailers, line ends included */
+    MAX_EMPTY_LINES = 4,       /* RFC 9112 2.2: "at least one" should be skipped */
+    MAX_METHOD_SIZE = 32,      /* the longest registered, UPDATEREDIRECTREF, has 17 */
+    MAX_EXTENSION_SIZE = 4096, /* of all chunks of a message (RFC 9112 7.1.1: a reasonable limit) */
+    MAX_TRAILER_SIZE = 8192,   /* of all trailers, line ends included */
     MAX_TRAILERS = 64,
-    REPARSE_ALWAYS = 256,           /* up to here a partial head is parsed anew however little came */
+    REPARSE_ALWAYS = 256, /* up to here a partial head is parsed anew however little came */
 };
 
 static inline http1_span span(const uint8_t *buf, const uint8_t *p, const uint8_t *end) {
@@ -151,10 +151,10 @@ ALWAYS_INLINE bool is_host(enum isa isa, const uint8_t *buf, const uint8_t *p, c
 /* What was seen of them, until the head is complete. */
 struct facts {
     uint8_t n_host, n_chunked;
-    bool transfer_encoding;       /* was there */
-    bool chunked_last;            /* chunked is the last coding up to here */
+    bool transfer_encoding; /* was there */
+    bool chunked_last;      /* chunked is the last coding up to here */
     bool other_coding, bad_coding;
-    bool close, keep_alive;       /* options of Connection */
+    bool close, keep_alive; /* options of Connection */
     bool expect_continue, expect_other;
 };
 
@@ -195,7 +195,7 @@ static COLD int on_content_length(http1_head *head, const uint8_t *p, const uint
     return 0;
 }
 
-/* RFC 9112 6.1.  Judged in frame(), when all lines are known.  An empty element is legal in a list,
+/* RFC 9112 6.1.  Judged in conclude(), when all lines are known.  An empty element is legal in a list,
    but between two readers who differ on it sits a smuggled request: it is refused. */
 static COLD void on_transfer_encoding(struct facts *facts, const uint8_t *p, const uint8_t *end) {
     const uint8_t *next = p, *coding, *coding_end;
@@ -400,7 +400,8 @@ ALWAYS_INLINE int parse_request_line(enum isa isa, const struct window *window, 
         head->has_query = true;
         q = scan(isa, &QUERY, buf, q + 1, end);
     }
-    if (UNLIKELY(q - p > limits->max_target_size)) /* before the byte that ended it is looked at: it may not be there yet */
+    /* First the length, then the byte that ended it: that may not have come yet, and the verdict must not change. */
+    if (UNLIKELY(q - p > limits->max_target_size))
         return HTTP1_E_TARGET_SIZE;
     if (UNLIKELY(q == end))
         return HTTP1_PARTIAL;
@@ -566,7 +567,8 @@ TARGET_SSSE3 static int parse_ssse3(const uint8_t *buf, const uint8_t *end, cons
 TARGET_AVX2 static int parse_avx2(const uint8_t *buf, const uint8_t *end, const http1_limits *limits,
                                   http1_head *head) {
     const int n = parse(AVX2, buf, end, limits, head);
-    _mm256_zeroupper(); /* gcc 12 forgets it after a call to a local function, and the whole thread's SSE is slow then */
+    /* gcc 12 forgets it after a call to a local function; then all SSE code of the thread takes twice as long. */
+    _mm256_zeroupper();
     return n;
 }
 #endif

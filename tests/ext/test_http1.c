@@ -134,8 +134,9 @@ static int call(size_t variant, const char *raw, size_t len, size_t seen, const 
 
 static void check_head(const char *test, const char *raw, size_t len, const http1_limits *limits, const char *want) {
     static char got[70000], label[64];
-    static const char *const after[] = {"\r\n", "\r", "\n", "x", "GET / HTTP/1.1\r\n\r\n", "\x80 0123456789abcdef0123456789abcdef",
-                                       "A: b\r\nGET / HTTP/1.1\r\nHost: 0123456789abcdef0123456789abcdef.example.com\r\n\r\n"};
+    static const char *const after[] = {
+        "\r\n", "\r", "\n", "x", "GET / HTTP/1.1\r\n\r\n", "\x80 0123456789abcdef0123456789abcdef",
+        "A: b\r\nGET / HTTP/1.1\r\nHost: 0123456789abcdef0123456789abcdef.example.com\r\n\r\n"};
     const int verdict = call(n_variants, raw, len, 0, limits, got, sizeof got);
     const size_t head_len = verdict > 0 ? (size_t)verdict : 0;
 
@@ -370,7 +371,8 @@ static const struct {
      "GET / 1.1 host=[1:22:333:4444:a:bb:ccc:dddd]"},
     {"IPv6, run inside", S("GET / HTTP/1.1\r\nHost: [1:2:3::7:8]\r\n\r\n"), "GET / 1.1 host=[1:2:3::7:8]"},
     {"IPv6, run last", S("GET / HTTP/1.1\r\nHost: [1:2:3:4:5:6:7::]\r\n\r\n"), "GET / 1.1 host=[1:2:3:4:5:6:7::]"},
-    {"IPv6, IPv4 in it", S("GET / HTTP/1.1\r\nHost: [::ffff:1.22.255.0]\r\n\r\n"), "GET / 1.1 host=[::ffff:1.22.255.0]"},
+    {"IPv6, IPv4 in it", S("GET / HTTP/1.1\r\nHost: [::ffff:1.22.255.0]\r\n\r\n"),
+     "GET / 1.1 host=[::ffff:1.22.255.0]"},
     {"IPv6, full, IPv4", S("GET / HTTP/1.1\r\nHost: [1:2:3:4:5:6:7.8.9.10]\r\n\r\n"),
      "GET / 1.1 host=[1:2:3:4:5:6:7.8.9.10]"},
     {"IPv6, nine groups", S("GET / HTTP/1.1\r\nHost: [1:2:3:4:5:6:7:8:9]\r\n\r\n"),
@@ -759,7 +761,8 @@ static void test_bodies(void) {
         memset(raw + len, 'a', MAX_EXTENSION_SIZE / 2 - 1 + more);
         len += MAX_EXTENSION_SIZE / 2 - 1 + more;
         len += (size_t)sprintf(raw + len, "\r\n\r\n");
-        check_body("extensions at their limit", raw, len, more ? "CHUNK_EXTENSION_SIZE" : "complete:x:", got, sizeof got);
+        check_body("extensions at their limit", raw, len, more ? "CHUNK_EXTENSION_SIZE" : "complete:x:", got,
+                   sizeof got);
 
         len = (size_t)sprintf(raw, "0\r\nA:");
         memset(raw + len, 'a', MAX_TRAILER_SIZE - 4 + more);
@@ -829,7 +832,8 @@ static void test_scans(void) {
                         const uint8_t byte = (uint8_t)(at * 37 + len * 11 + from);
                         p[at] = byte;
                         want = is_in(classes[k], byte) ? p + len : p + at;
-                        expect_int("scan", variants[v].name, variants[v].scan(classes[k], p, p + from, p + len) - p, want - p);
+                        expect_int("scan", variants[v].name, variants[v].scan(classes[k], p, p + from, p + len) - p,
+                                   want - p);
                     }
                     free(buf);
                 }

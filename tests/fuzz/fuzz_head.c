@@ -9,7 +9,8 @@
  *   - what is accepted, and nothing else, is what a second, naive reading of the
  *     RFC accepts; and it says the same about framing, Host and the connection.
  *
- *     clang -g -O1 -fsanitize=fuzzer,address,undefined -Iext tests/fuzz/fuzz_head.c && ./a.out tests/fuzz/corpus/head
+ *     clang -g -O1 -fsanitize=fuzzer,address,undefined -Iext tests/fuzz/fuzz_head.c
+ *     ./a.out tests/fuzz/corpus/head
  */
 #include "http1.c"
 
