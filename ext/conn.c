@@ -534,6 +534,29 @@ static const pages_answer *page_answer(front *f, const page *p, enum pages_forma
     return &p->answers[set][format];
 }
 
+static void note_prober(front *f, const front_conn *c, const http1_head *h, unsigned status)
+{
+    const char *data = c->in->data, *agent = "";
+    size_t agent_len = 0, path_len = h->path.len;
+    uint8_t address[16] = {[10] = 0xff, [11] = 0xff};
+
+    for (unsigned i = 0; i < h->n_headers; i++)
+        if (h->headers[i].name.len == 10 && strncasecmp(data + h->headers[i].name.pos, "user-agent", 10) == 0) {
+            agent = data + h->headers[i].value.pos;
+            agent_len = h->headers[i].value.len;
+            break;
+        }
+    if (c->peer.any.sa_family == AF_INET)
+        memcpy(address + 12, &c->peer.v4.sin_addr, 4);
+    else if (c->peer.any.sa_family == AF_INET6)
+        memcpy(address, &c->peer.v6.sin6_addr, 16);
+    if (h->form == HTTP1_ASTERISK)
+        tally_probe(&f->probers, address, agent, agent_len, "*", 1, status, f->now);
+    else
+        tally_probe(&f->probers, address, agent, agent_len, data + h->path.pos,
+                    path_len > 1 && data[h->path.pos + path_len - 1] == '/' ? path_len - 1 : path_len, status, f->now);
+}
+
 static bool answer_page(front *f, front_conn *c, const http1_head *h)
 {
     static char empty[] = "Content-Length: 0\r\n", allow[] = "Allow: GET, HEAD, OPTIONS\r\nContent-Length: 0\r\n";
@@ -560,6 +583,7 @@ static bool answer_page(front *f, front_conn *c, const http1_head *h)
     else if (h->minor == 0)
         strcat(extra, "Connection: keep-alive\r\n");
     count_add(&f->count.probes, 1);
+    note_prober(f, c, h, a->status);
     size_t len = pages_render(a, date_now(f), extra, h->method_id == HTTP1_HEAD, out);
     conn_next(c);
     return answer(f, c, out, len);
@@ -574,6 +598,10 @@ void conn_refuse(front *f, front_conn *c, unsigned status, const char *text)
                        "%sConnection: close\r\n\r\n%s",
                        status, pages_reason(status), date_now(f), strlen(text), status == 503 ? "Retry-After: 1\r\n" : "", text);
     c->close = c->linger = true;
+    bool has_head = c->in != NULL && c->in->head_len != 0, was_queued = c->state == CONN_WORKER;
+    pthread_mutex_lock(&f->mutex);
+    tally_add(&f->durations, has_head ? c->in->head.method_id : HTTP1_OTHER, status, was_queued ? f->now - c->arrived : 0);
+    pthread_mutex_unlock(&f->mutex);
     answer(f, c, out, (size_t)len);
 }
 

@@ -119,6 +119,8 @@ struct front {
     char date[32];                  /* L: IMF-fixdate */
 
     _Atomic uint64_t buffered;      /* bytes of buffers beyond the first block */
+    tally_durations durations;      /* M */
+    tally_probers probers;          /* filled by L */
     struct {
         _Atomic uint64_t accepted, requests, probes, rejected, timeouts, shed, resets, bytes_in, bytes_out, stale,
             accept_errors, served, aborted, queue_ns;

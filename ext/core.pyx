@@ -17,6 +17,7 @@ from libc.string cimport memchr, memcmp, memcpy
 cimport front as c
 cimport http1
 cimport pages as p
+cimport tally
 
 import os
 import threading
@@ -200,6 +201,36 @@ cdef class Front:
             }
             for i in range(n)
         ]
+
+    def durations(self):
+        cdef tally.tally_series[tally.TALLY_SERIES] series
+        cdef size_t n = c.front_durations(self._front, series, tally.TALLY_SERIES)
+        return [
+            (method_names[series[i].method] or "_OTHER", series[i].status,
+             [series[i].count[b] for b in range(tally.TALLY_BUCKETS)], series[i].sum / 1e9)
+            for i in range(n)
+        ]
+
+    def probers(self):
+        cdef tally.tally_prober[tally.TALLY_PROBERS] found
+        cdef size_t n = c.front_probers(self._front, found, tally.TALLY_PROBERS)
+        cdef char[c.INET6_ADDRSTRLEN] text
+        cdef int64_t now = c.front_now()
+        out = []
+        for i in range(n):
+            c.inet_ntop(c.AF_INET6, found[i].who.address, text, c.INET6_ADDRSTRLEN)
+            out.append({
+                "client": text.decode("ascii").removeprefix("::ffff:"),
+                "user_agent": found[i].who.agent[:found[i].who.agent_len].decode("latin-1"),
+                "page": found[i].who.page[:found[i].who.page_len].decode("latin-1"),
+                "count": found[i].count,
+                "status": found[i].status,
+                "age": (now - found[i].last) / 1e9,
+            })
+        return out
+
+
+DURATION_BOUNDS = tuple([tally.tally_bounds[i] / 1e9 for i in range(tally.TALLY_BUCKETS - 1)])
 
 
 # ------------------------------------------------------------------ the parser alone, for tests and benchmarks

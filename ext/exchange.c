@@ -371,10 +371,10 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
 
 /* ---------------------------------------------------------------------- finish */
 
-void front_finish(front *f, front_conn *c, bool keep_alive, bool abort)
+void front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned status)
 {
     buffer *b = c->in;
-    int64_t took = front_now() - c->begun;
+    int64_t end = front_now(), took = end - c->begun;
     bool rest = c->out != NULL || c->file != -1;
 
     if (abort) {
@@ -391,6 +391,7 @@ void front_finish(front *f, front_conn *c, bool keep_alive, bool abort)
     pthread_mutex_lock(&f->mutex);
     if (!f->closed) /* who is cut off by the end has been counted there */
         count_add(abort ? &f->count.aborted : &f->count.served, 1);
+    tally_add(&f->durations, b->head.method_id, status, end - c->arrived);
     list_remove(&f->taken, c);
     if (abort || (c->close && !c->linger && !rest && b->raw == b->len)) {
         fd = c->fd;
@@ -443,10 +444,28 @@ size_t front_requests(front *f, front_flight *out, size_t max)
             const buffer *b = c->in;
             const http1_head *h = &b->head;
             copy_text(out[n].method, sizeof out[n].method, b->data + h->method.pos, h->method.len);
-            copy_text(out[n].target, sizeof out[n].target, b->data + h->target.pos, h->target.len);
+            const char *target = b->data + h->target.pos, *query = memchr(target, '?', h->target.len);
+            copy_text(out[n].target, sizeof out[n].target, target, query != NULL ? (size_t)(query - target) : h->target.len);
             out[n].age = now - c->arrived;
             out[n].thread = c->thread;
         }
     pthread_mutex_unlock(&f->mutex);
     return n;
+}
+
+size_t front_durations(front *f, tally_series *out, size_t max)
+{
+    size_t n = 0;
+
+    pthread_mutex_lock(&f->mutex);
+    for (size_t i = 0; i < TALLY_SERIES && n < max; i++)
+        if (f->durations.series[i].used)
+            out[n++] = f->durations.series[i];
+    pthread_mutex_unlock(&f->mutex);
+    return n;
+}
+
+size_t front_probers(front *f, tally_prober *out, size_t max)
+{
+    return tally_read_probers(&f->probers, out, max);
 }

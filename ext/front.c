@@ -507,6 +507,7 @@ int front_open(front **out, int listen_fd, const front_limits *limits)
     f->timeout[CONN_LINGER] = limits->linger_timeout;
     f->now = front_now();
     pthread_mutex_init(&f->mutex, NULL);
+    pthread_mutex_init(&f->probers.mutex, NULL);
     f->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     f->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     f->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
@@ -555,5 +556,6 @@ void front_close(front *f)
             close(fd);
     }
     pthread_mutex_destroy(&f->mutex);
+    pthread_mutex_destroy(&f->probers.mutex);
     free(f);
 }

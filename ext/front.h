@@ -40,6 +40,7 @@
 
 #include "http1.h"
 #include "pages.h"
+#include "tally.h"
 
 /* Results below zero are negative errno values, or one of FRONT_E_*. */
 enum front_result {
@@ -101,7 +102,7 @@ typedef struct {
 /* A request in flight, for people (front_requests). */
 typedef struct {
     char method[16];
-    char target[128];
+    char target[128]; /* without the query, which may hold secrets */
     int64_t age;      /* nanoseconds since its head was complete */
     uint64_t thread;  /* kernel thread id of the worker, 0 while queued */
 } front_flight;
@@ -135,10 +136,12 @@ int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, b
 int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len, bool leave);
 bool front_body_pending(const front_conn *c); /* some of the body has not been read from the socket yet */
 bool front_is_gone(front_conn *c);            /* the peer reset the connection */
-void front_finish(front *f, front_conn *c, bool keep_alive, bool abort);
+void front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned status); /* status: 0 if none was sent */
 
 void front_count(front *f, front_counters *out);
 size_t front_requests(front *f, front_flight *out, size_t max);
+size_t front_durations(front *f, tally_series *out, size_t max);
+size_t front_probers(front *f, tally_prober *out, size_t max);
 int64_t front_now(void); /* CLOCK_MONOTONIC, nanoseconds */
 
 #endif

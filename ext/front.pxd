@@ -5,6 +5,7 @@ from posix.types cimport off_t
 
 from http1 cimport http1_head, http1_limits
 from pages cimport pages
+from tally cimport tally_prober, tally_series
 
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -138,8 +139,10 @@ cdef extern from "front.h" nogil:
     int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len, bint leave)
     bint front_body_pending(const front_conn *c)
     bint front_is_gone(front_conn *c)
-    void front_finish(front *f, front_conn *c, bint keep_alive, bint abort)
+    void front_finish(front *f, front_conn *c, bint keep_alive, bint abort, unsigned status)
 
     void front_count(front *f, front_counters *out)
     size_t front_requests(front *f, front_flight *out, size_t max)
+    size_t front_durations(front *f, tally_series *out, size_t max)
+    size_t front_probers(front *f, tally_prober *out, size_t max)
     int64_t front_now()

@@ -182,7 +182,7 @@ cdef inline void finish_request(Request request, bint keep_alive, bint abort) no
     request.conn = NULL
     c.front_finish(request.front._front, conn,
                    keep_alive and request.keep_alive and
-                   c.front_stage_now(request.front._front) == c.FRONT_SERVING, abort)
+                   c.front_stage_now(request.front._front) == c.FRONT_SERVING, abort, <unsigned>request.status)
 
 
 cdef Request new_request(Front front, c.front_request *taken):

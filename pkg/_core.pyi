@@ -76,7 +76,17 @@ class Front:
     def stats(self) -> dict[str, Any]:
         """Counters since the start, and present numbers: connections, queued, in_flight, buffered."""
     def requests(self) -> list[dict[str, Any]]:
-        """Requests in flight, at most 64: method, target, age in seconds, kernel thread id (0: queued)."""
+        """Requests in flight, at most 64: method, target without query, age in seconds, kernel thread id (0: queued)."""
+    def durations(self) -> list[tuple[str, int, list[int], float]]:
+        """How long requests took: method, status (0: none sent), counts of each bucket, sum of seconds.
+
+        Buckets are those of DURATION_BOUNDS, not cumulated, and one more for what is longer.  At most 128 entries; when
+        they are full the rest is found under method `_OTHER`, status 0.  Probes are not among them.
+        """
+    def probers(self) -> list[dict[str, Any]]:
+        """Who asked for published pages, at most 32: client, user_agent, page, count, status and age of the last."""
+
+DURATION_BOUNDS: tuple[float, ...]
 
 class Request:
     """A request on loan from the front until `finish()`.  Texts are latin-1, as received."""

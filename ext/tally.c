@@ -1,0 +1,125 @@
+/* tally.c - see tally.h. */
+#include "tally.h"
+
+#include <string.h>
+
+#define MS 1000000LL
+
+/* open-telemetry/semantic-conventions: docs/http/http-metrics.md, http.server.request.duration */
+const int64_t tally_bounds[TALLY_BUCKETS - 1] = {5 * MS,   10 * MS,  25 * MS,   50 * MS,   75 * MS,   100 * MS,  250 * MS,
+                                                 500 * MS, 750 * MS, 1000 * MS, 2500 * MS, 5000 * MS, 7500 * MS, 10000 * MS};
+
+/* Open addressing; the last free place is never given away, so that a search ends and the rest has somewhere to go. */
+static tally_series *find(tally_durations *t, uint8_t method, uint16_t status)
+{
+    for (unsigned i = status * 11u + method;; i++) {
+        tally_series *s = &t->series[i % TALLY_SERIES];
+        if (s->used && s->status == status && s->method == method)
+            return s;
+        if (!s->used) {
+            if (t->n_used == TALLY_SERIES - 2 && (status | method) != 0)
+                return find(t, 0, 0);
+            s->used = 1;
+            s->status = status;
+            s->method = method;
+            t->n_used++;
+            return s;
+        }
+    }
+}
+
+void tally_add(tally_durations *t, uint8_t method, unsigned status, int64_t duration)
+{
+    tally_series *s = find(t, method, (uint16_t)(status <= 999 ? status : 0));
+    unsigned b = 0;
+
+    while (b < TALLY_BUCKETS - 1 && duration > tally_bounds[b])
+        b++;
+    s->count[b]++;
+    s->sum += duration > 0 ? (uint64_t)duration : 0;
+}
+
+/* --------------------------------------------------------------------------------------------------- probers */
+
+/* Up to 8 bytes from each end: hashes only choose whom to compare with. */
+static uint64_t ends(const void *bytes, size_t len)
+{
+    uint64_t a = 0, b = 0;
+    size_t n = len < sizeof a ? len : sizeof a;
+
+    memcpy(&a, bytes, n);
+    memcpy(&b, (const char *)bytes + len - n, n);
+    return a ^ (b * 0x9e3779b97f4a7c15u) ^ len;
+}
+
+static uint32_t hash_of(const uint8_t address[16], const char *agent, size_t agent_len, const char *page, size_t page_len)
+{
+    uint64_t x = ends(address, 16);
+
+    x = (x ^ x >> 32) * 0x9e3779b97f4a7c15u ^ ends(agent, agent_len);
+    x = (x ^ x >> 32) * 0x9e3779b97f4a7c15u ^ ends(page, page_len);
+    return (uint32_t)((x * 0x9e3779b97f4a7c15u) >> 32);
+}
+
+static int is_same(const tally_who *w, const uint8_t address[16], const char *agent, size_t agent_len, const char *page,
+                   size_t page_len)
+{
+    return w->agent_len == agent_len && w->page_len == page_len && memcmp(w->address, address, 16) == 0 &&
+           memcmp(w->agent, agent, agent_len) == 0 && memcmp(w->page, page, page_len) == 0;
+}
+
+void tally_probe(tally_probers *t, const uint8_t address[16], const char *agent, size_t agent_len, const char *page,
+                 size_t page_len, unsigned status, int64_t now)
+{
+    uint32_t n = atomic_load_explicit(&t->n, memory_order_relaxed), i, hash;
+
+    if (agent_len > TALLY_AGENT)
+        agent_len = TALLY_AGENT;
+    if (page_len > TALLY_PAGE)
+        page_len = TALLY_PAGE;
+    hash = hash_of(address, agent, agent_len, page, page_len);
+    for (i = 0; i < n; i++)
+        if (t->hash[i] == hash && is_same(&t->who[i], address, agent, agent_len, page, page_len))
+            break;
+    if (i == n) {
+        if (n == TALLY_PROBERS) {
+            i = 0;
+            for (uint32_t k = 1; k < n; k++)
+                if (atomic_load_explicit(&t->last[k], memory_order_relaxed) <
+                    atomic_load_explicit(&t->last[i], memory_order_relaxed))
+                    i = k;
+        }
+        pthread_mutex_lock(&t->mutex);
+        tally_who *w = &t->who[i];
+        memcpy(w->address, address, 16);
+        memcpy(w->agent, agent, agent_len);
+        memcpy(w->page, page, page_len);
+        w->agent_len = (uint8_t)agent_len;
+        w->page_len = (uint8_t)page_len;
+        t->hash[i] = hash;
+        atomic_store_explicit(&t->count[i], 0, memory_order_relaxed);
+        if (n < TALLY_PROBERS)
+            atomic_store_explicit(&t->n, n + 1, memory_order_relaxed);
+        pthread_mutex_unlock(&t->mutex);
+    }
+    /* One thread writes: no need for a locked addition. */
+    atomic_store_explicit(&t->count[i], atomic_load_explicit(&t->count[i], memory_order_relaxed) + 1, memory_order_relaxed);
+    atomic_store_explicit(&t->status[i], status, memory_order_relaxed);
+    atomic_store_explicit(&t->last[i], now, memory_order_relaxed);
+}
+
+size_t tally_read_probers(tally_probers *t, tally_prober *out, size_t max)
+{
+    pthread_mutex_lock(&t->mutex);
+    size_t n = atomic_load_explicit(&t->n, memory_order_relaxed);
+    if (n > max)
+        n = max;
+    for (size_t i = 0; i < n; i++) {
+        out[i].who = t->who[i];
+        out[i].count = atomic_load_explicit(&t->count[i], memory_order_relaxed);
+        out[i].status = atomic_load_explicit(&t->status[i], memory_order_relaxed);
+        out[i].last = atomic_load_explicit(&t->last[i], memory_order_relaxed);
+    }
+    pthread_mutex_unlock(&t->mutex);
+    return n;
+}
