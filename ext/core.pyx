@@ -129,10 +129,11 @@ cdef class Front:
             raise TimeoutError("no request in time")
         return None
 
-    def work(self, handle, failed, after, server):
+    def work(self, handle, failed, after, server, before=None):
         """A worker: every request through handle(request, client_address, server) until the front stops.
 
-        failed(request, client_address) is called with what handle raised, after(request) when all is done, if given.
+        failed(request, client_address) is called with what handle raised; before(request) and after(request), if
+        given, ahead of it and when all is done.
         """
         cdef c.front_request taken
         cdef Request request
@@ -146,6 +147,8 @@ cdef class Front:
                 return
             request = new_request(self, &taken)
             try:
+                if before is not None:
+                    before(request)
                 handle(request, get_address(request), server)
             except BaseException:   # SystemExit in a handler ends the request, not the worker
                 failed(request, get_address(request))

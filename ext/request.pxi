@@ -47,6 +47,7 @@ cdef class Request:
     cdef public int status           # of the final response, 0 before it
     cdef public uint64_t response_size
     cdef public object context       # whatever the host wants to remember
+    cdef public bytes request_id     # said as X-Request-Id in the response, unless the application says its own
 
     @property
     def method(self):

@@ -41,7 +41,7 @@ cdef class Response:
     cdef readonly int status
     cdef int64_t length       # announced; -1: none
     cdef int64_t written
-    cdef bint has_date, self_framed, chunked, bodiless
+    cdef bint has_date, has_request_id, self_framed, chunked, bodiless
     cdef readonly bint sent   # the head is out
     cdef readonly bint ended
 
@@ -82,7 +82,7 @@ cdef class Response:
                 raise ResponseError("control character in the reason phrase")
         self.head_len = 0
         self.length = -1
-        self.has_date = self.self_framed = False
+        self.has_date = self.has_request_id = self.self_framed = False
         self.status = status
         self.bodiless = status == 204 or status == 304
         self.put(b"HTTP/1.1 ", 9)
@@ -125,6 +125,8 @@ cdef class Response:
             return
         if n == 4 and is_name(a, n, b"date", 4):
             self.has_date = True
+        elif n == 12 and is_name(a, n, b"x-request-id", 12):
+            self.has_request_id = True
         elif n == 17 and is_name(a, n, b"transfer-encoding", 17):
             if value.lower() != "chunked":
                 raise ResponseError(f"transfer coding {value!r} is not supported")
@@ -148,6 +150,17 @@ cdef class Response:
         if length == 0:
             raise ResponseError("Content-Length is empty")
         self.length = value
+        return 0
+
+    cdef int put_request_id(self, bytes value) except -1:
+        cdef const char *text = PyBytes_AS_STRING(value)
+        cdef Py_ssize_t i, length = PyBytes_GET_SIZE(value)
+        for i in range(length):
+            if not value_char[<unsigned char>text[i]]:
+                raise ResponseError("control character in the request's id")
+        self.put(b"X-Request-Id: ", 14)
+        self.put(text, length)
+        self.put(b"\r\n", 2)
         return 0
 
     cdef int close_head(self) except -1:
@@ -180,6 +193,8 @@ cdef class Response:
             self.put(b"Date: ", 6)
             self.put(response_date(), 29)
             self.put(b"\r\n", 2)
+        if r.request_id is not None and not self.has_request_id:
+            self.put_request_id(r.request_id)
         if c.front_stage_now(r.front._front) != c.FRONT_SERVING or (r.conn is not NULL and c.front_body_pending(r.conn)):
             r.keep_alive = False
         if not r.keep_alive:

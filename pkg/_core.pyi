@@ -64,10 +64,12 @@ class Front:
         failed: Callable[[Request, Any], object],
         after: Callable[[Request], object] | None,
         server: Any,
+        before: Callable[[Request], object] | None = None,
     ) -> None:
         """A worker: each request through handle(request, client_address, server) until the front stops.
 
-        failed(request, client_address) runs while what handle raised is being handled, after(request) at the end.
+        failed(request, client_address) runs while what handle raised is being handled; before(request) at the
+        beginning, after(request) at the end.
         """
     def publish(self, table: Sequence[Page]) -> None:
         """Replaces all published pages.  ValueError, OSError: too many or too large."""
@@ -97,6 +99,8 @@ class Request:
     """Of the final response; 0 before it."""
     response_size: int
     context: Any
+    request_id: bytes | None
+    """Goes into the response as X-Request-Id, unless the application sets one."""
     head_size: int
     method: str
     target: str

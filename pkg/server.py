@@ -34,7 +34,8 @@ class Server(ThreadingHTTPServer):
     """An HTTP server on one listening socket.
 
     `RequestHandlerClass` is a `BaseHTTPRequestHandler` subclass, or any callable of (request, client_address, server)
-    that answers `request`.  `limits` are the keyword arguments of `_core.Front`; durations in seconds, sizes in bytes.
+    that answers `request`.  `before` and `access` are called with each request, ahead of its handler and at its end.
+    `limits` are the keyword arguments of `_core.Front`; durations in seconds, sizes in bytes.
     OSError: the address cannot be bound.
     """
 
@@ -49,12 +50,14 @@ class Server(ThreadingHTTPServer):
         bind_and_activate: bool = True,
         *,
         threads: int = 8,
+        before: Callable[[_core.Request], object] | None = None,
         access: Callable[[_core.Request], object] | None = None,
         **limits: Any,
     ) -> None:
         if ":" in server_address[0]:
             self.address_family = socket.AF_INET6
         self.threads = threads
+        self.before = before
         self.access = access
         self.front: _core.Front | None = None
         self._limits = limits
@@ -161,7 +164,7 @@ class Server(ThreadingHTTPServer):
         )
         if not changed:
             assert self._handle is not None
-            front.work(self._handle, self.handle_error, self.access, self)
+            front.work(self._handle, self.handle_error, self.access, self, self.before)
             return
         while (request := front.take()) is not None:
             self.process_request(request, request.client_address)
@@ -169,6 +172,8 @@ class Server(ThreadingHTTPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serves one request in the calling worker."""
         try:
+            if self.before is not None:
+                self.before(request)
             self.finish_request(request, client_address)
         except BaseException:  # SystemExit in a handler ends the request, not the worker
             self.handle_error(request, client_address)
