@@ -1,0 +1,470 @@
+"""Liveness and readiness: background checks, and the answers that the front gives to probes.
+
+It asks nobody while a probe waits: checks run on their own, answers are rendered when a state changes, and the front
+gives them until they expire.
+
+    check thread:  wait interval --> probe() --> result --+
+                                                          v
+    tick thread:   hung?  stale?  changed? --> render --> publish()      every tick: renew()
+
+A check is `pending` until its first result (unknown never passes), then `ok`, `degraded` or `failed`.  It fails after
+`failures` bad results in a row and recovers after `recoveries` good ones; the first result of all counts at once when
+it is good.  Its thread runs nothing but its probe: a probe that hangs is failed by the tick thread, again and again,
+and what it returns too late counts for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, NamedTuple
+
+__all__ = ["Check", "Checker", "Degraded", "Result"]
+
+_log = logging.getLogger(__name__)
+
+LIVENESS, READINESS = 0, 1  # expiry slots
+TICK = 0.5  # seconds between two looks; changes are published at once
+READINESS_EXPIRY = 10.0  # seconds; shorter where a required check is stale sooner
+MAX_BODY_SIZE = 1024  # probers match in the first KiB (GCP, Envoy)
+MAX_CHECKS = 60
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+BUILT_IN = ("startup", "shutdown", "application", "interpreter", "workers")
+
+Answer = tuple[int, bytes, bytes]
+Answers = tuple[Answer, Answer, Answer]
+Page = tuple[str, int, Answers, Answers, Answers | None]
+
+
+@dataclass(frozen=True)
+class Degraded:
+    """What a probe returns when it passes, but not well: ready all the same, and shown."""
+
+    reason: str
+
+
+class Result(NamedTuple):
+    """One outcome of a probe; `reason` is for the log and the admin listener, never for a prober."""
+
+    status: str  # ok, degraded, failed
+    reason: str = ""
+
+
+@dataclass
+class Check:
+    """A readiness check: `probe()` returns None or Degraded, or raises to fail.
+
+    It runs every `interval` seconds (half of that while failing), and fails if it takes longer than `timeout`.  One
+    that is not `required` makes the whole degraded, not unready.  ValueError: a name or a number that cannot be.
+    """
+
+    name: str
+    probe: Callable[[], object]
+    interval: float = 5.0
+    timeout: float = 1.0
+    required: bool = True
+    failures: int = 2
+    recoveries: int = 2
+
+    status: str = field(default="pending", init=False)
+    reason: str = field(default="no result yet", init=False)
+    since: float = field(default=0.0, init=False)  # of the status; the checker's clock
+    changed: datetime = field(default_factory=lambda: datetime.now(UTC), init=False)
+    last: float = field(default=0.0, init=False)  # when the last result came
+    duration: float = field(default=0.0, init=False)  # of the last probe, seconds
+    runs: int = field(default=0, init=False)
+
+    _bad: int = field(default=0, init=False)
+    _good: int = field(default=0, init=False)
+    _began: float | None = field(default=None, init=False)  # while the probe runs
+    _overdue: int = field(default=0, init=False)  # how often this run has been failed for its length
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or self.name in BUILT_IN:
+            raise ValueError(f"{self.name!r} cannot be the name of a check")
+        if not 0.05 <= self.interval <= 3600 or not 0.01 <= self.timeout <= 600:
+            raise ValueError(f"check {self.name}: interval and timeout are seconds, 0.05 to 3600 and 0.01 to 600")
+        if self.failures < 1 or self.recoveries < 1:
+            raise ValueError(f"check {self.name}: failures and recoveries are at least 1")
+
+    @property
+    def stale_after(self) -> float:
+        """Seconds after which a result says nothing any more."""
+        return 3 * self.interval + self.timeout
+
+    @property
+    def passes(self) -> bool:
+        return self.status in ("ok", "degraded")
+
+    def take(self, result: Result, now: float) -> bool:
+        """Counts a result; True if the status has changed."""
+        former = self.status
+        self.last = now
+        if result.status == "failed":
+            self._good = 0
+            self._bad += 1
+            if former == "failed" or self._bad >= self.failures or former == "pending":
+                # From `pending` there is nothing to damp: it does not pass either way.
+                self.status, self.reason = "failed", result.reason
+        else:
+            self._bad = 0
+            self._good += 1
+            if former != "failed" or self._good >= self.recoveries:
+                self.status, self.reason = result.status, result.reason
+        if self.status == former:
+            return False
+        self._log(former, now)
+        self.since, self.changed = now, datetime.now(UTC)
+        return True
+
+    def _log(self, former: str, now: float) -> None:
+        lasted = f"after {now - self.since:.1f} s {former}"
+        if self.status == "ok":
+            _log.info("readiness check %s ok, %s", self.name, lasted)
+        else:
+            _log.warning("readiness check %s %s: %s, %s", self.name, self.status, self.reason, lasted)
+
+
+class Checker:
+    """Runs the checks and keeps the published answers true.
+
+    `publish(pages)` and `renew(slot, seconds)` are the front's.  `root`: `/` answers like `/readyz`.  `stuck()` gives a
+    reason if no worker moves any more.  `last_words(reason)` is called before the first failing liveness answer: the
+    process may be killed for it.
+    """
+
+    def __init__(
+        self,
+        *,
+        publish: Callable[[Sequence[Page]], object],
+        renew: Callable[[int, float], object],
+        liveness_timeout: float = 30.0,
+        root: bool = False,
+        stuck: Callable[[], str | None] | None = None,
+        last_words: Callable[[str], object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._publish, self._renew = publish, renew
+        self._liveness_timeout = liveness_timeout
+        self._root = root
+        self._stuck = stuck
+        self._last_words = last_words
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._checks: dict[str, Check] = {}
+        self._started = self._stopping = False
+        self._startup = Result("failed", "in progress")
+        self._shutdown = Result("ok")
+        self._application = Result("ok")
+        self._workers = Result("ok")
+        self._liveness = Result("ok")
+        self._shown: object = None
+        self._wake = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._ready_since = clock()
+
+    # -------------------------------------------------------------- life
+
+    def start(self) -> None:
+        """Publishes the first answers and begins to check."""
+        with self._lock:
+            self._started = True
+            self.tick()
+            self._spawn(self._run_ticks, "health")
+            for check in self._checks.values():
+                self._spawn(partial(self._run_check, check), f"check-{check.name}")
+
+    def stop(self) -> None:
+        """Ends the checks; a probe that hangs is left behind in its daemon thread."""
+        self._stopping = True
+        self._wake.set()
+        for thread in self._threads:
+            thread.join(0.2)
+
+    def _spawn(self, target: Callable[[], object], name: str) -> None:
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def add(self, check: Check) -> None:
+        """One more check; it does not pass until it has a result.  ValueError: the name is taken, or too many."""
+        with self._lock:
+            if check.name in self._checks:
+                raise ValueError(f"there is a check {check.name!r} already")
+            if len(self._checks) == MAX_CHECKS:
+                raise ValueError(f"more than {MAX_CHECKS} checks")
+            check.since = check.last = self._clock()
+            self._checks[check.name] = check
+            if self._started:
+                self._spawn(partial(self._run_check, check), f"check-{check.name}")
+                self.refresh()
+
+    # -------------------------------------------------------------- what others say
+
+    def startup_done(self) -> None:
+        self._set("_startup", Result("ok"))
+
+    def shutting_down(self) -> None:
+        self._set("_shutdown", Result("failed", "draining"))
+
+    def set_ready(self, ready: bool, reason: str = "") -> None:
+        """Readiness as the application sees it."""
+        former = self._application
+        self._set("_application", Result("ok") if ready else Result("failed", reason or "not ready"))
+        if former.status != self._application.status:
+            _log.info(
+                "the application says it is %s%s", "ready" if ready else "not ready", f": {reason}" if reason else ""
+            )
+
+    def fail_liveness(self, reason: str) -> None:
+        """The application says that this process cannot recover; there is no way back."""
+        with self._lock:
+            if self._liveness.status == "ok":
+                self._mourn(reason)
+                self._liveness = Result("failed", reason)
+            self.refresh()
+
+    def _set(self, name: str, result: Result) -> None:
+        with self._lock:
+            setattr(self, name, result)
+            if self._started:
+                self.refresh()
+
+    def _mourn(self, reason: str) -> None:
+        _log.critical("liveness fails: %s", reason)
+        if self._last_words is not None:
+            self._last_words(reason)
+
+    # -------------------------------------------------------------- checking
+
+    def run_once(self, check: Check) -> None:
+        """One probe of one check, and its result."""
+        with self._lock:
+            began = self._clock()
+            check._began, check._overdue = began, 0
+        try:
+            outcome = check.probe()
+            result = Result("degraded", outcome.reason) if isinstance(outcome, Degraded) else Result("ok")
+        except Exception as error:
+            result = Result("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+        except BaseException as error:  # SystemExit in a probe must not end its thread
+            result = Result("failed", type(error).__name__)
+        with self._lock:
+            now = self._clock()
+            check._began = None
+            check.runs += 1
+            check.duration = now - began
+            if check._overdue == 0 and check.duration > check.timeout:
+                result = Result("failed", f"took {check.duration:.1f} s, longer than {check.timeout:g} s")
+            elif check._overdue:
+                return  # has been failed already, and says nothing about now
+            if check.take(result, now):
+                self.refresh()
+
+    def _run_check(self, check: Check) -> None:
+        jitter = random.Random()
+        while not self._stopping:
+            self.run_once(check)
+            # While not everything is well look twice as often, to see both the end of it and the second failure.
+            interval = check.interval if check.status == "ok" and not check._bad else check.interval / 2
+            self._sleep(interval * jitter.uniform(0.9, 1.1))
+
+    def _sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not self._stopping and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.25))
+
+    def _run_ticks(self) -> None:
+        while not self._stopping:
+            try:
+                self.tick()
+            except Exception:  # the next tick tries again; if none succeeds the answers expire, as they should
+                _log.exception("health tick failed")
+            self._wake.wait(TICK)
+
+    def tick(self) -> None:
+        """Fails what hangs or is stale, publishes what has changed, renews what is published."""
+        with self._lock:
+            now = self._clock()
+            for check in self._checks.values():
+                if check._began is not None and now - check._began > check.timeout + check._overdue * check.interval:
+                    check._overdue += 1
+                    check.take(Result("failed", f"hangs since {now - check._began:.1f} s"), now)
+                elif check.passes and now - check.last > check.stale_after:
+                    check._bad = check.failures
+                    check.take(Result("failed", f"stale: no result since {now - check.last:.1f} s"), now)
+            reason = self._stuck() if self._stuck is not None else None
+            if reason and self._workers.status == "ok":
+                self._mourn(reason)
+            self._workers = Result("failed", reason) if reason else Result("ok")
+            self.refresh()
+            self._renew(LIVENESS, self._liveness_timeout)
+            self._renew(
+                READINESS, min([READINESS_EXPIRY, *(c.stale_after for c in self._checks.values() if c.required)])
+            )
+
+    # -------------------------------------------------------------- rendering
+
+    def _states(self) -> tuple[list[_State], list[_State]]:
+        liveness = [
+            _State("interpreter", Result("ok"), True, None),
+            _State("workers", self._workers, True, None),
+            _State("application", self._liveness, True, None),
+        ]
+        readiness = [
+            _State("startup", self._startup, True, None),
+            _State("shutdown", self._shutdown, True, None),
+            _State("application", self._application, True, None),
+            *(_State(c.name, Result(c.status, c.reason), c.required, c.changed) for c in self._checks.values()),
+        ]
+        return liveness, readiness
+
+    def refresh(self) -> None:
+        """Renders and publishes if anything that a prober can see has changed."""
+        with self._lock:
+            liveness, readiness = self._states()
+            shown = [(s.name, s.result.status, s.changed) for s in (*liveness, *readiness)]
+            if shown == self._shown:
+                return
+            self._shown = shown
+            pages: list[Page] = []
+            for path in ("/healthz", "/livez"):
+                pages += _pages(path, path[1:], LIVENESS, liveness)
+            pages += _pages("/readyz", "readyz", READINESS, readiness)
+            if self._root:
+                pages.append(("/", *pages[-len(readiness) - 1][1:]))
+            self._publish(pages)
+
+    def report(self) -> dict[str, Any]:
+        """Everything, with reasons: for the admin listener, not for probers."""
+        with self._lock:
+            now = self._clock()
+            liveness, readiness = self._states()
+            return {
+                "live": _verdict(liveness) != "fail",
+                "ready": _verdict(readiness) != "fail",
+                "liveness": [s.report() for s in liveness],
+                "readiness": [
+                    s.report() if s.name not in self._checks else {**s.report(), **_detail(self._checks[s.name], now)}
+                    for s in readiness
+                ],
+            }
+
+
+def _detail(check: Check, now: float) -> dict[str, Any]:
+    return {
+        "for": round(now - check.since, 1),
+        "age": round(now - check.last, 1),
+        "duration": round(check.duration, 4),
+        "interval": check.interval,
+        "timeout": check.timeout,
+        "runs": check.runs,
+    }
+
+
+class _State(NamedTuple):
+    name: str
+    result: Result
+    required: bool
+    changed: datetime | None
+
+    @property
+    def verdict(self) -> str:
+        """pass, warn or fail (draft-inadarei-api-health-check-06, 3.1)."""
+        if self.result.status == "ok":
+            return "pass"
+        return "warn" if self.result.status == "degraded" or not self.required else "fail"
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "status": self.result.status,
+            "reason": self.result.reason,
+            "required": self.required,
+            "changed": self.changed.isoformat() if self.changed else None,
+        }
+
+
+def _verdict(states: Sequence[_State]) -> str:
+    verdicts = {state.verdict for state in states}
+    return "fail" if "fail" in verdicts else "warn" if "warn" in verdicts else "pass"
+
+
+# What a prober may know of a failure: whose it is.
+_PUBLIC = {"startup": "in progress", "shutdown": "draining"}
+
+
+def _pages(path: str, name: str, slot: int, states: Sequence[_State]) -> list[Page]:
+    """The page of all states, and one for each below it."""
+    draining = None
+    if slot == READINESS:
+        draining = _answers(name, [_State("shutdown", Result("failed"), True, None)])
+    expired = _answers(name, [_State("interpreter", Result("failed"), True, None)], text="interpreter: no sign of life")
+    pages: list[Page] = [(path, slot, _answers(name, states), expired, draining)]
+    for state in states:
+        below = draining if state.name == "shutdown" else None
+        pages.append((f"{path}/{state.name}", slot, _answers(state.name, [state]), expired, below))
+    return pages
+
+
+def _answers(name: str, states: Sequence[_State], text: str = "") -> Answers:
+    verdict = _verdict(states)
+    failed = next((s for s in states if s.verdict == "fail"), None)
+    plain = "ok" if failed is None else text or f"{failed.name}: {_PUBLIC.get(failed.name, 'failed')}"
+    return (
+        _answer(verdict, "text/plain; charset=utf-8", plain),
+        _answer(verdict, "text/plain; charset=utf-8", _verbose(name, states, verdict)),
+        _answer(verdict, "application/health+json", _json(states, verdict)),
+    )
+
+
+def _verbose(name: str, states: Sequence[_State], verdict: str) -> str:
+    """The lines of the Kubernetes API server (apiserver pkg/server/healthz); failures first if they do not all fit."""
+    lines = {
+        "pass": "[+]{} ok",
+        "warn": "[~]{} degraded: reason withheld",
+        "fail": "[-]{} failed: reason withheld",
+    }
+    last = f"{name} check {'failed' if verdict == 'fail' else 'passed'}\n"
+    shown = [lines[s.verdict].format(s.name) for s in states]
+    if sum(map(len, shown)) + len(shown) + len(last) > MAX_BODY_SIZE:
+        shown.sort(key=lambda line: line[1] == "+")
+        room = MAX_BODY_SIZE - len(last) - 16
+        while sum(map(len, shown)) + len(shown) > room:
+            shown.pop()
+        shown.append(f"({len(states) - len(shown)} more)")
+    return "\n".join([*shown, last])
+
+
+def _json(states: Sequence[_State], verdict: str) -> str:
+    entries = {
+        s.name: [{"status": s.verdict} | ({"time": s.changed.isoformat(timespec="seconds")} if s.changed else {})]
+        for s in sorted(states, key=lambda s: s.verdict == "pass")
+    }
+    while len(text := json.dumps({"status": verdict, "checks": entries})) > MAX_BODY_SIZE:
+        entries.popitem()
+    return text
+
+
+def _answer(verdict: str, media_type: str, text: str) -> Answer:
+    body = text.encode()
+    headers = [
+        f"Content-Type: {media_type}",
+        f"Content-Length: {len(body)}",
+        "Cache-Control: no-store",
+        "X-Content-Type-Options: nosniff",
+    ]
+    if verdict == "fail":
+        headers.append("Retry-After: 1")
+    if verdict == "warn":
+        headers.append("x-envoy-degraded: true")
+    return 503 if verdict == "fail" else 200, "".join(f"{h}\r\n" for h in headers).encode(), body
