@@ -14,7 +14,13 @@ core = Extension(
     sources=["ext/core.pyx", *sorted(glob("ext/*.c"))],
     depends=sorted(glob("ext/*.h") + glob("ext/*.pxd") + glob("ext/*.pxi")),
     include_dirs=["ext"],
-    extra_compile_args=["-std=gnu11", "-O3", "-fvisibility=hidden", "-pthread", *os.environ.get("PKG_CFLAGS", "").split()],
+    extra_compile_args=[
+        "-std=gnu11",
+        "-O3",
+        "-fvisibility=hidden",
+        "-pthread",
+        *os.environ.get("PKG_CFLAGS", "").split(),
+    ],
     extra_link_args=["-pthread", *os.environ.get("PKG_LDFLAGS", "").split()],
 )
 

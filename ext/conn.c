@@ -417,8 +417,8 @@ static void proceed(front *f, front_conn *c)
             b->raw = b->len;
             if (b->len == b->cap && buffer_grow(f, c, f->limits.head.max_head_size) != FRONT_OK)
                 conn_refuse(f, c, 431, "request head too large\n");
-            else
-                want_more(f, c, CONN_HEAD);
+            else /* some clients send an empty line after a body (RFC 9112 2.2): that begins no request */
+                want_more(f, c, b->len <= 2 && memcmp(b->data, "\r\n", b->len) == 0 ? CONN_IDLE : CONN_HEAD);
             return;
         }
         b->head_len = b->raw = (size_t)n;

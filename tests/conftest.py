@@ -17,7 +17,14 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("P
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No setting of the person who runs the tests reaches them."""
     for name in list(os.environ):
-        if name.startswith("PKG_") or name in {"DATABASE_URL", "DATABASE_URL_FILE", "PORT", "HOST", "LOG_LEVEL", "LOG_FORMAT"}:
+        if name.startswith("PKG_") or name in {
+            "DATABASE_URL",
+            "DATABASE_URL_FILE",
+            "PORT",
+            "HOST",
+            "LOG_LEVEL",
+            "LOG_FORMAT",
+        }:
             monkeypatch.delenv(name)
     yield
 

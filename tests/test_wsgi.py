@@ -58,7 +58,8 @@ def test_environ() -> None:
 
     with serving_app(app) as server, Connection(server.server_address) as c:
         c.send(
-            b"POST /a%20b/%C3%A9;x?q=%20&r HTTP/1.1\r\nHost: example:81\r\nContent-Type: text/x\r\nContent-Length: 2\r\n"
+            b"POST /a%20b/%C3%A9;x?q=%20&r HTTP/1.1\r\nHost: example:81\r\n"
+            b"Content-Type: text/x\r\nContent-Length: 2\r\n"
             b"Cookie: a=1\r\nX-Many: one\r\nx-many: two\r\ncookie: b=2\r\nX_Hidden: no\r\nX-Obs: \xe9\r\n\r\nhi"
         )
         assert c.receive().status == 204
@@ -151,14 +152,13 @@ def test_input_as_a_file(size: int) -> None:
 
 def test_framing_of_responses() -> None:
     apps = {
-        "/list": lambda e, s: s("200 OK", PLAIN) and None or [b"whole"],
+        "/list": answering_list,
         "/generator": answering(b"a", b"", b"bc"),
         "/length": answering(b"ab", b"c", headers=[*PLAIN, ("Content-Length", "3")]),
         "/empty": answering(),
         "/none": answering(status="204 No Content", headers=[]),
         "/cached": answering(status="304 Not Modified", headers=[("ETag", '"x"')]),
     }
-    apps["/list"] = answering_list
 
     def app(environ: dict[str, Any], start_response: Any) -> Any:
         return apps[environ["PATH_INFO"]](environ, start_response)
@@ -173,7 +173,11 @@ def test_framing_of_responses() -> None:
             ("/cached", b"", None, None),
         ]:
             answer = c.request("GET", target)
-            assert (answer.body, answer.header("content-length"), answer.header("transfer-encoding")) == (body, length, coding), target
+            assert (answer.body, answer.header("content-length"), answer.header("transfer-encoding")) == (
+                body,
+                length,
+                coding,
+            ), target
             assert answer.header("date")
             head = c.request("HEAD", target)
             assert head.status == answer.status
@@ -242,7 +246,11 @@ def test_invalid_responses_become_500_and_a_log_line(
         start_response(status, headers)
         return body
 
-    with serving_app(app) as server, Connection(server.server_address) as c, caplog.at_level(logging.ERROR, "pkg.server"):
+    with (
+        serving_app(app) as server,
+        Connection(server.server_address) as c,
+        caplog.at_level(logging.ERROR, "pkg.server"),
+    ):
         answer = c.request("GET", "/")
         assert answer.status == 500
         assert answer.closes
@@ -268,7 +276,11 @@ def test_a_response_that_breaks_off_is_cut(caplog: pytest.LogCaptureFixture) -> 
         yield b"1234"
 
     for app in (fail_later, too_short):
-        with serving_app(app) as server, Connection(server.server_address) as c, pytest.raises((EOFError, ConnectionError)):
+        with (
+            serving_app(app) as server,
+            Connection(server.server_address) as c,
+            pytest.raises((EOFError, ConnectionError)),
+        ):
             c.request("GET", "/")
     with serving_app(too_long) as server, Connection(server.server_address) as c:
         assert c.request("GET", "/").body == b"1234"
@@ -346,18 +358,17 @@ def test_expect_continue() -> None:
         return [environ["wsgi.input"].read()]
 
     head = "Expect: 100-continue\r\nContent-Length: 5\r\n\r\n"
-    with serving_app(app) as server:
-        with Connection(server.server_address) as c:
-            c.send(f"POST / HTTP/1.1\r\nHost: t\r\n{head}".encode())
-            assert c.socket.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
-            c.send(b"hello")
-            assert c.receive().body == b"hello"
-            c.send(f"POST / HTTP/1.1\r\nHost: t\r\n{head}hello".encode())  # did not wait: no interim response
-            answer = c.receive()
-            assert (answer.body, answer.interim) == (b"hello", [])
-            c.send(f"POST /refuse HTTP/1.1\r\nHost: t\r\n{head}".encode())
-            answer = c.receive()
-            assert (answer.status, answer.interim, answer.closes) == (403, [], True)
+    with serving_app(app) as server, Connection(server.server_address) as c:
+        c.send(f"POST / HTTP/1.1\r\nHost: t\r\n{head}".encode())
+        assert c.socket.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        c.send(b"hello")
+        assert c.receive().body == b"hello"
+        c.send(f"POST / HTTP/1.1\r\nHost: t\r\n{head}hello".encode())  # did not wait: no interim response
+        answer = c.receive()
+        assert (answer.body, answer.interim) == (b"hello", [])
+        c.send(f"POST /refuse HTTP/1.1\r\nHost: t\r\n{head}".encode())
+        answer = c.receive()
+        assert (answer.status, answer.interim, answer.closes) == (403, [], True)
 
 
 def test_pipelined_requests_are_answered_in_order() -> None:
@@ -401,14 +412,16 @@ def test_a_slow_reader_costs_no_thread() -> None:
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         start_response("200 OK", PLAIN)
-        return [b"x" * (3 << 20 if environ["PATH_INFO"] == "/big" else 1)]
+        return [b"x" * (16 << 20 if environ["PATH_INFO"] == "/big" else 1)]
 
-    with serving_app(app, threads=1, response_buffer_size=4 << 20) as server, Connection(server.server_address) as slow:
-        slow.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    with (
+        serving_app(app, threads=1, response_buffer_size=16 << 20, buffer_size=32 << 20) as server,
+        Connection(server.server_address) as slow,
+    ):
         slow.send(b"GET /big HTTP/1.1\r\nHost: t\r\n\r\n")
         wait_for(lambda: server.front.stats()["bytes_out"] > 0)  # type: ignore[union-attr]
         assert get(server.server_address, "/small").body == b"x"
-        assert slow.receive().body == b"x" * (3 << 20)
+        assert slow.receive().body == b"x" * (16 << 20)
 
 
 def test_a_slow_sender_costs_no_thread() -> None:
@@ -458,7 +471,7 @@ def test_queue_full_and_queue_timeout_are_503() -> None:
         for n, c in enumerate(connections):
             c.send(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n")
             wait_for(lambda n=n: server.front.stats()["requests"] == n + 1)  # type: ignore[union-attr, misc]
-            wait_for(lambda: n or server.front.stats()["queued"] == 0)  # type: ignore[union-attr]
+            wait_for(lambda n=n: n or server.front.stats()["queued"] == 0)  # type: ignore[union-attr, misc]
         full = connections[2].receive()
         assert (full.status, full.header("retry-after"), full.closes) == (503, "1", True)
         late = connections[1].receive()
