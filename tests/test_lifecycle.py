@@ -1,0 +1,52 @@
+"""Phases: the whole table of transitions."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from pkg.lifecycle import Lifecycle, Phase
+
+ALLOWED = {
+    (Phase.STARTING, Phase.READY),
+    (Phase.STARTING, Phase.DRAINING),
+    (Phase.STARTING, Phase.STOPPED),
+    (Phase.READY, Phase.DRAINING),
+    (Phase.READY, Phase.STOPPED),
+    (Phase.DRAINING, Phase.STOPPED),
+}
+PATHS = {
+    Phase.STARTING: [],
+    Phase.READY: [Phase.READY],
+    Phase.DRAINING: [Phase.READY, Phase.DRAINING],
+    Phase.STOPPED: [Phase.STOPPED],
+}
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(Phase, Phase)))
+def test_transitions(before: Phase, after: Phase) -> None:
+    life = Lifecycle(clock=iter(range(100)).__next__)
+    for phase in PATHS[before]:
+        life.advance(phase)
+    assert life.phase is before
+    if (before, after) in ALLOWED:
+        life.advance(after, "why")
+        assert (life.phase, life.reason) == (after, "why")
+    else:
+        with pytest.raises(ValueError, match=f"no way from {before.value} to {after.value}"):
+            life.advance(after)
+        assert life.phase is before
+
+
+def test_signals_and_subscribers() -> None:
+    life, seen = Lifecycle(), []
+    life.subscribe(lambda phase, reason: seen.append((phase, reason)))
+    life.advance(Phase.READY)
+    assert life.started.is_set()
+    assert not life.draining.is_set()
+    life.advance(Phase.DRAINING, "SIGTERM")
+    life.advance(Phase.STOPPED)
+    assert life.draining.is_set()
+    assert life.stopped.is_set()
+    assert seen == [(Phase.READY, ""), (Phase.DRAINING, "SIGTERM"), (Phase.STOPPED, "")]
