@@ -83,6 +83,8 @@ class Check:
     duration: float = field(default=0.0, init=False)  # of the last probe, seconds
     runs: int = field(default=0, init=False)
 
+    proved: bool = field(default=False, init=False)  # has passed once
+
     _bad: int = field(default=0, init=False)
     _good: int = field(default=0, init=False)
     _began: float | None = field(default=None, init=False)  # while the probe runs
@@ -116,6 +118,7 @@ class Check:
                 # From `pending` there is nothing to damp: it does not pass either way.
                 self.status, self.reason = "failed", result.reason
         else:
+            self.proved = True
             self._bad = 0
             self._good += 1
             if former != "failed" or self._good >= self.recoveries:
@@ -161,7 +164,7 @@ class Checker:
         self._clock = clock
         self._lock = threading.RLock()
         self._checks: dict[str, Check] = {}
-        self._started = self._stopping = False
+        self._started = self._stopping = self._proved = False
         self._startup = Result("failed", "in progress")
         self._shutdown = Result("ok")
         self._application = Result("ok")
@@ -211,6 +214,7 @@ class Checker:
     # -------------------------------------------------------------- what others say
 
     def startup_done(self) -> None:
+        """The application is loaded; `startup` passes once every required check has passed once."""
         self._set("_startup", Result("ok"))
 
     def shutting_down(self) -> None:
@@ -320,8 +324,10 @@ class Checker:
             _State("workers", self._workers, True, None),
             _State("application", self._liveness, True, None),
         ]
+        if self._startup.status == "ok" and all(c.proved for c in self._checks.values() if c.required):
+            self._proved = True  # for good: a check that is added later speaks for itself
         readiness = [
-            _State("startup", self._startup, True, None),
+            _State("startup", Result("ok") if self._proved else Result("failed", "in progress"), True, None),
             _State("shutdown", self._shutdown, True, None),
             _State("application", self._application, True, None),
             *(_State(c.name, Result(c.status, c.reason), c.required, c.changed) for c in self._checks.values()),

@@ -134,7 +134,21 @@ def test_unknown_never_passes() -> None:
     bench = Bench()
     bench.checker.startup_done()
     bench.add()
-    assert bench.front.answer("/readyz")[::2] == (503, "database: failed")
+    assert bench.front.answer("/readyz")[::2] == (503, "startup: in progress")
+    assert bench.front.answer("/readyz/database")[::2] == (503, "database: failed")
+
+
+def test_startup_lasts_until_every_required_check_has_passed_once() -> None:
+    bench = Bench()
+    check = bench.add()
+    bench.checker.startup_done()
+    bench.run(check, FAIL)
+    assert bench.front.answer("/readyz")[::2] == (503, "startup: in progress")
+    bench.run(check)
+    bench.run(check)
+    assert bench.front.answer("/readyz")[0] == 200
+    bench.add("late")
+    assert bench.front.answer("/readyz")[::2] == (503, "late: failed")
 
 
 def test_failing_check_and_what_is_withheld() -> None:
