@@ -5,6 +5,7 @@ Only this file and the parts it includes know both worlds.  C returns codes, exc
 interpreter lock is crossed in `with nogil:` blocks around one C call.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Copy, PyDict_SetDefault
 from cpython.exc cimport PyErr_CheckSignals

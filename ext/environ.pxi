@@ -168,6 +168,8 @@ cdef bint send_wrapped(Response response, wrapper) except -1:
     return True
 
 
+@cython.freelist(16)
+@cython.final
 cdef class StartResponse:
     """start_response of PEP 3333."""
 

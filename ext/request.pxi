@@ -31,6 +31,8 @@ cdef object raise_body(ssize_t rv):
     raise ClientDisconnected("the client has closed the connection")
 
 
+@cython.freelist(16)
+@cython.final
 cdef class Request:
     cdef Front front
     cdef c.front_conn *conn          # NULL once finished
@@ -181,6 +183,7 @@ cdef inline void finish_request(Request request, bint keep_alive, bint abort) no
     if conn is NULL:
         return
     request.conn = NULL
+    request._body = None   # it refers back: without the cycle both go at once, not with the next collection
     c.front_finish(request.front._front, conn,
                    keep_alive and request.keep_alive and
                    c.front_stage_now(request.front._front) == c.FRONT_SERVING, abort, <unsigned>request.status)
@@ -216,6 +219,8 @@ cdef int send_all(Request request, c.iovec *iov, int n, size_t keep) except -1:
     return 0
 
 
+@cython.freelist(16)
+@cython.final
 cdef class Body:
     """A request body as a binary file: what has arrived first, then the socket through the front."""
 

@@ -26,6 +26,8 @@ cdef const char *latin1(object text, Py_ssize_t *length, const char *what) excep
     return <const char *>PyUnicode_DATA(text)
 
 
+@cython.freelist(16)
+@cython.final
 cdef class Response:
     """One response to one request.
 
