@@ -86,6 +86,8 @@ struct front {
     front_limits limits;
     int epoll_fd, listen_fd, wake_fd, signal_fd, reserve_fd, last_words;
     bool listening, listener_armed, mourned;
+    int accepts, eager;     /* L: how many to accept a turn; how long to look for requests at once */
+    uint64_t turn, accept_turn;
     int64_t listener_closes; /* last stage: when the backlog counts as empty */
     int64_t nap;            /* L: how long to let requests gather before the next turn, nanoseconds */
     int64_t listener_retry; /* when to listen again after accept failed; 0: not waiting */

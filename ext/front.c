@@ -17,6 +17,7 @@
 
 #define EVENTS      64    /* of one turn: a worker waits at most for so many to be read */
 #define ACCEPTS     64    /* of one turn */
+#define EAGER       16    /* connections whose request is looked for at once after one where it was there */
 #define OVERFLOW    128   /* connections beyond the limit: probes are answered there, the rest gets 503 */
 #define SECOND      1000000000LL
 #define MILLISECOND 1000000LL
@@ -53,6 +54,7 @@ int front_run(front *f, bool interruptible)
             nanosleep(&(struct timespec){.tv_nsec = f->nap < NAP ? f->nap : NAP}, NULL);
         int n = epoll_wait(f->epoll_fd, events, EVENTS, next_timeout(f));
         f->now = front_now();
+        f->turn++;
         if (n == -1) {
             if (errno != EINTR)
                 return -errno;
@@ -186,7 +188,16 @@ static void conn_start(front *f, int fd, const void *peer, size_t peer_len, bool
     }
     conn_set_state(f, c, c->overflow ? CONN_OVERFLOW : CONN_IDLE);
     count_add(&f->count.accepted, 1);
-    conn_readable(f, c); /* the request is often there already */
+    /* The request may be there already; where it seldom is, looking costs a system call for nothing. */
+    if (f->eager > 0 || f->count.accepted % 16 == 0) {
+        conn_readable(f, c);
+        if (c->fd == fd && c->state == CONN_IDLE && c->in == NULL)
+            f->eager -= f->eager > 0;
+        else
+            f->eager = EAGER;
+    } else if (conn_watch(f, c) != FRONT_OK) {
+        conn_close(f, c);
+    }
 }
 
 static int accept_one(front *f, struct sockaddr_storage *peer, socklen_t *len)
@@ -195,13 +206,14 @@ static int accept_one(front *f, struct sockaddr_storage *peer, socklen_t *len)
     return accept4(f->listen_fd, (struct sockaddr *)peer, len, SOCK_NONBLOCK | SOCK_CLOEXEC);
 }
 
-static void on_accept(front *f)
+/* Accepts up to `max` connections; true if there may be more. */
+static bool accept_some(front *f, int max)
 {
     struct sockaddr_storage peer;
     socklen_t len;
     int fd;
 
-    for (int i = 0; i < ACCEPTS; i++) {
+    for (int i = 0; i < max; i++) {
         fd = accept_one(f, &peer, &len);
         if (fd != -1) {
             conn_start(f, fd, &peer, len, false);
@@ -210,7 +222,7 @@ static void on_accept(front *f)
         if (errno == ECONNABORTED || errno == EINTR || errno == EPROTO || errno == EPERM)
             continue;
         if (errno == EAGAIN)
-            return;
+            return false;
         /* EMFILE, ENFILE, ENOBUFS, ENOMEM: no descriptor.  One is kept back for this moment, so that a probe
          * still gets its answer; until it is free again, or for a while, we do not listen instead of spinning. */
         count_add(&f->count.accept_errors, 1);
@@ -227,8 +239,19 @@ static void on_accept(front *f)
         }
         listener_arm(f, false);
         f->listener_retry = f->now + RETRY_ACCEPT;
-        return;
+        return false;
     }
+    return true;
+}
+
+/* One connection a turn costs no accept that finds nothing; twice as many each time the backlog did not run out. */
+static void on_accept(front *f)
+{
+    if (!accept_some(f, f->accepts))
+        f->accepts = 1;
+    else if (f->turn == f->accept_turn + 1 && f->accepts < ACCEPTS)
+        f->accepts *= 2;
+    f->accept_turn = f->turn;
 }
 
 /* ------------------------------------------------------------ workers, and back */
@@ -387,7 +410,8 @@ static void expire(front *f)
     }
     if (f->listener_closes != 0 && f->listener_closes <= f->now) {
         f->listener_closes = 0;
-        on_accept(f);
+        while (accept_some(f, ACCEPTS))
+            ;
         listener_arm(f, false);
         f->listening = false;
         shutdown(f->listen_fd, SHUT_RDWR); /* refuses from now on; its owner closes it */
@@ -505,6 +529,8 @@ int front_open(front **out, int listen_fd, const front_limits *limits)
     f->timeout[CONN_BODY] = limits->body_timeout;
     f->timeout[CONN_FLUSH] = limits->write_timeout;
     f->timeout[CONN_LINGER] = limits->linger_timeout;
+    f->accepts = 1;
+    f->eager = EAGER;
     f->now = front_now();
     pthread_mutex_init(&f->mutex, NULL);
     pthread_mutex_init(&f->probers.mutex, NULL);
