@@ -78,7 +78,7 @@ class Front:
     def stats(self) -> dict[str, Any]:
         """Counters since the start, and present numbers: connections, queued, in_flight, buffered."""
     def requests(self) -> list[dict[str, Any]]:
-        """Requests in flight, at most 64: method, target without query, age in seconds, kernel thread id (0: queued)."""
+        """Requests in flight, at most 64: method, target without query, age (seconds), kernel thread id (0: queued)."""
     def durations(self) -> list[tuple[str, int, list[int], float]]:
         """How long requests took: method, status (0: none sent), counts of each bucket, sum of seconds.
 

@@ -34,10 +34,12 @@ from typing import TYPE_CHECKING, Any
 from pkg.errors import NotRunningError, StartupError
 
 if TYPE_CHECKING:
+    from pkg.admin import Admin
     from pkg.database import Database
     from pkg.health import Check, Checker
     from pkg.server import Server
     from pkg.settings import Settings
+    from pkg.status import Status
 
 __all__ = ["Service", "current", "load"]
 
@@ -178,6 +180,8 @@ class Service:
         self.server: Server | None = None
         self.database: Database | None = None
         self.checker: Checker | None = None
+        self.status: Status | None = None
+        self.admin: Admin | None = None
 
     # -------------------------------------------------------------- run
 
@@ -236,16 +240,19 @@ class Service:
     # -------------------------------------------------------------- start
 
     def _start(self) -> None:
+        from pkg._lastwords import Stall
         from pkg.health import Checker
         from pkg.server import Server
 
         s = self.settings
+        before, access = _observers() if s.access_log else (None, None)
         try:
             self.server = server = Server(
                 (s.host, s.port),
                 None,
                 threads=s.threads,
-                access=_access if s.access_log else None,
+                before=before,
+                access=access,
                 max_connections=_connections(s.max_connections),
                 **{name: getattr(s, name) for name in _LIMITS},
             )
@@ -259,7 +266,10 @@ class Service:
             renew=front.renew,
             liveness_timeout=s.liveness_timeout,
             root=not s.app,
+            stuck=Stall(front, s.threads, s.stuck_timeout) if s.stuck_timeout else None,
+            last_words=self._last_words,
         )
+        self._open_admin()
         self.checker.start()
         threading.Thread(target=server.serve_forever, name="front", daemon=True).start()
 
@@ -289,6 +299,42 @@ class Service:
             return app
         return Application(app, name=self.address[0], port=self.address[1])
 
+    def _open_admin(self) -> None:
+        from pkg.admin import Admin
+        from pkg.settings import parse_address
+        from pkg.status import Status
+
+        s = self.settings
+        assert self.server is not None
+        self.status = Status(
+            front=self.server.front,
+            threads=s.threads,
+            lifecycle=self.lifecycle,
+            app=s.app,
+            address="{}:{}".format(*self.address),
+            settings=[{"name": row.name, "value": row.value, "origin": row.origin} for row in s.describe()],
+        )
+        self.status.checker, self.status.logs = self.checker, self.logs
+        address = parse_address(s.admin)
+        if address is None:
+            return
+        try:
+            self.admin = Admin(
+                address,
+                status=self.status,
+                token=s.admin_token,
+                level=lambda: self.logs.level,
+                set_level=self.logs.set_level,
+                drain=self.signals.ask,
+            )
+        except OSError as error:
+            reason = f"the admin listener cannot listen on {s.admin}: {error.strerror or error}"
+            if s.origin("admin") != "default":
+                raise StartupError(reason) from None
+            _log.warning("%s; going on without it", reason)
+            return
+        self.admin.start()
+
     def _open_database(self) -> None:
         from pkg.database import Database
         from pkg.health import Check
@@ -305,6 +351,8 @@ class Service:
             connect_timeout=s.connect_timeout,
         )
         self.database.open()
+        if self.status is not None:
+            self.status.database = self.database
         self.checker.add(Check("database", self.database.check, interval=s.check_interval))
 
     # -------------------------------------------------------------- stop
@@ -366,6 +414,8 @@ class Service:
             self.checker.stop()
         if self.database is not None:
             self.database.close(timeout=2.0)
+        if self.admin is not None:
+            self.admin.close()
 
     def _abort(self) -> None:
         """Start-up failed: nothing stays bound or running."""
@@ -376,14 +426,10 @@ class Service:
         self._close_parts()
 
     def _last_words(self, why: str) -> None:
-        assert self.server is not None and self.server.front is not None
-        requests = self.server.front.requests()
-        _log.warning("%s: %d requests in flight", why, len(requests))
-        for request in requests:
-            _log.warning("  %(method)s %(target)s for %(age).1f s on thread %(thread)d", request)
-        self.logs.flush(0.5)
-        with contextlib.suppress(OSError, ValueError):
-            faulthandler.dump_traceback(all_threads=True)
+        from pkg import _lastwords
+
+        if self.status is not None:
+            _lastwords.say(why, self.status, self.logs.flush)
 
 
 _LIMITS = (
@@ -425,19 +471,32 @@ def _connections(wanted: int) -> int:
     return min(wanted, possible)
 
 
-def _access(request: Any) -> None:
+def _observers() -> tuple[Callable[[Any], None], Callable[[Any], None]]:
+    """What happens ahead of each request, and at its end, while there is an access log."""
     from pkg import logs
 
-    logs.access(
-        request.method,
-        request.target,
-        request.status,
-        request.duration,
-        request.content_length or 0,
-        request.response_size,
-        request.client_address[0],
-        request.header(b"user-agent"),
-    )
+    def before(request: Any) -> None:
+        """Gives the request its ids, and every record that is logged while it is served."""
+        request_id = logs.parse_request_id(request.header(b"x-request-id")) or logs.new_request_id()
+        parent = logs.parse_traceparent(request.header(b"traceparent"))
+        request.request_id = request_id.encode()
+        request.context = ids = (parent.trace_id, parent.span_id, request_id) if parent else ("", "", request_id)
+        logs.bind(*ids)  # not taken back: the worker's next request has its own
+
+    def access(request: Any) -> None:
+        logs.access(
+            request.method,
+            request.target,
+            request.status,
+            request.duration,
+            request.content_length or 0,
+            request.response_size,
+            request.client_address[0],
+            request.header(b"user-agent"),
+            *(request.context or ()),
+        )
+
+    return before, access
 
 
 def _no_application(request: Any, client_address: Any, server: Any) -> None:

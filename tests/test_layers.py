@@ -15,8 +15,20 @@ PACKAGE = Path(pkg.__file__).parent
 LAYERS = [
     {"errors"},
     {"settings", "_values"},
-    {"health", "database", "lifecycle", "logs", "metrics", "_output", "_records", "_core"},
-    {"admin", "wsgi", "handler", "server"},
+    {
+        "health",
+        "database",
+        "lifecycle",
+        "logs",
+        "metrics",
+        "_output",
+        "_records",
+        "_core",
+        "stacks",
+        "profile",
+        "_memory",
+    },
+    {"admin", "wsgi", "handler", "server", "status", "_statusz", "_pages", "_lastwords"},
     {"service"},
     {"cli", "__main__", "__init__"},
 ]

@@ -1,0 +1,73 @@
+"""Last words: what the log must hold before this process may be killed, and when every worker counts as stuck.
+
+It decides nothing: who says them knows why.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import io
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from pkg import stacks
+
+__all__ = ["Stall", "say"]
+
+_log = logging.getLogger("pkg.lastwords")
+
+FLUSH_TIMEOUT = 0.5
+
+
+def say(why: str, status: Any, flush: Callable[[float], bool]) -> None:
+    """Logs the requests in flight and every thread's stack, threads at the same place together.
+
+    `status` has requests(stacks); `flush(timeout)` is the log's: if it does not get through, stacks go to stderr.
+    """
+    taken = stacks.capture()
+    requests = status.requests(taken)
+    _log.critical("%s: %d requests in flight", why, len(requests))
+    for request in requests:
+        where = f", at {request['at']}" if request["at"] else ""
+        _log.critical(
+            "in flight: %s %s for %.1f s, %s%s",
+            request["method"],
+            request["target"],
+            request["age"],
+            request["worker"] or request["state"],
+            where,
+        )
+    for members, frames in stacks.grouped(taken):
+        names = ", ".join(stack.name for stack in members)
+        record = _log.makeRecord(_log.name, logging.CRITICAL, __file__, 0, "stack of %s", (names,), None)
+        record.stack_info = stacks.text(frames, indent="")
+        _log.handle(record)
+    if not flush(FLUSH_TIMEOUT):
+        with suppress(OSError, ValueError, io.UnsupportedOperation):
+            faulthandler.dump_traceback(all_threads=True)
+
+
+class Stall:
+    """Says when every worker has been on its request for longer than `timeout` seconds and none has finished."""
+
+    def __init__(self, front: Any, threads: int, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._front, self._threads, self._timeout, self._clock = front, threads, timeout, clock
+        self._finished = -1
+        self._since = clock()
+
+    def __call__(self) -> str | None:
+        """The reason, if it is so now; to be asked every second or so."""
+        stats, now = self._front.stats(), self._clock()
+        finished = stats["served"] + stats["aborted"]
+        busy = stats["in_flight"] - stats["queued"]
+        if busy < self._threads or finished != self._finished:
+            self._finished, self._since = finished, now
+        if now - self._since <= self._timeout:
+            return None
+        return (
+            f"all {self._threads} workers have been on their requests for more than {self._timeout:g} s, "
+            "and none has finished"
+        )

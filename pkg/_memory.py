@@ -1,0 +1,80 @@
+"""Who holds memory: tracemalloc's totals by line of code, if it was switched on.
+
+Never a heap dump: it shows where memory was allocated and how much, not what is in it.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+from pkg.metrics import process
+
+__all__ = ["MAX_SECONDS", "Memory"]
+
+MAX_SECONDS = 600.0
+MAX_LINES = 50
+
+
+class Memory:
+    """Switches tracing on for a while, and reports."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+
+    def start(self, seconds: float) -> None:
+        """Traces allocations from now on, for `seconds`; it makes every one of them slower, two to four times."""
+        import tracemalloc
+
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+            elif tracemalloc.is_tracing():
+                return  # somebody wants it for good (PYTHONTRACEMALLOC)
+            tracemalloc.start()
+            self._timer = threading.Timer(seconds, self.stop)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def stop(self) -> None:
+        """Ends what `start` began."""
+        import tracemalloc
+
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+                tracemalloc.stop()
+
+    def report(self) -> dict[str, Any]:
+        """Resident memory, the collector's counts and, while tracing, the lines that hold most."""
+        import tracemalloc
+
+        from pkg.stacks import short
+
+        document: dict[str, Any] = {
+            "resident_memory_bytes": process().get("resident_memory_bytes"),
+            "gc": {"enabled": gc.isenabled(), "counts": gc.get_count(), "objects": len(gc.get_objects())},
+            "tracing": tracemalloc.is_tracing(),
+        }
+        if tracemalloc.is_tracing():
+            with self._lock:  # a snapshot takes long: one at a time
+                current, peak = tracemalloc.get_traced_memory()
+                ignored = [tracemalloc.Filter(False, tracemalloc.__file__), tracemalloc.Filter(False, __file__)]
+                statistics = tracemalloc.take_snapshot().filter_traces(ignored).statistics("lineno")
+            document |= {
+                "traced_bytes": current,
+                "peak_bytes": peak,
+                "lines": [
+                    {
+                        "file": short(statistic.traceback[0].filename),
+                        "line": statistic.traceback[0].lineno,
+                        "size": statistic.size,
+                        "count": statistic.count,
+                    }
+                    for statistic in statistics[:MAX_LINES]
+                ],
+            }
+        return document

@@ -1,0 +1,324 @@
+"""The admin listener: what an engineer would look at with a shell, over HTTP, when there is none.
+
+It is no public interface, has no way to run code, and shows no heap, no environment and no secret.
+
+The rules:
+- Threads of its own, all started beforehand, wait in accept() themselves: it answers when every worker is stuck, when
+  no thread can be started any more, and when no descriptor is left (the kernel reserves one for an accept that waits).
+- Loopback only, or a token.  Without a token a request must name a loopback host, so that no web page can reach it by
+  a name that it has pointed here (DNS rebinding); one that changes something must not come from another site.
+- One request a connection; head and body are bounded in size and time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import ipaddress
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+from pkg._pages import Pages, Problem, Reply, text
+from pkg.status import Status
+
+__all__ = ["Admin"]
+
+_log = logging.getLogger(__name__)
+
+THREADS = 4
+BACKLOG = 16
+MAX_HEAD_SIZE = 16384
+MAX_BODY_SIZE = 4096
+READ_TIMEOUT = 5.0  # for the whole request
+WRITE_TIMEOUT = 10.0
+NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Admin:
+    """The listener at `address`; start() begins to serve, close() ends it.
+
+    `token`: asked of every request if not empty.  `level()` and `set_level(name)` are the log's; `drain(why)` begins
+    the end of the service.  OSError: the address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        *,
+        status: Status,
+        level: Callable[[], str],
+        set_level: Callable[[str], object],
+        drain: Callable[[str], object],
+        token: str = "",
+    ) -> None:
+        self._pages = Pages(status, level=level, set_level=set_level, drain=drain)
+        self._token = token
+        self._refusals = _Refusals()
+        self._closing = False
+        self._host = address[0]
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind(address)
+            self._socket.listen(BACKLOG)
+        except OSError:
+            self._socket.close()
+            raise
+        self.address: tuple[str, int] = self._socket.getsockname()[:2]
+        self._threads = [threading.Thread(target=self._run, name=f"admin-{n}", daemon=True) for n in range(THREADS)]
+
+    # -------------------------------------------------------------- life
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Ends the listener; pages that are being made are given a moment."""
+        self._closing = True
+        self._pages.close()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes whoever waits in accept()
+        deadline = time.monotonic() + 1.0
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        self._socket.close()
+
+    def _run(self) -> None:
+        spare = _spare()
+        while not self._closing:
+            try:
+                connection, peer = self._socket.accept()
+            except OSError as error:
+                if error.errno in NO_DESCRIPTOR and not self._closing:
+                    if spare is not None:
+                        os.close(spare)  # the next accept() takes it, and keeps it while it waits
+                        spare = None
+                    else:
+                        time.sleep(0.2)
+                    continue
+                if error.errno in (errno.ECONNABORTED, errno.EPROTO, errno.EINTR):
+                    continue
+                break
+            with connection:
+                try:
+                    _Handler(connection, peer, self)
+                except OSError:
+                    pass  # the client is gone
+                except Exception:
+                    _log.exception("the admin listener failed")
+            if spare is None:
+                spare = _spare()
+        if spare is not None:
+            os.close(spare)
+
+    # -------------------------------------------------------------- who may
+
+    def answer(self, method: str, target: str, headers: Any, peer: str) -> Reply:
+        """The page that is asked for.  Problem: there is none, or not for this request."""
+        self._admit(headers, method, peer, target.partition("?")[0][:100])
+        return self._pages.answer(method, target, headers.get("Accept", ""))
+
+    def _admit(self, headers: Any, method: str, peer: str, path: str) -> None:
+        """Problem: this request may not be served."""
+        host = headers.get("Host")
+        if self._token:
+            if not _has_token(headers.get("Authorization", ""), self._token):
+                if suppressed := self._refusals.note():
+                    more = f" ({suppressed - 1} more before)" if suppressed > 1 else ""
+                    _log.warning("admin listener: wrong or missing token from %s for %s %s%s", peer, method, path, more)
+                raise Problem(401, "a token is needed", WWW_Authenticate='Bearer, Basic realm="admin"')
+        elif host is not None and not _is_local(host, self._host):
+            _log.warning("admin listener: refused %s %s for host %.100r", method, path, host)
+            raise Problem(403, "the Host header names neither a loopback address nor this listener")
+        if method not in ("GET", "HEAD"):
+            origin, site = headers.get("Origin"), headers.get("Sec-Fetch-Site", "none")
+            if site not in ("none", "same-origin") or (origin is not None and origin.partition("://")[2] != host):
+                _log.warning("admin listener: refused %s %s from another site", method, path)
+                raise Problem(403, "a request from another site")
+
+
+class _Refusals:
+    """Counts refusals, so that who tries many tokens does not fill the log: one line a second."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self._due = 0.0
+
+    def note(self) -> int:
+        """How many there were since the last line, this one included; 0: no line now."""
+        with self._lock:
+            self._count += 1
+            now = time.monotonic()
+            if now < self._due:
+                return 0
+            self._due = now + 1.0
+            count, self._count = self._count, 0
+            return count
+
+
+def _spare() -> int | None:
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def _has_token(authorization: str, token: str) -> bool:
+    """Bearer, or Basic with the token as password, which browsers can be made to send."""
+    import hmac  # loads OpenSSL, which not every process needs
+
+    scheme, _, given = authorization.strip().partition(" ")
+    given = given.strip()
+    if scheme.lower() == "basic":
+        import base64
+
+        try:
+            given = base64.b64decode(given, validate=True).decode().partition(":")[2]
+        except ValueError:
+            given = ""
+    elif scheme.lower() != "bearer":
+        given = ""
+    return hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())
+
+
+def _is_local(host: str, own: str) -> bool:
+    """Whether a Host header names the loopback, or the address this listener was given."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    name = name.strip("[]").rstrip(".").lower()
+    if name in ("localhost", own.lower()) or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection: one request, one reply."""
+
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, connection: socket.socket, peer: Any, admin: Admin) -> None:
+        self._admin = admin
+        self._unread = False
+        super().__init__(connection, peer, None)  # type: ignore[arg-type]
+
+    def setup(self) -> None:
+        self.connection = self.request
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.wfile = self._out = io.BytesIO()
+
+    def handle(self) -> None:
+        self.requestline, self.request_version, self.command = "", "HTTP/1.1", ""
+        self.close_connection = True
+        deadline = time.monotonic() + READ_TIMEOUT
+        try:
+            head, rest = self._read_head(deadline)
+            if not head:
+                return
+            self.rfile = io.BufferedReader(io.BytesIO(head))
+            self.raw_requestline = self.rfile.readline(MAX_HEAD_SIZE)
+            if not self.parse_request():  # has said why
+                self._flush()
+                return
+            self.close_connection = True
+            self._read_body(rest, deadline)
+            reply = self._admin.answer(self.command, self.path, self.headers, self.client_address[0])
+        except Problem as problem:
+            self._unread = True
+            reply = Reply(f"{problem}\n".encode(), status=problem.status, headers=problem.headers)
+        except TimeoutError:
+            self._unread = True
+            reply = text("the request did not arrive in time\n", 408)
+        except OSError:
+            raise
+        except Exception:
+            _log.exception("admin page %s %.100s failed", self.command, self.path)
+            reply = text("this page failed; the log says why\n", 500)
+        self._reply(reply)
+        self._flush()
+
+    def _read_head(self, deadline: float) -> tuple[bytes, bytes]:
+        data = b""
+        while b"\r\n\r\n" not in data and b"\n\n" not in data:
+            if len(data) >= MAX_HEAD_SIZE:
+                raise Problem(431, "the request's head is too large")
+            if not (more := self._receive(deadline)):
+                return b"", b""
+            data += more
+        end = min(at + len(mark) for mark in (b"\r\n\r\n", b"\n\n") if (at := data.find(mark)) >= 0)
+        return data[:end], data[end:]
+
+    def _read_body(self, data: bytes, deadline: float) -> None:
+        """Reads the body and forgets it: no page wants one, but closing on unread bytes would reset the connection."""
+        if "Transfer-Encoding" in self.headers:
+            raise Problem(411, "a body needs a Content-Length")
+        length = self.headers.get("Content-Length", "0")
+        if not length.isascii() or not length.isdigit():
+            raise Problem(400, "Content-Length is no number")
+        if int(length[:20]) > MAX_BODY_SIZE:
+            raise Problem(413, "the body is too large")
+        left = int(length) - len(data)
+        while left > 0 and (more := self._receive(deadline)):
+            left -= len(more)
+
+    def _receive(self, deadline: float) -> bytes:
+        self.connection.settimeout(max(0.001, deadline - time.monotonic()))
+        data: bytes = self.connection.recv(8192)
+        return data
+
+    def _reply(self, reply: Reply) -> None:
+        self.send_response(reply.status)
+        self.send_header("Content-Type", reply.media_type)
+        self.send_header("Content-Length", str(len(reply.body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Content-Security-Policy", _POLICY)
+        self.send_header("Referrer-Policy", "no-referrer")
+        self.send_header("Connection", "close")
+        for name, value in reply.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(reply.body)
+
+    def _flush(self) -> None:
+        self.connection.settimeout(WRITE_TIMEOUT)  # for all of it
+        self.connection.sendall(self._out.getvalue())
+        if self._unread:
+            # What comes unread makes close() a reset, which could take the reply away.
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(1.0)
+            for _ in range(16):
+                if not self.connection.recv(16384):
+                    break
+
+    def version_string(self) -> str:
+        return "pkg-admin"
+
+    def finish(self) -> None:
+        """Nothing is left to flush."""
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What `parse_request` finds wrong, as text."""
+        self._unread = True
+        self._reply(text(f"{message or HTTPStatus(code).phrase}\n", code))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: pages are looked at often, and scraped every few seconds."""
+
+
+# Nothing may be loaded, framed or run: the pages need none of it.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -1,0 +1,179 @@
+"""A sampling profiler: which code the threads were in, over some seconds.
+
+It is no tracer and changes nothing in the code that runs: a thread looks at every stack some times a second, which
+costs the others the interpreter lock for some ten microseconds each time.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any
+
+from pkg.stacks import MAX_DEPTH, is_own, short
+
+__all__ = ["MAX_HZ", "MAX_SECONDS", "Busy", "Profile", "Profiler"]
+
+MAX_SECONDS = 60.0
+MAX_HZ = 250.0
+MAX_STACKS = 20_000  # different ones; what comes beyond is counted as lost
+
+Key = tuple[CodeType, ...]  # outermost first
+
+
+class Busy(Exception):
+    """Somebody is sampling already."""
+
+
+class Profile:
+    """What was seen: for each thread its stacks in order of time."""
+
+    def __init__(self, interval: float) -> None:
+        self.interval = interval  # seconds that one sample stands for
+        self.seconds = 0.0  # how long it took in all
+        self.rounds = 0
+        self.idle = 0  # samples left out, of threads in which the application was not at work
+        self.lost = 0
+        self._numbers: dict[Key, int] = {}
+        self._names: dict[CodeType, tuple[str, str, int]] = {}
+        self._samples: dict[str, list[int]] = {}  # by thread name
+
+    def add(self, thread: str, key: Key) -> None:
+        number = self._numbers.get(key)
+        if number is None:
+            if len(self._numbers) >= MAX_STACKS:
+                self.lost += 1
+                return
+            number = self._numbers[key] = len(self._numbers)
+        self._samples.setdefault(thread, []).append(number)
+
+    @property
+    def samples(self) -> int:
+        return sum(map(len, self._samples.values()))
+
+    def _name(self, code: CodeType) -> tuple[str, str, int]:
+        named = self._names.get(code)
+        if named is None:
+            qualified = getattr(code, "co_qualname", code.co_name)
+            named = self._names[code] = (qualified, short(code.co_filename), code.co_firstlineno)
+        return named
+
+    def folded(self) -> str:
+        """One line a stack, `thread;outermost;...;innermost count`: what flamegraph.pl and inferno read."""
+        stacks = list(self._numbers)
+        lines = []
+        for thread, numbers in sorted(self._samples.items()):
+            for number, count in Counter(numbers).most_common():
+                parts = [thread, *("{} ({}:{})".format(*self._name(code)) for code in stacks[number])]
+                lines.append(f"{';'.join(part.replace(';', ',') for part in parts)} {count}")
+        return "".join(f"{line}\n" for line in lines)
+
+    def speedscope(self, name: str = "pkg") -> dict[str, Any]:
+        """The file format of speedscope.app (jlfwong/speedscope: src/lib/file-format-spec.ts)."""
+        frames: dict[CodeType, int] = {}
+        stacks = [[frames.setdefault(code, len(frames)) for code in key] for key in self._numbers]
+        return {
+            "$schema": "https://www.speedscope.app/file-format-schema.json",
+            "name": name,
+            "exporter": "pkg",
+            "shared": {
+                "frames": [dict(zip(("name", "file", "line"), self._name(code), strict=True)) for code in frames]
+            },
+            "profiles": [
+                {
+                    "type": "sampled",
+                    "name": thread,
+                    "unit": "seconds",
+                    "startValue": 0,
+                    "endValue": round(len(numbers) * self.interval, 6),
+                    "samples": [stacks[number] for number in numbers],
+                    "weights": [round(self.interval, 6)] * len(numbers),
+                }
+                for thread, numbers in sorted(self._samples.items())
+            ],
+        }
+
+
+def _key(frame: FrameType | None) -> tuple[Key, bool]:
+    """The stack's functions, and whether one of them is the application's."""
+    codes: list[CodeType] = []
+    at_work = False
+    while frame is not None and len(codes) < MAX_DEPTH:
+        code = frame.f_code
+        codes.append(code)
+        at_work = at_work or not _is_own(code)
+        frame = frame.f_back
+    codes.reverse()
+    return tuple(codes), at_work
+
+
+_own: dict[CodeType, bool] = {}
+
+
+def _is_own(code: CodeType) -> bool:
+    own = _own.get(code)
+    if own is None:
+        if len(_own) > 10_000:
+            _own.clear()  # code that is made again and again must not pile up here
+        own = _own[code] = is_own(code.co_filename)
+    return own
+
+
+class Profiler:
+    """Samples on request, one request at a time."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """Ends what is being sampled, for good."""
+        self._stop.set()
+
+    def sample(self, seconds: float, hz: float, *, all_threads: bool = False) -> Profile:
+        """Looks `hz` times a second for `seconds`.  Busy: somebody else does.
+
+        Threads in which the application is not at work (they wait for requests, say) are left out, unless
+        `all_threads`; the calling thread always is.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise Busy
+        try:
+            return self._sample(seconds, hz, all_threads)
+        finally:
+            self._lock.release()
+            _own.clear()
+
+    def _sample(self, seconds: float, hz: float, all_threads: bool) -> Profile:
+        interval = 1.0 / hz
+        profile = Profile(interval)
+        began = now = self._clock()
+        due = began
+        me = threading.get_ident()
+        while now < began + seconds and not self._stop.is_set():
+            names = {thread.ident: thread.name for thread in threading.enumerate()}
+            for ident, frame in sys._current_frames().items():
+                if ident == me:
+                    continue
+                key, at_work = _key(frame)
+                if at_work or all_threads:
+                    profile.add(names.get(ident, f"thread {ident:#x}"), key)
+                else:
+                    profile.idle += 1
+            frame = None  # type: ignore[assignment]  # lets go of the last stack's variables
+            profile.rounds += 1
+            due += interval
+            now = self._clock()
+            if due < now:  # held up by the interpreter lock: what was missed cannot be made up
+                due = now
+            self._stop.wait(due - now)
+            now = self._clock()
+        profile.seconds = now - began
+        if profile.rounds:
+            profile.interval = profile.seconds / profile.rounds
+        return profile
