@@ -1,0 +1,129 @@
+"""What every server in the benchmark serves, once as WSGI, once as ASGI.  It imports nothing of the benchmark.
+
+    /          hello world
+    /healthz   a probe: `ok`, as a peer's user would write it (our server answers it before the application)
+    /readyz    the same with `SELECT 1` on a pooled connection, the hand-written view of every peer
+    /64k       64 KiB
+    /upload    reads the body, says how long it was
+    /query     one row from PostgreSQL as JSON
+    /busy      50 ms of CPU
+    /hold      holds the interpreter lock for 3 s, burning CPU, as a C extension may
+
+The WSGI side is one function because that is the least all servers can host; work is the same code on both sides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import functools
+import itertools
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+BUSY = 0.05  # seconds of CPU
+HOLD = 3.0  # seconds
+THREADS = int(os.environ.get("BENCH_THREADS", "8"))
+
+_BIG = b"0123456789abcdef" * 4096
+
+
+def _connection() -> contextlib.AbstractContextManager[Any]:
+    """A connection of our own pool under our server, else of a psycopg_pool of the same size."""
+    if os.environ.get("BENCH_SERVER") == "pkg":
+        import pkg
+
+        return pkg.connection()
+    connection: contextlib.AbstractContextManager[Any] = _pool().connection(timeout=5)
+    return connection
+
+
+@functools.cache
+def _pool() -> Any:
+    from psycopg_pool import ConnectionPool
+
+    return ConnectionPool(os.environ["DATABASE_URL"], min_size=2, max_size=10, open=True)
+
+
+def _query() -> bytes:
+    with _connection() as connection:
+        row = connection.execute("SELECT 42 AS id, 'a name' AS name, now()::text AS at").fetchone()
+    return json.dumps({"id": row[0], "name": row[1], "at": row[2]}).encode()
+
+
+def _ready() -> bytes:
+    with _connection() as connection:
+        connection.execute("SELECT 1")
+    return b"ok"
+
+
+def _busy() -> bytes:
+    """CPU time, not wall time: a thread that waits for the lock or for the core does no work meanwhile."""
+    until = time.thread_time() + BUSY
+    n = 0
+    while time.thread_time() < until:
+        n += sum(range(1000))
+    return b"busy"
+
+
+def _hold() -> bytes:
+    """One call into C that never lets go of the lock; how much of it 3 s are is measured first."""
+    begin = time.thread_time()
+    collections.deque(itertools.repeat(None, 1_000_000), maxlen=0)
+    count = int(HOLD / (time.thread_time() - begin) * 1_000_000)
+    collections.deque(itertools.repeat(None, count), maxlen=0)
+    return b"held"
+
+
+WORK: dict[str, Callable[[], bytes]] = {
+    "/": lambda: b"Hello, world!\n",
+    "/healthz": lambda: b"ok",
+    "/64k": lambda: _BIG,
+    "/readyz": _ready,
+    "/query": _query,
+    "/busy": _busy,
+    "/hold": _hold,
+}
+AT_ONCE = {"/", "/healthz", "/64k"}  # what an ASGI application answers in its loop; the rest goes to threads
+
+
+def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    path = environ["PATH_INFO"]
+    if path == "/upload":
+        body = b"%d" % len(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+    else:
+        body = WORK[path]()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS)
+
+
+async def asgi(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    path = scope["path"]
+    if path in AT_ONCE:
+        body = WORK[path]()
+    elif path == "/upload":
+        size, more = 0, True
+        while more:
+            message = await receive()
+            size += len(message.get("body", b""))
+            more = message.get("more_body", False)
+        body = b"%d" % size
+    else:
+        body = await asyncio.get_running_loop().run_in_executor(_threads(), WORK[path])
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,150 @@
+"""How each server is started: one process, the same threads, access logs off, no limit in the way of 10,000 clients.
+
+It starts nothing; `servers` does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.environment import PEER_PYTHON, VENV, Missing, command, program
+
+THREADS = 8
+MANY = 20_000  # connections
+
+NGINX = """\
+daemon off; master_process off; worker_processes 1; worker_rlimit_nofile {many};
+pid {folder}/pid; error_log stderr crit;
+events {{ worker_connections {many}; }}
+http {{
+  access_log off; keepalive_requests 1000000000; keepalive_timeout 75; default_type "text/plain; charset=utf-8";
+  client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
+  uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
+  server {{
+    listen 127.0.0.1:{port} backlog=4096;
+    add_header Cache-Control no-store; add_header X-Content-Type-Options nosniff;
+    location / {{ return 200 "ok"; }}
+  }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One server.  `command(port, folder)`: what starts it; `folder` is an empty one for its files."""
+
+    name: str
+    title: str
+    command: Callable[[int, Path], list[str]]
+    package: str = ""  # which has to be installed for it
+    threads: int = THREADS
+    environment: dict[str, str] = field(default_factory=dict)
+    hosts: bool = True  # runs the application; False: answers everything with one fixed response
+
+    def settings(self) -> str:
+        """The command line, for the reader of the results."""
+        words = self.command(0, Path("FOLDER"))
+        return " ".join([*(f"{k}={v}" for k, v in self.environment.items()), Path(words[0]).name, *words[1:]])
+
+
+def _pkg(port: int, folder: Path) -> list[str]:
+    return [sys.executable, "-m", "pkg", "bench.applications:wsgi", "--port", str(port)]
+
+
+def _module(*words: str) -> Callable[[int, Path], list[str]]:
+    """`python -m ...` in the peers' environment; PORT in a word becomes the port."""
+    return lambda port, folder: [
+        str(PEER_PYTHON), "-m", *(word.replace("PORT", str(port)) for word in words)
+    ]  # fmt: skip
+
+
+def _script(name: str, *words: str) -> Callable[[int, Path], list[str]]:
+    return lambda port, folder: [
+        str(VENV / "bin" / name), *(word.replace("PORT", str(port)) for word in words)
+    ]  # fmt: skip
+
+
+def _nginx(port: int, folder: Path) -> list[str]:
+    if folder.is_dir():
+        (folder / "nginx.conf").write_text(NGINX.format(port=port, folder=folder, many=MANY))
+    return [command("nginx"), "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]
+
+
+def _responder(port: int, folder: Path) -> list[str]:
+    return [str(program("responder")), str(port)]
+
+
+APP = "bench.applications:wsgi"
+
+PEERS = (
+    Peer(
+        "pkg", "pkg", _pkg,
+        environment={
+            "BENCH_SERVER": "pkg", "HOST": "127.0.0.1", "PKG_ADMIN": "off", "PKG_ACCESS_LOG": "off",
+            "LOG_LEVEL": "warning", "PKG_THREADS": str(THREADS), "PKG_MAX_CONNECTIONS": str(MANY),
+        },
+    ),
+    Peer(
+        "gunicorn", "gunicorn gthread",
+        _module("gunicorn", "--worker-class=gthread", "--workers=1", f"--threads={THREADS}", "--keep-alive=75",
+                f"--worker-connections={MANY}", "--log-level=critical", "--no-control-socket",
+                "--bind=127.0.0.1:PORT", APP),
+        "gunicorn",
+    ),
+    Peer(
+        "granian", "granian",
+        _module("granian", "--interface=wsgi", "--workers=1", f"--blocking-threads={THREADS}",
+                "--backpressure=4096", "--no-ws", "--http=1", "--log-level=critical", "--no-access-log",
+                "--host=127.0.0.1", "--port=PORT", APP),
+        "granian",
+    ),
+    Peer(
+        "uvicorn", "uvicorn (ASGI)",
+        _module("uvicorn", "--loop=uvloop", "--http=httptools", "--no-access-log", "--log-level=critical",
+                "--timeout-keep-alive=75", "--host=127.0.0.1", "--port=PORT", "bench.applications:asgi"),
+        "uvicorn",
+    ),
+    Peer(
+        "waitress", "waitress",
+        _module("waitress", f"--threads={THREADS}", f"--connection-limit={MANY}", "--asyncore-use-poll",
+                "--listen=127.0.0.1:PORT", APP),
+        "waitress",
+    ),
+    Peer(
+        "cheroot", "cheroot",
+        _module("cheroot", f"--threads={THREADS}", "--timeout=75", "--request-queue-size=2048",
+                "--bind=127.0.0.1:PORT", APP),
+        "cheroot",
+    ),
+    Peer("fastpysgi", "fastpysgi", _module("bench.hosts", "fastpysgi", "PORT"), "fastpysgi", threads=1),
+    Peer("bjoern", "bjoern", _module("bench.hosts", "bjoern", "PORT"), "bjoern", threads=1),
+    Peer(
+        "uwsgi", "uWSGI",
+        _script("uwsgi", "--http11-socket=127.0.0.1:PORT", "--enable-threads", f"--threads={THREADS}",
+                "--die-on-term", "--disable-logging", "--so-keepalive", "--listen=1024", f"--module={APP}"),
+        "uwsgi",
+    ),
+    Peer("stdlib", "http.server", _module("bench.hosts", "stdlib", "PORT"), threads=0),
+    Peer("nginx", "nginx return 200", _nginx, threads=1, hosts=False),
+    Peer("responder", "minimal C responder", _responder, threads=1, hosts=False),
+)  # fmt: skip
+BY_NAME = {peer.name: peer for peer in PEERS}
+
+
+def available(missing: dict[str, str]) -> tuple[list[Peer], dict[str, str]]:
+    """The peers that can be started here, and why the others can't."""
+    there, reasons = [], {}
+    for peer in PEERS:
+        try:
+            peer.command(0, Path("FOLDER"))
+        except Missing as error:
+            reasons[peer.name] = str(error)
+            continue
+        if peer.package in missing:
+            reasons[peer.name] = missing[peer.package]
+        else:
+            there.append(peer)
+    return there, reasons
