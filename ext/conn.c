@@ -392,6 +392,32 @@ static void on_body(front *f, front_conn *c)
         want_more(f, c, CONN_BODY);
 }
 
+/* The PROXY header at the beginning of a connection, if there is one.  False: more is wanted, or it was malformed. */
+static bool take_proxy_header(front *f, front_conn *c)
+{
+    buffer *b = c->in;
+    int n = proxy_parse(b->data, b->len, &c->peer);
+
+    if (n == PROXY_PARTIAL) {
+        want_more(f, c, CONN_HEAD);
+        return false;
+    }
+    if (n == PROXY_MALFORMED) {
+        count_add(&f->count.rejected, 1);
+        conn_refuse(f, c, 400, "malformed PROXY header\n");
+        return false;
+    }
+    c->proxied = false;
+    if (n > 0) {
+        b->raw = (size_t)n;
+        conn_next(c);
+    }
+    if (b->len > 0)
+        return true;
+    want_more(f, c, CONN_IDLE); /* drops the buffer */
+    return false;
+}
+
 /* Carries on with the bytes of a connection until they run out, or somebody else has to act. */
 static void proceed(front *f, front_conn *c)
 {
@@ -405,6 +431,8 @@ static void proceed(front *f, front_conn *c)
             want_more(f, c, CONN_IDLE);
             return;
         }
+        if (c->proxied && !take_proxy_header(f, c))
+            return;
         int n = http1_parse_head(b->data, b->len, b->raw, &f->limits.head, &b->head);
         if (n < 0) {
             count_add(&f->count.rejected, 1);

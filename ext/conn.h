@@ -50,6 +50,7 @@ struct front_conn {
     enum conn_state state;          /* L */
     bool watched;                   /* O: registered with epoll */
     bool overflow;                  /* L: beyond max_connections; closes after its first answer */
+    bool proxied;                   /* L: may begin with a PROXY header, not read yet */
     bool reserve;                   /* L: on the descriptor kept for such moments */
     bool eof;                       /* O: the peer has said FIN, and all before it has been read */
     bool hup;                       /* L: the peer has said FIN; there may be bytes before it */
@@ -73,7 +74,7 @@ struct front_conn {
     off_t file_pos;
     uint64_t file_left;
     uint64_t thread;                /* M: the worker's kernel thread id */
-    union front_peer peer;
+    union proxy_peer peer;
 };
 
 typedef struct waiter {

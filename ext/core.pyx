@@ -65,7 +65,7 @@ cdef class Front:
                  uint64_t max_body_size=100 << 20, size_t body_buffer_size=64 << 10,
                  size_t response_buffer_size=1 << 20, size_t buffer_size=32 << 20, unsigned min_body_rate=500,
                  double header_timeout=10, double body_timeout=30, double idle_timeout=75, double write_timeout=30,
-                 double queue_timeout=10, double linger_timeout=5):
+                 double queue_timeout=10, double linger_timeout=5, proxies=()):
         cdef c.front_limits limits
         if self._front is not NULL:
             raise RuntimeError("a Front is opened once")
@@ -87,6 +87,14 @@ cdef class Front:
         limits.write_timeout = nanoseconds(write_timeout)
         limits.queue_timeout = nanoseconds(queue_timeout)
         limits.linger_timeout = nanoseconds(linger_timeout)
+        if len(proxies) > c.FRONT_MAX_NETWORKS:
+            raise ValueError(f"more than {c.FRONT_MAX_NETWORKS} networks of proxies")
+        limits.n_proxies = <unsigned>len(proxies)
+        for i, network in enumerate(proxies):
+            packed = network.network_address.packed
+            mapped = packed if len(packed) == 16 else b"\0" * 10 + b"\xff\xff" + packed
+            memcpy(limits.proxies[<int>i].address, <const char *>mapped, 16)
+            limits.proxies[<int>i].bits = network.prefixlen + (0 if len(packed) == 16 else 96)
         check(c.front_open(&self._front, listen_fd, &limits))
 
     def __dealloc__(self):

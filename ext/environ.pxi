@@ -130,6 +130,8 @@ cdef dict make_environ(Request request, dict base):
     address, port = get_address(request)
     environ["REMOTE_ADDR"] = address
     environ["REMOTE_PORT"] = str(port)
+    if request.scheme is not None:
+        environ["wsgi.url_scheme"] = request.scheme
     environ["wsgi.input"] = get_body(request)
     return environ
 

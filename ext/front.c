@@ -164,6 +164,27 @@ static int next_timeout(front *f)
 
 /* ----------------------------------------------------------------- accepting */
 
+/* Whether the peer is one of the proxies whose word counts. */
+static bool is_proxy(const front *f, const union proxy_peer *peer)
+{
+    unsigned char address[16] = {[10] = 0xff, [11] = 0xff};
+
+    if (peer->any.sa_family == AF_INET6)
+        memcpy(address, &peer->v6.sin6_addr, 16);
+    else if (peer->any.sa_family == AF_INET)
+        memcpy(address + 12, &peer->v4.sin_addr, 4);
+    else
+        return false;
+    for (unsigned i = 0; i < f->limits.n_proxies; i++) {
+        const front_network *n = &f->limits.proxies[i];
+        unsigned bytes = n->bits / 8, rest = n->bits % 8;
+        if (memcmp(address, n->address, bytes) == 0 &&
+            (rest == 0 || (address[bytes] ^ n->address[bytes]) >> (8 - rest) == 0))
+            return true;
+    }
+    return false;
+}
+
 static void conn_start(front *f, int fd, const void *peer, size_t peer_len, bool reserve)
 {
     front_conn *c = conn_new(f, fd);
@@ -181,6 +202,7 @@ static void conn_start(front *f, int fd, const void *peer, size_t peer_len, bool
         }
     }
     memcpy(&c->peer, peer, peer_len < sizeof c->peer ? peer_len : sizeof c->peer);
+    c->proxied = f->limits.n_proxies > 0 && is_proxy(f, &c->peer);
     c->reserve = reserve;
     if (reserve || f->n_open - f->n_overflow > f->limits.max_connections) {
         c->overflow = true;

@@ -40,6 +40,7 @@
 
 #include "http1.h"
 #include "pages.h"
+#include "proxy.h"
 #include "tally.h"
 
 /* Results below zero are negative errno values, or one of FRONT_E_*. */
@@ -68,6 +69,14 @@ enum front_stage {
 typedef struct front front;
 typedef struct front_conn front_conn;
 
+/* An IPv4 network in its IPv6-mapped form, or an IPv6 network. */
+typedef struct {
+    unsigned char address[16];
+    uint8_t bits;
+} front_network;
+
+#define FRONT_MAX_NETWORKS 64
+
 typedef struct {
     http1_limits head;
     uint32_t max_connections;
@@ -78,13 +87,9 @@ typedef struct {
     size_t buffer_size;          /* bytes of all growing buffers together */
     uint32_t min_body_rate;      /* bytes a second, either direction */
     int64_t header_timeout, body_timeout, idle_timeout, write_timeout, queue_timeout, linger_timeout; /* nanoseconds */
+    front_network proxies[FRONT_MAX_NETWORKS]; /* peers that may begin a connection with a PROXY header */
+    unsigned n_proxies;
 } front_limits;
-
-union front_peer {
-    struct sockaddr any;
-    struct sockaddr_in v4;
-    struct sockaddr_in6 v6;
-};
 
 /* A request on loan to a worker.  Pointers are valid until front_finish(). */
 typedef struct {
@@ -96,7 +101,7 @@ typedef struct {
     size_t body_len;
     bool body_complete;
     int64_t arrived;   /* monotonic nanoseconds, when the head was complete */
-    union front_peer peer;
+    union proxy_peer peer;
 } front_request;
 
 /* A request in flight, for people (front_requests). */

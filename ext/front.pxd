@@ -63,6 +63,13 @@ cdef extern from "front.h" nogil:
     ctypedef struct front_conn:
         pass
 
+    ctypedef struct front_network:
+        unsigned char address[16]
+        unsigned char bits
+
+    enum:
+        FRONT_MAX_NETWORKS
+
     ctypedef struct front_limits:
         http1_limits head
         uint32_t max_connections
@@ -78,8 +85,10 @@ cdef extern from "front.h" nogil:
         int64_t write_timeout
         int64_t queue_timeout
         int64_t linger_timeout
+        front_network proxies[64]
+        unsigned n_proxies
 
-    union front_peer:
+    union proxy_peer:
         sockaddr any
         sockaddr_in v4
         sockaddr_in6 v6
@@ -93,7 +102,7 @@ cdef extern from "front.h" nogil:
         size_t body_len
         bint body_complete
         int64_t arrived
-        front_peer peer
+        proxy_peer peer
 
     ctypedef struct front_flight:
         char method[16]

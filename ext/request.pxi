@@ -42,12 +42,13 @@ cdef class Request:
     cdef bytes body_start            # what had arrived of the body when the request was taken
     cdef bint body_complete
     cdef Body _body
-    cdef c.front_peer peer
+    cdef c.proxy_peer peer
     cdef tuple address               # of the peer, once somebody has asked
     cdef int64_t arrived
     cdef public bint keep_alive
     cdef public int status           # of the final response, 0 before it
     cdef public uint64_t response_size
+    cdef public str scheme           # https behind a proxy that says so; None: as the connection is
     cdef public object context       # whatever the host wants to remember
     cdef public bytes request_id     # said as X-Request-Id in the response, unless the application says its own
 
@@ -111,6 +112,10 @@ cdef class Request:
     @property
     def client_address(self):
         return get_address(self)
+
+    @client_address.setter
+    def client_address(self, tuple address not None):
+        self.address = address
 
     @property
     def body(self):
