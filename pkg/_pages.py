@@ -11,29 +11,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from pkg import _statusz, metrics, stacks
 from pkg._memory import MAX_SECONDS as MAX_TRACING
 from pkg._memory import Memory
+from pkg._reply import Problem, Reply, json_reply, text
 from pkg.profile import MAX_HZ, MAX_SECONDS, Busy, Profiler
 from pkg.status import Status
 
-__all__ = ["Pages", "Problem", "Query", "Reply", "text"]
+__all__ = ["Pages", "Query"]
 
 _log = logging.getLogger("pkg.admin")
 
 MAX_LEVEL_SECONDS = 3600.0
-
-
-class Problem(Exception):
-    """The request cannot be served: the status says whose fault that is, the text what to do."""
-
-    def __init__(self, status: int, text: str, **headers: str) -> None:
-        super().__init__(text)
-        self.status = status
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
 class Query(NamedTuple):
@@ -59,21 +51,6 @@ class Query(NamedTuple):
         if value not in choices:
             raise Problem(400, f"{name} must be one of: {', '.join(choices)}")
         return value
-
-
-class Reply(NamedTuple):
-    body: bytes
-    media_type: str = "text/plain; charset=utf-8"
-    status: int = 200
-    headers: Mapping[str, str] = {}
-
-
-def _json(document: Any, status: int = 200) -> Reply:
-    return Reply(json.dumps(document, indent=2, default=str).encode() + b"\n", "application/json", status)
-
-
-def text(text: str, status: int = 200) -> Reply:
-    return Reply(text.encode("utf-8", "backslashreplace"), status=status)
 
 
 class Pages:
@@ -138,7 +115,7 @@ class Pages:
 
     def _index(self, query: Query) -> Reply:
         if query.form == "json":
-            return _json(
+            return json_reply(
                 {
                     path: {"methods": methods.split(", "), "about": about}
                     for path, (methods, _, about) in self._table.items()
@@ -150,7 +127,7 @@ class Pages:
     def _statusz(self, query: Query) -> Reply:
         document = self._status.collect()
         if query.form == "json":
-            return _json(document)
+            return json_reply(document)
         if query.form == "html":
             return Reply(_statusz.html(document).encode(), "text/html; charset=utf-8")
         return text(_statusz.text(document))
@@ -164,7 +141,7 @@ class Pages:
         taken = stacks.capture()
         requests = {request["thread"]: request for request in self._status.requests(taken) if request["thread"]}
         if query.form == "json":
-            return _json(
+            return json_reply(
                 [
                     {
                         "name": stack.name,
@@ -193,7 +170,7 @@ class Pages:
     def _requests(self, query: Query) -> Reply:
         found = self._status.requests()
         if query.form == "json":
-            return _json(found)
+            return json_reply(found)
         if not found:
             return text("no request is in flight\n")
         rows = [("AGE", "REQUEST", "WORKER", "STATE", "WHERE")]
@@ -205,7 +182,7 @@ class Pages:
     def _pool(self, query: Query) -> Reply:
         pool = self._status.pool()
         if query.form == "json":
-            return _json(pool)
+            return json_reply(pool)
         if pool is None:
             return text("there is no database: DATABASE_URL is not set\n")
         return text("\n".join(_statusz.columns([(name, str(value)) for name, value in pool.items()])) + "\n")
@@ -235,7 +212,7 @@ class Pages:
             self._memory.start(query.number("seconds", 60.0, 1.0, MAX_TRACING))
         document = self._memory.report()
         if query.form == "json":
-            return _json(document)
+            return json_reply(document)
         resident = document["resident_memory_bytes"]
         lines = [
             f"resident memory  {_statusz.size(resident) if resident else 'unknown'}",
@@ -260,13 +237,13 @@ class Pages:
             self._levels.change(level, query.number("seconds", 300.0, 1.0, MAX_LEVEL_SECONDS))
         level, usual, left = self._levels.state()
         if query.form == "json":
-            return _json({"level": level, "usual": usual, "reverts_in": left})
+            return json_reply({"level": level, "usual": usual, "reverts_in": left})
         return text(f"{level}\n" if left is None else f"{level} for {left:.0f} s, then {usual} again\n")
 
     def _drain_page(self, query: Query) -> Reply:
         self._drain("POST /drain")
         if query.form == "json":
-            return _json({"phase": "draining"}, 202)
+            return json_reply({"phase": "draining"}, 202)
         return text("draining\n", 202)
 
 

@@ -128,12 +128,12 @@ def _sections(d: Mapping[str, Any]) -> Iterable[Section]:
     )
 
 
-def _health(health: Mapping[str, Any] | None) -> Section:
+def _health(health: Mapping[str, Any]) -> Section:
     tones = {"ok": "good", "degraded": "warn", "failed": "bad", "pending": "warn"}
     rows = []
     for page, states in (
-        ("healthz", (health or {}).get("liveness", ())),
-        ("readyz", (health or {}).get("readiness", ())),
+        ("healthz", health["liveness"]),
+        ("readyz", health["readiness"]),
     ):
         for s in states:
             detail = []
@@ -223,11 +223,9 @@ def _process(d: Mapping[str, Any]) -> Rows:
     rows.append((Cell("file descriptors"), Cell(f"{used} of {number(process['max_fds'])}")))
     delay = process["interpreter_delay_seconds"]
     rows.append((Cell("wait for the interpreter lock"), Cell(seconds(delay), "warn" if delay > 0.05 else "")))
-    if logs:
-        lost = logs["dropped"]
-        rows.append(
-            (Cell("log lines"), Cell(f"{number(logs['written'])} written, {number(lost)} lost", "bad" if lost else ""))
-        )
+    lost = logs["dropped"]
+    lines = f"{number(logs['written'])} written, {number(lost)} lost"
+    rows.append((Cell("log lines"), Cell(lines, "bad" if lost else "")))
     return rows
 
 
@@ -236,9 +234,9 @@ def _headline(d: Mapping[str, Any]) -> tuple[str, str]:
     service, health = d["service"], d["health"]
     if service["phase"] in ("starting", "draining", "stopped"):
         return service["phase"], "warn"
-    if health and not health["live"]:
+    if not health["live"]:
         return "not live", "bad"
-    if health and not health["ready"]:
+    if not health["ready"]:
         return "not ready", "bad"
     return service["phase"], "good"
 

@@ -24,10 +24,12 @@ import time
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pkg._pages import Pages, Problem, Reply, text
-from pkg.status import Status
+from pkg._reply import Problem, Reply, text
+
+if TYPE_CHECKING:
+    from pkg._pages import Pages
 
 __all__ = ["Admin"]
 
@@ -45,21 +47,20 @@ NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class Admin:
     """The listener at `address`; start() begins to serve, close() ends it.
 
-    `token`: asked of every request if not empty.  `level()` and `set_level(name)` are the log's; `drain(why)` begins
-    the end of the service.  OSError: the address cannot be bound.
+    `pages()` makes what is served, when it is first wanted: nobody's start waits for it.  `token`: asked of every
+    request if not empty.  OSError: the address cannot be bound.
     """
 
     def __init__(
         self,
         address: tuple[str, int],
         *,
-        status: Status,
-        level: Callable[[], str],
-        set_level: Callable[[str], object],
-        drain: Callable[[str], object],
+        pages: Callable[[], Pages],
         token: str = "",
     ) -> None:
-        self._pages = Pages(status, level=level, set_level=set_level, drain=drain)
+        self._make_pages = pages
+        self._made_pages: Pages | None = None
+        self._lock = threading.Lock()
         self._token = token
         self._refusals = _Refusals()
         self._closing = False
@@ -82,10 +83,18 @@ class Admin:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def pages(self) -> Pages:
+        with self._lock:
+            if self._made_pages is None:
+                self._made_pages = self._make_pages()
+            return self._made_pages
+
     def close(self) -> None:
         """Ends the listener; pages that are being made are given a moment."""
         self._closing = True
-        self._pages.close()
+        if self._made_pages is not None:
+            self._made_pages.close()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes whoever waits in accept()
         deadline = time.monotonic() + 1.0
@@ -127,7 +136,7 @@ class Admin:
     def answer(self, method: str, target: str, headers: Any, peer: str) -> Reply:
         """The page that is asked for.  Problem: there is none, or not for this request."""
         self._admit(headers, method, peer, target.partition("?")[0][:100])
-        return self._pages.answer(method, target, headers.get("Accept", ""))
+        return self.pages.answer(method, target, headers.get("Accept", ""))
 
     def _admit(self, headers: Any, method: str, peer: str, path: str) -> None:
         """Problem: this request may not be served."""

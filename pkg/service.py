@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import importlib
 import logging
 import os
@@ -34,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 from pkg.errors import NotRunningError, StartupError
 
 if TYPE_CHECKING:
+    from pkg._pages import Pages
     from pkg.admin import Admin
     from pkg.database import Database
     from pkg.health import Check, Checker
@@ -180,7 +182,6 @@ class Service:
         self.server: Server | None = None
         self.database: Database | None = None
         self.checker: Checker | None = None
-        self.status: Status | None = None
         self.admin: Admin | None = None
 
     # -------------------------------------------------------------- run
@@ -210,6 +211,8 @@ class Service:
                     *self.address,
                     (time.monotonic() - self.started) * 1000,
                 )
+                if self.admin is not None:
+                    _ = self.admin.pages  # now, not when there may be no descriptor left to import with
                 self.signals.drain.wait()
             except _Interrupted:
                 self.signals.starting = False
@@ -286,7 +289,6 @@ class Service:
         self.checker.startup_done()
 
     def _handler(self) -> Any:
-        import functools
         from socketserver import BaseRequestHandler
 
         from pkg.wsgi import Application
@@ -302,31 +304,13 @@ class Service:
     def _open_admin(self) -> None:
         from pkg.admin import Admin
         from pkg.settings import parse_address
-        from pkg.status import Status
 
         s = self.settings
-        assert self.server is not None
-        self.status = Status(
-            front=self.server.front,
-            threads=s.threads,
-            lifecycle=self.lifecycle,
-            app=s.app,
-            address="{}:{}".format(*self.address),
-            settings=[{"name": row.name, "value": row.value, "origin": row.origin} for row in s.describe()],
-        )
-        self.status.checker, self.status.logs = self.checker, self.logs
         address = parse_address(s.admin)
         if address is None:
             return
         try:
-            self.admin = Admin(
-                address,
-                status=self.status,
-                token=s.admin_token,
-                level=lambda: self.logs.level,
-                set_level=self.logs.set_level,
-                drain=self.signals.ask,
-            )
+            self.admin = Admin(address, pages=self._pages, token=s.admin_token)
         except OSError as error:
             reason = f"the admin listener cannot listen on {s.admin}: {error.strerror or error}"
             if s.origin("admin") != "default":
@@ -334,6 +318,32 @@ class Service:
             _log.warning("%s; going on without it", reason)
             return
         self.admin.start()
+
+    def _pages(self) -> Pages:
+        from pkg._pages import Pages
+
+        level, set_level = (lambda: self.logs.level), self.logs.set_level
+        return Pages(self.status, level=level, set_level=set_level, drain=self.signals.ask)
+
+    @functools.cached_property
+    def status(self) -> Status:
+        """What the admin pages and the last words say; made when it is first wanted, or once all runs."""
+        from pkg.status import Status
+
+        s = self.settings
+        assert self.server is not None
+        return Status(
+            front=self.server.front,
+            threads=s.threads,
+            lifecycle=self.lifecycle,
+            checker=self.checker,
+            database=lambda: self.database,
+            logs=self.logs,
+            app=s.app,
+            address="{}:{}".format(*self.address),
+            settings=[{"name": row.name, "value": row.value, "origin": row.origin} for row in s.describe()],
+            began=self.started,
+        )
 
     def _open_database(self) -> None:
         from pkg.database import Database
@@ -351,8 +361,6 @@ class Service:
             connect_timeout=s.connect_timeout,
         )
         self.database.open()
-        if self.status is not None:
-            self.status.database = self.database
         self.checker.add(Check("database", self.database.check, interval=s.check_interval))
 
     # -------------------------------------------------------------- stop
@@ -428,8 +436,7 @@ class Service:
     def _last_words(self, why: str) -> None:
         from pkg import _lastwords
 
-        if self.status is not None:
-            _lastwords.say(why, self.status, self.logs.flush)
+        _lastwords.say(why, self.status, self.logs.flush)
 
 
 _LIMITS = (

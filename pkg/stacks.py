@@ -49,6 +49,8 @@ class Stack(NamedTuple):
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _LIBRARIES = tuple({sysconfig.get_paths()[key] + os.sep for key in ("stdlib", "platstdlib")})
 _OTHERS = ("site-packages" + os.sep, "dist-packages" + os.sep)
+_BEGIN = ("_bootstrap", "_bootstrap_inner", "run", "_run_module_as_main", "_run_code")
+_BEGINNERS = (threading.__file__, "<frozen runpy>")
 _STATES = {"R": "running", "S": "sleeping", "D": "blocked in the kernel", "T": "stopped", "t": "traced", "Z": "ended"}
 
 
@@ -77,6 +79,9 @@ def walk(frame: FrameType | None) -> tuple[Frame, ...]:
         code = frame.f_code
         frames.append(Frame(code.co_filename, frame.f_lineno or code.co_firstlineno, code.co_name))
         frame = frame.f_back
+    # How a thread or a module is begun is the same everywhere and tells nothing.
+    while len(frames) > 1 and frames[-1].function in _BEGIN and frames[-1].file in _BEGINNERS:
+        frames.pop()
     frames.reverse()
     return tuple(frames)
 

@@ -9,8 +9,8 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -28,9 +28,9 @@ MAX_PLACES = 5
 
 
 class Status:
-    """Asks the parts.  `front` has stats(), requests(), probers(); `settings` are rows fit to be shown.
-
-    The parts that come later, or never, are attributes: `checker` with report(), `database` and `logs` with stats().
+    """Asks the parts: `front` has stats(), requests(), durations() and probers(), `checker` report(), `logs` stats();
+    `database()` is the database, which has stats(), or None.  `settings` are rows fit to be shown.  `began`: when the
+    service did, on the monotonic clock.
     """
 
     def __init__(
@@ -39,9 +39,13 @@ class Status:
         front: Any,
         threads: int,
         lifecycle: Any,
+        checker: Any,
+        database: Callable[[], Any],
+        logs: Any,
         app: str = "",
         address: str = "",
         settings: Sequence[Mapping[str, str]] = (),
+        began: float | None = None,
     ) -> None:
         self.front = front
         self.threads = threads
@@ -49,11 +53,11 @@ class Status:
         self.app = app
         self.address = address
         self.settings = settings
-        self.checker: Any = None
-        self.database: Any = None
-        self.logs: Any = None
-        self._began = time.monotonic()
-        self._began_at = datetime.now(UTC)
+        self.checker = checker
+        self.database = database
+        self.logs = logs
+        self._began = time.monotonic() if began is None else began
+        self._began_at = datetime.now(UTC) - timedelta(seconds=time.monotonic() - self._began)
 
     @cached_property
     def version(self) -> str:
@@ -67,16 +71,17 @@ class Status:
 
     def pool(self) -> dict[str, Any] | None:
         """The pool's numbers; None without a database."""
-        return None if self.database is None else dict(self.database.stats())
+        database = self.database()
+        return None if database is None else dict(database.stats())
 
     def metrics(self, *, openmetrics: bool = False) -> str:
         return metrics.render(
             front=self.front,
             threads=self.threads,
             phase=self.lifecycle.phase.value,
-            health=None if self.checker is None else self.checker.report(),
+            health=self.checker.report(),
             pool=self.pool(),
-            logs=None if self.logs is None else self.logs.stats(),
+            logs=self.logs.stats(),
             version=self.version,
             openmetrics=openmetrics,
         )
@@ -121,7 +126,7 @@ class Status:
                 "uptime": round(time.monotonic() - self._began, 1),
                 "started": self._began_at.isoformat(timespec="seconds"),
             },
-            "health": None if self.checker is None else self.checker.report(),
+            "health": self.checker.report(),
             "workers": {"threads": self.threads, "busy": metrics.workers_busy(stats, self.threads)},
             "requests": self.requests(taken),
             "pool": self.pool(),
@@ -129,7 +134,7 @@ class Status:
             "latency": _latency(self.front.durations()),
             "probers": sorted(self.front.probers(), key=lambda prober: prober["age"]),
             "process": {**metrics.process(), **_memory_limit(), "interpreter_delay_seconds": _interpreter_delay()},
-            "logs": None if self.logs is None else dict(self.logs.stats()),
+            "logs": dict(self.logs.stats()),
             "settings": [dict(row) for row in self.settings],
         }
         main = next((stack for stack in taken if stack.name == "MainThread"), None)
@@ -222,7 +227,7 @@ def _of_service(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
 
 
 def _of_health(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
-    health = document["health"] or {"liveness": (), "readiness": ()}
+    health = document["health"]
     for state in health["liveness"]:
         if state["status"] == "failed":
             yield _finding("error", f"liveness fails: {state['name']}: {state['reason']}", "/debug/threads")
@@ -306,6 +311,6 @@ def _of_past(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
             "the lock was held, or the process stood still (since the start; stderr has the stacks)"
         )
         yield _finding("note", text, "/metrics")
-    if logs and logs["dropped"]:
+    if logs["dropped"]:
         text = f"{_times(logs['dropped'], 'log line')} lost: the output is or was blocked (since the start)"
         yield _finding("note", text, "/metrics")

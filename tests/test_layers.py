@@ -28,7 +28,7 @@ LAYERS = [
         "profile",
         "_memory",
     },
-    {"admin", "wsgi", "handler", "server", "status", "_statusz", "_pages", "_lastwords"},
+    {"admin", "wsgi", "handler", "server", "status", "_statusz", "_pages", "_reply", "_lastwords"},
     {"service"},
     {"cli", "__main__", "__init__"},
 ]
