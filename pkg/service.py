@@ -244,11 +244,14 @@ class Service:
 
     def _start(self) -> None:
         from pkg._lastwords import Stall
+        from pkg.forwarded import Forwarded
         from pkg.health import Checker
         from pkg.server import Server
 
         s = self.settings
         before, access = _observers() if s.access_log else (None, None)
+        if s.trusted_proxies:
+            before = _after(Forwarded(s.trusted_proxies), before)
         try:
             self.server = server = Server(
                 (s.host, s.port),
@@ -257,6 +260,7 @@ class Service:
                 before=before,
                 access=access,
                 max_connections=_connections(s.max_connections),
+                proxies=s.trusted_proxies if s.proxy_protocol else (),
                 **{name: getattr(s, name) for name in _LIMITS},
             )
         except OSError as error:
@@ -504,6 +508,17 @@ def _observers() -> tuple[Callable[[Any], None], Callable[[Any], None]]:
         )
 
     return before, access
+
+
+def _after(first: Callable[[Any], object], then: Callable[[Any], object] | None) -> Callable[[Any], object]:
+    if then is None:
+        return first
+
+    def both(request: Any) -> None:
+        first(request)
+        then(request)
+
+    return both
 
 
 def _no_application(request: Any, client_address: Any, server: Any) -> None:

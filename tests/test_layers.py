@@ -18,6 +18,8 @@ LAYERS = [
     {
         "health",
         "database",
+        "_pool",
+        "forwarded",
         "lifecycle",
         "logs",
         "metrics",
