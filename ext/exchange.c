@@ -93,10 +93,10 @@ int front_take(front *f, front_request *out, int64_t timeout)
         pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
         pthread_cond_init(&w.cond, &attr);
         pthread_condattr_destroy(&attr);
-        sleep_idle(f, &w, timeout);
+        do { /* what one was woken for another may have taken */
+            sleep_idle(f, &w, timeout);
+        } while (!f->closed && (c = pop_ready(f)) == NULL && timeout < 0);
         pthread_cond_destroy(&w.cond);
-        if (!f->closed)
-            c = pop_ready(f);
     }
     bool closed = f->closed;
     pthread_mutex_unlock(&f->mutex);
