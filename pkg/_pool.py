@@ -1,0 +1,214 @@
+"""psycopg's connection and pool, with what the database's check needs of them, and deadlines that free a thread.
+
+It decides nothing: when to ask, flush, refill or give up is said in `database`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from itertools import count
+from time import monotonic
+from typing import Any
+
+import psycopg
+import psycopg_pool
+from psycopg import pq
+from psycopg_pool.pool import AddConnection
+
+__all__ = ["Connection", "Deadline", "Pool", "PoolTimeout", "Watchdog", "shut"]
+
+PoolTimeout = psycopg_pool.PoolTimeout
+
+_WAIT_INTERVAL = 0.1  # psycopg's own: how often a waiting thread looks for signals
+
+
+class Connection(psycopg.Connection[Any]):
+    """A connection that remembers when the server last answered, and can tell without asking that it is dead."""
+
+    answered = 0.0  # monotonic
+    told = ""  # the server's last word, if it ended the session
+
+    def wait(self, gen: Any, interval: float = _WAIT_INTERVAL, timeout: float | None = None) -> Any:
+        """Every exchange with the server passes here; one that comes to its end is a proof that the server lives."""
+        result = super().wait(gen, interval, timeout)
+        self.answered = monotonic()
+        return result
+
+    def is_lost(self) -> bool:
+        """Whether the server has ended this idle session.  No query: it has said so, or the socket is at its end.
+
+        A server that stops, or ends a session, first sends a FATAL message (PostgreSQL 55.2.3, "Function of the
+        `ErrorResponse` in idle state"), then closes; a server that died has closed.  Nothing else is readable on an
+        idle connection but notices, notifications and changed parameters, which are harmless.
+        """
+        pgconn = self.pgconn
+        try:
+            poller = select.poll()
+            poller.register(pgconn.socket, select.POLLIN | select.POLLRDHUP)
+            while poller.poll(0):
+                pgconn.consume_input()
+                pgconn.is_busy()  # parses what has come
+                if self.told:
+                    return True
+        except (psycopg.Error, OSError, ValueError):
+            return True
+        return pgconn.status == pq.ConnStatus.BAD
+
+    def listen(self) -> None:
+        """Takes note of the server's last word."""
+        self.add_notice_handler(self._on_notice)
+
+    def _on_notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        if diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
+            self.told = diagnostic.message_primary or "the server ended the session"
+
+
+class Pool(psycopg_pool.ConnectionPool[Connection]):
+    """psycopg_pool without its back-off and without meeting dead connections one by one.
+
+    - A failed attempt to connect is repeated once and given up (reconnect_timeout=0).  psycopg_pool would try again
+      after 1, 2, 4 .. 128 s, and count the connection as there meanwhile, so that a database back after 130 s is next
+      tried after 255 s (psycopg issues 1315 and 370).  Here whoever waits for a connection tries, and `refill`.
+    - There is no `check=`: it costs a round trip for each borrower, and sleeps 1, 2, 4, 8, 16 s inside getconn() while
+      it meets dead connections.  `borrow` sees most of them without asking and goes on to the next.
+    """
+
+    def __init__(self, conninfo: Callable[[], str], **options: Any) -> None:
+        super().__init__(
+            conninfo,
+            connection_class=Connection,
+            open=False,
+            reconnect_timeout=0.0,
+            **options,
+        )
+
+    def borrow(self, timeout: float) -> Connection:
+        """A connection that is not known to be dead.  PoolTimeout: none within `timeout` seconds."""
+        end = monotonic() + timeout
+        while True:
+            conn = self.getconn(max(0.001, end - monotonic()))
+            if not conn.is_lost():
+                return conn
+            conn.close()
+            self.putconn(conn)  # which replaces it
+
+    def refill(self) -> None:
+        """Begins to connect until there are `min_size` connections; for those who wait, one more."""
+        with self._lock:
+            if self.closed:
+                return
+            for _ in range(self.min_size - self._nconns):
+                self._nconns += 1
+                self.run_task(AddConnection(self))
+            if self._waiting:
+                self._maybe_grow_pool()
+
+    @property
+    def size(self) -> int:
+        """Connections there or being made."""
+        return self._nconns
+
+    @property
+    def available(self) -> int:
+        return len(self._pool)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+
+def shut(fd: int) -> None:
+    """Ends a connection whose thread waits in it: that thread gets an OperationalError at once.
+
+    Nothing else does with a server that is stopped or cut off: not the pool's timeout, not `statement_timeout` (the
+    server's own clock), not a cancel request (it needs the server).
+    """
+    end = socket.socket(fileno=fd)
+    try:
+        end.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # the peer was faster
+    finally:
+        end.detach()
+
+
+class Deadline:
+    """One watched connection.  `fired`: it was shut."""
+
+    __slots__ = ("fd", "fired")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.fired = False
+
+
+class Watchdog:
+    """Shuts connections whose deadline has passed.  One thread, which begins with the first deadline."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition(threading.Lock())
+        self._heap: list[tuple[float, int, Deadline]] = []
+        self._count = count()
+        self._released = 0  # of those in the heap
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self.fired = 0
+
+    def watch(self, conn: Connection, at: float) -> Deadline:
+        """Shuts the connection at the monotonic time `at` unless it is released before."""
+        # A descriptor of its own: libpq may close the connection's at any time, and its number be given to another.
+        deadline = Deadline(os.dup(conn.pgconn.socket))
+        with self._condition:
+            heapq.heappush(self._heap, (at, next(self._count), deadline))
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._run, name="database-deadlines", daemon=True)
+                self._thread.start()
+            elif self._heap[0][2] is deadline:
+                self._condition.notify()
+        return deadline
+
+    def release(self, deadline: Deadline) -> bool:
+        """Afterwards the connection is not touched any more.  True: it has been shut."""
+        with self._condition:
+            fd, deadline.fd = deadline.fd, -1
+            if fd >= 0:
+                os.close(fd)
+                if not deadline.fired:
+                    self._released += 1
+            # Most deadlines are released long before they pass; the heap holds no more dead than living ones.
+            if self._released > 64 and self._released * 2 > len(self._heap):
+                self._heap = [entry for entry in self._heap if entry[2].fd >= 0]
+                heapq.heapify(self._heap)
+                self._released = 0
+        return deadline.fired
+
+    def _run(self) -> None:
+        with self._condition:
+            while not self._closed:
+                while self._heap and self._heap[0][2].fd < 0:
+                    heapq.heappop(self._heap)
+                    self._released -= 1
+                if not self._heap:
+                    self._condition.wait()
+                    continue
+                left = self._heap[0][0] - monotonic()
+                if left > 0:
+                    self._condition.wait(left)
+                    continue
+                deadline = heapq.heappop(self._heap)[2]
+                deadline.fired = True
+                self.fired += 1
+                shut(deadline.fd)
+
+    def close(self) -> None:
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join(1.0)

@@ -1,0 +1,461 @@
+"""The database: a pool of PostgreSQL connections, and the check that says whether it can be used.
+
+It runs no query but the check's empty one, and keeps no clock: `health` says when to check and damps the verdicts.
+
+    evidence since the last check       verdict
+    a connection came back, answered    ok, without a query
+    one is free and answers             ok
+    one is free, does not answer        a new one of the check's own decides; if it answers, the pool is flushed
+    none is free                        a new one of the check's own decides; degraded if all are in use
+    (any, role=primary)                 failed if the server is read-only; the pool is flushed
+
+    while the verdict is bad            the check alone connects: no worker of the pool waits in connect() for a server
+                                        that is not there, and none sleeps in a back-off when it comes back
+    when it is good again               the pool is refilled at once
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg_pool import PoolClosed, TooManyRequests
+
+from pkg._pool import Connection, Deadline, Pool, PoolTimeout, Watchdog, shut
+from pkg._values import parse_database_url, read_secret
+from pkg.errors import ConfigurationError, DatabaseUnavailable
+from pkg.health import Degraded
+
+__all__ = ["Database", "Lease"]
+
+_log = logging.getLogger(__name__)
+_pool_log = logging.getLogger("psycopg.pool")
+
+# One check, in seconds.  With an interval of 2 s (1 s while failing), 10 % jitter and two failures in a row, readiness
+# is red after 2.2 + 0.75 + 1.1 + 0.75 = 4.8 s at most; 5 s are promised.
+CHECK_TIMEOUT = 0.75
+BORROW_TIMEOUT = 0.25
+ANSWER_TIMEOUT = 0.4  # for a borrowed connection, counted from the check's begin; then a new one is tried
+MAX_ATTEMPTS = 4  # connections of the check's own at a time; more only if connecting hangs (DNS), and then to no use
+RECENTLY = 10.0  # a pool whose connections came back within this is saturated, not dead
+KNOWN_DOWN_TIMEOUT = 1.0  # how long a borrower waits while the check keeps failing: until the next check
+GATE_EXPIRY = 10.0  # a verdict as old as this keeps nobody from connecting
+
+# What libpq is told unless the URL says otherwise.  The kernel gives a dead peer up after 10 s either way: with data
+# on their way (tcp_user_timeout, milliseconds) and without (keepalives).
+_DEFAULTS = {
+    "fallback_application_name": "pkg",
+    "tcp_user_timeout": "10000",
+    "keepalives": "1",
+    "keepalives_idle": "4",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+}
+
+
+class _NotNow(psycopg.OperationalError):
+    """The pool wants to connect while the check says that there is no use in it."""
+
+
+class Database:
+    """A pool of connections and its check.
+
+    url, url_file: one of them; the file is read for each new connection, so that a rotated password is used without a
+    restart.  role: `primary` refuses servers that are read-only.  pool_timeout: the longest wait for a connection;
+    connect_timeout: for making one (libpq takes whole seconds, at least 2).  All in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str = "",
+        url_file: str = "",
+        role: str = "any",
+        min_size: int = 2,
+        max_size: int = 10,
+        pool_timeout: float = 5.0,
+        connect_timeout: float = 3.0,
+    ) -> None:
+        self._url = url
+        self._url_file = url_file
+        self._primary = role == "primary"
+        self._pool_timeout = pool_timeout
+        self._connect_timeout = connect_timeout
+        self._max_size = max_size
+        self._watchdog = Watchdog()
+        self._leases: set[Lease] = set()
+        self._pool = Pool(
+            self._conninfo,
+            name="database",
+            min_size=min_size,
+            max_size=max_size,
+            timeout=pool_timeout,
+            configure=self._configure,
+        )
+        # Written by whoever brings a connection back, read by the check; one attribute each, so no lock.
+        self._proved = 0.0  # when the server last answered in a way that counts
+        self._returned = 0.0  # when a connection last came back in good state
+        # The check's own.
+        self._began = 0.0  # of the last check
+        self._failures = 0  # in a row
+        self._reason = ""
+        self._doubt = ""  # why the pool's connections are not to be trusted
+        self._crowded = False  # somebody waited for a connection at the last check
+        self._news = threading.Condition(threading.Lock())
+        self._attempts: set[_Attempt] = set()
+        self._counts = dict.fromkeys(("checks", "check_queries", "check_connections", "flushes", "refills"), 0)
+
+    # ------------------------------------------------------------------ life
+
+    def open(self) -> None:
+        """Begins to connect and returns at once; a database that is down is no error.
+
+        ConfigurationError: libpq does not understand the URL.
+        """
+        if not self._url_file:
+            try:
+                self._complete(self._url)
+            except (psycopg.Error, ValueError):
+                # libpq's text could quote a piece of the password.
+                raise ConfigurationError(
+                    "DATABASE_URL: libpq does not understand the URL or a parameter in it"
+                ) from None
+        if _pool_log.level == logging.NOTSET:
+            _pool_log.setLevel(logging.WARNING)  # it says three things about each borrower at INFO
+        _pool_log.addFilter(self._is_worth_logging)
+        self._began = monotonic()
+        self._pool.open(wait=False)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Ends every connection; those still in use are shut, which frees the threads that wait in them."""
+        self._pool.close(timeout / (self._pool.num_workers + 1))  # for each of its threads
+        for lease in list(self._leases):
+            lease.shut()
+        self._watchdog.close()
+        _pool_log.removeFilter(self._is_worth_logging)
+
+    def _is_worth_logging(self, record: logging.LogRecord) -> bool:
+        """While the database is known to be down, what the pool's workers have to say is always the same."""
+        return not (self._failures and isinstance(record.args, tuple) and self._pool.name in record.args)
+
+    # ------------------------------------------------------------------ connecting
+
+    def _complete(self, url: str) -> str:
+        given = conninfo_to_dict(url)
+        wanted = {**_DEFAULTS, "connect_timeout": str(round(self._connect_timeout))}
+        if "application_name" in given:
+            del wanted["fallback_application_name"]
+        return make_conninfo(url, **{name: value for name, value in wanted.items() if name not in given})
+
+    def _current_conninfo(self) -> str:
+        url = self._url
+        if self._url_file:
+            try:
+                url = parse_database_url(read_secret(self._url_file))
+            except ValueError as error:
+                raise psycopg.OperationalError(f"DATABASE_URL_FILE: {error}") from None
+        try:
+            return self._complete(url)
+        except psycopg.Error:
+            raise psycopg.OperationalError("libpq does not understand the URL or a parameter in it") from None
+
+    def _conninfo(self) -> str:
+        """For the pool's workers, which ask before each attempt."""
+        if self._failures and monotonic() - self._began < GATE_EXPIRY:
+            raise _NotNow(self._reason)
+        return self._current_conninfo()
+
+    def _configure(self, conn: Connection) -> None:
+        conn.listen()
+        if self._primary and _is_read_only(conn) is True:
+            conn.close()
+            raise psycopg.OperationalError("the server is read-only, and role=primary is set")
+
+    def _connect_and_ask(self) -> None:
+        conninfo = self._current_conninfo()
+        name = conninfo_to_dict(conninfo).get("application_name", "pkg")
+        conn = Connection.connect(conninfo, autocommit=True, application_name=f"{name} readiness check")
+        try:
+            self._ask(conn, monotonic() + self._connect_timeout)
+        finally:
+            conn.close()
+
+    # ------------------------------------------------------------------ use
+
+    def connection(self, timeout: float | None = None) -> Lease:
+        """A connection for the body of a `with`, which commits at its end, or rolls back if it raised.
+
+        timeout: seconds for everything, the wait, the body and the commit.  When it passes the connection is shut:
+        the query in it ends with DatabaseUnavailable.  None: no end but that of the wait, `pool_timeout`.
+
+        DatabaseUnavailable: no connection in time, or the deadline passed.
+        """
+        if timeout is not None and not 0 < timeout < float("inf"):
+            raise ValueError(f"timeout is {timeout!r}, not a positive number of seconds")
+        return Lease(self, timeout)
+
+    def _take(self, timeout: float) -> Connection:
+        if self._failures > 1:
+            timeout = min(timeout, KNOWN_DOWN_TIMEOUT)
+        try:
+            return self._pool.borrow(timeout)
+        except PoolTimeout:
+            in_use = len(self._leases)
+            why = (
+                f"; the check says: {self._reason}" if self._failures else f"; {in_use} of {self._max_size} are in use"
+            )
+            raise DatabaseUnavailable(f"no connection within {timeout:.3g} s{why}") from None
+        except (PoolClosed, TooManyRequests) as error:
+            raise DatabaseUnavailable(str(error)) from None
+
+    def _give_back(self, conn: Connection, since: float) -> None:
+        idle = conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        if idle and conn.answered >= since and not (self._primary and _is_read_only(conn) is not False):
+            self._returned = self._proved = conn.answered
+        self._pool.putconn(conn)
+
+    # ------------------------------------------------------------------ the check
+
+    def check(self) -> Degraded | None:
+        """One check, within a second.  None: the database can be used.  DatabaseUnavailable: it cannot."""
+        since, self._began = self._began, monotonic()
+        self._counts["checks"] += 1
+        self._doubt = ""
+        try:
+            verdict = self._judge(since)
+        except DatabaseUnavailable as error:
+            self._reason = str(error)
+            self._failures += 1
+            self._flush()
+            raise
+        if self._failures:
+            _log.info("the database answers again after %d failed checks", self._failures)
+        self._failures, self._reason = 0, ""
+        self._flush()
+        if self._pool.size < self._pool.min_size or self._pool.waiting:
+            self._counts["refills"] += 1
+            self._pool.refill()
+        return verdict
+
+    def _judge(self, since: float) -> Degraded | None:
+        crowded, self._crowded = self._crowded, self._pool.waiting > 0
+        if self._proved > since:
+            if crowded and self._crowded:
+                return Degraded(f"saturated: {len(self._leases)} connections in use, {self._pool.waiting} waiting")
+            return None
+        conn = self._free()
+        if conn is not None:
+            try:
+                self._ask(conn, self._began + ANSWER_TIMEOUT)
+                return None
+            except DatabaseUnavailable as error:
+                self._doubt = str(error)
+                conn.close()
+            finally:
+                self._pool.putconn(conn)
+        in_use = len(self._leases)
+        try:
+            self._ask_new(since)
+        except DatabaseUnavailable as error:
+            # A server that says no to one connection more is alive; so are those that came back lately.
+            refused = conn is None and in_use >= self._max_size and "FATAL" in str(error)
+            if refused and self._began - self._returned < RECENTLY:
+                return Degraded(f"saturated: all {in_use} connections are in use, and one more: {error}")
+            raise
+        if in_use >= self._max_size:
+            return Degraded(f"saturated: all {in_use} connections are in use, none came back since the last check")
+        return None
+
+    def _free(self) -> Connection | None:
+        if self._failures and not self._pool.available:
+            return None  # and none will come: the pool does not connect now
+        try:
+            return self._pool.borrow(BORROW_TIMEOUT)
+        except (PoolTimeout, PoolClosed, TooManyRequests):
+            return None
+
+    def _ask(self, conn: Connection, at: float) -> None:
+        """An empty query, answered before the monotonic time `at`.  DatabaseUnavailable: not so, or it is read-only."""
+        self._counts["check_queries"] += 1
+        begun = monotonic()
+        try:
+            deadline = self._watchdog.watch(conn, at)
+            try:
+                Pool.check_connection(conn)
+                read_only = self._primary and _is_read_only(conn)
+                if read_only is None:  # before PostgreSQL 14 the server did not say so by itself
+                    read_only = bool(conn.execute("select pg_is_in_recovery()").fetchone()[0])  # type: ignore[index]
+                    conn.rollback()
+            finally:
+                late = self._watchdog.release(deadline)
+        except (psycopg.Error, OSError) as error:
+            late = monotonic() >= at
+            text = f"no answer to an empty query within {at - begun:.2f} s" if late else _line(error)
+            raise DatabaseUnavailable(text) from None
+        if late:
+            raise DatabaseUnavailable(f"no answer to an empty query within {at - begun:.2f} s")
+        if read_only:
+            self._doubt = "the server is read-only"
+            raise DatabaseUnavailable("the server is read-only, and role=primary is set")
+
+    def _ask_new(self, since: float) -> None:
+        """The same on a new connection.  One that takes longer counts for the next check if it answers by then."""
+        self._attempts = {attempt for attempt in self._attempts if attempt.is_alive()}
+        attempt = None
+        if len(self._attempts) < MAX_ATTEMPTS:
+            self._counts["check_connections"] += 1
+            attempt = _Attempt(self)
+            self._attempts.add(attempt)
+            attempt.start()
+        with self._news:
+            self._news.wait_for(
+                lambda: self._proved > since or (attempt is not None and attempt.error is not None),
+                max(0.0, self._began + CHECK_TIMEOUT - monotonic()),
+            )
+        if self._proved > since:
+            return
+        if attempt is not None and attempt.error is not None:
+            raise attempt.error
+        raise DatabaseUnavailable(f"no answer to a new connection within {monotonic() - self._began:.2f} s")
+
+    def _flush(self) -> None:
+        """If there is doubt about one connection, the others are closed and replaced; those in use when they return."""
+        if self._doubt:
+            _log.info("connections of the pool are replaced: %s", self._doubt)
+            self._counts["flushes"] += 1
+            self._pool.drain()
+
+    # ------------------------------------------------------------------ numbers
+
+    def stats(self) -> dict[str, int]:
+        """psycopg_pool's numbers under its names ("Pool stats"), those that are 0 too, and the check's."""
+        stats = dict.fromkeys(_POOL_STATS, 0)
+        stats.update(self._pool.get_stats())
+        stats["connections_used"] = len(self._leases)
+        stats["deadlines_passed"] = self._watchdog.fired
+        stats.update(self._counts)
+        return stats
+
+
+_POOL_STATS = (
+    "pool_min",
+    "pool_max",
+    "pool_size",
+    "pool_available",
+    "requests_waiting",
+    "requests_num",
+    "requests_queued",
+    "requests_wait_ms",
+    "requests_errors",
+    "returns_bad",
+    "connections_num",
+    "connections_ms",
+    "connections_errors",
+    "connections_lost",
+)
+
+
+class _Attempt(threading.Thread):
+    """One new connection of the check's own, asked and closed.  It may hang in libpq, in name resolution above all."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(name="database-check-connects", daemon=True)
+        self.database = database
+        self.error: DatabaseUnavailable | None = None
+
+    def run(self) -> None:
+        database, error = self.database, None
+        try:
+            database._connect_and_ask()
+        except DatabaseUnavailable as unavailable:
+            error = unavailable
+        except Exception as other:
+            error = DatabaseUnavailable(_line(other))
+        with database._news:
+            if error is None:
+                database._proved = monotonic()
+            self.error = error
+            database._news.notify_all()
+
+
+class Lease:
+    """A connection in somebody's hands; what `Database.connection` returns, for one `with`."""
+
+    __slots__ = ("_begun", "_conn", "_database", "_deadline", "_timeout")
+
+    def __init__(self, database: Database, timeout: float | None) -> None:
+        self._database = database
+        self._timeout = timeout
+        self._conn: Connection | None = None
+        self._deadline: Deadline | None = None
+        self._begun = 0.0
+
+    def __enter__(self) -> psycopg.Connection[Any]:
+        if self._conn is not None:
+            raise RuntimeError("this connection is in use; each `with` needs a connection() of its own")
+        database, timeout = self._database, self._timeout
+        self._begun = monotonic()
+        conn = database._take(database._pool_timeout if timeout is None else min(timeout, database._pool_timeout))
+        if timeout is not None:
+            try:
+                self._deadline = database._watchdog.watch(conn, self._begun + timeout)
+            except BaseException:
+                database._pool.putconn(conn)
+                raise
+        self._conn = conn
+        database._leases.add(self)
+        return conn
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        database, conn, deadline = self._database, self._conn, self._deadline
+        assert conn is not None
+        lost = conn.closed  # then psycopg would not even try to commit
+        late = False
+        try:
+            conn.__exit__(kind, error, trace)
+        except psycopg.Error as failure:
+            kind, error = type(failure), failure
+            raise
+        finally:
+            if deadline is not None:
+                late = database._watchdog.release(deadline)
+            lost = lost or conn.closed
+            database._leases.discard(self)
+            self._conn = self._deadline = None
+            database._give_back(conn, self._begun)
+            if lost and (error is None or isinstance(error, psycopg.Error)):
+                text = f"not done within {self._timeout:g} s" if late else f"the connection was lost: {_line(error)}"
+                raise DatabaseUnavailable(text) from error
+
+    def shut(self) -> None:
+        """Ends the connection, whoever waits in it."""
+        conn = self._conn
+        if conn is not None:
+            try:
+                fd = os.dup(conn.pgconn.socket)
+            except (psycopg.Error, OSError):
+                return
+            shut(fd)
+            os.close(fd)
+
+
+def _is_read_only(conn: Connection) -> bool | None:
+    """What the server reported by itself (PostgreSQL 14 and later); None if it did not."""
+    standby = conn.pgconn.parameter_status(b"in_hot_standby")
+    if standby is None:
+        return None
+    return standby == b"on" or conn.pgconn.parameter_status(b"default_transaction_read_only") == b"on"
+
+
+def _line(error: BaseException | None) -> str:
+    """One line for the log.  libpq's messages name host, port, user and database, never the password."""
+    text = str(error).strip().splitlines() if error is not None else []
+    return text[0].removeprefix("connection failed: ") if text else "the server closed it"
