@@ -385,8 +385,8 @@ class Postgres:
     def admin_url(self) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
 
-    def sql(self, query: str, *arguments: object, database: str = "postgres") -> Any:
-        """Runs it as the superuser; the first column of the first row, or None."""
+    def sql(self, query: str, *arguments: object, database: str = "template1") -> Any:
+        """Runs it as the superuser, aside from the tests' database; the first column of the first row, or None."""
         import psycopg
 
         with psycopg.connect(self.admin_url, dbname=database, autocommit=True, connect_timeout=5) as conn:
@@ -400,14 +400,14 @@ class Postgres:
 
     def terminate(self) -> int:
         """Ends every backend of the role `app`; how many there were."""
-        query = "select count(pg_terminate_backend(pid)) from pg_stat_activity where usename = %s"
+        query = "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity where usename = %s"
         return int(self.sql(query, USER))
 
     def refuse(self) -> None:
-        self.sql("alter database postgres allow_connections false", database="template1")
+        self.sql("alter database postgres allow_connections false")
 
     def allow(self) -> None:
-        self.sql("alter database postgres allow_connections true", database="template1")
+        self.sql("alter database postgres allow_connections true")
 
     def set_password(self, password: str) -> None:
         self.sql(f"alter role {USER} password '{password}'")
