@@ -32,7 +32,7 @@ from pkg._values import parse_database_url, read_secret
 from pkg.errors import ConfigurationError, DatabaseUnavailable
 from pkg.health import Degraded
 
-__all__ = ["Database", "Lease"]
+__all__ = ["Database", "Lease", "Unavailable"]
 
 _log = logging.getLogger(__name__)
 _pool_log = logging.getLogger("psycopg.pool")
@@ -46,6 +46,7 @@ MAX_ATTEMPTS = 4  # connections of the check's own at a time; more only if conne
 RECENTLY = 10.0  # a pool whose connections came back within this is saturated, not dead
 KNOWN_DOWN_TIMEOUT = 1.0  # how long a borrower waits while the check keeps failing: until the next check
 GATE_EXPIRY = 10.0  # a verdict as old as this keeps nobody from connecting
+LOG_INTERVAL = 5.0
 
 # What libpq is told unless the URL says otherwise.  The kernel gives a dead peer up after 10 s either way: with data
 # on their way (tcp_user_timeout, milliseconds) and without (keepalives).
@@ -57,6 +58,10 @@ _DEFAULTS = {
     "keepalives_interval": "2",
     "keepalives_count": "3",
 }
+
+
+class Unavailable(DatabaseUnavailable, psycopg.OperationalError):
+    """What `connection` raises: an application may catch it as either, and if it catches neither, 503 follows."""
 
 
 class _NotNow(psycopg.OperationalError):
@@ -105,6 +110,7 @@ class Database:
         self._began = 0.0  # of the last check
         self._failures = 0  # in a row
         self._reason = ""
+        self._logged = -LOG_INTERVAL
         self._doubt = ""  # why the pool's connections are not to be trusted
         self._crowded = False  # somebody waited for a connection at the last check
         self._news = threading.Condition(threading.Lock())
@@ -141,8 +147,17 @@ class Database:
         _pool_log.removeFilter(self._is_worth_logging)
 
     def _is_worth_logging(self, record: logging.LogRecord) -> bool:
-        """While the database is known to be down, what the pool's workers have to say is always the same."""
-        return not (self._failures and isinstance(record.args, tuple) and self._pool.name in record.args)
+        """Of what the pool's workers say: why a connection failed, every few seconds and not for each one.
+
+        That connections are lost, replaced or given up is in the numbers, and the check says what it means.
+        """
+        if not isinstance(record.args, tuple) or self._pool.name not in record.args:
+            return not record.msg.startswith("discarding closed connection")
+        now = monotonic()
+        if self._failures or not record.msg.startswith("error connecting") or now - self._logged < LOG_INTERVAL:
+            return False
+        self._logged = now
+        return True
 
     # ------------------------------------------------------------------ connecting
 
@@ -210,9 +225,9 @@ class Database:
             why = (
                 f"; the check says: {self._reason}" if self._failures else f"; {in_use} of {self._max_size} are in use"
             )
-            raise DatabaseUnavailable(f"no connection within {timeout:.3g} s{why}") from None
+            raise Unavailable(f"no connection within {timeout:.3g} s{why}") from None
         except (PoolClosed, TooManyRequests) as error:
-            raise DatabaseUnavailable(str(error)) from None
+            raise Unavailable(str(error)) from None
 
     def _give_back(self, conn: Connection, since: float) -> None:
         idle = conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
@@ -433,7 +448,7 @@ class Lease:
             database._give_back(conn, self._begun)
             if lost and (error is None or isinstance(error, psycopg.Error)):
                 text = f"not done within {self._timeout:g} s" if late else f"the connection was lost: {_line(error)}"
-                raise DatabaseUnavailable(text) from error
+                raise Unavailable(text) from error
 
     def shut(self) -> None:
         """Ends the connection, whoever waits in it."""
