@@ -33,7 +33,7 @@ clean:                       ## what was built
 .venv/ready: pyproject.toml setup.py $(wildcard ext/*)
 	@$(PYTHON) tests/check_machine.py
 	@test -x $(PY) || $(PYTHON) -m venv .venv
-	@$(PY) -m pip install -q --disable-pip-version-check -U pip 'setuptools>=77' 'cython>=3.1' wheel
+	@$(PY) -m pip install -q --disable-pip-version-check -U pip 'setuptools>=77,<82' 'cython>=3.1' wheel
 	@PYTHONWARNINGS=ignore $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[test]'
 	@$(PY) setup.py -q build_ext --inplace
 	@touch $@
