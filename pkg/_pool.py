@@ -5,11 +5,13 @@ It decides nothing: when to ask, flush, refill or give up is said in `database`.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import select
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable
 from itertools import count
 from time import monotonic
@@ -24,6 +26,7 @@ __all__ = ["Connection", "Deadline", "Pool", "PoolTimeout", "Watchdog", "shut"]
 
 PoolTimeout = psycopg_pool.PoolTimeout
 
+MAX_CANCELS = 64  # waiting; the oldest is dropped: it has had its chance
 _WAIT_INTERVAL = 0.1  # psycopg's own: how often a waiting thread looks for signals
 
 
@@ -140,15 +143,20 @@ def shut(fd: int) -> None:
 class Deadline:
     """One watched connection.  `fired`: it was shut."""
 
-    __slots__ = ("fd", "fired")
+    __slots__ = ("cancel", "fd", "fired")
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, cancel: pq.abc.PGcancel | None) -> None:
         self.fd = fd
+        self.cancel = cancel
         self.fired = False
 
 
 class Watchdog:
-    """Shuts connections whose deadline has passed.  One thread, which begins with the first deadline."""
+    """Shuts connections whose deadline has passed.  One thread, which begins with the first deadline.
+
+    A server that still runs does not notice that its client has gone until the query ends, which may be never.  So it
+    is asked to cancel the query, by a thread of its own: in a black hole libpq's cancel request takes minutes.
+    """
 
     def __init__(self) -> None:
         self._condition = threading.Condition(threading.Lock())
@@ -157,12 +165,14 @@ class Watchdog:
         self._released = 0  # of those in the heap
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._cancels: deque[pq.abc.PGcancel] = deque(maxlen=MAX_CANCELS)
+        self._canceller: threading.Thread | None = None
         self.fired = 0
 
-    def watch(self, conn: Connection, at: float) -> Deadline:
-        """Shuts the connection at the monotonic time `at` unless it is released before."""
+    def watch(self, conn: Connection, at: float, *, cancel: bool = False) -> Deadline:
+        """Shuts the connection at the monotonic time `at` unless it is released before; then cancels its query."""
         # A descriptor of its own: libpq may close the connection's at any time, and its number be given to another.
-        deadline = Deadline(os.dup(conn.pgconn.socket))
+        deadline = Deadline(os.dup(conn.pgconn.socket), conn.pgconn.get_cancel() if cancel else None)
         with self._condition:
             heapq.heappush(self._heap, (at, next(self._count), deadline))
             if self._thread is None and not self._closed:
@@ -204,6 +214,24 @@ class Watchdog:
                 deadline.fired = True
                 self.fired += 1
                 shut(deadline.fd)
+                if deadline.cancel is not None:
+                    self._cancels.append(deadline.cancel)
+                    deadline.cancel = None
+                    if self._canceller is None:
+                        self._canceller = threading.Thread(
+                            target=self._run_cancels, name="database-cancels", daemon=True
+                        )
+                        self._canceller.start()
+
+    def _run_cancels(self) -> None:
+        while True:
+            with self._condition:
+                if not self._cancels or self._closed:
+                    self._canceller = None
+                    return
+                cancel = self._cancels.popleft()
+            with contextlib.suppress(psycopg.Error):
+                cancel.cancel()
 
     def close(self) -> None:
         with self._condition:

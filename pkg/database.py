@@ -107,7 +107,7 @@ class Database:
         self._proved = 0.0  # when the server last answered in a way that counts
         self._returned = 0.0  # when a connection last came back in good state
         # The check's own.
-        self._began = 0.0  # of the last check
+        self._began = self._ended = 0.0  # the last check
         self._failures = 0  # in a row
         self._reason = ""
         self._logged = -LOG_INTERVAL
@@ -135,7 +135,7 @@ class Database:
         if _pool_log.level == logging.NOTSET:
             _pool_log.setLevel(logging.WARNING)  # it says three things about each borrower at INFO
         _pool_log.addFilter(self._is_worth_logging)
-        self._began = monotonic()
+        self._began = self._ended = monotonic()
         self._pool.open(wait=False)
 
     def close(self, timeout: float = 5.0) -> None:
@@ -239,23 +239,25 @@ class Database:
 
     def check(self) -> Degraded | None:
         """One check, within a second.  None: the database can be used.  DatabaseUnavailable: it cannot."""
-        since, self._began = self._began, monotonic()
+        self._began = monotonic()
         self._counts["checks"] += 1
         self._doubt = ""
         try:
-            verdict = self._judge(since)
+            verdict = self._judge(self._ended)
         except DatabaseUnavailable as error:
             self._reason = str(error)
             self._failures += 1
             self._flush()
             raise
+        finally:
+            self._ended = monotonic()
         if self._failures:
             _log.info("the database answers again after %d failed checks", self._failures)
         self._failures, self._reason = 0, ""
         self._flush()
-        if self._pool.size < self._pool.min_size or self._pool.waiting:
+        if self._pool.size < self._pool.min_size:
             self._counts["refills"] += 1
-            self._pool.refill()
+        self._pool.refill()
         return verdict
 
     def _judge(self, since: float) -> Degraded | None:
@@ -419,7 +421,7 @@ class Lease:
         conn = database._take(database._pool_timeout if timeout is None else min(timeout, database._pool_timeout))
         if timeout is not None:
             try:
-                self._deadline = database._watchdog.watch(conn, self._begun + timeout)
+                self._deadline = database._watchdog.watch(conn, self._begun + timeout, cancel=True)
             except BaseException:
                 database._pool.putconn(conn)
                 raise

@@ -29,6 +29,7 @@ class Mode(enum.Enum):
     END = "end"  # the same with an orderly FIN
     BLACK_HOLE = "black hole"  # a dropped route: no byte moves, a SYN gets no answer
     HANG_NEW = "hang new"  # new connections are accepted and never served; others go on
+    FORGET = "forget"  # a firewall lost its table: connections that exist carry nothing any more, new ones are fine
 
 
 class _Side:
@@ -50,6 +51,8 @@ class Proxy:
         self.delay = 0.0
         self.cut_after = 0
         self.accepted = 0
+        self.carried = 0  # bytes, both ways
+        self._forgotten: set[_Side] = set()
         self._mode = Mode.PASS
         self._wanted: Mode | None = None
         self._applied = threading.Event()
@@ -125,13 +128,13 @@ class Proxy:
                 self._wanted = None
                 self._applied.set()
             if self._mode is not Mode.BLACK_HOLE:
-                for side in list(self._sides):
+                for side in self._sides - self._forgotten:
                     self._write(side)
 
     def _pause(self) -> float | None:
         if self._mode is Mode.BLACK_HOLE:
             return None
-        due = [side.out[0][0] for side in self._sides if side.out]
+        due = [side.out[0][0] for side in self._sides - self._forgotten if side.out]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _apply(self, mode: Mode) -> None:
@@ -152,6 +155,15 @@ class Proxy:
             for end in self._held:
                 end.close()
             self._held.clear()
+        if former is Mode.FORGET:
+            for side in list(self._forgotten):
+                self._drop(side, reset=True)
+            self._forgotten.clear()
+        if mode is Mode.FORGET:
+            self._forgotten = set(self._sides)
+            for side in self._sides:
+                with contextlib.suppress(KeyError):
+                    self._selector.unregister(side.socket)
         if mode is Mode.REFUSE:
             self._selector.unregister(self._listener)
             self._listener.close()
@@ -212,6 +224,7 @@ class Proxy:
             side.ended = True
             self._selector.unregister(side.socket)
         side.received += len(data)
+        self.carried += len(data)
         cut = self.cut_after if side.socket.getpeername()[1] == self.target else 0
         if cut and side.received >= cut:
             data = data[: max(0, len(data) - (side.received - cut))]
