@@ -6,10 +6,15 @@ It believes nobody else: a client may write these headers too.  (The PROXY proto
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
-__all__ = ["Forwarded"]
+__all__ = ["Forwarded", "networks"]
+
+
+def networks(text: str) -> list[IPv4Network | IPv6Network]:
+    """The networks of a list such as `10.0.0.0/8,fd00::/8`."""
+    return [ip_network(part) for part in text.split(",")]
 
 
 class Forwarded:

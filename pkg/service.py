@@ -19,20 +19,18 @@ It decides when things happen; how they happen is each part's own.
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import functools
-import importlib
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pkg.errors import NotRunningError, StartupError
+from pkg.signals import Interrupted, Signals
 
 if TYPE_CHECKING:
     from pkg._pages import Pages
@@ -43,11 +41,10 @@ if TYPE_CHECKING:
     from pkg.settings import Settings
     from pkg.status import Status
 
-__all__ = ["Service", "current", "load"]
+__all__ = ["Service", "current"]
 
 _log = logging.getLogger("pkg.service")
 
-DUPLICATE = 1.0  # seconds: a second signal so soon is the same one sent twice (supervisors do)
 LAST_WORDS = 1.0  # seconds before the deadline of the drain
 
 _current: Service | None = None
@@ -59,117 +56,6 @@ def current() -> Service:
     if _current is None:
         raise NotRunningError("no service is running in this process; start it with `python -m pkg`")
     return _current
-
-
-class _Interrupted(BaseException):
-    """A signal during start-up; not an Exception, so that no application's import swallows it."""
-
-
-class Signals:
-    """What signals ask for.  The first one drains; a second, not a duplicate, cuts the delay; a third exits at once."""
-
-    def __init__(self) -> None:
-        self.drain = threading.Event()
-        self.hurry = threading.Event()
-        self.name = ""
-        self.at = 0.0
-        self.starting = True
-        self._last = 0.0
-        self._count = 0
-        self._former: dict[int, Any] = {}
-        self.read_fd, self._write_fd = os.pipe()
-        os.set_blocking(self.read_fd, False)
-        os.set_blocking(self._write_fd, False)
-        self._former_fd = -1
-
-    def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._former[number] = signal.signal(number, self._on_signal)
-        # The number of every signal also goes to the front, which needs no interpreter lock to read it.
-        self._former_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
-        faulthandler.enable()
-        faulthandler.register(signal.SIGUSR1, all_threads=True)
-
-    def restore(self) -> None:
-        signal.set_wakeup_fd(self._former_fd)
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-        faulthandler.unregister(signal.SIGUSR1)
-        os.close(self.read_fd)
-        os.close(self._write_fd)
-
-    def ask(self, name: str) -> None:
-        """Begins a drain for a reason other than a signal."""
-        if not self.drain.is_set():
-            self.name, self.at = name, time.monotonic()
-            self.drain.set()
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._count and now - self._last < DUPLICATE:
-            return
-        self._last = now
-        self._count += 1
-        if self._count == 1:
-            self.ask(signal.Signals(number).name)
-            if number == signal.SIGINT:
-                self.hurry.set()
-            if self.starting:
-                raise _Interrupted
-        elif self._count == 2:
-            self.hurry.set()
-        else:
-            os.write(2, b"pkg: third signal, leaving at once\n")
-            os._exit(1)
-
-
-def load(spec: str) -> Any:
-    """The application that `module:attribute` names; `module:factory()` calls the factory.
-
-    StartupError: there is no such thing, or it is no application.  What the import itself raises is shown with its
-    traceback, as an application's author expects, and is a StartupError as well.
-    """
-    module_name, _, attribute = spec.partition(":")
-    call = attribute.endswith("()")
-    attribute = attribute.removesuffix("()")
-    if not module_name or not attribute:
-        raise StartupError(f"APP {spec!r} is not of the form module:attribute")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise StartupError(f"APP {spec!r}: no module named {error.name!r}") from None
-        raise _import_failed(spec, error) from error
-    except Exception as error:
-        raise _import_failed(spec, error) from error
-    app: Any = module
-    for part in attribute.split("."):
-        if not hasattr(app, part):
-            raise StartupError(f"APP {spec!r}: module {module_name!r} has no attribute {attribute!r}")
-        app = getattr(app, part)
-    if call:
-        try:
-            app = app()
-        except Exception as error:
-            raise _import_failed(spec, error) from error
-    if not callable(app):
-        raise StartupError(f"APP {spec!r} is neither a WSGI callable nor a handler class")
-    return app
-
-
-def _import_failed(spec: str, error: BaseException) -> StartupError:
-    import traceback
-
-    frames = error.__traceback__
-    # Our own frames and the import machinery's say nothing to the application's author.
-    while frames is not None and (
-        frames.tb_frame.f_code.co_filename == __file__ or "importlib" in frames.tb_frame.f_code.co_filename
-    ):
-        frames = frames.tb_next
-    traceback.print_exception(type(error), error, frames or error.__traceback__)
-    return StartupError(f"APP {spec!r} cannot be imported: {type(error).__name__}: {error}".splitlines()[0])
 
 
 class Service:
@@ -214,7 +100,7 @@ class Service:
                 if self.admin is not None:
                     _ = self.admin.pages  # now, not when there may be no descriptor left to import with
                 self.signals.drain.wait()
-            except _Interrupted:
+            except Interrupted:
                 self.signals.starting = False
             self.lifecycle.advance(Phase.DRAINING, self.signals.name)
             code = self._drain()
@@ -244,14 +130,18 @@ class Service:
 
     def _start(self) -> None:
         from pkg._lastwords import Stall
-        from pkg.forwarded import Forwarded
         from pkg.health import Checker
         from pkg.server import Server
 
         s = self.settings
+        before: Callable[[Any], object] | None
         before, access = _observers() if s.access_log else (None, None)
+        proxies: Sequence[Any] = ()
         if s.trusted_proxies:
-            before = _after(Forwarded(s.trusted_proxies), before)
+            from pkg.forwarded import Forwarded, networks
+
+            proxies = networks(s.trusted_proxies)
+            before = _after(Forwarded(proxies), before)
         try:
             self.server = server = Server(
                 (s.host, s.port),
@@ -260,7 +150,7 @@ class Service:
                 before=before,
                 access=access,
                 max_connections=_connections(s.max_connections),
-                proxies=s.trusted_proxies if s.proxy_protocol else (),
+                proxies=proxies if s.proxy_protocol else (),
                 **{name: getattr(s, name) for name in _LIMITS},
             )
         except OSError as error:
@@ -295,6 +185,7 @@ class Service:
     def _handler(self) -> Any:
         from socketserver import BaseRequestHandler
 
+        from pkg.loader import load
         from pkg.wsgi import Application
 
         if not self.settings.app:

@@ -21,6 +21,8 @@ LAYERS = [
         "_pool",
         "forwarded",
         "lifecycle",
+        "loader",
+        "signals",
         "logs",
         "metrics",
         "_output",

@@ -1,0 +1,64 @@
+"""Finds the application that APP names.
+
+It does not say what kind it is: whoever serves it looks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+from pkg.errors import StartupError
+
+__all__ = ["load"]
+
+
+def load(spec: str) -> Any:
+    """The application that `module:attribute` names; `module:factory()` calls the factory.
+
+    StartupError: there is no such thing, or it is no application.  What the import itself raises is shown with its
+    traceback, as an application's author expects, and is a StartupError as well.
+    """
+    module_name, _, attribute = spec.partition(":")
+    call = attribute.endswith("()")
+    attribute = attribute.removesuffix("()")
+    if not module_name or not attribute:
+        raise StartupError(f"APP {spec!r} is not of the form module:attribute")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise StartupError(f"APP {spec!r}: no module named {error.name!r}") from None
+        raise _import_failed(spec, error) from error
+    except Exception as error:
+        raise _import_failed(spec, error) from error
+    app: Any = module
+    for part in attribute.split("."):
+        if not hasattr(app, part):
+            raise StartupError(f"APP {spec!r}: module {module_name!r} has no attribute {attribute!r}")
+        app = getattr(app, part)
+    if call:
+        try:
+            app = app()
+        except Exception as error:
+            raise _import_failed(spec, error) from error
+    if not callable(app):
+        raise StartupError(f"APP {spec!r} is neither a WSGI callable nor a handler class")
+    return app
+
+
+def _import_failed(spec: str, error: BaseException) -> StartupError:
+    import traceback
+
+    frames = error.__traceback__
+    # Our own frames and the import machinery's say nothing to the application's author.
+    while frames is not None and (
+        frames.tb_frame.f_code.co_filename == __file__ or "importlib" in frames.tb_frame.f_code.co_filename
+    ):
+        frames = frames.tb_next
+    traceback.print_exception(type(error), error, frames or error.__traceback__)
+    return StartupError(f"APP {spec!r} cannot be imported: {type(error).__name__}: {error}".splitlines()[0])

@@ -1,0 +1,80 @@
+"""What SIGTERM and SIGINT ask for, counted and timed; and SIGUSR1, which writes every stack.
+
+It carries nothing out: `service.py` waits on the events here.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+__all__ = ["Interrupted", "Signals"]
+
+DUPLICATE = 1.0  # seconds: a second signal so soon is the same one sent twice (supervisors do)
+
+
+class Interrupted(BaseException):
+    """A signal during start-up; not an Exception, so that no application's import swallows it."""
+
+
+class Signals:
+    """What signals ask for.  The first one drains; a second, not a duplicate, cuts the delay; a third exits at once."""
+
+    def __init__(self) -> None:
+        self.drain = threading.Event()
+        self.hurry = threading.Event()
+        self.name = ""
+        self.at = 0.0
+        self.starting = True
+        self._last = 0.0
+        self._count = 0
+        self._former: dict[int, Any] = {}
+        self.read_fd, self._write_fd = os.pipe()
+        os.set_blocking(self.read_fd, False)
+        os.set_blocking(self._write_fd, False)
+        self._former_fd = -1
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._former[number] = signal.signal(number, self._on_signal)
+        # The number of every signal also goes to the front, which needs no interpreter lock to read it.
+        self._former_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+        faulthandler.enable()
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+    def restore(self) -> None:
+        signal.set_wakeup_fd(self._former_fd)
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        faulthandler.unregister(signal.SIGUSR1)
+        os.close(self.read_fd)
+        os.close(self._write_fd)
+
+    def ask(self, name: str) -> None:
+        """Begins a drain for a reason other than a signal."""
+        if not self.drain.is_set():
+            self.name, self.at = name, time.monotonic()
+            self.drain.set()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._count and now - self._last < DUPLICATE:
+            return
+        self._last = now
+        self._count += 1
+        if self._count == 1:
+            self.ask(signal.Signals(number).name)
+            if number == signal.SIGINT:
+                self.hurry.set()
+            if self.starting:
+                raise Interrupted
+        elif self._count == 2:
+            self.hurry.set()
+        else:
+            os.write(2, b"pkg: third signal, leaving at once\n")
+            os._exit(1)
