@@ -27,6 +27,7 @@ __all__ = ["Connection", "Deadline", "Pool", "PoolTimeout", "Watchdog", "shut"]
 PoolTimeout = psycopg_pool.PoolTimeout
 
 MAX_CANCELS = 64  # waiting; the oldest is dropped: it has had its chance
+CANCEL_TIMEOUT = 2.0  # seconds, for each step of one
 _WAIT_INTERVAL = 0.1  # psycopg's own: how often a waiting thread looks for signals
 
 
@@ -34,7 +35,14 @@ class Connection(psycopg.Connection[Any]):
     """A connection that remembers when the server last answered, and can tell without asking that it is dead."""
 
     answered = 0.0  # monotonic
+    conninfo = ""  # what it was made with
     told = ""  # the server's last word, if it ended the session
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **parameters: Any) -> Connection:
+        conn = super().connect(conninfo, **parameters)
+        conn.conninfo = conninfo
+        return conn
 
     def wait(self, gen: Any, interval: float = _WAIT_INTERVAL, timeout: float | None = None) -> Any:
         """Every exchange with the server passes here; one that comes to its end is a proof that the server lives."""
@@ -143,11 +151,12 @@ def shut(fd: int) -> None:
 class Deadline:
     """One watched connection.  `fired`: it was shut."""
 
-    __slots__ = ("cancel", "fd", "fired")
+    __slots__ = ("conninfo", "fd", "fired", "pid")
 
-    def __init__(self, fd: int, cancel: pq.abc.PGcancel | None) -> None:
+    def __init__(self, fd: int, conninfo: str, pid: int) -> None:
         self.fd = fd
-        self.cancel = cancel
+        self.conninfo = conninfo
+        self.pid = pid  # of the backend whose query is to be cancelled; 0: of none
         self.fired = False
 
 
@@ -155,7 +164,9 @@ class Watchdog:
     """Shuts connections whose deadline has passed.  One thread, which begins with the first deadline.
 
     A server that still runs does not notice that its client has gone until the query ends, which may be never.  So it
-    is asked to cancel the query, by a thread of its own: in a black hole libpq's cancel request takes minutes.
+    is asked to cancel the query, over a new connection and by a thread of its own.  Not with libpq's PQcancel: it waits
+    for the server without a limit, and psycopg_c (3.3.8) calls it with the interpreter lock held, so that a stopped
+    server stops this whole process.
     """
 
     def __init__(self) -> None:
@@ -165,14 +176,14 @@ class Watchdog:
         self._released = 0  # of those in the heap
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._cancels: deque[pq.abc.PGcancel] = deque(maxlen=MAX_CANCELS)
+        self._cancels: deque[tuple[float, Deadline]] = deque(maxlen=MAX_CANCELS)
         self._canceller: threading.Thread | None = None
         self.fired = 0
 
     def watch(self, conn: Connection, at: float, *, cancel: bool = False) -> Deadline:
         """Shuts the connection at the monotonic time `at` unless it is released before; then cancels its query."""
         # A descriptor of its own: libpq may close the connection's at any time, and its number be given to another.
-        deadline = Deadline(os.dup(conn.pgconn.socket), conn.pgconn.get_cancel() if cancel else None)
+        deadline = Deadline(os.dup(conn.pgconn.socket), conn.conninfo, conn.pgconn.backend_pid if cancel else 0)
         with self._condition:
             heapq.heappush(self._heap, (at, next(self._count), deadline))
             if self._thread is None and not self._closed:
@@ -214,9 +225,8 @@ class Watchdog:
                 deadline.fired = True
                 self.fired += 1
                 shut(deadline.fd)
-                if deadline.cancel is not None:
-                    self._cancels.append(deadline.cancel)
-                    deadline.cancel = None
+                if deadline.pid:
+                    self._cancels.append((monotonic(), deadline))
                     if self._canceller is None:
                         self._canceller = threading.Thread(
                             target=self._run_cancels, name="database-cancels", daemon=True
@@ -229,9 +239,20 @@ class Watchdog:
                 if not self._cancels or self._closed:
                     self._canceller = None
                     return
-                cancel = self._cancels.popleft()
-            with contextlib.suppress(psycopg.Error):
-                cancel.cancel()
+                at, deadline = self._cancels.popleft()
+            # One that had to wait is left: by now the process of that number may be another client's.
+            if monotonic() - at <= CANCEL_TIMEOUT:
+                with contextlib.suppress(psycopg.Error, OSError):
+                    self._cancel(deadline)
+
+    def _cancel(self, deadline: Deadline) -> None:
+        limit = str(round(CANCEL_TIMEOUT))
+        with Connection.connect(deadline.conninfo, autocommit=True, connect_timeout=limit) as conn:
+            watched = self.watch(conn, monotonic() + CANCEL_TIMEOUT)
+            try:
+                conn.execute("select pg_cancel_backend(%s)", (deadline.pid,))
+            finally:
+                self.release(watched)
 
     def close(self) -> None:
         with self._condition:
