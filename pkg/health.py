@@ -277,15 +277,16 @@ class Checker:
     def _run_check(self, check: Check) -> None:
         jitter = random.Random()
         while not self._stopping:
+            began = time.monotonic()
             self.run_once(check)
             # While not everything is well look twice as often, to see both the end of it and the second failure.
             interval = check.interval if check.status == "ok" and not check._bad else check.interval / 2
-            self._sleep(interval * jitter.uniform(0.9, 1.1))
+            # From begin to begin, and never late: how soon readiness is red must not depend on how slowly probes fail.
+            rest = began + interval * jitter.uniform(0.85, 1.0) - time.monotonic()
+            self._sleep(max(rest, interval / 10))
 
     def _sleep(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while not self._stopping and (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, 0.25))
+        self._wake.wait(seconds)  # set once, to stop
 
     def _run_ticks(self) -> None:
         while not self._stopping:
