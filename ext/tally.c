@@ -17,7 +17,7 @@ static tally_series *find(tally_durations *t, uint8_t method, uint16_t status)
         if (s->used && s->status == status && s->method == method)
             return s;
         if (!s->used) {
-            if (t->n_used == TALLY_SERIES - 2 && (status | method) != 0)
+            if (t->n_used >= TALLY_SERIES - 2 && (status | method) != 0)
                 return find(t, 0, 0);
             s->used = 1;
             s->status = status;

@@ -164,7 +164,7 @@ def _work(d: Mapping[str, Any]) -> Rows:
         (Cell("aborted, shed, timed out"), Cell(" / ".join(number(front[k]) for k in ("aborted", "shed", "timeouts")))),
     ]
     if latency["count"]:
-        statuses = ", ".join(f"{number(n)} {name}" for name, n in latency["by_status"].items())
+        statuses = ", ".join(f"{name}: {number(n)}" for name, n in latency["by_status"].items())
         bounds = " · ".join(
             f"{name} {'≤ ' + seconds(bound) if bound is not None else '> 10 s'}"
             for name in ("p50", "p90", "p99")

@@ -119,8 +119,10 @@ def _parts(name: str) -> list[str]:
 
 
 def place(stack: Stack) -> Frame | None:
-    """Where the application stands in a stack: the innermost frame that is its own."""
-    return next((frame for frame in reversed(stack.frames) if not is_own(frame.file)), None)
+    """Where the application stands in a stack: the innermost frame of its own code, or else of a package it uses."""
+    foreign = [frame for frame in reversed(stack.frames) if not is_own(frame.file)]
+    own = (frame for frame in foreign if not any(mark in frame.file for mark in _OTHERS))
+    return next(own, foreign[0] if foreign else None)
 
 
 def grouped(stacks: Iterable[Stack]) -> list[tuple[list[Stack], tuple[Frame, ...]]]:

@@ -127,7 +127,11 @@ class Status:
                 "started": self._began_at.isoformat(timespec="seconds"),
             },
             "health": self.checker.report(),
-            "workers": {"threads": self.threads, "busy": metrics.workers_busy(stats, self.threads)},
+            "workers": {
+                "threads": self.threads,
+                "alive": sum(stack.name.startswith("worker-") for stack in taken),
+                "busy": metrics.workers_busy(stats, self.threads),
+            },
             "requests": self.requests(taken),
             "pool": self.pool(),
             "front": stats,
@@ -243,6 +247,9 @@ def _of_health(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
 
 def _of_workers(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
     workers, requests = document["workers"], document["requests"]
+    if document["service"]["phase"] == "ready" and workers["alive"] < workers["threads"]:
+        text = f"only {workers['alive']} of {_times(workers['threads'], 'worker')} are there: the others have ended"
+        yield _finding("error", text, "/debug/threads")
     queued = document["front"]["queued"]
     running = [request for request in requests if request["thread"]]
     if workers["busy"] >= workers["threads"] and running:
@@ -261,11 +268,11 @@ def _of_workers(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
             places.setdefault(f"{request['at'] or 'an unknown place'}{source}", []).append(request)
     for place, there in sorted(places.items(), key=lambda item: -len(item[1]))[:MAX_PLACES]:
         oldest = there[0]
-        who = oldest["worker"] if len(there) == 1 else f"{len(there)} workers"
-        text = (
-            f"{who} {oldest['state'] or 'on'} for {oldest['age']:.0f} s at {place} "
-            f"({oldest['method']} {oldest['target']}{' and others' if len(there) > 1 else ''})"
-        )
+        what = f"{oldest['method']} {oldest['target']}"
+        if len(there) == 1:
+            text = f"{oldest['worker'] or 'a worker'} has been on {what} for {oldest['age']:.0f} s, at {place}"
+        else:
+            text = f"{len(there)} workers have been on {what} and others for up to {oldest['age']:.0f} s, at {place}"
         yield _finding("warning", text, "/debug/threads")
 
 
