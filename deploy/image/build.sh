@@ -1,0 +1,77 @@
+#!/bin/sh
+# Builds the image with Docker or podman, whichever works here, and says what came out.
+#
+#   deploy/image/build.sh [runtime|debug|builder] [flags of `docker build`, such as --no-cache]
+#
+#   IMAGE           name and tag; default pkg:VERSION, with -debug or -builder behind it for those
+#   ENGINE          docker or podman
+#   RUNTIME_IMAGE   and DEBUG_IMAGE, BUILDER_IMAGE: other bases than the Dockerfile names; a release gives digests
+#   PIP_CONFIG_FILE and PIP_CERT: pip's settings and the certificates it trusts, files, handed to the builder as secrets
+#
+# Where the bases cannot be pulled and none are given, stand-ins are made from Debian's packages (tests/image/standin.py):
+# good for trying and testing, not for shipping.
+set -eu
+cd "$(dirname "$0")/../.."
+
+say() { echo "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+case ${1:-} in
+    runtime | debug | builder) target=$1 && shift ;;
+    *) target=runtime ;;
+esac
+
+engine=${ENGINE:-}
+if [ -z "$engine" ]; then
+    # A docker command may be there without its daemon.
+    if docker version >/dev/null 2>&1; then engine=docker
+    elif podman version >/dev/null 2>&1; then engine=podman
+    else die "neither a Docker daemon nor podman is here; on Debian: apt-get install podman runc"
+    fi
+fi
+# In a container or a bare virtual machine podman's defaults want too much (a bridge network, a raised limit).
+if [ "$engine" = podman ] && [ ! -d /run/systemd/system ] && [ -z "${CONTAINERS_CONF:-}" ]; then
+    export CONTAINERS_CONF="$PWD/tests/image/containers.conf"
+    set -- --network host "$@"
+fi
+
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+suffix=; [ "$target" = runtime ] || suffix=-$target
+image=${IMAGE:-pkg:$version$suffix}
+
+default() { sed -n "s/^ARG $1=//p" Dockerfile | head -n 1; }
+runtime=${RUNTIME_IMAGE:-$(default RUNTIME_IMAGE)}
+debug=${DEBUG_IMAGE:-$(default DEBUG_IMAGE)}
+builder=${BUILDER_IMAGE:-$(default BUILDER_IMAGE)}
+
+pullable() { "$engine" image inspect "$1" >/dev/null 2>&1 || timeout 300 "$engine" pull -q "$1" >/dev/null 2>&1; }
+if [ -z "${RUNTIME_IMAGE:-}" ] && ! pullable "$runtime"; then
+    say "$runtime cannot be pulled: building on stand-ins made from Debian's packages, not for shipping"
+    bases=$(python3 tests/image/standin.py --engine "$engine")
+    eval "$bases"  # builder, runtime and debug
+    image=${IMAGE:-pkg:standin$suffix}
+fi
+
+# The same commit gives the same bytes.
+: "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct 2>/dev/null || echo 1767225600)}"
+revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
+[ -z "$(git status --porcelain -- Dockerfile deploy/image ext pkg setup.py pyproject.toml 2>/dev/null)" ] || revision=$revision-dirty
+digest=$("$engine" image inspect --format '{{if .RepoDigests}}{{index .RepoDigests 0}}{{else}}{{.Id}}{{end}}' "$runtime" 2>/dev/null || true)
+
+set -- "$@" --target "$target" --tag "$image" \
+    --build-arg RUNTIME_IMAGE="$runtime" --build-arg DEBUG_IMAGE="$debug" --build-arg BUILDER_IMAGE="$builder" \
+    --build-arg SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" \
+    --build-arg VERSION="$version" --build-arg REVISION="$revision" \
+    --build-arg CREATED="$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)" \
+    --build-arg BASE_NAME="$runtime" --build-arg BASE_DIGEST="${digest##*@}"
+[ -z "${PIP_CONFIG_FILE:-}" ] || set -- "$@" --secret "id=pip_conf,src=$PIP_CONFIG_FILE"
+[ -z "${PIP_CERT:-}" ] || set -- "$@" --secret "id=ca,src=$PIP_CERT"
+
+if [ "$engine" = podman ]; then
+    # OCI's format has no HEALTHCHECK.
+    set -- "$@" --format docker --timestamp "$SOURCE_DATE_EPOCH"
+else
+    export DOCKER_BUILDKIT=1
+fi
+"$engine" build "$@" .
+say "$image built with $engine on $runtime"

@@ -1,0 +1,62 @@
+"""Compiles what the service imports, on the base image itself.  It writes only byte code, below a folder of its own.
+
+Debian compiles its standard library when the package is configured.  Distroless unpacks packages without configuring
+them, so its Python has no byte code at all, and a process that may write nothing would compile all it imports at every
+start.  This runs in a throw-away stage on that very base and writes `__pycache__` folders below OUT, for a COPY.
+
+The files are of the unchecked-hash kind: nothing is compared at start, and no file's time matters.  They cannot go
+stale, since sources and byte code are of one image.
+
+    python3 bytecode.py OUT PACKAGE      PACKAGE: all that its sources import counts, also inside functions
+"""
+
+import ast
+import contextlib
+import importlib
+import importlib.util
+import os
+import py_compile
+import sys
+from pathlib import Path
+
+# Imported by the interpreter itself when the need arises, so that no source names them.
+UNNAMED = ["encodings.ascii", "encodings.idna", "encodings.latin_1", "encodings.utf_8", "psycopg_c", "runpy"]
+
+# What common web frameworks import beyond that (Flask, Werkzeug, Jinja, Django, requests).
+COMMON = """
+""".split()
+
+
+def named(package):
+    """The modules that a package's sources import anywhere, and its own."""
+    folder = Path(importlib.util.find_spec(package).origin).parent
+    for path in sorted(folder.glob("*.py")):
+        if path.stem != "__main__":
+            yield f"{package}.{path.stem}"
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                yield node.module
+
+
+def main(out, package):
+    for name in (*UNNAMED, *COMMON, *named(package)):
+        with contextlib.suppress(ImportError):  # an optional extra
+            importlib.import_module(name)
+    # Not the frozen ones (os, codecs ...): their code is in the interpreter, and no file of theirs is read.
+    specs = [module.__spec__ for module in list(sys.modules.values()) if module.__spec__ is not None]
+    files = {spec.origin for spec in specs if spec.has_location}
+    files |= {importlib.util.find_spec(f"{package}.__main__").origin}
+    for path in sorted(file for file in files if file.endswith(".py")):
+        cache = out + importlib.util.cache_from_source(path)
+        os.makedirs(os.path.dirname(cache), exist_ok=True)
+        py_compile.compile(path, cache, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    when = float(os.environ["SOURCE_DATE_EPOCH"])
+    for folder, _, names in os.walk(out):
+        for path in (folder, *(os.path.join(folder, name) for name in names)):
+            os.utime(path, (when, when))
+    print(len(files), "modules compiled")
+
+
+main(*sys.argv[1:])
