@@ -323,6 +323,7 @@ class _Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What `parse_request` finds wrong, as text."""
         self._unread = True
+        self.request_version = "HTTP/1.1"  # so that there is a head even for who did not say one
         self._reply(text(f"{message or HTTPStatus(code).phrase}\n", code))
 
     def log_message(self, format: str, *args: Any) -> None:
