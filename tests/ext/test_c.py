@@ -1,0 +1,73 @@
+"""The C files alone: warnings are errors, and their own tests run under sanitizers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+EXT = HERE.parent.parent / "ext"
+WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]
+# Tests that include the source file they test; others are linked with all of the core.
+INCLUDES = {"test_http1.c"}
+
+
+def compilers() -> list[str]:
+    return [c for c in ("gcc", "clang") if shutil.which(c)]
+
+
+def cc(*arguments: str | Path, compiler: str = "cc") -> None:
+    run = subprocess.run([compiler, "-std=gnu11", *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_there_is_a_compiler() -> None:
+    assert compilers()
+
+
+@pytest.mark.parametrize("compiler", compilers())
+@pytest.mark.parametrize("source", sorted(EXT.glob("*.c")), ids=lambda p: p.name)
+def test_no_warnings(source: Path, compiler: str, tmp_path: Path) -> None:
+    cc(*WARNINGS, "-O2", "-c", source, f"-I{EXT}", "-o", tmp_path / "x.o", compiler=compiler)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+@pytest.mark.parametrize("test", sorted(HERE.glob("test_*.c")), ids=lambda p: p.name)
+def test_under_sanitizers(test: Path, sanitizer: str, tmp_path: Path) -> None:
+    sources = [] if test.name in INCLUDES else sorted(EXT.glob("*.c"))
+    program = tmp_path / "program"
+    flags = ["-g", "-O1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", f"-I{EXT}", "-pthread"]
+    cc(*flags, test, *sources, "-o", program)
+    run = subprocess.run([program], capture_output=True, text=True)
+    assert run.returncode == 0, (run.stdout + run.stderr)[-6000:]
+
+
+def test_the_portable_parser_too(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    cc(
+        "-g",
+        "-O1",
+        "-DHTTP1_PORTABLE",
+        "-fsanitize=address,undefined",
+        f"-I{EXT}",
+        HERE / "test_http1.c",
+        "-o",
+        program,
+    )
+    run = subprocess.run([program], capture_output=True, text=True)
+    assert run.returncode == 0, (run.stdout + run.stderr)[-6000:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_fuzzing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute for each target; `make fuzz` takes longer."""
+    run = subprocess.run([sys.executable, HERE.parent / "fuzz" / "run.py", "60"], capture_output=True, text=True)
+    if "needs clang" in run.stderr and run.returncode == 0:
+        pytest.skip(run.stderr.strip())
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -1,0 +1,76 @@
+"""Builds the libFuzzer targets and runs each for a time:  python tests/fuzz/run.py SECONDS [TARGET ...]
+
+Exits 1 if a target finds something, leaving the input that shows it in the folder named; 0 if clang is missing, with a
+line that says so, except under CI.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+EXT = HERE.parent.parent / "ext"
+
+
+def main(arguments: list[str]) -> int:
+    seconds = int(arguments[0]) if arguments else 60
+    targets = arguments[1:] or sorted(p.stem.removeprefix("fuzz_") for p in HERE.glob("fuzz_*.c"))
+    clang = shutil.which("clang")
+    if clang is None:
+        print("fuzzing needs clang with libFuzzer; on Debian: apt-get install clang", file=sys.stderr)
+        return 1 if os.environ.get("CI") else 0
+    failed = []
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        for target in targets:
+            program = Path(folder) / target
+            sanitizers = "-fsanitize=fuzzer,address,undefined"
+            source = HERE / f"fuzz_{target}.c"
+            subprocess.run(
+                [
+                    clang,
+                    "-g",
+                    "-O1",
+                    "-fno-sanitize-recover=all",
+                    sanitizers,
+                    f"-I{EXT}",
+                    source,
+                    "-lpthread",
+                    "-o",
+                    program,
+                ],
+                check=True,
+            )
+            # New inputs go to a folder of their own: the corpus in the repository stays small and chosen.
+            found = Path(folder) / f"{target}-found"
+            found.mkdir()
+            corpus = HERE / "corpus" / target
+            findings = Path(tempfile.mkdtemp(prefix=f"fuzz-{target}-"))
+            command = [program, found, *([corpus] if corpus.is_dir() else []), f"-max_total_time={seconds}"]
+            command += [
+                "-max_len=8192",
+                "-timeout=10",
+                "-verbosity=0",
+                "-print_final_stats=1",
+                f"-artifact_prefix={findings}/",
+            ]
+            run = subprocess.run(command, capture_output=True, text=True)
+            stats = [
+                line for line in run.stderr.splitlines() if "number_of_executed_units" in line or "average_exec" in line
+            ]
+            print(f"{target}: exit {run.returncode}; {'; '.join(stats)}", flush=True)
+            if run.returncode != 0:
+                failed.append(target)
+                print(run.stderr[-6000:])
+                print(f"{target}: the input is in {findings}")
+            else:
+                shutil.rmtree(findings)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
