@@ -170,5 +170,5 @@ def machine() -> dict[str, str | int]:
         "cores": len(os.sched_getaffinity(0)),
         "kernel": f"{os.uname().sysname} {os.uname().release.split('-')[0]} {os.uname().machine}",
         "python": sys.version.split()[0],
-        "build": sysconfig.get_config_var("CONFIG_ARGS") or "",
+        "python_build": "optimised" if "--enable-opt" in (sysconfig.get_config_var("CONFIG_ARGS") or "") else "plain",
     }

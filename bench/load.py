@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import statistics
+import signal
 import subprocess
 import tempfile
 import time
@@ -53,7 +53,7 @@ def wrk(server: Running, path: str, *, connections: int, seconds: float, close: 
     rate = float(m[1]) if (m := re.search(r"Requests/sec:\s+([\d.]+)", text)) else 0.0
     failed = sum(int(n) for line in re.findall(r"Socket errors:.*", text) for n in re.findall(r"\d+", line))
     failed += sum(int(n) for n in re.findall(r"Non-2xx or 3xx responses: (\d+)", text))
-    p99 = _seconds(m[1]) if (m := re.search(r"99%\s+(\S+)", text)) else 0.0
+    p99 = _seconds(m[1]) if (m := re.search(r"(?m)^\s+99%\s+(\S+)", text)) else 0.0
     return Sample(rate, used / count if count else 0.0, used / took, p99, failed)
 
 
@@ -69,14 +69,24 @@ def warm_up(server: Running, path: str, connections: int) -> None:
 
 
 class Background:
-    """wrk that keeps a server busy until the end of the block."""
+    """wrk that keeps a server (or, given `port`, whoever listens there) busy until the end of the block."""
 
-    def __init__(self, server: Running, path: str, connections: int) -> None:
+    def __init__(
+        self, server: Running | None, path: str, connections: int, *, port: int = 0, close: bool = False
+    ) -> None:
+        port = server.port if server is not None else port
+        words = [command("wrk"), "-t1", f"-c{connections}", "-d3600s", "--timeout=60s"]
+        words += ["-H", "Connection: close"] if close else []
         with on_cores(LOAD_CORES):
             self._process = subprocess.Popen(
-                [command("wrk"), "-t1", f"-c{connections}", "-d3600s", "--timeout=60s",
-                 f"http://127.0.0.1:{server.port}{path}"], stdout=subprocess.DEVNULL,
-            )  # fmt: skip
+                [*words, f"http://127.0.0.1:{port}{path}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+
+    def finish(self) -> str:
+        """Ends the load; wrk's report."""
+        self._process.send_signal(signal.SIGINT)
+        text, _ = self._process.communicate()
+        return text
 
     def __enter__(self) -> Background:
         return self
@@ -84,6 +94,8 @@ class Background:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 @dataclass
@@ -146,7 +158,3 @@ class Crowd:
         self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
-
-
-def median(samples: list[Sample], what: str) -> float:
-    return float(statistics.median(getattr(s, what) for s in samples))

@@ -72,10 +72,10 @@ def cpu_time(pid: int) -> float:
 class Running:
     """A started server."""
 
-    def __init__(self, peer: Peer, extra: dict[str, str] | None = None) -> None:
-        """Missing: it did not come up."""
+    def __init__(self, peer: Peer, extra: dict[str, str] | None = None, *, port: int = 0) -> None:
+        """On `port`, or a free one.  Missing: it did not come up."""
         self.peer = peer
-        self.port = free_port()
+        self.port = port or free_port()
         self._folder = tempfile.TemporaryDirectory(prefix="bench-")
         folder = Path(self._folder.name)
         environment = {

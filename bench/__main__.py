@@ -1,0 +1,90 @@
+"""`python -m bench`: runs the sections, writes results.json and the plots, prints the table.  See --help."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from bench import environment, hosting, latency, memory, parsing, peers, plots, probes, report, restarts, startup
+from bench.peers import THREADS
+from bench.servers import LOAD_CORES, SERVER_CORES
+from bench.session import Session
+
+SECTIONS = {
+    "probes": probes,
+    "latency": latency,
+    "hosting": hosting,
+    "parsing": parsing,
+    "memory": memory,
+    "startup": startup,
+    "restarts": restarts,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Our server beside its peers on this machine: " + ", ".join(SECTIONS) + ".",
+        epilog="Exit code 0: all that this machine allows has been measured; what it does not is listed.",
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer servers and rounds; under three minutes")
+    parser.add_argument("--only", default="", metavar="A,B", help="these sections; the others' results are kept")
+    parser.add_argument("--servers", default="", metavar="A,B", help="these servers: " + ", ".join(peers.BY_NAME))
+    parser.add_argument("--output", type=Path, default=environment.BENCH / "results.json", help="default: %(default)s")
+    parser.add_argument("--report", action="store_true", help="measure nothing: table and plots from the results")
+    parser.add_argument("--readme", type=Path, help="put the table between the markers of this file")
+    arguments = parser.parse_args()
+
+    results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    if not arguments.report:
+        results = measure(arguments, results)
+        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+    for name, picture in plots.draw(results).items():
+        (arguments.output.parent / f"{name}.svg").write_text(picture)
+    print(report.terminal(results))
+    if arguments.readme:
+        report.update(arguments.readme, results)
+    return 0
+
+
+def measure(arguments: argparse.Namespace, results: dict[str, object]) -> dict[str, object]:
+    wanted = [name for name in arguments.only.split(",") if name] or list(SECTIONS)
+    chosen = [name for name in arguments.servers.split(",") if name]
+    unknown = [name for name in wanted if name not in SECTIONS] + [n for n in chosen if n not in peers.BY_NAME]
+    if unknown:
+        raise SystemExit(f"python -m bench: no section or server {', '.join(unknown)}")
+    session = Session(arguments.quick, [], {})
+    session.missing |= environment.prepare(session.say)
+    if "wrk" in session.missing:
+        raise SystemExit(f"python -m bench: nothing to load servers with: {session.missing['wrk']}")
+    there, reasons = peers.available(session.missing)
+    session.missing |= reasons
+    session.peers = [peer for peer in there if not chosen or peer.name in chosen]
+    session.started = time.monotonic()
+    if not arguments.only:
+        results = {}
+    for name in wanted:
+        results[name] = SECTIONS[name].run(session)
+    session.clear()
+    results["meta"] = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "quick": arguments.quick,
+        "seconds": round(time.monotonic() - session.started),
+        "machine": environment.machine(),
+        "load_before": os.getloadavg()[0],
+        "threads": THREADS,
+        "server_cores": sorted(SERVER_CORES),
+        "load_cores": sorted(LOAD_CORES),
+        "versions": environment.versions(),
+        "settings": {peer.name: peer.settings() for peer in session.peers},
+        "missing": session.missing,
+    }
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main())

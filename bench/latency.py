@@ -1,0 +1,118 @@
+"""Section 2: how long a probe waits for its answer while the server is in trouble.
+
+    saturated     32 clients, each wanting 50 ms of CPU of the application again and again
+    lock held     one request that holds the interpreter lock for 3 s, then a second of rest, again and again
+    slow clients  10,000 connections that send one byte of a request a second
+    frozen        PostgreSQL stopped by SIGSTOP: it accepts and never answers; 8 clients query; both probes are asked
+
+A probe is a new connection every 20 ms, however long earlier ones take, as an orchestrator asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from bench.database import postgres
+from bench.load import Background, Crowd, Probes, read_probes, start_probes
+from bench.servers import Running, get
+from bench.session import Session
+
+INTERVAL = 0.02  # seconds
+TIMEOUT = 10  # seconds; a probe without an answer counts as that long
+SLOW_CLIENTS = 10_000
+
+QUICK = "pkg gunicorn granian waitress"
+
+
+@contextlib.contextmanager
+def _saturated(server: Running) -> Iterator[dict[str, Any]]:
+    with Background(server, "/busy", 32):
+        time.sleep(0.5)
+        yield {}
+
+
+@contextlib.contextmanager
+def _lock_held(server: Running) -> Iterator[dict[str, Any]]:
+    end = threading.Event()
+
+    def hold() -> None:
+        while not end.is_set():
+            with contextlib.suppress(OSError):
+                get(server.port, "/hold", timeout=60)
+            end.wait(1)
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    time.sleep(0.2)
+    yield {}
+    end.set()
+
+
+@contextlib.contextmanager
+def _slow_clients(server: Running) -> Iterator[dict[str, Any]]:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with Crowd(server, "slow", min(SLOW_CLIENTS, limit - 100)) as crowd:
+        yield {"connections": crowd.wait()}
+
+
+@contextlib.contextmanager
+def _frozen(server: Running, database: Any) -> Iterator[dict[str, Any]]:
+    deadline = time.monotonic() + 10
+    while get(server.port, "/readyz") != 200 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    database.pause()
+    try:
+        with Background(server, "/query", 8):
+            time.sleep(0.5)
+            yield {}
+    finally:
+        database.resume()
+
+
+def _probe(server: Running, path: str, seconds: int) -> Probes:
+    return read_probes(start_probes(server.port, path, interval=INTERVAL, seconds=seconds, timeout=TIMEOUT))
+
+
+def run(session: Session) -> list[dict[str, Any]]:
+    out: list[dict[str, Any]] = []
+    for case, trouble, seconds, quick in (
+        ("saturated", _saturated, 3 if session.quick else 10, QUICK),
+        ("lock held", _lock_held, 4 if session.quick else 12, QUICK),
+        ("slow clients", _slow_clients, 3 if session.quick else 10, "pkg gunicorn granian"),
+    ):
+        for peer in session.choose(hosts=True, quick=quick):
+            session.say(f"probe latency, {case}: {peer.title}")
+            server = session.start(peer)
+            if server is not None:
+                with server, trouble(server) as facts:
+                    seen = _probe(server, "/healthz", seconds)
+                out.append({"case": case, "server": peer.name, "path": "/healthz", **facts, **_record(seen)})
+    with postgres(session) as database:
+        for peer in session.choose(hosts=True, quick="pkg gunicorn granian") if database is not None else []:
+            session.say(f"probe latency, database frozen: {peer.title}")
+            server = session.start(peer, {"DATABASE_URL": database.url})
+            if server is None:
+                continue
+            with server, _frozen(server, database) as facts:
+                seconds = 3 if session.quick else 10
+                both = {
+                    path: start_probes(server.port, path, interval=INTERVAL, seconds=seconds, timeout=TIMEOUT)
+                    for path in ("/healthz", "/readyz")
+                }
+                for path, process in both.items():
+                    seen = read_probes(process)
+                    out.append({"case": "database frozen", "server": peer.name, "path": path, **facts, **_record(seen)})
+    return out
+
+
+def _record(seen: Probes) -> dict[str, Any]:
+    return {
+        "probes": len(seen.latencies),
+        "statuses": seen.statuses,
+        "ms": {name: round(value * 1e3, 3) for name, value in seen.summary().items()},
+    }

@@ -1,0 +1,177 @@
+"""Two pictures from results.json, as SVG written by hand: probe latency under load, and requests per second of CPU.
+
+Ours is the one in colour.  It measures nothing, and needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+from bench.peers import BY_NAME
+
+OURS, OTHERS, LIMIT, INK, FAINT, ALARM = "#0b6e4f", "#8a94a0", "#c3cad1", "#1f2933", "#e3e7eb", "#c0392b"
+WIDTH, LABELS, MARGIN, ROW = 900, 150, 14, 22
+KUBELET = 1000.0  # milliseconds: the default timeout of a Kubernetes probe
+
+Results = dict[str, Any]
+
+
+def draw(results: Results) -> dict[str, str]:
+    """File name without ending: picture.  Only what there are results for."""
+    out = {}
+    if results.get("latency"):
+        out["latency"] = latency(results["latency"])
+    panels = [
+        ("Probes, keep-alive, 32 connections", [r for r in results.get("probes", []) if r["case"] == "keep-alive"]),
+        ("Hello world, 32 connections",
+         [r for r in results.get("hosting", []) if r["case"] == "hello" and r["connections"] == 32]),
+    ]  # fmt: skip
+    if any(rows for _, rows in panels):
+        out["throughput"] = throughput([(title, rows) for title, rows in panels if rows])
+    return out
+
+
+def _text(
+    x: float, y: float, text: str, *, anchor: str = "start", size: int = 12, fill: str = INK, bold: bool = False
+) -> str:
+    weight = ' font-weight="600"' if bold else ""
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{fill}"{weight}>'
+        f"{escape(text)}</text>"
+    )
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1, dash: str = "") -> str:
+    dashes = f' stroke-dasharray="{dash}"' if dash else ""
+    return (
+        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" '
+        f'stroke-width="{width:g}" stroke-linecap="butt"{dashes}/>'
+    )
+
+
+def _rect(x: float, y: float, width: float, height: float, colour: str, opacity: float = 1) -> str:
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{height:.1f}" fill="{colour}" '
+        f'fill-opacity="{opacity:g}"/>'
+    )
+
+
+def _picture(height: float, title: str, parts: Iterable[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" '
+        f'height="{height:.0f}" font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif" '
+        f'role="img" aria-label="{escape(title)}">\n'
+        f'<rect width="{WIDTH}" height="{height:.0f}" rx="6" fill="#ffffff"/>\n' + "\n".join(parts) + "\n</svg>\n"
+    )
+
+
+def _title(name: str) -> str:
+    return BY_NAME[name].title if name in BY_NAME else name
+
+
+def _ink(name: str) -> str:
+    return OURS if name == "pkg" else LIMIT if name in BY_NAME and not BY_NAME[name].hosts else OTHERS
+
+
+def _duration(ms: float) -> str:
+    if ms >= 995:
+        return f"{ms / 1000:.1f} s"
+    return f"{ms:.0f} ms" if ms >= 9.95 else f"{ms:.1f} ms" if ms >= 1 else f"{ms:.2f} ms"
+
+
+# ---------------------------------------------------------------------- latency
+
+CASES = (
+    ("saturated", "/healthz", "Application saturated: 32 clients x 50 ms of CPU"),
+    ("lock held", "/healthz", "Interpreter lock held for 3 s at a time"),
+    ("slow clients", "/healthz", "10,000 slow clients"),
+    ("database frozen", "/readyz", "Database frozen, readiness asked"),
+)
+LOW, HIGH = 0.05, 10_000.0  # milliseconds
+
+
+def latency(rows: list[dict[str, Any]]) -> str:
+    """One row a server: thin line p1 to p99, bar p25 to p75, mark at the median, p99 in figures."""
+    panels = []
+    for case, path, title in CASES:
+        found = [r for r in rows if r["case"] == case and r["path"] == path]
+        if found:
+            panels.append((title, sorted(found, key=lambda r: r["ms"]["p99"])))
+    parts = [
+        _text(MARGIN, 26, "How long a health probe waits", size=17, bold=True),
+        _text(MARGIN, 45, "thin: 1st to 99th percentile, bar: the middle half, mark: median, figure: 99th; "
+              "each probe a connection of its own, log scale", size=11, fill="#5b6670"),
+    ]  # fmt: skip
+    y = 58.0
+    for title, found in panels:
+        picture, y = _latency_panel(title, found, y)
+        parts += picture
+    return _picture(y + 4, "Probe latency under load", parts)
+
+
+def _latency_panel(title: str, rows: list[dict[str, Any]], top: float) -> tuple[list[str], float]:
+    left, right = MARGIN + LABELS, WIDTH - MARGIN - 70
+    scale = (right - left) / math.log(HIGH / LOW)
+
+    def x(ms: float) -> float:
+        return left + math.log(min(max(ms, LOW), HIGH) / LOW) * scale
+
+    first, bottom = top + 30, top + 30 + ROW * len(rows)
+    parts = [
+        _text(MARGIN, top + 18, title, size=13, bold=True),
+        _rect(x(KUBELET), first - 4, right - x(KUBELET), bottom - first + 6, ALARM, 0.08),
+    ]
+    for tick in (0.1, 1, 10, 100, 1000, 10_000):
+        parts += [
+            _line(x(tick), first - 4, x(tick), bottom + 2, FAINT),
+            _text(x(tick), bottom + 15, f"{tick / 1000:g} s" if tick >= 1000 else f"{tick:g} ms", anchor="middle",
+                  size=10, fill="#5b6670"),
+        ]  # fmt: skip
+    parts += [
+        _line(x(KUBELET), first - 4, x(KUBELET), bottom + 2, ALARM, 1.5, "4 3"),
+        _text(x(KUBELET) - 4, top + 20, "a kubelet's patience: 1 s", anchor="end", size=10, fill=ALARM),
+    ]
+    for n, row in enumerate(rows):
+        y, ms, colour = first + ROW * n + ROW / 2, row["ms"], _ink(row["server"])
+        ours = row["server"] == "pkg"
+        parts += [
+            _text(left - 8, y + 4, _title(row["server"]), anchor="end", bold=ours, fill=OURS if ours else INK),
+            _line(x(ms["p1"]), y, x(ms["p99"]), y, colour, 2),
+            _rect(x(ms["p25"]), y - 5, max(x(ms["p75"]) - x(ms["p25"]), 2), 10, colour),
+            _line(x(ms["p50"]), y - 8, x(ms["p50"]), y + 8, INK, 2),
+            _text(right + 8, y + 4, _duration(ms["p99"]) if ms["p99"] < HIGH else "none in 10 s", size=11, bold=ours,
+                  fill=ALARM if ms["p99"] >= KUBELET else OURS if ours else INK),
+        ]  # fmt: skip
+    return parts, bottom + 26
+
+
+# ------------------------------------------------------------------- throughput
+
+
+def throughput(panels: list[tuple[str, list[dict[str, Any]]]]) -> str:
+    """Requests per second of CPU: true also where the load generator was slower than the server."""
+    parts = [
+        _text(MARGIN, 26, "Requests per second of CPU", size=17, bold=True),
+        _text(MARGIN, 45, "of the server's whole process tree; small figure: CPU per request", size=11, fill="#5b6670"),
+    ]
+    y, left, right = 58.0, MARGIN + LABELS, WIDTH - MARGIN - 150
+    for title, rows in panels:
+        rows = sorted((r for r in rows if r["cpu_us"]), key=lambda r: r["cpu_us"])
+        most = max(1e6 / r["cpu_us"] for r in rows)
+        parts.append(_text(MARGIN, y + 18, title, size=13, bold=True))
+        y += 30
+        for row in rows:
+            rate, ours = 1e6 / row["cpu_us"], row["server"] == "pkg"
+            width = (right - left) * rate / most
+            parts += [
+                _text(left - 8, y + 15, _title(row["server"]), anchor="end", bold=ours, fill=OURS if ours else INK),
+                _rect(left, y + 4, width, ROW - 8, _ink(row["server"])),
+                _text(left + width + 6, y + 15, f"{rate:,.0f}", bold=ours, fill=OURS if ours else INK),
+                _text(WIDTH - MARGIN, y + 15, f"{row['cpu_us']:.1f} us", anchor="end", size=11, fill="#5b6670"),
+            ]
+            y += ROW
+        y += 8
+    return _picture(y + 4, "Requests per second of CPU", parts)

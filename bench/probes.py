@@ -1,0 +1,31 @@
+"""Section 1: how many probes a server answers, and what each costs in CPU: keep-alive, and a connection for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.load import wrk
+from bench.session import Session
+
+CONNECTIONS = 32
+
+
+def run(session: Session) -> list[dict[str, Any]]:
+    out: list[dict[str, Any]] = []
+    with session.all_running(session.choose(hosts=False)) as servers:
+        for case, close in (("keep-alive", False), ("one connection each", True)):
+            if not session.quick:
+                session.rounds(
+                    f"probes, {case}, warming up", servers,
+                    lambda s, close=close: wrk(s, "/healthz", connections=CONNECTIONS, seconds=1, close=close),
+                    rounds=1,
+                )  # fmt: skip
+            rows = session.rounds(
+                f"probes, {case}", servers,
+                lambda s, close=close: wrk(
+                    s, "/healthz", connections=CONNECTIONS, seconds=1 if session.quick else 2, close=close
+                ),
+                rounds=(1 if close else 2) if session.quick else 5,
+            )  # fmt: skip
+            out += [{"case": case, "connections": CONNECTIONS, **row} for row in rows]
+    return out

@@ -1,0 +1,204 @@
+"""The tables of a run, as Markdown: for the terminal, and for the README between two markers.
+
+It reads results.json only, so that the README says what was measured and nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bench.peers import BY_NAME, PEERS
+
+BEGIN, END = "<!-- bench: begin, written by `python -m bench --report --readme README.md` -->", "<!-- bench: end -->"
+
+Results = dict[str, Any]
+Row = dict[str, Any]
+
+
+def terminal(results: Results) -> str:
+    """Everything there is."""
+    parts = [latency(results), probes(results), hosting(results), footprint(results), parsing(results), notes(results)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def readme(results: Results) -> str:
+    """What a reader wants to see; the pictures are beside results.json."""
+    pictures = {name: f"![{alt}](bench/{name}.svg)" for name, alt in (
+        ("latency", "Probe latency under load"), ("throughput", "Requests per second of CPU"))}  # fmt: skip
+    parts = [
+        pictures["latency"] if results.get("latency") else "", latency(results),
+        pictures["throughput"] if results.get("hosting") else "", hosting(results), probes(results),
+        footprint(results), parsing(results), notes(results),
+    ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part)
+
+
+def update(path: Path, results: Results) -> None:
+    """Replaces what stands between the markers.  ValueError: the file has none."""
+    text = path.read_text()
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{path} has no lines {BEGIN!r} and {END!r}")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_text(f"{before}{BEGIN}\n\n{readme(results)}\n\n{END}{after}")
+
+
+# ---------------------------------------------------------------------- sections
+
+
+def latency(results: Results) -> str:
+    rows = results.get("latency", [])
+    cases = [("saturated", "/healthz", "saturated"), ("lock held", "/healthz", "lock held 3 s"),
+             ("slow clients", "/healthz", "10,000 slow clients"), ("database frozen", "/healthz", "database frozen"),
+             ("database frozen", "/readyz", "the same, readiness")]  # fmt: skip
+    found = {(r["server"], r["case"], r["path"]): r for r in rows}
+    cases = [c for c in cases if any(key[1:] == c[:2] for key in found)]
+    body = [
+        [_title(name), *(_waits(found.get((name, case, path))) for case, path, _ in cases)]
+        for name in _servers(rows)
+    ]  # fmt: skip
+    return _table("Probe latency, p50 / p99", ["server", *(title for _, _, title in cases)], body)
+
+
+def _waits(row: Row | None) -> str:
+    if row is None:
+        return ""
+    text = f"{_duration(row['ms']['p50'])} / {_duration(row['ms']['p99'])}"
+    none = sum(row["statuses"].get(kind, 0) for kind in ("cut", "late"))
+    return text + (f", {none / row['probes']:.0%} unanswered" if none else "")
+
+
+def probes(results: Results) -> str:
+    rows = results.get("probes", [])
+    found = {(r["server"], r["case"]): r for r in rows}
+    cases = [case for case in ("keep-alive", "one connection each") if any(key[1] == case for key in found)]
+    body = [
+        [_title(name), *(cell for case in cases for cell in _rate_and_cpu(found.get((name, case))))]
+        for name in sorted(_servers(rows), key=lambda n: found.get((n, "keep-alive"), {"cpu_us": 1e9})["cpu_us"])
+    ]
+    return _table("Health probes, 32 connections",
+                  ["server", *(cell for case in cases for cell in (f"{case}, /s", "CPU each"))], body)  # fmt: skip
+
+
+def _rate_and_cpu(row: Row | None) -> list[str]:
+    if row is None or not row["cpu_us"]:
+        return ["", ""]
+    return [f"{row['rate']:,.0f}", f"{row['cpu_us']:.1f} us"]
+
+
+def hosting(results: Results) -> str:
+    rows = results.get("hosting", [])
+    found = {(r["server"], r["case"], r["connections"]): r for r in rows}
+    columns = [
+        (case, n) for case in ("hello", "64 KiB", "1 MiB upload", "query") for n in (1, 32, 256)
+        if any(key[1:] == (case, n) for key in found) and (case == "hello" or n == 32)
+    ]  # fmt: skip
+
+    def cell(name: str, case: str, n: int) -> str:
+        row, ours = found.get((name, case, n)), found.get(("pkg", case, n))
+        if row is None or not row["cpu_us"]:
+            return ""
+        ratio = f" ({row['cpu_us'] / ours['cpu_us']:.1f}x)" if ours and ours["cpu_us"] and name != "pkg" else ""
+        return f"{row['cpu_us']:,.1f} us{ratio}"
+
+    def rank(name: str) -> float:
+        return float(found.get((name, "hello", 32), {"cpu_us": 1e9})["cpu_us"])
+
+    body = []
+    for name in sorted(_servers(rows), key=rank):
+        hello = found.get((name, "hello", 32))
+        body.append([_title(name), f"{hello['rate']:,.0f}" if hello else "", *(cell(name, *c) for c in columns)])
+    titles = [f"{case}, {n}" if case == "hello" else case for case, n in columns]
+    return _table("Hosting an application, CPU per request", ["server", "hello /s", *titles], body)
+
+
+def footprint(results: Results) -> str:
+    memory = {r["server"]: r for r in results.get("memory", [])}
+    startup = {r["server"]: r for r in results.get("startup", [])}
+    restarts = {r["server"]: r for r in results.get("restarts", [])}
+    body = []
+    for name in _servers([*memory.values(), *startup.values(), *restarts.values()]):
+        m, s, r = memory.get(name), startup.get(name), restarts.get(name)
+        added = f"{m['added_rss'] / 1e6:.0f} MB" if m else ""
+        if m and m["connections"] < 0.99 * max(x["connections"] for x in memory.values()):
+            added += f" (took {m['connections']:,})"
+        body.append([
+            _title(name), f"{m['idle_pss'] / 1e6:.0f} MB" if m else "", added, f"{s['ms']:.0f} ms" if s else "",
+            f"{r['lost']:,} of {r['lost'] + r['answered']:,}" if r else "",
+        ])  # fmt: skip
+    count = max((r["restarts"] for r in restarts.values()), default=0)
+    most = max((m["connections"] for m in memory.values()), default=0)
+    alone = startup.get("interpreter alone")
+    started = f"first 200 (interpreter alone {alone['ms']:.0f} ms)" if alone else "first 200"
+    return _table(
+        "Footprint", ["server", "idle", f"{most:,} idle connections add", started, f"lost in {count} restarts"], body
+    )
+
+
+def parsing(results: Results) -> str:
+    rows = results.get("parsing", [])
+    cases = list(dict.fromkeys(r["case"] for r in rows))
+    body = []
+    for level, parser in dict.fromkeys((r["level"], r["parser"]) for r in rows):
+        cells = []
+        for case in cases:
+            mine = [r for r in rows if (r["level"], r["parser"], r["case"]) == (level, parser, case)]
+            text = f"{mine[0]['ns']:,.0f} ns" if mine else ""
+            if mine and mine[0].get("instructions"):
+                text += f", {mine[0]['instructions']:,.0f} instructions"
+            cells.append(text)
+        body.append([f"{parser} ({level})", *cells])
+    return _table("Parsing a request head", ["parser", *cases], body)
+
+
+def notes(results: Results) -> str:
+    meta = results.get("meta")
+    if not meta:
+        return ""
+    machine = meta["machine"]
+    lines = [
+        f"Measured {meta['date']} in one run{' (quick)' if meta['quick'] else ''} on {machine['cpu']}, "
+        f"{machine['kernel']}, Python {machine['python']}; server on one core, load on another, loopback; one process, "
+        f"{meta['threads']} threads where a server has threads, access logs off, rounds interleaved, medians. "
+        "CPU is that of the server's whole process tree."
+    ]
+    lines += [f"Not measured: {_title(name)}: {reason}" for name, reason in meta["missing"].items()]
+    return "\n\n".join(lines)
+
+
+# ----------------------------------------------------------------------- drawing
+
+
+def _servers(rows: list[Row]) -> list[str]:
+    """In the peers' order."""
+    there = {r["server"] for r in rows}
+    return [peer.name for peer in PEERS if peer.name in there]
+
+
+def _title(name: str) -> str:
+    return BY_NAME[name].title if name in BY_NAME else name
+
+
+def _duration(ms: float) -> str:
+    if ms >= 995:
+        return f"{ms / 1000:.1f} s"
+    return f"{ms:.0f} ms" if ms >= 9.95 else f"{ms:.1f} ms" if ms >= 1 else f"{ms:.2f} ms"
+
+
+def _table(title: str, head: list[str], body: list[list[str]]) -> str:
+    """A Markdown table that is also readable as text."""
+    body = [[cell or "-" for cell in row] for row in body]
+    if not body or len(head) < 2:
+        return ""
+    widths = [max(len(row[n]) for row in [head, *body]) for n in range(len(head))]
+
+    def line(row: list[str]) -> str:
+        cells = [
+            cell.ljust(width) if n == 0 else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "| " + " | ".join(cells) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) if n == 0 else "-" * (w + 1) + ":" for n, w in enumerate(widths)) + "|"
+    return "\n".join([f"**{title}**", "", line(head), rule, *map(line, body)])
