@@ -22,11 +22,11 @@ RUN apt-get update; \
 COPY deploy/image/debs.sh /build/
 RUN apt-get update; sh /build/debs.sh /rootfs libpq5 libldap2 libsasl2-2; rm -rf /var/lib/apt/lists/*
 
+# Without secrets neither file is there, and pip and OpenSSL do without.
 ENV PATH=/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore \
-    PIP_CONFIG_FILE=/run/secrets/pip_conf PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
+    PIP_CONFIG_FILE=/run/secrets/pip_conf SSL_CERT_FILE=/run/secrets/ca PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
 COPY deploy/image/build.lock /build/
 RUN --mount=type=secret,id=pip_conf --mount=type=secret,id=ca \
-    [ ! -e /run/secrets/ca ] || export PIP_CERT=/run/secrets/ca; \
     python3 -m venv /venv; pip install -q --require-hashes -r /build/build.lock
 
 # Python's own flags lack Debian's hardening.  -g0 and -s leave out symbols (psycopg_c: 14.5 MB with them, 1.1 without);
@@ -36,7 +36,6 @@ ENV CFLAGS="-Os -g0 -ffunction-sections -fstack-protector-strong -fstack-clash-p
     LDFLAGS="-Wl,-z,relro,-z,now,-z,noexecstack,-z,pack-relative-relocs -Wl,--gc-sections,--as-needed,-s"
 COPY deploy/image/runtime.lock /build/
 RUN --mount=type=secret,id=pip_conf --mount=type=secret,id=ca \
-    [ ! -e /run/secrets/ca ] || export PIP_CERT=/run/secrets/ca; \
     pip wheel -q --no-build-isolation --no-deps --require-hashes -w /wheels -r /build/runtime.lock
 
 WORKDIR /build
@@ -47,11 +46,13 @@ RUN pip wheel -q --no-build-isolation --no-deps -w /wheels .
 
 # What is laid over the base, without what only a compiler or an editor reads.  /app is where a user's application goes.
 ARG SOURCE_DATE_EPOCH=1767225600
+# The locks pinned what is in /wheels.
+# hadolint ignore=DL3013
 RUN site=/rootfs$(/usr/bin/python3 -c 'import site; print(site.getsitepackages()[0])'); \
     pip install -q --no-deps --no-index --find-links /wheels --no-compile --target "$site" \
         pkg psycopg psycopg-c psycopg-pool; \
     find "$site" -regex '.*\.\(c\|h\|pxd\|pyx\|pyi\)' -delete; \
-    rm -r "$site/bin"; \
+    rm -r "${site:?}/bin"; \
     mkdir /rootfs/app; \
     find /rootfs -type d -exec chmod 755 {} +; \
     find /rootfs -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
@@ -61,6 +62,8 @@ FROM ${RUNTIME_IMAGE} AS bytecode
 ARG SOURCE_DATE_EPOCH=1767225600
 COPY --from=builder /rootfs /
 COPY deploy/image/bytecode.py /
+# Of this stage only /pyc is used.
+# hadolint ignore=DL3002
 USER 0
 # NODEBUGRANGES: tracebacks name the line but mark no part of it; a fifth of the byte code, and of its memory, less.
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 PYTHONNODEBUGRANGES=1

@@ -40,7 +40,8 @@ def named(package):
                 yield node.module
 
 
-def main(out, package):
+def sources(package):
+    """The source files of all modules that are in use once those are imported."""
     for name in (*UNNAMED, *COMMON, *named(package)):
         with contextlib.suppress(ImportError):  # an optional extra
             importlib.import_module(name)
@@ -48,10 +49,38 @@ def main(out, package):
     specs = [module.__spec__ for module in list(sys.modules.values()) if module.__spec__ is not None]
     files = {spec.origin for spec in specs if spec.has_location}
     files |= {importlib.util.find_spec(f"{package}.__main__").origin}
-    for path in sorted(file for file in files if file.endswith(".py")):
-        cache = out + importlib.util.cache_from_source(path)
-        os.makedirs(os.path.dirname(cache), exist_ok=True)
-        py_compile.compile(path, cache, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    return sorted(file for file in files if file.endswith(".py"))
+
+
+def apart(function, *arguments):
+    """What the function returns, a list of strings, when a child process calls it."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with os.fdopen(write, "w") as pipe:
+            pipe.write("\n".join(function(*arguments)))
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        text = pipe.read()
+    if os.waitpid(pid, 0)[1] != 0:
+        sys.exit(f"{function.__name__}{arguments} failed")
+    return text.splitlines()
+
+
+def compiled(out, path):
+    cache = out + importlib.util.cache_from_source(path)
+    os.makedirs(os.path.dirname(cache), exist_ok=True)
+    py_compile.compile(path, cache, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    return [cache]
+
+
+def main(out, package):
+    # How byte code is written depends, in bits that mean nothing, on how often an object is referred to elsewhere in
+    # the process.  A child for each file makes it a function of the source alone.
+    files = apart(sources, package)
+    for path in files:
+        apart(compiled, out, path)
     when = float(os.environ["SOURCE_DATE_EPOCH"])
     for folder, _, names in os.walk(out):
         for path in (folder, *(os.path.join(folder, name) for name in names)):

@@ -1,0 +1,233 @@
+"""Docker or podman, whichever works here, as the image tests need it.  It knows nothing about what is in the image."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gzip
+import io
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+__all__ = ["ROOT", "Answer", "Container", "Engine", "Layer", "NoEngine", "free_port", "wait_for"]
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+
+# As `deploy/` runs it: nothing writable, no rights.
+HARDENED = (
+    "--read-only",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges",
+    "--user=65532:65532",
+    "--memory=64m",
+    "--pids-limit=64",
+)
+
+
+class NoEngine(RuntimeError):
+    """Containers cannot be run here; the text is one line that says what to do."""
+
+
+class Answer(NamedTuple):
+    status: int
+    body: str
+
+
+class Layer(NamedTuple):
+    size: int  # bytes of tar
+    packed_size: int  # bytes of gzip -6, as it is pulled
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = 30.0) -> Any:
+    """The condition's first true value.  AssertionError: there was none in time."""
+    end = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end, f"not within {timeout:g} s: {what}"
+        time.sleep(0.02)
+
+
+class Engine:
+    """`with` is not needed: it holds nothing.  NoEngine: neither docker nor podman works here."""
+
+    def __init__(self) -> None:
+        self.environment = dict(os.environ)
+        named = os.environ.get("ENGINE")
+        for name in [named] if named else ["docker", "podman"]:
+            # A docker command may be there without its daemon.
+            if shutil.which(name) and self._works(name):
+                self.name = name
+                break
+        else:
+            raise NoEngine(
+                "no Docker daemon and no podman: the image is not tested (on Debian: apt-get install podman runc)"
+            )
+        if self.name == "podman" and not os.path.isdir("/run/systemd/system"):
+            # The same as in deploy/image/build.sh.
+            self.environment.setdefault("CONTAINERS_CONF", str(HERE / "containers.conf"))
+
+    @staticmethod
+    def _works(name: str) -> bool:
+        try:
+            return subprocess.run([name, "version"], capture_output=True, timeout=60).returncode == 0
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+
+    def run(self, *arguments: str, check: bool = True, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [self.name, *arguments], capture_output=True, text=True, env=self.environment, timeout=timeout
+        )
+        assert not check or done.returncode == 0, f"{self.name} {' '.join(arguments[:3])}: {done.stderr.strip()}"
+        return done
+
+    def build(self, target: str, image: str, *flags: str, **environment: str) -> str:
+        """Runs deploy/image/build.sh; the image's name.  AssertionError: it failed, with the end of what it said."""
+        done = subprocess.run(
+            [str(ROOT / "deploy/image/build.sh"), target, *flags],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
+            env={**self.environment, "ENGINE": self.name, "IMAGE": image, **environment},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-4000:]
+        return image
+
+    def inspect(self, image: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.run("image", "inspect", image).stdout)[0]
+        return found
+
+    def digests(self, image: str) -> list[str]:
+        """Of the unpacked layers, the lowest first."""
+        return list(self.inspect(image)["RootFS"]["Layers"])
+
+    @contextlib.contextmanager
+    def container(
+        self,
+        image: str,
+        *arguments: str,
+        flags: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+        health_check: bool = False,
+    ) -> Iterator[Container]:
+        """A running one, hardened, on a free port of the host's network; gone at the end."""
+        name, port = f"pkg-test-{secrets.token_hex(4)}", free_port()
+        settings = {"PORT": str(port), "HOST": "127.0.0.1", "PKG_ADMIN": "off", **(environment or {})}
+        own = ["--read-only-tmpfs=false"] if self.name == "podman" else []
+        if self.name == "podman" and not health_check:
+            own.append("--no-healthcheck")  # without systemd nothing would run it
+        begin = time.monotonic()
+        try:
+            self.run(
+                "run", "--detach", f"--name={name}", "--network=host", *HARDENED, *own,
+                *(f"--env={key}={value}" for key, value in settings.items()), *flags, image, *arguments,
+            )  # fmt: skip
+            yield Container(self, name, port, begin)
+        finally:
+            self.run("rm", "--force", name, check=False)
+
+    def python(self, image: str, code: str, *flags: str, hardened: bool = True) -> str:
+        """What the image's interpreter prints when it runs that."""
+        own = ["--read-only-tmpfs=false", "--no-healthcheck"] if self.name == "podman" else []
+        return self.run(
+            "run", "--rm", "--network=host", *(HARDENED if hardened else ()), *own, *flags,
+            "--entrypoint=/usr/bin/python3", image, "-c", code,
+        ).stdout  # fmt: skip
+
+    @contextlib.contextmanager
+    def files(self, image: str) -> Iterator[tarfile.TarFile]:
+        """All of the image's files as one archive."""
+        own = ["--no-healthcheck"] if self.name == "podman" else []
+        container = self.run("create", *own, image).stdout.strip().splitlines()[-1]
+        try:
+            with tempfile.TemporaryFile() as file:
+                subprocess.run([self.name, "export", container], stdout=file, check=True, env=self.environment)
+                file.seek(0)
+                with tarfile.open(fileobj=file) as archive:
+                    yield archive
+        finally:
+            self.run("rm", "--force", container)
+
+    @functools.cache  # noqa: B019 - one engine a session
+    def layers(self, image: str) -> list[Layer]:
+        """The lowest first."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "image.tar")
+            self.run("save", "--output", str(path), image)
+            with tarfile.open(path) as archive:
+                manifest = json.load(archive.extractfile("manifest.json") or io.BytesIO(b"[]"))
+                found = []
+                for name in manifest[0]["Layers"]:
+                    member: tarfile.TarInfo | str = archive.getmember(name)
+                    assert isinstance(member, tarfile.TarInfo)
+                    if member.issym():
+                        member = os.path.normpath(os.path.join(os.path.dirname(name), member.linkname))
+                    data = (archive.extractfile(member) or io.BytesIO()).read()
+                    plain = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+                    found.append(Layer(len(plain), len(gzip.compress(plain, 6))))
+        return found
+
+
+class Container:
+    """One that was started.  `begun`: the monotonic time before the command that started it."""
+
+    def __init__(self, engine: Engine, name: str, port: int, begun: float) -> None:
+        self.engine, self.name, self.port, self.begun = engine, name, port, begun
+
+    def get(self, path: str, timeout: float = 10.0) -> Answer:
+        """Status 0: no answer."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=timeout) as response:
+                return Answer(response.status, response.read().decode())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, error.read().decode())
+        except OSError as error:
+            return Answer(0, str(error))
+
+    def wait_until(self, path: str, status: int, timeout: float = 30.0) -> Answer:
+        def answer() -> Answer | None:
+            given = self.get(path)
+            return given if given.status == status else None
+
+        try:
+            found: Answer = wait_for(answer, f"{path} answering {status}", timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the last answer: {self.get(path)}; the log:\n{self.log()}") from None
+        return found
+
+    def exec(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.engine.run("exec", self.name, *arguments, check=False)
+
+    def log(self) -> str:
+        done = self.engine.run("logs", self.name, check=False)
+        return done.stdout + done.stderr
+
+    def state(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.engine.run("container", "inspect", self.name).stdout)[0]["State"]
+        return found
+
+    def wait(self, timeout: float = 60.0) -> int:
+        """The exit code once it has ended."""
+        return int(self.engine.run("wait", self.name, timeout=timeout).stdout.split()[-1])
+
+    def signal(self, name: str) -> None:
+        self.engine.run("kill", f"--signal={name}", self.name)
