@@ -6,6 +6,7 @@ targets come without their queries, stacks without values.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -89,6 +90,12 @@ class Pages:
             ),
             "/drain": ("POST", self._drain_page, "drain and exit, as SIGTERM does"),
         }
+
+    def prime(self) -> None:
+        """Makes the pages that matter once, for nobody: later there may be no descriptor left to import with."""
+        for path in ("/statusz", "/metrics", "/debug/threads", "/debug/requests"):
+            with contextlib.suppress(Exception):  # said when somebody asks
+                self.answer("GET", path, "")
 
     def close(self) -> None:
         """Ends what pages have begun: a profile, tracing, another log level."""

@@ -87,8 +87,17 @@ class Admin:
     def pages(self) -> Pages:
         with self._lock:
             if self._made_pages is None:
-                self._made_pages = self._make_pages()
+                pages = self._make_pages()
+                pages.prime()
+                self._made_pages = pages
             return self._made_pages
+
+    def prime(self) -> None:
+        """Makes the pages now; later there may be no descriptor left to import with."""
+        try:
+            _ = self.pages
+        except Exception:  # a service must not end for want of its pages
+            _log.exception("the admin pages cannot be made")
 
     def close(self) -> None:
         """Ends the listener; pages that are being made are given a moment."""
@@ -244,20 +253,24 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             self.close_connection = True
             self._read_body(rest, deadline)
-            reply = self._admin.answer(self.command, self.path, self.headers, self.client_address[0])
+            reply = self._answer()
         except Problem as problem:
             self._unread = True
             reply = Reply(f"{problem}\n".encode(), status=problem.status, headers=problem.headers)
         except TimeoutError:
             self._unread = True
             reply = text("the request did not arrive in time\n", 408)
-        except OSError:
-            raise
-        except Exception:
-            _log.exception("admin page %s %.100s failed", self.command, self.path)
-            reply = text("this page failed; the log says why\n", 500)
         self._reply(reply)
         self._flush()
+
+    def _answer(self) -> Reply:
+        try:
+            return self._admin.answer(self.command, self.path, self.headers, self.client_address[0])
+        except Problem:
+            raise
+        except Exception as error:
+            _log.exception("admin page %s %.100s failed", self.command, self.path)
+            return text(f"this page failed ({type(error).__name__}); the log says why\n", 500)
 
     def _read_head(self, deadline: float) -> tuple[bytes, bytes]:
         data = b""

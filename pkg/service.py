@@ -98,7 +98,7 @@ class Service:
                     (time.monotonic() - self.started) * 1000,
                 )
                 if self.admin is not None:
-                    _ = self.admin.pages  # now, not when there may be no descriptor left to import with
+                    self.admin.prime()
                 self.signals.drain.wait()
             except Interrupted:
                 self.signals.starting = False
