@@ -11,8 +11,9 @@ import os
 import select
 import socket
 import threading
+import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from itertools import count
 from time import monotonic
 from typing import Any
@@ -27,7 +28,7 @@ __all__ = ["Connection", "Deadline", "Pool", "PoolTimeout", "Watchdog", "shut"]
 PoolTimeout = psycopg_pool.PoolTimeout
 
 MAX_CANCELS = 64  # waiting; the oldest is dropped: it has had its chance
-CANCEL_TIMEOUT = 2.0  # seconds, for each step of one
+CANCEL_TIMEOUT = 5.0  # seconds, for each step of one
 _WAIT_INTERVAL = 0.1  # psycopg's own: how often a waiting thread looks for signals
 
 
@@ -39,14 +40,26 @@ class Connection(psycopg.Connection[Any]):
     told = ""  # the server's last word, if it ended the session
 
     @classmethod
-    def connect(cls, conninfo: str = "", **parameters: Any) -> Connection:
-        conn = super().connect(conninfo, **parameters)
+    def connect(cls, conninfo: str = "", **options: Any) -> Connection:
+        """psycopg's, but a failed attempt leaves no descriptor to the garbage collector.
+
+        After a timeout psycopg (3.3.8) has a cycle of the error, its frames, and in them the unfinished connection.
+        """
+        try:
+            conn = super().connect(conninfo, **options)
+        except psycopg.Error as error:
+            traceback.clear_frames(error.__traceback__)
+            raise error.with_traceback(None) from None
         conn.conninfo = conninfo
         return conn
 
     def wait(self, gen: Any, interval: float = _WAIT_INTERVAL, timeout: float | None = None) -> Any:
         """Every exchange with the server passes here; one that comes to its end is a proof that the server lives."""
-        result = super().wait(gen, interval, timeout)
+        try:
+            first = next(gen)
+        except StopIteration as ended:  # nothing was asked: commit() without a transaction, above all
+            return ended.value
+        result = super().wait(_resumed(gen, first), interval, timeout)
         self.answered = monotonic()
         return result
 
@@ -79,6 +92,16 @@ class Connection(psycopg.Connection[Any]):
             self.told = diagnostic.message_primary or "the server ended the session"
 
 
+def _resumed(gen: Generator[Any, Any, Any], first: Any) -> Generator[Any, Any, Any]:
+    """The generator from its first yield on, which has been taken from it."""
+    ready = yield first
+    try:
+        while True:
+            ready = yield gen.send(ready)
+    except StopIteration as ended:
+        return ended.value
+
+
 class Pool(psycopg_pool.ConnectionPool[Connection]):
     """psycopg_pool without its back-off and without meeting dead connections one by one.
 
@@ -107,6 +130,20 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
                 return conn
             conn.close()
             self.putconn(conn)  # which replaces it
+
+    def prune(self) -> int:
+        """Replaces idle connections that are known to be dead, without asking; how many they were."""
+        lost = 0
+        for _ in range(self.available):
+            try:
+                conn = self.getconn(0.001)
+            except PoolTimeout:  # others were faster
+                break
+            if conn.is_lost():
+                conn.close()
+                lost += 1
+            self.putconn(conn)
+        return lost
 
     def refill(self) -> None:
         """Begins to connect until there are `min_size` connections; for those who wait, one more."""

@@ -3,7 +3,7 @@
 It runs no query but the check's empty one, and keeps no clock: `health` says when to check and damps the verdicts.
 
     evidence since the last check       verdict
-    a connection came back, answered    ok, without a query
+    a connection came back, answered    ok, without a query, unless idle ones are known to have been lost since
     one is free and answers             ok
     one is free, does not answer        a new one of the check's own decides; if it answers, the pool is flushed
     none is free                        a new one of the check's own decides; degraded if all are in use
@@ -37,16 +37,18 @@ __all__ = ["Database", "Lease", "Unavailable"]
 _log = logging.getLogger(__name__)
 _pool_log = logging.getLogger("psycopg.pool")
 
-# One check, in seconds.  With an interval of 2 s (1 s while failing), 10 % jitter and two failures in a row, readiness
-# is red after 2.2 + 0.75 + 1.1 + 0.75 = 4.8 s at most; 5 s are promised.
+# One check, in seconds.  With an interval of 2 s (1 s while failing) from begin to begin and two failures in a row,
+# readiness is red after PROOF_AGE + 2 + 0.75 + 0.25 + 0.75 = 4.25 s at most; 5 s are promised.
 CHECK_TIMEOUT = 0.75
 BORROW_TIMEOUT = 0.25
 ANSWER_TIMEOUT = 0.4  # for a borrowed connection, counted from the check's begin; then a new one is tried
 MAX_ATTEMPTS = 4  # connections of the check's own at a time; more only if connecting hangs (DNS), and then to no use
+PROOF_AGE = 0.5  # how old an answer may be that stands for a query; a dead server passes for alive as long
 RECENTLY = 10.0  # a pool whose connections came back within this is saturated, not dead
 KNOWN_DOWN_TIMEOUT = 1.0  # how long a borrower waits while the check keeps failing: until the next check
 GATE_EXPIRY = 10.0  # a verdict as old as this keeps nobody from connecting
 LOG_INTERVAL = 5.0
+POOL_NAME = "database"
 
 # What libpq is told unless the URL says otherwise.  The kernel gives a dead peer up after 10 s either way: with data
 # on their way (tcp_user_timeout, milliseconds) and without (keepalives).
@@ -66,6 +68,27 @@ class Unavailable(DatabaseUnavailable, psycopg.OperationalError):
 
 class _NotNow(psycopg.OperationalError):
     """The pool wants to connect while the check says that there is no use in it."""
+
+
+_logged = -LOG_INTERVAL
+
+
+def _terse(record: logging.LogRecord) -> bool:
+    """Of what the pool's workers say: why a connection failed, every few seconds and not for each attempt of each.
+
+    That connections are lost, replaced or given up is in the numbers, and the check says what it means.
+    """
+    global _logged
+    if not isinstance(record.args, tuple) or POOL_NAME not in record.args:
+        return not record.msg.startswith("discarding closed connection")
+    error = record.args[-1]
+    now = monotonic()
+    if not isinstance(error, Exception) or isinstance(error, _NotNow) or now - _logged < LOG_INTERVAL:
+        return False
+    # As text: who keeps the record would keep the exception, its frames, and with them the connection's descriptor.
+    record.args = (POOL_NAME, _line(error))
+    _logged = now
+    return True
 
 
 class Database:
@@ -97,7 +120,7 @@ class Database:
         self._leases: set[Lease] = set()
         self._pool = Pool(
             self._conninfo,
-            name="database",
+            name=POOL_NAME,
             min_size=min_size,
             max_size=max_size,
             timeout=pool_timeout,
@@ -110,7 +133,6 @@ class Database:
         self._began = self._ended = 0.0  # the last check
         self._failures = 0  # in a row
         self._reason = ""
-        self._logged = -LOG_INTERVAL
         self._doubt = ""  # why the pool's connections are not to be trusted
         self._crowded = False  # somebody waited for a connection at the last check
         self._news = threading.Condition(threading.Lock())
@@ -134,7 +156,7 @@ class Database:
                 ) from None
         if _pool_log.level == logging.NOTSET:
             _pool_log.setLevel(logging.WARNING)  # it says three things about each borrower at INFO
-        _pool_log.addFilter(self._is_worth_logging)
+        _pool_log.addFilter(_terse)
         self._began = self._ended = monotonic()
         self._pool.open(wait=False)
 
@@ -144,20 +166,6 @@ class Database:
         for lease in list(self._leases):
             lease.shut()
         self._watchdog.close()
-        _pool_log.removeFilter(self._is_worth_logging)
-
-    def _is_worth_logging(self, record: logging.LogRecord) -> bool:
-        """Of what the pool's workers say: why a connection failed, every few seconds and not for each one.
-
-        That connections are lost, replaced or given up is in the numbers, and the check says what it means.
-        """
-        if not isinstance(record.args, tuple) or self._pool.name not in record.args:
-            return not record.msg.startswith("discarding closed connection")
-        now = monotonic()
-        if self._failures or not record.msg.startswith("error connecting") or now - self._logged < LOG_INTERVAL:
-            return False
-        self._logged = now
-        return True
 
     # ------------------------------------------------------------------ connecting
 
@@ -262,7 +270,7 @@ class Database:
 
     def _judge(self, since: float) -> Degraded | None:
         crowded, self._crowded = self._crowded, self._pool.waiting > 0
-        if self._proved > since:
+        if self._proved > since and self._began - self._proved < PROOF_AGE and not self._pool.prune():
             if crowded and self._crowded:
                 return Degraded(f"saturated: {len(self._leases)} connections in use, {self._pool.waiting} waiting")
             return None
@@ -278,7 +286,7 @@ class Database:
                 self._pool.putconn(conn)
         in_use = len(self._leases)
         try:
-            self._ask_new(since)
+            self._ask_new()
         except DatabaseUnavailable as error:
             # A server that says no to one connection more is alive; so are those that came back lately.
             refused = conn is None and in_use >= self._max_size and "FATAL" in str(error)
@@ -321,8 +329,8 @@ class Database:
             self._doubt = "the server is read-only"
             raise DatabaseUnavailable("the server is read-only, and role=primary is set")
 
-    def _ask_new(self, since: float) -> None:
-        """The same on a new connection.  One that takes longer counts for the next check if it answers by then."""
+    def _ask_new(self) -> None:
+        """The same on a new connection.  An answer that a request had before this check began says nothing now."""
         self._attempts = {attempt for attempt in self._attempts if attempt.is_alive()}
         attempt = None
         if len(self._attempts) < MAX_ATTEMPTS:
@@ -332,10 +340,10 @@ class Database:
             attempt.start()
         with self._news:
             self._news.wait_for(
-                lambda: self._proved > since or (attempt is not None and attempt.error is not None),
+                lambda: self._proved > self._began or (attempt is not None and attempt.error is not None),
                 max(0.0, self._began + CHECK_TIMEOUT - monotonic()),
             )
-        if self._proved > since:
+        if self._proved > self._began:
             return
         if attempt is not None and attempt.error is not None:
             raise attempt.error
@@ -387,17 +395,17 @@ class _Attempt(threading.Thread):
         self.error: DatabaseUnavailable | None = None
 
     def run(self) -> None:
-        database, error = self.database, None
+        database, text = self.database, ""
         try:
             database._connect_and_ask()
-        except DatabaseUnavailable as unavailable:
-            error = unavailable
-        except Exception as other:
-            error = DatabaseUnavailable(_line(other))
+        except Exception as error:
+            # Only its text: the exception's frames hold the connection, and with it a descriptor.
+            text = _line(error)
         with database._news:
-            if error is None:
+            if text:
+                self.error = DatabaseUnavailable(text)
+            else:
                 database._proved = monotonic()
-            self.error = error
             database._news.notify_all()
 
 
