@@ -93,6 +93,8 @@ int front_run(front *f, bool interruptible)
 /* Lets idle workers go, and wakes those in the middle of a read or a write up to a closed connection. */
 static void stop_workers(front *f)
 {
+    if (f->closed) /* front_run() may be called again */
+        return;
     uint64_t lost = atomic_load(&f->n_worker);
 
     for (front_conn *c = f->waiting[CONN_BODY].first; c != NULL; c = c->next)

@@ -102,8 +102,8 @@ def choice(*words: str, **aliases: str) -> Kind[str]:
 
 def _app(text: str) -> str:
     name = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
-    if text and not re.fullmatch(f"{name}:{name}", text):
-        raise ValueError("is not module:attribute")
+    if text and not re.fullmatch(rf"{name}:{name}(\(\))?", text):
+        raise ValueError("is not module:attribute or module:factory()")
     return text
 
 

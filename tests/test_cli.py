@@ -218,7 +218,7 @@ def test_config_with_nobody_reading() -> None:
         (["--port"], "argument --port: expected one argument (see --help)"),
         (["--por", "80"], "--por is not a flag: did you mean --port?"),
         (["a:b", "c:d"], "unexpected argument: there is one APP at most"),
-        (["shop"], "APP: 'shop' is not module:attribute"),
+        (["shop"], "APP: 'shop' is not module:attribute or module:factory()"),
         (["--port", "1", "probe"], "probe: the command comes first: python -m pkg COMMAND [flags]"),
         (["--port", "-1"], "--port: '-1' is not from 0 to 65535"),
         (["--threads", ""], "--threads: '' is not a whole number"),

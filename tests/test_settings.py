@@ -226,9 +226,9 @@ def test_accepted(environ: dict[str, str], name: str, value: object) -> None:
         ),
         ({"PKG_ACCESS_LOG": "maybe"}, "PKG_ACCESS_LOG: 'maybe' is neither true nor false"),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL: 'loud' is none of debug, info, warning, error, critical"),
-        ({"PKG_APP": "shop"}, "PKG_APP: 'shop' is not module:attribute"),
-        ({"PKG_APP": "shop:app:x"}, "PKG_APP: 'shop:app:x' is not module:attribute"),
-        ({"PKG_APP": "shop/web.py:app"}, "PKG_APP: 'shop/web.py:app' is not module:attribute"),
+        ({"PKG_APP": "shop"}, "PKG_APP: 'shop' is not module:attribute or module:factory()"),
+        ({"PKG_APP": "shop:app:x"}, "PKG_APP: 'shop:app:x' is not module:attribute or module:factory()"),
+        ({"PKG_APP": "shop/web.py:app"}, "PKG_APP: 'shop/web.py:app' is not module:attribute or module:factory()"),
         ({"HOST": "0.0.0.0:80"}, "HOST: '0.0.0.0:80' is not a host name or an IP address (the port is PORT)"),
         ({"HOST": "http://x"}, "HOST: 'http://x' is not a host name or an IP address (the port is PORT)"),
         ({"PKG_ADMIN": "9901"}, "PKG_ADMIN: '9901' is neither off nor host:port"),
@@ -326,7 +326,7 @@ def test_flag_beats_environment_beats_default() -> None:
 
 def test_faults_name_the_flag_when_it_was_the_flag() -> None:
     assert faults({"PORT": "1"}, {"port": "-1"}) == ("--port: '-1' is not from 0 to 65535",)
-    assert faults({}, {"app": "x"}) == ("APP: 'x' is not module:attribute",)
+    assert faults({}, {"app": "x"}) == ("APP: 'x' is not module:attribute or module:factory()",)
     assert faults({}, {"port": ""}) == ("--port: '' is not a whole number",)
     assert faults({}, {"nonsense": "1"}) == ("nonsense: is not a setting",)
 
