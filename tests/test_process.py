@@ -1,0 +1,449 @@
+"""The real process: start, exit codes, probers, the interpreter lock, signals and the drain."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.client import Connection, get, wait_for
+from tests.processes import Process, free_port, running
+
+HELLO = """
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"hello"]
+"""
+
+# Slow in ways a test chooses by the path.
+SLOW = """
+import threading, time
+lock = threading.Lock()
+lock.acquire()
+def app(environ, start_response):
+    kind, _, seconds = environ["PATH_INFO"][1:].partition("/")
+    seconds = float(seconds or 0)
+    end = time.monotonic() + seconds
+    if kind == "sleep":
+        time.sleep(seconds)
+    elif kind == "cpu":
+        until = time.thread_time() + seconds
+        while time.thread_time() < until:
+            pass
+    elif kind == "hold":               # seconds of C code that never lets go of the interpreter lock
+        while time.monotonic() < end:
+            pow(3, 2_000_000) % 7
+    elif kind == "lock":
+        lock.acquire()
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    if kind == "endless":
+        def body():
+            while True:
+                yield b"x" * 1000
+                time.sleep(0.01)
+        return body()
+    return [kind.encode()]
+"""
+
+
+def run_pkg(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`python -m pkg` until it ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "pkg", *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PORT": "0", "HOST": "127.0.0.1", "PKG_ADMIN": "off"} | environ,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+# ------------------------------------------------------------------ start-up
+
+
+def test_occupied_port(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        run = run_pkg(tmp_path, PORT=str(port))
+    assert run.returncode == 3
+    assert run.stderr.splitlines() == [f"pkg: cannot listen on 127.0.0.1:{port}: Address already in use"]
+
+
+@pytest.mark.parametrize(
+    ("app", "code", "words"),
+    [
+        ("nowhere:app", 3, "no module named 'nowhere'"),
+        ("application:missing", 3, "has no attribute 'missing'"),
+        ("application:text", 3, "neither a WSGI callable nor a handler class"),
+        ("application:broken()", 3, "ZeroDivisionError"),
+        ("broken:app", 3, "ValueError: on import"),
+        ("nocolon", 2, "module:attribute"),
+    ],
+)
+def test_applications_that_cannot_be_served(tmp_path: Path, app: str, code: int, words: str) -> None:
+    (tmp_path / "application.py").write_text("text = 'x'\ndef broken(): return 1 / 0\n")
+    (tmp_path / "broken.py").write_text("raise ValueError('on import')\n")
+    port = free_port()
+    run = run_pkg(tmp_path, app, PORT=str(port))
+    assert run.returncode == code, run.stderr
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith("pkg: ")
+    assert words in last
+    if app.startswith("broken"):
+        assert 'broken.py", line 1' in run.stderr  # the module's own traceback
+    assert "pkg/" not in run.stderr.replace("pkg: ", "")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), 1)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"PKG_THREADS": "many"},
+        {"DATABASE_URL": "mysql://root:secret@db/x"},
+        {"DATABASE_URL_FILE": "/nonexistent/secret"},
+        {"PKG_DRAIN_DELAY": "29"},
+    ],
+)
+def test_wrong_settings(tmp_path: Path, environ: dict[str, str]) -> None:
+    run = run_pkg(tmp_path, **environ)
+    assert run.returncode == 2
+    assert len(run.stderr.splitlines()) == 1
+    assert "secret@" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    "app", ["application:app", "application:make()", "application:Handler", "application:deep.app"]
+)
+def test_applications_of_every_kind(tmp_path: Path, app: str) -> None:
+    source = HELLO + (
+        "import http.server, types\n"
+        "def make(): return app\n"
+        "deep = types.SimpleNamespace(app=app)\n"
+        "class Handler(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(200)\n"
+        "        self.end_headers()\n"
+        "        self.wfile.write(b'hello')\n"
+    )
+    with running(tmp_path, source, app=app, PKG_ADMIN="off") as p:
+        assert get(p.address, "/").body == b"hello"
+        assert p.stop(signal.SIGTERM) == 0
+
+
+def test_health_answers_while_the_application_is_imported(tmp_path: Path) -> None:
+    port = free_port()
+    source = f"import time\nwhile not __import__('os').path.exists('go'): time.sleep(0.01)\n{HELLO}"
+    with running(tmp_path, source, ready=False, PORT=str(port), PKG_ADMIN="off") as p:
+        address = ("127.0.0.1", port)
+        wait_for(lambda: status_of(address, "/healthz") == 200)
+        answer = get(address, "/readyz")
+        assert (answer.status, answer.body) == (503, b"startup: in progress")
+        (tmp_path / "go").touch()
+        wait_for(lambda: status_of(address, "/readyz") == 200)
+        assert p.stop() == 0
+
+
+def status_of(address: Any, target: str) -> int:
+    try:
+        return get(address, target).status
+    except OSError:
+        return 0
+
+
+# ------------------------------------------------------------------ probers
+
+PROBES = {
+    "HAProxy": b"OPTIONS /healthz HTTP/1.0\r\n\r\n",
+    "HAProxy, asterisk": b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
+    "kube-probe": b"GET /healthz HTTP/1.1\r\nHost: 10.0.0.5:8080\r\nUser-Agent: kube-probe/1.31\r\nAccept: */*\r\n"
+    b"Connection: close\r\n\r\n",
+    "ELB": b"GET /healthz HTTP/1.1\r\nHost: 10.0.0.5\r\nUser-Agent: ELB-HealthChecker/2.0\r\nConnection: close\r\n\r\n",
+    "classic ELB": b"GET /healthz HTTP/1.1\r\nHost: a_b\r\nUser-Agent: ELB-HealthChecker/1.0\r\n"
+    b"Connection: close\r\n\r\n",
+    "GCP": b"GET /healthz HTTP/1.1\r\nHost: 10.0.0.5\r\nUser-Agent: GoogleHC/1.0\r\n\r\n",
+    "Envoy": b"GET /healthz HTTP/1.1\r\nhost: outbound|80||svc.ns\r\nuser-agent: Envoy/HC\r\n\r\n",
+    "Consul": b"GET /healthz HTTP/1.1\r\nHost: h\r\nUser-Agent: Consul Health Check\r\n"
+    b"Accept: text/plain, text/*, */*\r\nConnection: close\r\n\r\n",
+    "Traefik": b"HEAD /healthz/?now=1 HTTP/1.1\r\nHost: h\r\n\r\n",
+    "nginx": b"GET /healthz HTTP/1.0\r\n\r\n",
+}
+
+
+def test_probers_are_answered_and_not_logged(tmp_path: Path) -> None:
+    with running(tmp_path, HELLO, PKG_ADMIN="off") as p:
+        before = len(p.lines())
+        for name, request in PROBES.items():
+            with Connection(p.address) as c:
+                c.send(request)
+                assert c.receive(request.split()[0].decode()).status == 200, name
+        for data in (b"", b"GET /hea", b"\x00"):  # bare TCP checks, resets in the middle
+            with Connection(p.address) as c:
+                c.send(data)
+                c.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        with Connection(p.address) as c:
+            answer = c.request("DELETE", "/healthz")
+            assert (answer.status, answer.header("allow")) == (405, "GET, HEAD, OPTIONS")
+        assert get(p.address, "/").status == 200  # one line of the application's own
+        p.await_message("^GET / 200")
+        assert len(p.lines()) == before + 1
+        assert p.stop() == 0
+
+
+# ------------------------------------------------------------------ the interpreter lock
+
+
+class Prober(threading.Thread):
+    """Asks on a new connection each time and keeps how long each answer took."""
+
+    def __init__(self, address: Any, target: str = "/healthz") -> None:
+        super().__init__(daemon=True)
+        self.address, self.target = address, target
+        self.times: list[float] = []
+        self.statuses: set[int] = set()
+        self.over = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self.over.wait(0.005):
+            began = time.monotonic()
+            status = get(self.address, self.target).status
+            self.times.append(time.monotonic() - began)
+            self.statuses.add(status)
+
+    def finish(self) -> float:
+        """The 99th percentile, in seconds."""
+        self.over.set()
+        self.join(30)
+        return sorted(self.times)[int(len(self.times) * 0.99)]
+
+
+def test_probes_are_answered_while_the_lock_is_held(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with running(tmp_path, SLOW, PKG_ADMIN="off") as p, Connection(p.address) as c:
+        prober = Prober(p.address)
+        wait_for(lambda: prober.times)
+        c.send(b"GET /hold/2 HTTP/1.1\r\nHost: t\r\n\r\n")
+        assert c.receive().body == b"hold"
+        p99 = prober.finish()
+        with capsys.disabled():
+            print(f"\n/healthz while the lock is held: p99 {p99 * 1000:.2f} ms of {len(prober.times)}")
+        assert len(prober.times) > 100
+        assert prober.statuses == {200}
+        assert p99 < 0.1
+        assert p.stop() == 0
+
+
+def test_probes_while_the_application_is_saturated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Eight workers, 32 clients, 50 ms of pure Python a request."""
+    with running(tmp_path, SLOW, PKG_ADMIN="off") as p:
+        over = threading.Event()
+
+        def client() -> None:
+            with Connection(p.address, 60) as c:
+                while not over.is_set():
+                    assert c.request("GET", "/cpu/0.05").status == 200
+
+        clients = [threading.Thread(target=client, daemon=True) for _ in range(32)]
+        for thread in clients:
+            thread.start()
+        prober = Prober(p.address)
+        time.sleep(3)
+        p99 = prober.finish()
+        over.set()
+        for thread in clients:
+            thread.join(60)
+        with capsys.disabled():
+            print(f"\n/healthz while saturated: p99 {p99 * 1000:.2f} ms of {len(prober.times)}")
+        assert prober.statuses == {200}
+        assert p99 < 0.25  # the clients share the cores: the figure that counts is the benchmark's
+        assert p.stop() == 0
+
+
+# ------------------------------------------------------------------ signals and the drain
+
+
+def summary(p: Process) -> str:
+    return next(m for m in p.messages() if m.startswith("stopped: "))
+
+
+def test_a_request_in_flight_is_answered(tmp_path: Path) -> None:
+    with running(tmp_path, SLOW, PKG_ADMIN="off") as p, Connection(p.address) as c:
+        c.send(b"GET /sleep/1 HTTP/1.1\r\nHost: t\r\n\r\n")
+        time.sleep(0.2)
+        p.process.send_signal(signal.SIGTERM)
+        answer = c.receive()
+        assert (answer.body, answer.closes) == (b"sleep", True)
+        assert p.process.wait(10) == 0
+        assert summary(p).startswith("stopped: 1 served while draining, 0 aborted")
+
+
+def test_the_delay_serves_everything_and_says_close(tmp_path: Path) -> None:
+    with running(tmp_path, HELLO, PKG_ADMIN="off", PKG_DRAIN_DELAY="1.5") as p, Connection(p.address) as idle:
+        assert not idle.request("GET", "/").closes
+        p.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        while get(p.address, "/readyz").status == 200:
+            assert time.monotonic() - began < 1  # 50 ms on a machine that has nothing else to do
+        while time.monotonic() - began < 1.2:
+            assert get(p.address, "/readyz").body == b"shutdown: draining"
+            assert get(p.address, "/healthz").status == 200
+            with Connection(p.address) as c:
+                answer = c.request("GET", "/")
+                assert (answer.body, answer.closes) == (b"hello", True)
+        last = idle.request("GET", "/")  # an idle connection stays open, and is served once more
+        assert (last.body, last.closes) == (b"hello", True)
+        assert idle.is_closed()
+        assert p.process.wait(10) == 0
+
+
+def test_readiness_turns_red_without_the_interpreter_lock(tmp_path: Path) -> None:
+    with running(tmp_path, SLOW, PKG_ADMIN="off", PKG_DRAIN_DELAY="3") as p, Connection(p.address) as c:
+        c.send(b"GET /hold/2 HTTP/1.1\r\nHost: t\r\n\r\n")
+        time.sleep(0.3)
+        p.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: get(p.address, "/readyz").status == 503, 1)
+        assert c.receive().body == b"hold"
+        assert p.process.wait(20) == 0
+
+
+def test_an_idle_connection_has_a_last_second(tmp_path: Path) -> None:
+    with running(tmp_path, HELLO, PKG_ADMIN="off") as p, Connection(p.address) as idle:
+        idle.request("GET", "/")
+        p.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: is_refused(p.address))
+        answer = idle.request("GET", "/")
+        assert (answer.body, answer.closes) == (b"hello", True)
+        assert p.process.wait(10) == 0
+        assert "0 aborted" in summary(p)
+
+
+def is_refused(address: Any) -> bool:
+    try:
+        socket.create_connection(address, 0.2).close()
+    except OSError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("kind", ["lock", "endless", "sleep/60", "hold/60"])
+def test_what_never_ends_is_aborted_at_the_deadline(tmp_path: Path, kind: str) -> None:
+    with running(tmp_path, SLOW, PKG_ADMIN="off", PKG_DRAIN_TIMEOUT="2") as p:
+        with Connection(p.address) as c:
+            c.send(f"GET /{kind} HTTP/1.1\r\nHost: t\r\n\r\n".encode())
+            time.sleep(0.3)
+            began = time.monotonic()
+            p.process.send_signal(signal.SIGTERM)
+            assert p.process.wait(30) == 1
+            assert time.monotonic() - began < 15
+        if not kind.startswith("hold"):
+            assert "1 aborted at the deadline" in summary(p)
+            assert any("the drain ends" in m for m in p.messages())
+            assert any("worker-" in line["message"] + str(line) for line in p.lines()), "no stack of the worker"
+
+
+def test_half_an_upload_is_aborted(tmp_path: Path) -> None:
+    with running(tmp_path, HELLO, PKG_ADMIN="off", PKG_DRAIN_TIMEOUT="1.5") as p, Connection(p.address) as c:
+        c.send(b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 100\r\n\r\nhalf")
+        time.sleep(0.2)
+        assert p.stop(signal.SIGTERM) == 1
+        assert "1 aborted" in summary(p)
+
+
+def test_duplicate_second_and_third_signal(tmp_path: Path) -> None:
+    options = {"PKG_ADMIN": "off", "PKG_DRAIN_DELAY": "8", "PKG_DRAIN_TIMEOUT": "12"}
+    with running(tmp_path, SLOW, **options) as p, Connection(p.address) as c:
+        c.send(b"GET /sleep/30 HTTP/1.1\r\nHost: t\r\n\r\n")
+        time.sleep(0.3)
+        began = time.monotonic()
+        for _ in range(3):  # sent together they are one
+            p.process.send_signal(signal.SIGTERM)
+            time.sleep(0.1)
+        p.await_message("^draining after SIGTERM")
+        time.sleep(1.0)
+        assert get(p.address, "/healthz").status == 200
+        p.process.send_signal(signal.SIGTERM)  # skips the delay
+        wait_for(lambda: is_refused(p.address), 3)
+        assert time.monotonic() - began < 6
+        time.sleep(1.1)
+        p.process.send_signal(signal.SIGTERM)  # leaves at once
+        assert p.process.wait(3) == 1
+        assert "third signal" in p.errors()
+
+
+def test_sigint_skips_the_delay(tmp_path: Path) -> None:
+    with running(tmp_path, HELLO, PKG_ADMIN="off", PKG_DRAIN_DELAY="8") as p:
+        began = time.monotonic()
+        assert p.stop(signal.SIGINT) == 0
+        assert time.monotonic() - began < 5
+
+
+def test_signal_during_the_import(tmp_path: Path) -> None:
+    port = free_port()
+    with running(tmp_path, f"import time\ntime.sleep(60)\n{HELLO}", ready=False, PORT=str(port), PKG_ADMIN="off") as p:
+        wait_for(lambda: status_of(("127.0.0.1", port), "/healthz") == 200)
+        began = time.monotonic()
+        assert p.stop(signal.SIGTERM) == 0
+        assert time.monotonic() - began < 10
+        assert "0 aborted" in summary(p)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="a PID namespace needs root and unshare"
+)
+def test_as_pid_1(tmp_path: Path) -> None:
+    (tmp_path / "application.py").write_text(HELLO)
+    port = free_port()
+    environ = os.environ | {"PORT": str(port), "HOST": "127.0.0.1", "PKG_ADMIN": "off", "PKG_DRAIN_DELAY": "0"}
+    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-m", "pkg", "application:app"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.DEVNULL) as outer:
+        try:
+            wait_for(lambda: status_of(("127.0.0.1", port), "/readyz") == 200, 20)
+            inner = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
+            os.kill(int(inner[0]), signal.SIGTERM)
+            assert outer.wait(15) == 0
+        finally:
+            if outer.poll() is None:
+                outer.kill()
+
+
+def test_nobody_is_reset_while_the_listener_closes(tmp_path: Path) -> None:
+    """One-shot clients without a pause: each gets a whole answer, or no connection at all."""
+    with running(tmp_path, HELLO, PKG_ADMIN="off", PKG_DRAIN_DELAY="0.2") as p:
+        outcomes: list[str] = []
+        over = threading.Event()
+
+        def client() -> None:
+            while not over.is_set():
+                try:
+                    c = Connection(p.address, 5)
+                except OSError:
+                    outcomes.append("refused")
+                    return
+                try:
+                    outcomes.append("whole" if c.request("GET", "/").body == b"hello" else "wrong")
+                except (OSError, EOFError) as error:
+                    outcomes.append(f"lost: {error!r}")
+                finally:
+                    c.close()
+
+        clients = [threading.Thread(target=client, daemon=True) for _ in range(16)]
+        for thread in clients:
+            thread.start()
+        wait_for(lambda: len(outcomes) > 200)
+        p.process.send_signal(signal.SIGTERM)
+        for thread in clients:
+            thread.join(15)
+        over.set()
+        assert set(outcomes) == {"whole", "refused"}
+        assert p.process.wait(10) == 0
