@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import pkg
 from flask import Flask
+
+import pkg
 
 app = Flask(__name__)
 
