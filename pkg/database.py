@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from time import monotonic
+from time import monotonic, sleep
 from types import TracebackType
 from typing import Any
 
@@ -298,10 +298,15 @@ class Database:
         return None
 
     def _free(self) -> Connection | None:
-        if self._failures and not self._pool.available:
-            return None  # and none will come: the pool does not connect now
+        """A connection that nobody wants.  The check does not queue for one: that would make the pool grow."""
+        end = monotonic() + BORROW_TIMEOUT
+        while not self._pool.available:
+            # While it fails none will come: the pool does not connect then.
+            if self._failures or monotonic() >= end:
+                return None
+            sleep(0.01)
         try:
-            return self._pool.borrow(BORROW_TIMEOUT)
+            return self._pool.borrow(0.01)
         except (PoolTimeout, PoolClosed, TooManyRequests):
             return None
 
