@@ -165,35 +165,43 @@ def _work(d: Mapping[str, Any]) -> Rows:
     ]
     if latency["count"]:
         statuses = ", ".join(f"{name}: {number(n)}" for name, n in latency["by_status"].items())
-        bounds = " · ".join(
-            f"{name} {'≤ ' + seconds(bound) if bound is not None else '> 10 s'}"
-            for name in ("p50", "p90", "p99")
-            for bound in (latency[f"{name}_at_most"],)
-        )
         rows += [
             (Cell("responses"), Cell(statuses)),
-            (Cell("duration since the start"), Cell(f"mean {seconds(latency['mean'])} · {bounds}")),
+            (Cell("mean duration"), Cell(seconds(latency["mean"]))),
         ]
+        for name, label in (("p50", "half"), ("p90", "90 %"), ("p99", "99 %")):
+            bound = latency[f"{name}_at_most"]
+            rows.append((Cell(f"{label} took at most"), Cell(seconds(bound) if bound else "more than 10 s")))
     return rows
 
 
 def _pool(pool: Mapping[str, Any]) -> Rows:
-    rows = []
-    if "pool_size" in pool:
-        used = pool["pool_size"] - pool.get("pool_available", 0)
-        waiting = pool.get("requests_waiting", 0)
-        rows.append(
-            (Cell("connections in use"), Cell(f"{used} of {pool['pool_size']} open, at most {pool.get('pool_max')}"))
+    """What matters first; the rest is on /debug/pool."""
+
+    def n(key: str) -> float:
+        value: float = pool.get(key, 0)
+        return value
+
+    made, waited = n("connections_num"), n("requests_queued")
+    each = f", {seconds(n('connections_ms') / made / 1000)} each" if made else ""
+    mean = f", {seconds(n('requests_wait_ms') / waited / 1000)} each" if waited else ""
+    wrong = [
+        (Cell(label), Cell(number(n(key)), "warn" if n(key) else ""))
+        for label, key in (
+            ("not served in time", "requests_errors"),
+            ("failed to connect", "connections_errors"),
+            ("found broken", "connections_lost"),
         )
-        rows.append((Cell("callers waiting"), Cell(number(waiting), "bad" if waiting else "")))
-    known = {"pool_size", "pool_available", "requests_waiting", "pool_max"}
-    return rows + [
-        (Cell(key.replace("_", " ")), Cell(_plain(value))) for key, value in pool.items() if key not in known
     ]
-
-
-def _plain(value: object) -> str:
-    return number(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return [
+        (Cell("in use"), Cell(f"{number(n('pool_size') - n('pool_available'))} of at most {number(n('pool_max'))}")),
+        (Cell("open"), Cell(number(n("pool_size")))),
+        (Cell("callers waiting"), Cell(number(n("requests_waiting")), "bad" if n("requests_waiting") else "")),
+        (Cell("asked for"), Cell(number(n("requests_num")))),
+        (Cell("of them had to wait"), Cell(f"{number(waited)}{mean}")),
+        (Cell("connections made"), Cell(f"{number(made)}{each}")),
+        *wrong,
+    ]
 
 
 def _front(front: Mapping[str, Any]) -> Rows:
@@ -299,12 +307,13 @@ margin-top:1rem}
 .findings li+li{border-top:1px solid var(--line)}
 .findings .pill{font-size:.78rem;flex:none;width:4.6rem;text-align:center;padding:.05rem 0}
 .findings a{margin-left:auto;white-space:nowrap;padding-left:1rem}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(21rem,1fr));gap:0 1rem}
+.narrow{columns:20rem;column-gap:1rem;margin-top:1rem}.narrow .card{break-inside:avoid;margin:0 0 1rem}
+.narrow+.card{margin-top:0}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:.9rem}
 th{text-align:left;color:var(--dim);font-weight:500;font-size:.8rem;padding:.1rem .9rem .25rem 0}
 td{padding:.24rem .9rem .24rem 0;border-top:1px solid var(--line);vertical-align:top}
-.pairs tr:first-child td{border-top:0}.pairs td:first-child{color:var(--dim)}
+.pairs tr:first-child td{border-top:0}.pairs td:first-child{color:var(--dim);white-space:nowrap}
 .pairs td:last-child{text-align:right;padding-right:0;font-variant-numeric:tabular-nums}
 .code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.84rem;overflow-wrap:anywhere}
 .good{color:var(--good)}.bad{color:var(--bad)}.warn{color:var(--warn)}.dim{color:var(--dim)}
@@ -363,6 +372,7 @@ def html(d: Mapping[str, Any]) -> str:
         f'<p class="facts">{facts}</p><nav>{links}</nav>'
         f'<section class="findings"><h2>{"What seems to be wrong" if findings else "Nothing seems to be wrong"}</h2>'
         f"{f'<ul>{findings}</ul>' if findings else ''}</section>"
-        f'<div class="grid">{"".join(map(_card, narrow))}</div>{"".join(map(_card, wide))}{"".join(map(_card, closed))}'
+        f'{"".join(map(_card, wide))}<div class="narrow">{"".join(map(_card, narrow))}</div>'
+        f"{''.join(map(_card, closed))}"
         f"</main></body></html>\n"
     )

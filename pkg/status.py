@@ -264,15 +264,17 @@ def _of_workers(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
     places: dict[str, list[Mapping[str, Any]]] = {}
     for request in running:
         if request["age"] > LONG_REQUEST:
-            source = f": {request['source']}" if request["source"] else ""
+            source = f": `{request['source']}`" if request["source"] else ""
             places.setdefault(f"{request['at'] or 'an unknown place'}{source}", []).append(request)
     for place, there in sorted(places.items(), key=lambda item: -len(item[1]))[:MAX_PLACES]:
         oldest = there[0]
         what = f"{oldest['method']} {oldest['target']}"
+        if any(request["target"] != oldest["target"] for request in there):
+            what += " and others"
         if len(there) == 1:
             text = f"{oldest['worker'] or 'a worker'} has been on {what} for {oldest['age']:.0f} s, at {place}"
         else:
-            text = f"{len(there)} workers have been on {what} and others for up to {oldest['age']:.0f} s, at {place}"
+            text = f"{len(there)} workers have been on {what} for up to {oldest['age']:.0f} s, at {place}"
         yield _finding("warning", text, "/debug/threads")
 
 

@@ -575,11 +575,11 @@ FINDINGS: list[tuple[str, dict[str, Any], str]] = [
         "all 4 workers are busy and 2 requests wait; .* 1.0 s: GET /a",
     ),
     ("warning", {"workers.busy": 4, "requests": [request(1.0)]}, "all 4 workers are busy and 0 requests wait"),
-    ("warning", {"requests": [request(9.0)]}, "worker-0 has been on GET /a for 9 s, at app.py:3 in f: with lock:"),
+    ("warning", {"requests": [request(9.0)]}, "worker-0 has been on GET /a for 9 s, at app.py:3 in f: `with lock:`"),
     (
         "warning",
         {"requests": [request(9.0), request(8.0)]},
-        "2 workers have been on GET /a and others for up to 9 s, at",
+        "2 workers have been on GET /a for up to 9 s, at app.py:3",
     ),
     ("warning", {"requests": [request(9.0, None)]}, "at an unknown place"),
     ("warning", {"pool": {"pool_size": 5, "pool_max": 5, "pool_available": 0}}, "used up: 5 of 5 .* 0 callers"),

@@ -151,8 +151,8 @@ def test_two_handlers_in_a_deadlock(tmp_path: Path) -> None:
         assert get(drill.service.address, "/").body == b"done"
         assert drill.probe() == (200, "ok") and drill.probe("/readyz") == (200, "ok")
         # After five seconds it is not only shown but said.
-        drill.await_finding("GET /one", "in one: with second:")
-        drill.await_finding("GET /two", "in two: with first:")
+        drill.await_finding("GET /one", "in one: `with second:`")
+        drill.await_finding("GET /two", "in two: `with first:`")
 
 
 def test_every_worker_stuck_fails_liveness_with_last_words(tmp_path: Path) -> None:
