@@ -148,7 +148,7 @@ def picohttpparser() -> Path:
     if not found:
         CACHE.mkdir(exist_ok=True)
         _run([PEER_PYTHON, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:",
-              "--no-build-isolation", "--disable-pip-version-check", "-d", CACHE, "gunicorn_h1c"])  # fmt: skip
+              "--disable-pip-version-check", "-d", CACHE, "gunicorn_h1c"])  # fmt: skip
         for archive in CACHE.glob("gunicorn_h1c*.tar.gz"):
             with tarfile.open(archive) as tar:
                 tar.extractall(folder, filter="data")

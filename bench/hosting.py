@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from bench.database import postgres
@@ -33,7 +34,7 @@ def run(session: Session) -> list[dict[str, Any]]:
                             warm_up(server, path, connections)
                     rows = session.rounds(
                         title, chosen,
-                        lambda s, path=path, n=connections: wrk(s, path, connections=n, seconds=1),
+                        partial(wrk, path=path, connections=connections, seconds=1),
                         rounds=(2 if case == "hello" else 1) if session.quick else (5 if case == "hello" else 3),
                     )  # fmt: skip
                     out += [{"case": case, "connections": connections, **row} for row in rows]

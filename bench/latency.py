@@ -23,21 +23,23 @@ from bench.servers import Running, get
 from bench.session import Session
 
 INTERVAL = 0.02  # seconds
-TIMEOUT = 10  # seconds; a probe without an answer counts as that long
 SLOW_CLIENTS = 10_000
 
-QUICK = "pkg gunicorn granian waitress"
+
+def _timeout(session: Session) -> int:
+    """Seconds; a probe without an answer counts as that long."""
+    return 5 if session.quick else 10
 
 
 @contextlib.contextmanager
-def _saturated(server: Running) -> Iterator[dict[str, Any]]:
+def _saturated(session: Session, server: Running) -> Iterator[dict[str, Any]]:
     with Background(server, "/busy", 32):
         time.sleep(0.5)
         yield {}
 
 
 @contextlib.contextmanager
-def _lock_held(server: Running) -> Iterator[dict[str, Any]]:
+def _lock_held(session: Session, server: Running) -> Iterator[dict[str, Any]]:
     end = threading.Event()
 
     def hold() -> None:
@@ -54,9 +56,9 @@ def _lock_held(server: Running) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _slow_clients(server: Running) -> Iterator[dict[str, Any]]:
+def _slow_clients(session: Session, server: Running) -> Iterator[dict[str, Any]]:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with Crowd(server, "slow", min(SLOW_CLIENTS, limit - 100)) as crowd:
+    with Crowd(server, "slow", min(SLOW_CLIENTS, limit - 100), opening=4 if session.quick else 20) as crowd:
         yield {"connections": crowd.wait()}
 
 
@@ -74,26 +76,23 @@ def _frozen(server: Running, database: Any) -> Iterator[dict[str, Any]]:
         database.resume()
 
 
-def _probe(server: Running, path: str, seconds: int) -> Probes:
-    return read_probes(start_probes(server.port, path, interval=INTERVAL, seconds=seconds, timeout=TIMEOUT))
-
-
 def run(session: Session) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
+    timeout = _timeout(session)
     for case, trouble, seconds, quick in (
-        ("saturated", _saturated, 3 if session.quick else 10, QUICK),
-        ("lock held", _lock_held, 4 if session.quick else 12, QUICK),
-        ("slow clients", _slow_clients, 3 if session.quick else 10, "pkg gunicorn granian"),
+        ("saturated", _saturated, 3 if session.quick else 10, "pkg gunicorn granian waitress"),
+        ("lock held", _lock_held, 4 if session.quick else 12, "pkg gunicorn granian waitress"),
+        ("slow clients", _slow_clients, 3 if session.quick else 10, "pkg gunicorn"),
     ):
         for peer in session.choose(hosts=True, quick=quick):
             session.say(f"probe latency, {case}: {peer.title}")
             server = session.start(peer)
             if server is not None:
-                with server, trouble(server) as facts:
-                    seen = _probe(server, "/healthz", seconds)
+                with server, trouble(session, server) as facts:
+                    seen = read_probes(start_probes(server.port, "/healthz", seconds, INTERVAL, timeout), timeout)
                 out.append({"case": case, "server": peer.name, "path": "/healthz", **facts, **_record(seen)})
     with postgres(session) as database:
-        for peer in session.choose(hosts=True, quick="pkg gunicorn granian") if database is not None else []:
+        for peer in session.choose(hosts=True, quick="pkg gunicorn") if database is not None else []:
             session.say(f"probe latency, database frozen: {peer.title}")
             server = session.start(peer, {"DATABASE_URL": database.url})
             if server is None:
@@ -101,11 +100,11 @@ def run(session: Session) -> list[dict[str, Any]]:
             with server, _frozen(server, database) as facts:
                 seconds = 3 if session.quick else 10
                 both = {
-                    path: start_probes(server.port, path, interval=INTERVAL, seconds=seconds, timeout=TIMEOUT)
+                    path: start_probes(server.port, path, seconds, INTERVAL, timeout)
                     for path in ("/healthz", "/readyz")
                 }
                 for path, process in both.items():
-                    seen = read_probes(process)
+                    seen = read_probes(process, timeout)
                     out.append({"case": "database frozen", "server": peer.name, "path": path, **facts, **_record(seen)})
     return out
 

@@ -31,7 +31,7 @@ class Sample:
         return f"{self.rate:,.0f}/s {self.cpu * 1e6:.2f} us" + (f" {self.failed} failed" if self.failed else "")
 
 
-def wrk(server: Running, path: str, *, connections: int, seconds: float, close: bool = False) -> Sample:
+def wrk(server: Running, *, path: str, connections: int, seconds: float, close: bool = False) -> Sample:
     """Closed loop, one thread.  `close`: a connection for each request.  `/upload` is sent a megabyte."""
     words = [command("wrk"), "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout=10s", "--latency"]
     if close:
@@ -65,7 +65,7 @@ def _seconds(text: str) -> float:
 
 
 def warm_up(server: Running, path: str, connections: int) -> None:
-    wrk(server, path, connections=connections, seconds=1)
+    wrk(server, path=path, connections=connections, seconds=1)
 
 
 class Background:
@@ -113,7 +113,8 @@ class Probes:
         return {f"p{p:g}": self.percentile(p) for p in (1, 25, 50, 75, 90, 99, 99.9)} | {"max": max(self.latencies)}
 
 
-def start_probes(port: int, path: str, *, interval: float, seconds: int, timeout: int = 10) -> subprocess.Popen[str]:
+def start_probes(port: int, path: str, seconds: int, interval: float, timeout: int) -> subprocess.Popen[str]:
+    """One every `interval` seconds for `seconds`, each given up after `timeout`."""
     with on_cores(LOAD_CORES):
         return subprocess.Popen(
             [program("prober"), "probe", str(port), path, str(int(interval * 1e6)), str(seconds), str(timeout)],
@@ -121,7 +122,7 @@ def start_probes(port: int, path: str, *, interval: float, seconds: int, timeout
         )  # fmt: skip
 
 
-def read_probes(process: subprocess.Popen[str]) -> Probes:
+def read_probes(process: subprocess.Popen[str], worst: float = 10.0) -> Probes:
     text, _ = process.communicate()
     latencies, statuses = [], dict[str, int]()
     for line in text.splitlines():
@@ -129,22 +130,23 @@ def read_probes(process: subprocess.Popen[str]) -> Probes:
         name = {0: "cut", -1: "late"}.get(status, str(status))
         statuses[name] = statuses.get(name, 0) + 1
         # A cut connection is no answer: it counts as the worst there is, not as a fast one.
-        latencies.append(latency / 1e6 if status else max(latency / 1e6, 10.0))
+        latencies.append(latency / 1e6 if status else max(latency / 1e6, worst))
     return Probes(latencies, statuses)
 
 
 class Crowd:
     """Many connections, slow or idle, open until the end of the block."""
 
-    def __init__(self, server: Running, kind: str, count: int, path: str = "/healthz") -> None:
+    def __init__(self, server: Running, kind: str, count: int, path: str = "/", *, opening: int) -> None:
+        """`opening`: seconds that opening them may take."""
         words: list[str | Path] = [program("prober"), kind, str(server.port)]
-        words += [str(count), "3600"] if kind == "slow" else [path, str(count), "3600"]
+        words += [*([] if kind == "slow" else [path]), str(count), str(opening), "3600"]
         with on_cores(LOAD_CORES):
             self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         self.open = 0
 
     def wait(self) -> int:
-        """How many there are, once no more can be opened."""
+        """How many there are: all, or as many as could be opened in the time for it."""
         out: IO[str] | None = self._process.stdout
         assert out is not None
         self.open = int((out.readline().split() or ["", "0"])[1])

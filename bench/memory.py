@@ -15,7 +15,7 @@ CONNECTIONS = 10_000
 def run(session: Session) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     count = min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 100)
-    for peer in session.choose(hosts=True, quick="pkg gunicorn granian waitress fastpysgi"):
+    for peer in session.choose(hosts=True, quick="pkg gunicorn granian"):
         session.say(f"memory: {peer.title}")
         server = session.start(peer)
         if server is None:
@@ -23,7 +23,7 @@ def run(session: Session) -> list[dict[str, Any]]:
         with server:
             time.sleep(0.5)
             idle_rss, idle_pss = server.memory()
-            with Crowd(server, "idle", count, "/") as crowd:
+            with Crowd(server, "idle", count, "/", opening=5 if session.quick else 30) as crowd:
                 there = crowd.wait()
                 rss, _ = server.memory()
         out.append({

@@ -97,7 +97,7 @@ PEERS = (
     Peer(
         "granian", "granian",
         _module("granian", "--interface=wsgi", "--workers=1", f"--blocking-threads={THREADS}",
-                "--backpressure=4096", "--no-ws", "--http=1", "--log-level=critical", "--no-access-log",
+                f"--backpressure={MANY}", "--no-ws", "--http=1", "--log-level=critical", "--no-access-log",
                 "--host=127.0.0.1", "--port=PORT", APP),
         "granian",
     ),

@@ -7,12 +7,12 @@
  *         (coordinated omission).  Prints one line a probe: due (us since the start), latency (us), status; status 0:
  *         connection refused or cut, -1: no answer within TIMEOUT seconds.
  *
- *     prober slow PORT COUNT SECONDS
+ *     prober slow PORT COUNT OPENING SECONDS
  *         Keeps COUNT connections open, each sending one byte of a request head a second, never a whole one; what the
- *         server closes is opened again.  Prints "ready N" once all are open (or no more can be), and at the end
- *         how many were opened in all.
+ *         server closes is opened again.  Prints "ready N" once all are open, or after OPENING seconds, and after
+ *         SECONDS more how many were opened in all.
  *
- *     prober idle PORT PATH COUNT SECONDS
+ *     prober idle PORT PATH COUNT OPENING SECONDS
  *         Opens COUNT connections, has one GET answered on each, and holds them.  Prints "ready N" likewise.
  *
  * Not a load generator: it measures latency and keeps connections, one thread, a few thousand events a second.
@@ -175,13 +175,13 @@ static int probe(const char *path, int64_t interval, int64_t seconds, int64_t ti
 /* Opens at most so many at a time: a burst past the server's backlog would wait for a retransmitted SYN, a second. */
 #define BURST 100
 
-static int crowd(bool slow, size_t count, int64_t seconds)
+static int crowd(bool slow, size_t count, int64_t patience, int64_t seconds)
 {
     client *clients = allocate(count, sizeof *clients);
     uint32_t *closed = allocate(count, sizeof *closed);
     size_t n_closed = count, n_connecting = 0, n_settled = 0, opened = 0;
     struct epoll_event events[256];
-    int64_t end = 0, opening = now_us() + 60 * SECOND;
+    int64_t end = 0, opening = now_us() + patience * SECOND;
     bool ready = false;
     size_t cursor = 0;
     int64_t last = now_us();
@@ -274,16 +274,16 @@ int main(int argc, char **argv)
                                        .sin_port = htons((uint16_t)atoi(argv[2]))};
     if (argc == 7 && strcmp(argv[1], "probe") == 0)
         return probe(argv[3], atoll(argv[4]), atoll(argv[5]), atoll(argv[6]));
-    if (argc == 5 && strcmp(argv[1], "slow") == 0) {
+    if (argc == 6 && strcmp(argv[1], "slow") == 0) {
         set_request("/", "X-Slow: x");
-        return crowd(true, (size_t)atoll(argv[3]), atoll(argv[4]));
+        return crowd(true, (size_t)atoll(argv[3]), atoll(argv[4]), atoll(argv[5]));
     }
-    if (argc == 6 && strcmp(argv[1], "idle") == 0) {
+    if (argc == 7 && strcmp(argv[1], "idle") == 0) {
         set_request(argv[3], "");
-        return crowd(false, (size_t)atoll(argv[4]), atoll(argv[5]));
+        return crowd(false, (size_t)atoll(argv[4]), atoll(argv[5]), atoll(argv[6]));
     }
     fprintf(stderr, "usage: prober probe PORT PATH INTERVAL_US SECONDS TIMEOUT\n"
-                    "       prober slow PORT COUNT SECONDS\n"
-                    "       prober idle PORT PATH COUNT SECONDS\n");
+                    "       prober slow PORT COUNT OPENING SECONDS\n"
+                    "       prober idle PORT PATH COUNT OPENING SECONDS\n");
     return 2;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from bench.load import wrk
@@ -14,17 +15,11 @@ def run(session: Session) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     with session.all_running(session.choose(hosts=False)) as servers:
         for case, close in (("keep-alive", False), ("one connection each", True)):
+            ask = partial(wrk, path="/healthz", connections=CONNECTIONS, close=close)
             if not session.quick:
-                session.rounds(
-                    f"probes, {case}, warming up", servers,
-                    lambda s, close=close: wrk(s, "/healthz", connections=CONNECTIONS, seconds=1, close=close),
-                    rounds=1,
-                )  # fmt: skip
+                session.rounds(f"probes, {case}, warming up", servers, partial(ask, seconds=1), rounds=1)
             rows = session.rounds(
-                f"probes, {case}", servers,
-                lambda s, close=close: wrk(
-                    s, "/healthz", connections=CONNECTIONS, seconds=1 if session.quick else 2, close=close
-                ),
+                f"probes, {case}", servers, partial(ask, seconds=1 if session.quick else 2),
                 rounds=(1 if close else 2) if session.quick else 5,
             )  # fmt: skip
             out += [{"case": case, "connections": CONNECTIONS, **row} for row in rows]

@@ -91,6 +91,11 @@ def _restart(server: Running) -> float:
     return time.monotonic() - begin
 
 
+def _stop(instances: list[Running]) -> None:
+    for server in instances:
+        server.stop()
+
+
 def _measure(session: Session, peer: Peer, restarts: int) -> dict[str, Any] | None:
     took: list[float] = []
     path = "/readyz" if peer.name == "pkg" else "/healthz"  # nobody else has one that knows of the end
@@ -101,7 +106,7 @@ def _measure(session: Session, peer: Peer, restarts: int) -> dict[str, Any] | No
             if server is None:
                 return None
             instances.append(server)
-        stack.callback(lambda: [server.stop() for server in instances])
+        stack.callback(_stop, instances)
         port = stack.enter_context(_haproxy([server.port for server in instances], path))
         loads = [stack.enter_context(Background(None, "/", 8, port=port, close=close)) for close in (False, True)]
         time.sleep(0.5)

@@ -33,7 +33,7 @@ class Session:
         """The progress line: it replaces itself on a terminal, and is a line each elsewhere."""
         line = f"[{time.monotonic() - self.started:5.0f} s] {text}"
         if sys.stderr.isatty():
-            sys.stderr.write("\r" + line[:118].ljust(self._shown) + ("" if len(line) > self._shown else ""))
+            sys.stderr.write("\r" + line[:118].ljust(self._shown))
             self._shown = min(len(line), 118)
         else:
             sys.stderr.write(line + "\n")
