@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 class Probe(NamedTuple):
     at: float  # time.monotonic()
-    path: str
+    path: str  # `-`: how late the prober itself was
     status: int  # 0: no answer
     latency: float  # seconds
 
@@ -47,7 +47,7 @@ class Load:
 class Host:
     """`python -m pkg` on a free port; at the end of the block it is ended, and has to have ended well."""
 
-    def __init__(self, url: str = "", *, app: str = "tests.faults.application:app", **settings: object) -> None:
+    def __init__(self, url: str = "", *, app: str = "tests.faults.application:app", **settings: str) -> None:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("PKG_")}
         environ |= {
             "HOST": "127.0.0.1",
@@ -58,7 +58,7 @@ class Host:
         }
         environ |= {"PKG_DRAIN_DELAY": "0", "PYTHONPATH": str(ROOT)}
         environ |= {"DATABASE_URL": url} if url else {}
-        environ |= {name: str(value) for name, value in settings.items()}
+        environ |= settings
         self.probes: list[Probe] = []
         self.log: list[dict[str, Any]] = []
         self._service = subprocess.Popen(

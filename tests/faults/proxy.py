@@ -35,10 +35,11 @@ class Mode(enum.Enum):
 class _Side:
     """One end of a proxied connection: its socket, and what is to be sent to it."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: socket.socket, *, is_server: bool) -> None:
         end.setblocking(False)
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = end
+        self.is_server = is_server
         self.out: deque[tuple[float, bytes]] = deque()  # due time, bytes
         self.other: _Side | None = None
         self.received = 0
@@ -200,7 +201,7 @@ class Proxy:
         except OSError:
             _close(client, reset=True)
             return
-        pair = _Side(client), _Side(server)
+        pair = _Side(client, is_server=False), _Side(server, is_server=True)
         pair[0].other, pair[1].other = pair[1], pair[0]
         for side in pair:
             self._sides.add(side)
@@ -225,7 +226,7 @@ class Proxy:
             self._selector.unregister(side.socket)
         side.received += len(data)
         self.carried += len(data)
-        cut = self.cut_after if side.socket.getpeername()[1] == self.target else 0
+        cut = self.cut_after if side.is_server else 0
         if cut and side.received >= cut:
             data = data[: max(0, len(data) - (side.received - cut))]
             with contextlib.suppress(OSError):

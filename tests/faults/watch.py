@@ -4,7 +4,8 @@ It is a process of its own, so that the threads of a test do not add to the late
 
     python -m tests.faults.watch PORT INTERVAL PATH...      prints "TIME PATH STATUS LATENCY" a line, until it is ended
 
-TIME (when the answer came) is time.monotonic(), the same clock in every process; STATUS 0 is no answer.
+TIME (when the answer came) is time.monotonic(), the same clock in every process; STATUS 0 is no answer.  PATH `-` is no
+probe but how late this process woke up: what it cannot tell from the latency of a service on the same busy machine.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ def main(port: int, interval: float, paths: list[str]) -> None:
             now = time.monotonic()
             print(f"{now:.6f} {path} {status} {now - began:.6f}", flush=True)
         due = max(due + interval, time.monotonic() - 1)
-        time.sleep(max(0.0, due - time.monotonic()))
+        if (rest := due - time.monotonic()) > 0:
+            time.sleep(rest)
+            now = time.monotonic()
+            print(f"{now:.6f} - 0 {now - due:.6f}", flush=True)
 
 
 if __name__ == "__main__":
