@@ -5,7 +5,7 @@
     /healthz        200        |        200         |        200         |      200
                 before: threads, descriptors                         after: as before
 
-It does not look inside: `test_database.py` does.
+It does not look inside: `test_database.py` does; nor does it wait for long: `test_outages.py` does.
 
 Faults run several at a time, since most of their time is waiting; each test then judges its own row.  With
 FAULT_MATRIX=FILE.md (or .json) in the environment the table is written there.
@@ -28,7 +28,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.client import Connection, wait_for
+from tests.client import wait_for
 from tests.faults.host import Host
 from tests.faults.postgres import PASSWORD, Postgres
 from tests.faults.proxy import Mode, Proxy
@@ -350,55 +350,3 @@ def write(rows: list[Row]) -> None:
         for row in rows
     ]
     Path(target).write_text("\n".join(lines) + "\n")
-
-
-# ---------------------------------------------------------------------- what a matrix of short faults does not show
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_the_end_of_long_outages_is_seen_as_soon() -> None:
-    """psycopg_pool alone would connect again 63, 127 and 255 s after the database went away for 35, 65 and 130 s."""
-
-    def green(outage: float) -> float:
-        with Postgres() as server, Host(server.url, **SETTINGS) as host:
-            host.wait_ready(200, 10)
-            server.stop()
-            host.wait_ready(503, RED)
-            time.sleep(outage)
-            server.start()
-            ended = time.monotonic()
-            seconds = host.wait_ready(200, 30) - ended
-            with host.load() as load:  # and the pool is there with it
-                wait_for(lambda: load.statuses.total() >= 20, 10, "requests")
-            assert load.statuses.keys() == {200}
-            return seconds
-
-    outages = (35, 65, 130)
-    with ThreadPoolExecutor(len(outages)) as executor:
-        seconds = dict(zip(outages, executor.map(green, outages), strict=True))
-    print(seconds)
-    assert max(seconds.values()) <= GREEN
-
-
-def test_probes_cost_the_database_nothing() -> None:
-    """The same bytes pass between pool and server with a thousand probes a second as with fifty."""
-    seconds, batch = 6.0, b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n" * 50
-    with Postgres() as server, Proxy(server.port) as proxy, Host(server.url_of(PASSWORD, proxy.port)) as host:
-        host.wait_ready(200, 10)
-        wait_for(lambda: proxy.open == 2, 10, "a full pool")
-        before = proxy.carried
-        time.sleep(seconds)
-        idle = proxy.carried - before
-        before, end, asked = proxy.carried, time.monotonic() + seconds, 0
-        with Connection(("127.0.0.1", host.port)) as connection:
-            while (begun := time.monotonic()) < end:
-                connection.send(batch)
-                for _ in range(50):
-                    assert connection.receive().status == 200
-                asked += 50
-                time.sleep(max(0.0, 0.05 - (time.monotonic() - begun)))
-        hammered = proxy.carried - before
-        assert asked >= 800 * seconds
-    assert 0 < idle < 1000
-    assert hammered <= idle * 4 / 3 + 1  # three or four checks fall into the time
