@@ -28,14 +28,18 @@ def run(session: Session) -> list[dict[str, Any]]:
                     if session.quick and QUICK[case]:
                         chosen = [s for s in servers if s.peer.name in QUICK[case].split()]
                     title = f"{case}, {connections} connections"
-                    if not session.quick:
+                    # Where it matters less, fewer rounds: a full run has half an hour.
+                    rounds = 1 if session.quick or connections != 32 else 3
+                    if case == "hello":
+                        rounds = 2 if session.quick else 5
+                    if not session.quick and rounds > 1:
                         for server in chosen:
                             session.say(f"{title}, warming up: {server.peer.title}")
                             warm_up(server, path, connections)
                     rows = session.rounds(
                         title, chosen,
                         partial(wrk, path=path, connections=connections, seconds=1),
-                        rounds=(2 if case == "hello" else 1) if session.quick else (5 if case == "hello" else 3),
+                        rounds=rounds,
                     )  # fmt: skip
                     out += [{"case": case, "connections": connections, **row} for row in rows]
     return out

@@ -23,12 +23,8 @@ from bench.servers import Running, get
 from bench.session import Session
 
 INTERVAL = 0.02  # seconds
+TIMEOUT = 5  # seconds; a probe without an answer counts as that long
 SLOW_CLIENTS = 10_000
-
-
-def _timeout(session: Session) -> int:
-    """Seconds; a probe without an answer counts as that long."""
-    return 5 if session.quick else 10
 
 
 @contextlib.contextmanager
@@ -58,7 +54,7 @@ def _lock_held(session: Session, server: Running) -> Iterator[dict[str, Any]]:
 @contextlib.contextmanager
 def _slow_clients(session: Session, server: Running) -> Iterator[dict[str, Any]]:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with Crowd(server, "slow", min(SLOW_CLIENTS, limit - 100), opening=4 if session.quick else 20) as crowd:
+    with Crowd(server, "slow", min(SLOW_CLIENTS, limit - 100), opening=4 if session.quick else 10) as crowd:
         yield {"connections": crowd.wait()}
 
 
@@ -78,18 +74,17 @@ def _frozen(server: Running, database: Any) -> Iterator[dict[str, Any]]:
 
 def run(session: Session) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
-    timeout = _timeout(session)
     for case, trouble, seconds, quick in (
-        ("saturated", _saturated, 3 if session.quick else 10, "pkg gunicorn granian waitress"),
-        ("lock held", _lock_held, 4 if session.quick else 12, "pkg gunicorn granian waitress"),
-        ("slow clients", _slow_clients, 3 if session.quick else 10, "pkg gunicorn"),
+        ("saturated", _saturated, 3 if session.quick else 8, "pkg gunicorn granian waitress"),
+        ("lock held", _lock_held, 4 if session.quick else 10, "pkg gunicorn granian waitress"),
+        ("slow clients", _slow_clients, 3 if session.quick else 8, "pkg gunicorn"),
     ):
         for peer in session.choose(hosts=True, quick=quick):
             session.say(f"probe latency, {case}: {peer.title}")
             server = session.start(peer)
             if server is not None:
                 with server, trouble(session, server) as facts:
-                    seen = read_probes(start_probes(server.port, "/healthz", seconds, INTERVAL, timeout), timeout)
+                    seen = read_probes(start_probes(server.port, "/healthz", seconds, INTERVAL, TIMEOUT), TIMEOUT)
                 out.append({"case": case, "server": peer.name, "path": "/healthz", **facts, **_record(seen)})
     with postgres(session) as database:
         for peer in session.choose(hosts=True, quick="pkg gunicorn") if database is not None else []:
@@ -98,13 +93,13 @@ def run(session: Session) -> list[dict[str, Any]]:
             if server is None:
                 continue
             with server, _frozen(server, database) as facts:
-                seconds = 3 if session.quick else 10
+                seconds = 3 if session.quick else 8
                 both = {
-                    path: start_probes(server.port, path, seconds, INTERVAL, timeout)
+                    path: start_probes(server.port, path, seconds, INTERVAL, TIMEOUT)
                     for path in ("/healthz", "/readyz")
                 }
                 for path, process in both.items():
-                    seen = read_probes(process, timeout)
+                    seen = read_probes(process, TIMEOUT)
                     out.append({"case": "database frozen", "server": peer.name, "path": path, **facts, **_record(seen)})
     return out
 

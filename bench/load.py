@@ -122,7 +122,7 @@ def start_probes(port: int, path: str, seconds: int, interval: float, timeout: i
         )  # fmt: skip
 
 
-def read_probes(process: subprocess.Popen[str], worst: float = 10.0) -> Probes:
+def read_probes(process: subprocess.Popen[str], worst: float) -> Probes:
     text, _ = process.communicate()
     latencies, statuses = [], dict[str, int]()
     for line in text.splitlines():

@@ -23,7 +23,7 @@ def run(session: Session) -> list[dict[str, Any]]:
         with server:
             time.sleep(0.5)
             idle_rss, idle_pss = server.memory()
-            with Crowd(server, "idle", count, "/", opening=5 if session.quick else 30) as crowd:
+            with Crowd(server, "idle", count, "/", opening=5 if session.quick else 10) as crowd:
                 there = crowd.wait()
                 rss, _ = server.memory()
         out.append({

@@ -84,7 +84,7 @@ def probes(results: Results) -> str:
 def _rate_and_cpu(row: Row | None) -> list[str]:
     if row is None or not row["cpu_us"]:
         return ["", ""]
-    return [f"{row['rate']:,.0f}", f"{row['cpu_us']:.1f} us"]
+    return [f"{row['rate']:,.0f}", f"{row['cpu_us']:.1f} µs"]
 
 
 def hosting(results: Results) -> str:
@@ -100,7 +100,7 @@ def hosting(results: Results) -> str:
         if row is None or not row["cpu_us"]:
             return ""
         ratio = f" ({row['cpu_us'] / ours['cpu_us']:.1f}x)" if ours and ours["cpu_us"] and name != "pkg" else ""
-        return f"{row['cpu_us']:,.1f} us{ratio}"
+        return f"{row['cpu_us']:,.1f} µs{ratio}"
 
     def rank(name: str) -> float:
         return float(found.get((name, "hello", 32), {"cpu_us": 1e9})["cpu_us"])

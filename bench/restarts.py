@@ -134,7 +134,7 @@ def run(session: Session) -> list[dict[str, Any]]:
     for peer in session.choose(hosts=True):
         if peer.name in SERVERS.split() and not (session.quick and peer.name == "uvicorn"):
             try:
-                row = _measure(session, peer, 2 if session.quick else 100)
+                row = _measure(session, peer, 2 if session.quick else 100 if peer.name == "pkg" else 20)
             except Missing as error:
                 session.missing[f"rolling restarts, {peer.name}"] = str(error)
                 continue
