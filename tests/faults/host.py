@@ -39,6 +39,7 @@ class Load:
 
     statuses: collections.Counter[int] = field(default_factory=collections.Counter)
     slowest: float = 0.0
+    answers: list[tuple[float, int, float]] = field(default_factory=list)  # time.monotonic(), status, latency
 
     def __str__(self) -> str:
         return ", ".join(f"{count} x {status or 'cut'}" for status, count in sorted(self.statuses.items())) or "none"
@@ -184,16 +185,19 @@ class Host:
             try:
                 connection = connection or Connection(("127.0.0.1", self.port), 60)
                 answer = connection.request("GET", target)
-                load.statuses[answer.status] += 1
+                status = answer.status
                 if answer.closes:
                     connection.close()
                     connection = None
             except (OSError, EOFError):
-                load.statuses[0] += 1
+                status = 0
                 if connection is not None:
                     connection.close()
                 connection = None
-            load.slowest = max(load.slowest, time.monotonic() - began)
+            latency = time.monotonic() - began
+            load.statuses[status] += 1
+            load.slowest = max(load.slowest, latency)
+            load.answers.append((began + latency, status, latency))
             time.sleep(pause)
         if connection is not None:
             connection.close()
