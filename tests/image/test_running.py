@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.faults.postgres import Postgres
-from tests.image.engine import Container, Engine, wait_for
+from tests.image.engine import Container, Engine, free_port, wait_for
 
 APPLICATION = """
 import time
@@ -157,11 +157,19 @@ def test_probe_inside_the_container(engine: Engine, image: str, application: tup
 
 
 def test_the_tools_that_replace_a_shell(engine: Engine, image: str, application: tuple[str, ...]) -> None:
-    with engine.container(image, flags=application, environment={"PKG_ADMIN": "127.0.0.1:0"}) as container:
+    settings = {"PKG_ADMIN": f"127.0.0.1:{free_port()}"}
+    with engine.container(image, flags=application, environment=settings) as container:
         container.wait_until("/readyz", 200)
-        done = container.exec("/usr/bin/python3", "-m", "pkg", "config")
-        assert done.returncode == 0, done.stderr
-        assert "drain_delay" in done.stdout
+        said = {}
+        for command in ("config", "admin status", "admin threads", "admin requests", "admin metrics"):
+            done = container.exec("/usr/bin/python3", "-m", "pkg", *command.split())
+            assert (done.returncode, done.stderr) == (0, ""), command
+            said[command] = done.stdout
+        assert "drain_delay" in said["config"]
+        assert "service.py" in said["admin threads"]
+        assert "# TYPE http_server_request_duration_seconds histogram" in said["admin metrics"]
+        assert container.exec("/usr/bin/python3", "-m", "pkg", "admin", "drain").returncode == 0
+        assert container.wait() == 0
 
 
 # ------------------------------------------------------------------------------------------------ the application
@@ -264,12 +272,16 @@ def test_stop_does_not_need_a_kill(engine: Engine, image: str) -> None:
         assert (state["ExitCode"], state["OOMKilled"]) == (0, False)
 
 
-def test_a_signal_during_start_is_not_lost(engine: Engine, image: str) -> None:
+def test_a_signal_during_the_application_s_import(engine: Engine, image: str) -> None:
     """As process 1 a signal without a handler would be ignored, and the container killed 30 s later."""
-    for _ in range(3):
-        with engine.container(image, environment={"PKG_DRAIN_DELAY": "0"}) as container:
+    with tempfile.TemporaryDirectory(prefix="app-") as folder:
+        Path(folder, "slow_module.py").write_text("import time\ntime.sleep(60)\n")
+        Path(folder).chmod(0o755)
+        with engine.container(image, "slow_module:app", flags=(f"--volume={folder}:/app:ro,z",)) as container:
+            assert container.wait_until("/healthz", 200).body == "ok"
+            assert container.get("/readyz").status == 503
             container.signal("TERM")
-            wait_for(lambda c=container: not c.state()["Running"] or c.signal("TERM"), "its end", 20)
+            assert container.wait(timeout=40) == 0
 
 
 def test_every_line_of_the_log_is_json(engine: Engine, image: str, application: tuple[str, ...]) -> None:
