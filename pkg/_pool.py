@@ -21,6 +21,7 @@ from typing import Any
 import psycopg
 import psycopg_pool
 from psycopg import pq
+from psycopg.conninfo import make_conninfo
 from psycopg_pool.pool import AddConnection
 
 __all__ = ["Connection", "Deadline", "Pool", "PoolTimeout", "Watchdog", "shut"]
@@ -29,14 +30,13 @@ PoolTimeout = psycopg_pool.PoolTimeout
 
 MAX_CANCELS = 64  # waiting; the oldest is dropped: it has had its chance
 CANCEL_TIMEOUT = 5.0  # seconds, for each step of one
-_WAIT_INTERVAL = 0.1  # psycopg's own: how often a waiting thread looks for signals
 
 
 class Connection(psycopg.Connection[Any]):
     """A connection that remembers when the server last answered, and can tell without asking that it is dead."""
 
     answered = 0.0  # monotonic
-    conninfo = ""  # what it was made with
+    conninfo = ""  # what another connection to the same server needs
     told = ""  # the server's last word, if it ended the session
 
     @classmethod
@@ -50,16 +50,19 @@ class Connection(psycopg.Connection[Any]):
         except psycopg.Error as error:
             traceback.clear_frames(error.__traceback__)
             raise error.with_traceback(None) from None
-        conn.conninfo = conninfo
+        # Of several hosts the one that answered: a request to cancel must not go to another.
+        pgconn = conn.pgconn
+        where = {"host": pgconn.host, "hostaddr": pgconn.hostaddr, "port": pgconn.port}
+        conn.conninfo = make_conninfo(conninfo, **{name: value.decode() for name, value in where.items() if value})
         return conn
 
-    def wait(self, gen: Any, interval: float = _WAIT_INTERVAL, timeout: float | None = None) -> Any:
+    def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
         """Every exchange with the server passes here; one that comes to its end is a proof that the server lives."""
         try:
             first = next(gen)
         except StopIteration as ended:  # nothing was asked: commit() without a transaction, above all
             return ended.value
-        result = super().wait(_resumed(gen, first), interval, timeout)
+        result = super().wait(_resumed(gen, first), *arguments, **options)
         self.answered = monotonic()
         return result
 
@@ -133,17 +136,14 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
 
     def prune(self) -> int:
         """Replaces idle connections that are known to be dead, without asking; how many they were."""
-        lost = 0
-        for _ in range(self.available):
-            try:
-                conn = self.getconn(0.001)
-            except PoolTimeout:  # others were faster
-                break
-            if conn.is_lost():
-                conn.close()
-                lost += 1
-            self.putconn(conn)
-        return lost
+        with self._lock:
+            lost = [conn for conn in self._pool if conn.is_lost()]
+            for conn in lost:
+                self._pool.remove(conn)
+        for conn in lost:
+            self._close_connection(conn)
+            self.run_task(AddConnection(self))
+        return len(lost)
 
     def refill(self) -> None:
         """Begins to connect until there are `min_size` connections; for those who wait, one more."""
