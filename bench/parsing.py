@@ -69,7 +69,10 @@ def _instructions(session: Session, binary: Path, name: str, case: str) -> float
         session.missing["instruction counts"] = str(error)
         return 0
     found = re.search(r"Collected : (\d+)", done.stderr)
-    return round(int(found[1]) / 100_000, 1) if found and done.returncode == 0 else 0
+    if found is None or done.returncode:  # valgrind does not know every SSE4.2 instruction
+        session.missing[f"instruction counts of {_title(name)}"] = "it does not run under callgrind"
+        return 0
+    return round(int(found[1]) / 100_000, 1)
 
 
 def _in_python(session: Session) -> list[dict[str, Any]]:
