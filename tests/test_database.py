@@ -191,7 +191,10 @@ def scene(server: Postgres) -> Iterator[Scene]:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_each_fault_is_seen_at_once_and_so_is_its_end(scene: Scene, fault: Fault) -> None:
+def test_each_fault_is_seen_at_once_and_so_is_its_end(
+    scene: Scene, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "KNOWN_DOWN_TIMEOUT", 0.3)
     with opened(scene.server.url_of(PASSWORD, scene.proxy.port), role=fault.role) as db:
         warmed(db)
         fault.hurt(scene)
@@ -341,7 +344,7 @@ def test_a_pool_used_up_by_slow_queries_is_degraded_and_never_down(server: Postg
     def work() -> None:
         while not stop.is_set():
             try:
-                value(db, f"select 1 from pg_sleep({random.uniform(0.3, 1.2)})")
+                value(db, f"select 1 from pg_sleep({random.uniform(0.2, 0.8)})")
             except BaseException as error:
                 broken.append(error)
 
@@ -353,7 +356,7 @@ def test_a_pool_used_up_by_slow_queries_is_degraded_and_never_down(server: Postg
         try:
             wait_for(lambda: db.stats()["requests_waiting"] >= 5)
             verdicts = []
-            end = time.monotonic() + 3
+            end = time.monotonic() + 2.5
             while time.monotonic() < end:
                 verdicts.append(passes(db))
                 time.sleep(0.1)
