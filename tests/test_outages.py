@@ -42,7 +42,7 @@ def endure(
     """One service with its own server and steady requests, for an outage so long."""
     with Postgres() as server, Proxy(server.port) as proxy:
         url = server.url_of(PASSWORD, proxy.port)
-        with Host(url, PKG_POOL_MIN_SIZE=POOL, PKG_POOL_MAX_SIZE=POOL, PKG_THREADS=4) as host:
+        with Host(url, PKG_POOL_MIN_SIZE=str(POOL), PKG_POOL_MAX_SIZE=str(POOL), PKG_THREADS="4") as host:
             address = "127.0.0.1", host.port
             host.wait_ready(200, 10)
             with host.load("/query", threads=2) as load:
