@@ -167,7 +167,7 @@ def test_the_tools_that_replace_a_shell(engine: Engine, image: str, application:
             said[command] = done.stdout
         assert "drain_delay" in said["config"]
         assert "service.py" in said["admin threads"]
-        assert "# TYPE http_server_request_duration_seconds histogram" in said["admin metrics"]
+        assert "# TYPE http_server_active_requests" in said["admin metrics"]
         assert container.exec("/usr/bin/python3", "-m", "pkg", "admin", "drain").returncode == 0
         assert container.wait() == 0
 
