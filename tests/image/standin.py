@@ -442,8 +442,13 @@ def main() -> None:
             distroless(work, layout)
             slim(work, layout)
             for name in (RUNTIME, DEBUG, BUILDER):
-                to = f"containers-storage:{name}" if options.engine == "podman" else f"docker-daemon:{name}"
-                run(["skopeo", "copy", "-q", f"oci:{layout.path}:{name}", to], stderr=subprocess.DEVNULL)
+                source = f"oci:{layout.path}:{name}"
+                if options.engine == "podman":
+                    run(["skopeo", "copy", "-q", source, f"containers-storage:{name}"], stderr=subprocess.DEVNULL)
+                else:
+                    archive = work / f"{name.rpartition(':')[2]}.tar"
+                    run(["skopeo", "copy", "-q", source, f"docker-archive:{archive}:{name}"])
+                    run(["docker", "load", "-q", "-i", str(archive)])
                 stage(f"{name} is there")
     for variable, name in (("builder", BUILDER), ("runtime", RUNTIME), ("debug", DEBUG)):
         print(f"{variable}={shlex.quote(name)}")
