@@ -17,6 +17,7 @@ import io
 import logging
 from collections.abc import Callable
 from functools import cached_property, partial
+from http import HTTPStatus
 from http.client import HTTPMessage
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
 from socketserver import BaseRequestHandler
@@ -42,7 +43,6 @@ class RequestHandler(BaseHTTPRequestHandler):
 
     _response: _core.Response | None = None
     _interim: list[bytes] | None = None
-    _raw = False
     _failed = False
 
     # -------------------------------------------------------------- reading
@@ -53,12 +53,12 @@ class RequestHandler(BaseHTTPRequestHandler):
 
     @cached_property
     def connection(self) -> Any:
-        """Something like the client's socket; writing to it goes round the response that is being framed."""
-        return ReplayConnection(self.request)
+        """Something like the client's socket, after the head; writing to it goes round any framing."""
+        return ReplayConnection(self.request, head=False)
 
     @cached_property
     def headers(self) -> HTTPMessage:  # type: ignore[override]
-        message = HTTPMessage()
+        message: HTTPMessage = self.MessageClass()
         for name, value in self.request.headers:
             message.set_raw(name, value)
         if self.request.chunked and self.request.body_size is not None:
@@ -66,6 +66,10 @@ class RequestHandler(BaseHTTPRequestHandler):
             del message["Transfer-Encoding"]
             message.set_raw("Content-Length", str(self.request.body_size))
         return message
+
+    @cached_property
+    def raw_requestline(self) -> bytes:
+        return f"{self.requestline}\r\n".encode("latin-1")
 
     def parse_request(self) -> bool:
         request = self.request
@@ -77,6 +81,10 @@ class RequestHandler(BaseHTTPRequestHandler):
         self.request_version = request.version
         self.requestline = f"{self.command} {request.target} {self.request_version}"
         self.close_connection = not request.keep_alive
+        return not request.expects_continue or self.handle_expect_100()
+
+    def handle_expect_100(self) -> bool:
+        """True: the client may go on.  The front tells it so when the body is read, not before."""
         return True
 
     def handle(self) -> None:
@@ -98,10 +106,14 @@ class RequestHandler(BaseHTTPRequestHandler):
     def finish(self) -> None:
         if self._failed:
             return  # Server.handle_error() answers
+        if self.close_connection:
+            self.request.keep_alive = False  # the head may not be out yet
         if self._response is not None:
             self._response.end()
-        elif not self._raw:
+        elif self.request.status == 0:
             raise ResponseError("the handler has sent no response")
+        else:  # it wrote one by itself, which nobody has framed
+            self.close_connection = True
         self.request.finish(keep_alive=not self.close_connection)
 
     # -------------------------------------------------------------- writing
@@ -119,8 +131,7 @@ class RequestHandler(BaseHTTPRequestHandler):
     def send_header(self, keyword: str, value: object) -> None:
         text = value if isinstance(value, str) else str(value)
         if self._interim is not None:
-            if any(c in keyword + text for c in "\r\n\0"):
-                raise ResponseError(f"control character in header {keyword!r}")
+            _check_text(keyword + text)
             self._interim.append(f"{keyword}: {text}\r\n".encode("latin-1"))
             return
         if self._response is None:
@@ -165,19 +176,28 @@ class _Writer(io.BufferedIOBase):
         if handler._response is not None:
             handler._response.write(data)
         else:  # a handler that writes its own status line
-            handler._raw = handler.close_connection = True
-            if handler.request.status == 0:
-                handler.request.status = _status_of(bytes(data))
-            handler.request.send(bytes(data))
+            handler.close_connection = True
+            _send_raw(handler.request, data)
         return memoryview(data).nbytes
 
     def flush(self) -> None:
-        if not self.closed:
+        if not (self.closed or self._handler._failed or self._handler.request.is_finished):
             self._handler.flush_headers()
 
 
-def _status_of(line: bytes) -> int:
-    return int(line[9:12]) if line[:5] == b"HTTP/" and line[9:12].isdigit() else 200
+def _send_raw(request: _core.Request, data: Buffer) -> None:
+    """Sends what a handler has framed by itself, and takes its status from there."""
+    data = bytes(data)
+    if data == _CONTINUE:
+        return  # the front says it, when the body is read
+    if request.status == 0:
+        # A final status ends the wait for one; what does not look like a status line counts as 200, as in HTTP/0.9.
+        status = int(data[9:12]) if data[:5] == b"HTTP/" and data[9:12].isdigit() else 200
+        request.status = status if status >= 200 or status == HTTPStatus.SWITCHING_PROTOCOLS else 0
+    request.send(data)
+
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 # ---------------------------------------------------------------- the compatible path
@@ -186,11 +206,9 @@ def _status_of(line: bytes) -> int:
 class _Replay(io.RawIOBase):
     """The bytes of a request as they came: head, then body, chunked if it was."""
 
-    def __init__(self, request: _core.Request) -> None:
+    def __init__(self, request: _core.Request, head: bool) -> None:
         self._request = request
-        # The front answers Expect by itself when the body is read, so nobody else should.
-        lines = request.head_bytes.lstrip(b"\r\n").split(b"\r\n")
-        self._data = b"\r\n".join(line for line in lines if not line.lower().startswith(b"expect:"))
+        self._data = request.head_bytes.lstrip(b"\r\n") if head else b""
         self._ended = False
         self.asked_for_more = False  # a read past the end of this request: the handler keeps the connection
 
@@ -216,9 +234,9 @@ class _Replay(io.RawIOBase):
 class ReplayConnection:
     """What a handler that reads for itself sees of its client: enough of a socket for `http.server`."""
 
-    def __init__(self, request: _core.Request) -> None:
+    def __init__(self, request: _core.Request, head: bool = True) -> None:
         self._request = request
-        self.replay = _Replay(request)
+        self.replay = _Replay(request, head)
 
     def makefile(self, mode: str = "r", buffering: int = -1, **_: Any) -> Any:
         if "r" in mode:
@@ -230,12 +248,7 @@ class ReplayConnection:
         return bytes(buffer[: self.replay.readinto(buffer)])
 
     def sendall(self, data: Buffer, flags: int = 0) -> None:
-        request = self._request
-        if request.status == 0:
-            request.status = _status_of(bytes(data))
-            if request.status < 200:
-                request.status = 0
-        request.send(bytes(data))
+        _send_raw(self._request, data)
 
     def send(self, data: Buffer, flags: int = 0) -> int:
         self.sendall(data)
@@ -272,11 +285,43 @@ class _ConnectionWriter(io.BufferedIOBase):
         return self._connection.send(data)
 
 
+class _Replayed(BaseHTTPRequestHandler):
+    """Goes behind a replayed class in its bases: what is left of `http.server`, made safe."""
+
+    _begun = False
+
+    def handle_one_request(self) -> None:
+        """One request, the replayed one.  A body which the handler has left unread is not the next request."""
+        if not self._begun:
+            self._begun = True
+            super().handle_one_request()
+        else:
+            self.connection.replay.asked_for_more = self.close_connection = True
+
+    def send_response_only(self, code: int, message: str | None = None) -> None:
+        _check_text(message or "")
+        super().send_response_only(code, message)
+
+    def send_header(self, keyword: str, value: Any) -> None:
+        _check_text(f"{keyword}: {value}")
+        super().send_header(keyword, value)
+
+
+def _check_text(text: str) -> None:
+    if any(c in text for c in "\r\n\0"):
+        raise ResponseError(f"control character in {text!r}")
+
+
 def _serve_replayed(
-    handler_class: Callable[..., object], request: _core.Request, client_address: Any, server: Any
+    handler_class: Callable[..., object],
+    request: _core.Request,
+    client_address: Any,
+    server: Any,
+    *args: Any,
+    **keywords: Any,
 ) -> None:
     connection = ReplayConnection(request)
-    handler_class(connection, client_address, server)
+    handler_class(connection, client_address, server, *args, **keywords)
     if request.status == 0:
         raise ResponseError("the handler has sent no response")
     request.finish(keep_alive=connection.replay.asked_for_more)
@@ -294,15 +339,23 @@ def _overrides(cls: type, names: tuple[str, ...]) -> bool:
 def adapt(handler: Any) -> Callable[[Any, Any, Any], object]:
     """A callable of (request, client_address, server) that serves one request with `handler`."""
     if isinstance(handler, partial):
-        inner = adapt(handler.func)
-        return partial(inner, *handler.args, **handler.keywords)
-    if not isinstance(handler, type) or issubclass(handler, RequestHandler):
+        return partial(adapt(handler.func), *handler.args, **handler.keywords)
+    if not isinstance(handler, type) or not issubclass(handler, BaseRequestHandler):
         return handler
-    if issubclass(handler, BaseHTTPRequestHandler) and not _overrides(handler, _READING):
-        if handler in RequestHandler.__mro__:
-            return RequestHandler
-        namespace = {"__module__": handler.__module__, "__qualname__": handler.__qualname__, "__doc__": handler.__doc__}
-        return type(handler.__name__, (handler, RequestHandler), namespace)
-    if issubclass(handler, BaseRequestHandler):
+    if issubclass(handler, RequestHandler):
+        return handler
+    if not issubclass(handler, BaseHTTPRequestHandler):
         return partial(_serve_replayed, handler)
-    return handler
+    if handler in RequestHandler.__mro__:
+        return RequestHandler
+    if hasattr(handler, "run_cgi"):
+        raise TypeError("CGI handlers need a socket of their own; there is no such thing here, nor in Python 3.15")
+    if _overrides(handler, _READING):
+        return partial(_serve_replayed, _with_base(handler, _Replayed))
+    return _with_base(handler, RequestHandler)
+
+
+def _with_base(handler: type, base: type) -> type:
+    """`handler` with `base` behind it: what it overrides stays, what it inherits from http.server is the base's."""
+    names = ("__module__", "__qualname__", "__doc__")
+    return type(handler.__name__, (handler, base), {name: getattr(handler, name) for name in names})

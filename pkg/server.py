@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import socketserver
 import sys
 import threading
 from collections.abc import Callable
@@ -41,6 +42,7 @@ class Server(ThreadingHTTPServer):
 
     # As many as the kernel allows (net.core.somaxconn): what waits there is not lost, what does not fit is.
     request_queue_size = 4096
+    allow_reuse_port = False  # whatever the base class says: a second server on one port must be an error
     daemon_threads = True
 
     def __init__(
@@ -65,6 +67,8 @@ class Server(ThreadingHTTPServer):
         self._workers: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._serving = False
+        self._served = False
+        self._single: threading.Thread | None = None  # runs the front for handle_request()
         self._ended = threading.Event()
         self._ended.set()
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)
@@ -76,9 +80,7 @@ class Server(ThreadingHTTPServer):
         if self.address_family == socket.AF_INET6:
             with contextlib.suppress(OSError):
                 self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
+        socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def server_activate(self) -> None:
@@ -91,7 +93,12 @@ class Server(ThreadingHTTPServer):
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serves until `shutdown()`, or until the front has closed every connection.  `poll_interval` has no effect."""
+        self._check_socket()
+        if self._served:  # a front only goes forward; as under socketserver, the server may serve again
+            self.front = _core.Front(self.socket.fileno(), **self._limits)
+            self._workers.clear()
         front = self._front()
+        self._served = True
         self._ended.clear()
         try:
             with self._lock:
@@ -105,6 +112,38 @@ class Server(ThreadingHTTPServer):
                 front.run()  # lets the workers go if run() was left by an exception
             self._serving = False
             self._ended.set()
+
+    def handle_request(self) -> None:
+        """Serves one request, whose connection then closes; after `timeout` seconds without one, handle_timeout().
+
+        The request is served by a thread of its own, so that signal handlers run meanwhile.  Between calls other
+        requests wait, at most queue_timeout.
+        """
+        self._check_socket()
+        front = self._front()
+        if self._single is None:
+            self._single = threading.Thread(target=front.run, name="front", daemon=True)
+            self._single.start()
+        request: _core.Request | None = None
+
+        def serve() -> None:
+            nonlocal request
+            with contextlib.suppress(TimeoutError):
+                request = front.take(-1 if self.timeout is None else self.timeout)
+            if request is not None:
+                request.keep_alive = False
+                self._serve(request)
+
+        worker = threading.Thread(target=serve, name="worker", daemon=True)
+        worker.start()
+        worker.join()
+        if request is None:
+            self.handle_timeout()
+
+    def _check_socket(self) -> None:
+        """RuntimeError if `socket` has been wrapped since: a front would serve plain HTTP where TLS was meant."""
+        if type(self.socket) is not socket.socket:
+            raise RuntimeError(f"cannot serve on a {type(self.socket).__name__}: let a proxy in front end TLS")
 
     def host(self, handler: Any) -> None:
         """Gives a server that was made with `None` its handler.  Until then requests wait; published pages do not."""
@@ -142,6 +181,12 @@ class Server(ThreadingHTTPServer):
         return self._ended.wait(timeout)
 
     def server_close(self) -> None:
+        if self._single is not None:
+            self._front().advance(_core.Stage.CLOSING)  # what has been answered goes out
+            self._single.join(5.0)
+            self._front().advance(_core.Stage.STOPPED)
+            self._single.join()
+            self._single = None
         self.socket.close()
         for worker in self._workers:
             worker.join(1.0)
@@ -160,14 +205,29 @@ class Server(ThreadingHTTPServer):
         front = self._front()
         changed = any(
             getattr(type(self), name) is not getattr(Server, name)
-            for name in ("process_request", "finish_request", "shutdown_request")
+            for name in ("verify_request", "process_request", "finish_request", "shutdown_request")
         )
         if not changed:
             assert self._handle is not None
             front.work(self._handle, self.handle_error, self.access, self, self.before)
             return
         while (request := front.take()) is not None:
-            self.process_request(request, request.client_address)
+            self._serve(request)
+
+    def _serve(self, request: _core.Request) -> None:
+        """The way of a request through the methods that subclasses may override, as in socketserver."""
+        try:
+            if self.verify_request(request, request.client_address):
+                self.process_request(request, request.client_address)
+            else:
+                self.shutdown_request(request)
+        except BaseException:  # of an override: the worker goes on
+            self.handle_error(request, request.client_address)
+            self.shutdown_request(request)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether the request is served; for subclasses to override."""
+        return True
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serves one request in the calling worker."""
@@ -183,12 +243,17 @@ class Server(ThreadingHTTPServer):
             self.access(request)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        assert self._handle is not None
-        self._handle(request, client_address, self)
+        if isinstance(request, _core.Request):
+            assert self._handle is not None
+            self._handle(request, client_address, self)
+        else:  # a subclass that brings connections of its own
+            super().finish_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
         """Gives the connection back to the front."""
-        if not request.is_finished:
+        if not isinstance(request, _core.Request):
+            super().shutdown_request(request)
+        elif not request.is_finished:
             request.finish(keep_alive=request.status != 0, abort=request.status == 0)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
