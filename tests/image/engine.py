@@ -72,7 +72,7 @@ class Engine:
     """`with` is not needed: it holds nothing.  NoEngine: neither docker nor podman works here."""
 
     def __init__(self) -> None:
-        self.environment = dict(os.environ)
+        self.environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
         named = os.environ.get("ENGINE")
         for name in [named] if named else ["docker", "podman"]:
             # A docker command may be there without its daemon.
