@@ -148,6 +148,11 @@ class RequestHandler(BaseHTTPRequestHandler):
         if self._interim is not None:
             self.request.send(b"".join(self._interim) + b"\r\n")
             self._interim = None
+        elif self.close_connection:
+            self.request.keep_alive = False
+
+    def version_string(self) -> str:
+        return super().version_string().rstrip()
 
     def flush_headers(self) -> None:
         if self._response is not None:
