@@ -298,6 +298,7 @@ static void to_worker(front *f, front_conn *c)
     }
     c->arrived = f->now;
     c->body_given = 0;
+    c->pending = false; /* no edge before the last read counts; from here on each does */
     count_add(&f->count.requests, 1);
     conn_set_state(f, c, CONN_WORKER);
     atomic_fetch_add_explicit(&f->n_worker, 1, memory_order_relaxed);

@@ -54,7 +54,7 @@ struct front_conn {
     bool reserve;                   /* L: on the descriptor kept for such moments */
     bool eof;                       /* O: the peer has said FIN, and all before it has been read */
     bool hup;                       /* L: the peer has said FIN; there may be bytes before it */
-    bool drained;                   /* L: the last read left nothing in the socket */
+    bool drained;                   /* O: the loop's last read left nothing in the socket */
     bool chunked, expect, complete; /* O: body framing; `complete`: all of it has been read from the socket */
     bool close;                     /* O: close once the response is out */
     bool linger;                    /* O: not at the client's request, so it may be sending: read on after FIN */

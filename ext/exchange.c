@@ -400,7 +400,8 @@ void front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned
     list_push(&f->returned, c);
     c->with_worker = false;
     f->service_time += (took - f->service_time) / 8;
-    bool ring = rest || (c->fd != -1 && (c->close || c->pending || b->raw < b->len));
+    /* Whoever may have more in the socket without a further edge, or is done, is not left until the loop looks. */
+    bool ring = rest || (c->fd != -1 && (c->close || c->pending || !c->drained || b->raw < b->len));
     pthread_mutex_unlock(&f->mutex);
     if (fd != -1)
         close(fd);

@@ -134,7 +134,7 @@ static int next_timeout(front *f)
 {
     int64_t due = INT64_MAX, now;
 
-    if (f->waiting[CONN_AGAIN].first != NULL)
+    if (f->waiting[CONN_AGAIN].first != NULL || f->batch.first != NULL)
         return 0;
     for (int s = CONN_IDLE; s < CONN_AGAIN; s++)
         if (f->waiting[s].first != NULL && f->waiting[s].first->deadline < due)
@@ -344,7 +344,6 @@ static void hand_over(front *f)
             continue;
         }
         c->with_worker = c->queued = true;
-        c->pending = false;
         c->thread = 0;
         c->deadline = f->now + f->limits.queue_timeout;
         list_push(&f->ready, c);
