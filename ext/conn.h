@@ -107,7 +107,7 @@ struct front {
 
     pthread_mutex_t mutex;
     conn_list ready, taken, returned; /* M */
-    uint32_t n_ready, n_idle_workers, n_woken; /* M */
+    uint32_t n_ready, n_taken, n_idle_workers, n_woken; /* M */
     waiter *idle_workers;           /* M: last to fall asleep, first to wake */
     bool closed;        /* M */
     int64_t service_time;           /* M: moving average of the time a worker keeps a request, nanoseconds */

@@ -37,6 +37,7 @@ static front_conn *pop_ready(front *f)
     c->queued = false;
     c->thread = thread_id();
     list_push(&f->taken, c);
+    f->n_taken++;
     if (f->ready.first != NULL && f->n_idle_workers > 0 && f->n_woken == 0 && f->service_time > LONG_REQUEST)
         wake_one(f);
     return c;
@@ -393,6 +394,7 @@ void front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned
         count_add(abort ? &f->count.aborted : &f->count.served, 1);
     tally_add(&f->durations, b->head.method_id, status, end - c->arrived);
     list_remove(&f->taken, c);
+    f->n_taken--;
     if (abort || (c->close && !c->linger && !rest && b->raw == b->len)) {
         fd = c->fd;
         c->fd = -1;
@@ -418,9 +420,9 @@ void front_count(front *f, front_counters *out)
     LOAD(bytes_in); LOAD(bytes_out); LOAD(stale); LOAD(accept_errors); LOAD(served); LOAD(aborted); LOAD(queue_ns);
 #undef LOAD
     out->buffered = atomic_load(&f->buffered);
-    out->in_flight = atomic_load(&f->n_worker);
     pthread_mutex_lock(&f->mutex);
     out->queued = f->n_ready;
+    out->in_flight = f->n_ready + f->n_taken; /* what has been answered and not yet taken back does not count */
     pthread_mutex_unlock(&f->mutex);
     out->connections = atomic_load(&f->n_open);
     out->idle = 0;
