@@ -98,6 +98,17 @@ size_t pages_render(const pages_answer *a, const char *date, const char *extra, 
     return (size_t)(p - out);
 }
 
+void pages_date(time_t when, char out[30])
+{
+    static const char days[] = "SunMonTueWedThuFriSat", months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    struct tm t;
+
+    gmtime_r(&when, &t);
+    strftime(out + 3, 27, ", %d Mon %Y %H:%M:%S GMT", &t);
+    memcpy(out, days + 3 * t.tm_wday, 3);
+    memcpy(out + 8, months + 3 * t.tm_mon, 3);
+}
+
 const char *pages_reason(unsigned status)
 {
     switch (status) {

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <time.h>
 
 #define PAGES_SLOTS 64     /* expiries; pages name one each */
 #define PAGES_MAX 256      /* pages in a table */
@@ -51,6 +52,9 @@ const page *pages_find(const pages *t, const char *path, size_t len);
 
 /* Renders into `out` (PAGES_MAX_SIZE bytes): `extra` are more header lines.  The length. */
 size_t pages_render(const pages_answer *a, const char *date, const char *extra, bool head_only, char *out);
+
+/* A Date (RFC 9110 5.6.7), 29 characters.  strftime() would name day and month in the locale's language. */
+void pages_date(time_t when, char out[30]);
 
 const char *pages_reason(unsigned status); /* the reason phrase of a status the front gives; "" if unknown */
 

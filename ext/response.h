@@ -4,6 +4,8 @@
 
 #include <time.h>
 
+#include "pages.h"
+
 static const char *response_date(void)
 {
     static _Thread_local time_t rendered;
@@ -11,10 +13,8 @@ static const char *response_date(void)
     time_t now = time(NULL);
 
     if (now != rendered) {
-        struct tm tm;
         rendered = now;
-        gmtime_r(&now, &tm);
-        strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S GMT", &tm);
+        pages_date(now, date);
     }
     return date;
 }
