@@ -131,7 +131,7 @@ void conn_linger(front *f, front_conn *c)
     out_drop(f, c);
     buffer_drop(f, c);
     shutdown(c->fd, SHUT_WR);
-    if (c->eof || conn_watch(f, c) != 0) {
+    if (c->eof || c->reserve || conn_watch(f, c) != 0) { /* the reserve descriptor is wanted for the next */
         conn_close(f, c);
         return;
     }
@@ -233,7 +233,7 @@ void conn_readable(front *f, front_conn *c)
         } else if (n == 0) {
             c->eof = true;
         } else if (errno == EAGAIN || errno == EINTR) {
-            c->drained = true;
+            c->drained = errno == EAGAIN;
         } else {
             count_add(&f->count.resets, 1);
             conn_close(f, c);
@@ -334,6 +334,7 @@ static bool on_head(front *f, front_conn *c)
         c->chunked = h->chunked;
         c->body_left = h->content_length;
         c->body_read = c->body_mark = 0;
+        c->body_waited = 0;
         c->complete = !has_body;
         c->expect = has_body && h->expect_continue && b->len == b->raw;
         if (h->chunked)
@@ -465,10 +466,8 @@ static const char *date_now(front *f)
     time_t second = time(NULL);
 
     if (second != f->date_second) {
-        struct tm tm;
         f->date_second = second;
-        gmtime_r(&second, &tm);
-        strftime(f->date, sizeof f->date, "%a, %d %b %Y %H:%M:%S GMT", &tm);
+        pages_date(second, f->date);
     }
     return f->date;
 }
@@ -476,9 +475,9 @@ static const char *date_now(front *f)
 /* Sends a short response; false if the connection is not ready for the next request (flushing, or at its end). */
 static bool answer(front *f, front_conn *c, const char *bytes, size_t len)
 {
-    ssize_t n = send(c->fd, bytes, len, MSG_NOSIGNAL);
+    ssize_t n = TEMP_FAILURE_RETRY(send(c->fd, bytes, len, MSG_NOSIGNAL));
 
-    if (n == -1 && errno != EAGAIN && errno != EINTR) {
+    if (n == -1 && errno != EAGAIN) {
         count_add(&f->count.resets, 1);
         conn_close(f, c);
         return false;
@@ -513,13 +512,27 @@ static bool contains(const char *text, size_t len, const char *word)
     return memmem(text, len, word, strlen(word)) != NULL;
 }
 
+/* Whether one of the query's parameters is `word`, or begins with it and '='. */
+static bool has_parameter(const char *query, size_t len, const char *word)
+{
+    size_t n = strlen(word);
+
+    for (const char *end = query + len, *next; query < end; query = next + 1) {
+        if ((next = memchr(query, '&', (size_t)(end - query))) == NULL)
+            next = end;
+        if ((size_t)(next - query) >= n && memcmp(query, word, n) == 0 && (query + n == next || query[n] == '='))
+            return true;
+    }
+    return false;
+}
+
 static enum pages_format format_wanted(const buffer *b, const http1_head *h)
 {
     const char *query = b->data + h->query.pos;
 
-    if (contains(query, h->query.len, "format=json"))
+    if (has_parameter(query, h->query.len, "format=json"))
         return PAGES_JSON;
-    if (contains(query, h->query.len, "verbose"))
+    if (has_parameter(query, h->query.len, "verbose"))
         return PAGES_VERBOSE;
     for (unsigned i = 0; i < h->n_headers; i++) {
         const http1_header *x = &h->headers[i];
@@ -648,7 +661,9 @@ void conn_flush(front *f, front_conn *c)
     while (c->out != NULL) {
         ssize_t n = send(c->fd, c->out + c->out_pos, c->out_len - c->out_pos, MSG_NOSIGNAL);
         if (n == -1) {
-            if (errno == EAGAIN || errno == EINTR)
+            if (errno == EINTR)
+                continue;
+            if (errno == EAGAIN)
                 return;
             count_add(&f->count.resets, 1);
             conn_close(f, c);
@@ -664,7 +679,9 @@ void conn_flush(front *f, front_conn *c)
     }
     while (c->file != -1) {
         ssize_t n = c->file_left == 0 ? 0 : sendfile(c->fd, c->file, &c->file_pos, c->file_left < 65536 ? (size_t)c->file_left : 65536);
-        if (n == -1 && (errno == EAGAIN || errno == EINTR))
+        if (n == -1 && errno == EINTR)
+            continue;
+        if (n == -1 && errno == EAGAIN)
             return;
         if (n <= 0 && c->file_left > 0) { /* an error, or the file has shrunk: what was announced can't be kept */
             conn_close(f, c);
@@ -695,7 +712,7 @@ static void on_linger(front *f, front_conn *c)
             conn_close(f, c);
             return;
         }
-        if (n == -1)
+        if (n == -1 && errno == EAGAIN)
             return;
     }
     /* Still sending: leave the rest to the kernel's buffer, whose filling up ends it, and to the deadline. */

@@ -66,6 +66,7 @@ struct front_conn {
     uint64_t body_left;             /* O: bytes of a Content-Length body still to come */
     uint64_t body_read;             /* O: decoded bytes read so far */
     uint64_t body_mark;             /* O: body_read when the present body_timeout period began */
+    int64_t body_waited;            /* O: how much of that period a worker has waited, nanoseconds */
     size_t body_given;              /* O: bytes of in's body that front_read has handed out */
     http1_chunked decoder;          /* O */
     char *out;                      /* O: rest of a response */

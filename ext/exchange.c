@@ -139,18 +139,22 @@ static int wait_socket(front_conn *c, short events, int64_t deadline)
     }
 }
 
-/* The body must go on at min_body_rate, judged once a body_timeout. */
-static int wait_body(front *f, front_conn *c, int64_t *deadline)
+/* The body must go on at min_body_rate, judged each time a body_timeout has been spent waiting for it: time that the
+ * application takes between two reads is not the client's, and each of many short waits counts. */
+static int wait_body(front *f, front_conn *c)
 {
     uint64_t wanted = (uint64_t)(f->limits.body_timeout / MILLISECOND) * f->limits.min_body_rate / 1000;
-    int rv = wait_socket(c, POLLIN, *deadline);
+    int64_t begin = front_now();
+    int rv = wait_socket(c, POLLIN, begin + f->limits.body_timeout - c->body_waited);
 
-    if (rv == FRONT_E_LATE && c->body_read - c->body_mark > wanted) {
-        c->body_mark = c->body_read;
-        *deadline = front_now() + f->limits.body_timeout;
-        return FRONT_OK;
-    }
-    return rv;
+    c->body_waited += front_now() - begin;
+    if ((rv != FRONT_OK && rv != FRONT_E_LATE) || c->body_waited < f->limits.body_timeout)
+        return rv;
+    if (c->body_read - c->body_mark <= wanted)
+        return FRONT_E_LATE;
+    c->body_mark = c->body_read;
+    c->body_waited = 0;
+    return FRONT_OK;
 }
 
 static int say_continue(front *f, front_conn *c)
@@ -202,8 +206,6 @@ static int read_chunked(front *f, front_conn *c)
 
 ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait)
 {
-    int64_t deadline = front_now() + f->limits.body_timeout;
-
     if (len == 0)
         return 0;
     for (;;) {
@@ -233,7 +235,7 @@ ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait)
             return n;
         if (!wait)
             return -EAGAIN;
-        int rv = wait_body(f, c, &deadline);
+        int rv = wait_body(f, c);
         if (rv != FRONT_OK)
             return rv;
     }

@@ -123,10 +123,10 @@ static int listener_arm(front *f, bool on)
 {
     if (f->listener_armed == on || !f->listening)
         return 0;
-    f->listener_armed = on;
-    if (on)
-        return watch_fd(f, f->listen_fd, LISTENER, EPOLLIN);
-    return epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, f->listen_fd, NULL);
+    int rv = on ? watch_fd(f, f->listen_fd, LISTENER, EPOLLIN) : epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, f->listen_fd, NULL);
+    if (rv == 0)
+        f->listener_armed = on;
+    return rv;
 }
 
 /* How long epoll may sleep, in milliseconds. */
@@ -213,7 +213,7 @@ static void conn_start(front *f, int fd, const void *peer, size_t peer_len, bool
     conn_set_state(f, c, c->overflow ? CONN_OVERFLOW : CONN_IDLE);
     count_add(&f->count.accepted, 1);
     /* The request may be there already; where it seldom is, looking costs a system call for nothing. */
-    if (f->eager > 0 || f->count.accepted % 16 == 0) {
+    if (reserve || f->eager > 0 || f->count.accepted % 16 == 0) {
         conn_readable(f, c);
         if (c->fd == fd && c->state == CONN_IDLE && c->in == NULL)
             f->eager -= f->eager > 0;
@@ -429,12 +429,17 @@ static void expire(front *f)
         f->listener_retry = 0;
         if (f->reserve_fd == -1)
             f->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-        listener_arm(f, true);
+        if (listener_arm(f, true) != 0)
+            f->listener_retry = f->now + RETRY_ACCEPT;
     }
     if (f->listener_closes != 0 && f->listener_closes <= f->now) {
         f->listener_closes = 0;
         while (accept_some(f, ACCEPTS))
             ;
+        if (f->listener_retry != 0) { /* out of descriptors: who waits is not to be reset for that */
+            f->listener_closes = f->listener_retry;
+            return;
+        }
         listener_arm(f, false);
         f->listening = false;
         shutdown(f->listen_fd, SHUT_RDWR); /* refuses from now on; its owner closes it */
@@ -448,6 +453,10 @@ static void on_signal(front *f)
     unsigned char signals[16];
     ssize_t n = read(f->signal_fd, signals, sizeof signals);
 
+    if (n == 0 || (n == -1 && errno != EAGAIN && errno != EINTR)) { /* its writer is gone: would be readable for ever */
+        epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, f->signal_fd, NULL);
+        return;
+    }
     for (ssize_t i = 0; i < n; i++)
         if (signals[i] == SIGTERM || signals[i] == SIGINT)
             front_advance(f, FRONT_TERMINATING);
