@@ -1,7 +1,7 @@
 """HAProxy and nginx from Debian's packages, in front of servers on loopback ports.
 
-They are set up as people do who want no request lost, and not one directive further: nothing here retries a request that
-has been sent, except that nginx does so by default with idempotent ones.
+They are set up as people do who want no request lost, and not one directive further: nothing here retries a request
+that has been sent, except that nginx does so by default with idempotent ones.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ backend instances
 {servers}
 """
 
-# No active checks in the open-source edition: nginx learns that an instance has gone from a connection that is refused,
-# and takes the next one, also for a POST, of which nothing has been sent by then.  `max_fails=0`, since an instance that is
-# taken for dead for a while is missing when its neighbour restarts.
+# No active checks in the open-source edition: nginx learns that an instance has gone from a connection that is
+# refused, and takes the next one, also for a POST, of which nothing has been sent by then.  `max_fails=0`, since an
+# instance that is taken for dead for a while is missing when its neighbour restarts.
 NGINX = """\
 daemon off;
 master_process off;

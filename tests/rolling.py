@@ -135,6 +135,7 @@ def table(outcome: Outcome) -> str:
             how = ", ".join(f"{n} x {what}" for what, n in sorted(t.lost.items()))
             client = f"{method} {'keep-alive' if keep else 'one-shot'}"
             lines.append(
-                f"{name:8}{client:18}{t.sent:8}{t.answered:10}{t.lost.total():6}  {p50:6.1f} {p99:6.1f} {top:6.0f}     {how}"
+                f"{name:8}{client:18}{t.sent:8}{t.answered:10}{t.lost.total():6}"
+                f"  {p50:6.1f} {p99:6.1f} {top:6.0f}     {how}"
             )
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests import balancers
-from tests.rolling import INTERVAL, roll, table
+from tests.rolling import roll, table
 
 # Long enough for HAProxy to have seen two red answers in a row, on a machine that has other things to do.
 DRAIN_DELAY = 0.6  # seconds
