@@ -102,7 +102,8 @@ class Running:
             if self.process.poll() is not None:
                 break
             with contextlib.suppress(OSError, http.client.HTTPException):
-                if get(self.port, "/healthz", timeout=2) == 200:
+                # Not /healthz: ours answers that before the application has been imported.
+                if get(self.port, "/", timeout=2) == 200:
                     self.first_answer = time.monotonic() - self.started
                     return
             time.sleep(0.002)
