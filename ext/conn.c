@@ -17,6 +17,7 @@
 
 #define PIPELINE 16  /* requests of one connection in one turn, for fairness */
 #define SPARES   256 /* buffers kept for reuse */
+#define BLOCKS   16  /* of 64 KiB of a file, of one connection in one turn */
 
 static void on_linger(front *f, front_conn *c);
 static void proceed(front *f, front_conn *c);
@@ -217,6 +218,10 @@ void conn_readable(front *f, front_conn *c)
 {
     buffer *b = c->in;
 
+    if (c->file != -1) {
+        conn_flush(f, c);
+        return;
+    }
     if (b == NULL && (b = c->in = buffer_new(f)) == NULL) {
         conn_close(f, c);
         return;
@@ -444,11 +449,13 @@ static void proceed(front *f, front_conn *c)
             return;
         }
         if (n == HTTP1_PARTIAL) {
+            /* Some clients send an empty line after a body (RFC 9112 2.2): that begins no request. */
+            bool empty_line = b->len <= 2 && memcmp(b->data, "\r\n", b->len) == 0;
             b->raw = b->len;
-            if (b->len == b->cap && buffer_grow(f, c, f->limits.head.max_head_size) != FRONT_OK)
+            if (b->len == b->cap && buffer_grow(f, c, f->limits.head.max_head_size) != FRONT_OK) /* b is no more */
                 conn_refuse(f, c, 431, "request head too large\n");
-            else /* some clients send an empty line after a body (RFC 9112 2.2): that begins no request */
-                want_more(f, c, b->len <= 2 && memcmp(b->data, "\r\n", b->len) == 0 ? CONN_IDLE : CONN_HEAD);
+            else
+                want_more(f, c, empty_line ? CONN_IDLE : CONN_HEAD);
             return;
         }
         b->head_len = b->raw = (size_t)n;
@@ -677,12 +684,19 @@ void conn_flush(front *f, front_conn *c)
             c->out = NULL;
         }
     }
-    while (c->file != -1) {
+    for (int i = 0; c->file != -1; i++) {
+        if (i == BLOCKS) { /* its reader keeps up: others first */
+            conn_set_state(f, c, CONN_AGAIN);
+            return;
+        }
         ssize_t n = c->file_left == 0 ? 0 : sendfile(c->fd, c->file, &c->file_pos, c->file_left < 65536 ? (size_t)c->file_left : 65536);
         if (n == -1 && errno == EINTR)
             continue;
-        if (n == -1 && errno == EAGAIN)
+        if (n == -1 && errno == EAGAIN) {
+            if (c->state != CONN_FLUSH)
+                conn_set_state(f, c, CONN_FLUSH);
             return;
+        }
         if (n <= 0 && c->file_left > 0) { /* an error, or the file has shrunk: what was announced can't be kept */
             conn_close(f, c);
             return;

@@ -167,11 +167,12 @@ static int say_continue(front *f, front_conn *c)
 }
 
 /* One read from the socket, of a body with Content-Length, straight to where it is wanted. */
-static ssize_t read_plain(front_conn *c, char *buf, size_t len)
+static ssize_t read_plain(front *f, front_conn *c, char *buf, size_t len)
 {
     ssize_t n = recv(c->fd, buf, len < c->body_left ? len : (size_t)c->body_left, 0);
 
     if (n > 0) {
+        count_add(&f->count.bytes_in, (uint64_t)n);
         c->body_left -= (uint64_t)n;
         c->body_read += (uint64_t)n;
         c->complete = c->body_left == 0;
@@ -200,6 +201,7 @@ static int read_chunked(front *f, front_conn *c)
         return FRONT_E_TRUNCATED;
     if (n == -1)
         return -errno;
+    count_add(&f->count.bytes_in, (uint64_t)n);
     b->len += (size_t)n;
     return body_decode(f, c);
 }
@@ -226,7 +228,7 @@ ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait)
             if (rv != FRONT_OK)
                 return rv;
         }
-        ssize_t n = c->chunked ? read_chunked(f, c) : read_plain(c, buf, len);
+        ssize_t n = c->chunked ? read_chunked(f, c) : read_plain(f, c, buf, len);
         if (n > 0)
             return n;
         if (n == FRONT_OK || n == -EINTR)
@@ -405,7 +407,7 @@ void front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned
     c->with_worker = false;
     f->service_time += (took - f->service_time) / 8;
     /* Whoever may have more in the socket without a further edge, or is done, is not left until the loop looks. */
-    bool ring = rest || (c->fd != -1 && (c->close || c->pending || !c->drained || b->raw < b->len));
+    bool ring = rest || atomic_load(&f->stage) >= FRONT_CLOSING || (c->fd != -1 && (c->close || c->pending || !c->drained || b->raw < b->len));
     pthread_mutex_unlock(&f->mutex);
     if (fd != -1)
         close(fd);

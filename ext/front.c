@@ -101,6 +101,8 @@ static void stop_workers(front *f)
         lost++;
     for (front_conn *c = f->waiting[CONN_FLUSH].first; c != NULL; c = c->next)
         lost++;
+    for (front_conn *c = f->waiting[CONN_AGAIN].first; c != NULL; c = c->next)
+        lost += c->file != -1;
     count_add(&f->count.aborted, lost);
     pthread_mutex_lock(&f->mutex);
     f->closed = true;
@@ -230,6 +232,16 @@ static int accept_one(front *f, struct sockaddr_storage *peer, socklen_t *len)
     return accept4(f->listen_fd, (struct sockaddr *)peer, len, SOCK_NONBLOCK | SOCK_CLOEXEC);
 }
 
+/* Who holds the reserve descriptor has had RETRY_ACCEPT to say what it wants: the next may be a probe. */
+static void free_reserve(front *f)
+{
+    for (front_conn *c = f->waiting[CONN_OVERFLOW].first; c != NULL; c = c->next)
+        if (c->reserve) {
+            conn_close(f, c);
+            return;
+        }
+}
+
 /* Accepts up to `max` connections; true if there may be more. */
 static bool accept_some(front *f, int max)
 {
@@ -250,6 +262,8 @@ static bool accept_some(front *f, int max)
         /* EMFILE, ENFILE, ENOBUFS, ENOMEM: no descriptor.  One is kept back for this moment, so that a probe
          * still gets its answer; until it is free again, or for a while, we do not listen instead of spinning. */
         count_add(&f->count.accept_errors, 1);
+        if (f->reserve_fd == -1)
+            free_reserve(f);
         if (f->reserve_fd != -1) {
             close(f->reserve_fd);
             f->reserve_fd = -1;
