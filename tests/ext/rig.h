@@ -305,14 +305,19 @@ static inline front_counters rig_count(rig *r)
     return n;
 }
 
-/* All that clients have caused is gone once they are gone. */
-static inline void rig_settle(rig *r)
+/* All that clients have caused is gone once all but `connections` are gone. */
+static inline void rig_settle_to(rig *r, uint64_t connections)
 {
     front_counters n;
 
-    EVENTUALLY((n = rig_count(r), n.connections == 0 && n.in_flight == 0 && n.queued == 0 && n.buffered == 0),
+    EVENTUALLY((n = rig_count(r), n.connections == connections && n.in_flight == 0 && n.queued == 0 && n.buffered == 0),
                "connections %llu, in flight %llu, queued %llu, buffered %llu", (unsigned long long)n.connections,
                (unsigned long long)n.in_flight, (unsigned long long)n.queued, (unsigned long long)n.buffered);
+}
+
+static inline void rig_settle(rig *r)
+{
+    rig_settle_to(r, 0);
 }
 
 static inline void rig_stop(rig *r)
