@@ -92,7 +92,10 @@ class Server(ThreadingHTTPServer):
         self.front = _core.Front(self.socket.fileno(), **self._limits)
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Serves until `shutdown()`, or until the front has closed every connection.  `poll_interval` has no effect."""
+        """Serves until `shutdown()`, or until the front has closed every connection.
+
+        On the main thread signal handlers run, at the latest after `poll_interval` seconds.
+        """
         self._check_socket()
         if self._served:  # a front only goes forward; as under socketserver, the server may serve again
             self.front = _core.Front(self.socket.fileno(), **self._limits)
@@ -105,13 +108,39 @@ class Server(ThreadingHTTPServer):
                 self._serving = True
                 if self._handle is not None:
                     self._start_workers()
-            front.run()
+            if threading.current_thread() is threading.main_thread():
+                self._run_aside(front, poll_interval)
+            else:
+                front.run()
         finally:
             front.advance(_core.Stage.STOPPED)
             with contextlib.suppress(OSError):
                 front.run()  # lets the workers go if run() was left by an exception
             self._serving = False
             self._ended.set()
+
+    @staticmethod
+    def _run_aside(front: _core.Front, poll_interval: float) -> None:
+        """Runs the front in another thread.  Were it this one, a signal that comes just before the front falls asleep
+        would be seen when the next client comes."""
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                front.run()
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=run, name="front", daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(poll_interval)
+        finally:
+            front.advance(_core.Stage.STOPPED)
+            thread.join()
+        if errors:
+            raise errors[0]
 
     def handle_request(self) -> None:
         """Serves one request, whose connection then closes; after `timeout` seconds without one, handle_timeout().
@@ -136,7 +165,8 @@ class Server(ThreadingHTTPServer):
 
         worker = threading.Thread(target=serve, name="worker", daemon=True)
         worker.start()
-        worker.join()
+        while worker.is_alive():
+            worker.join(0.5)
         if request is None:
             self.handle_timeout()
 
