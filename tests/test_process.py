@@ -289,7 +289,7 @@ def test_a_request_in_flight_is_answered(tmp_path: Path) -> None:
 
 
 def test_the_delay_serves_everything_and_says_close(tmp_path: Path) -> None:
-    with running(tmp_path, HELLO, PKG_ADMIN="off", PKG_DRAIN_DELAY="1.5") as p, Connection(p.address) as idle:
+    with running(tmp_path, HELLO, PKG_ADMIN="off", PKG_DRAIN_DELAY="4") as p, Connection(p.address) as idle:
         assert not idle.request("GET", "/").closes
         p.process.send_signal(signal.SIGTERM)
         began = time.monotonic()
