@@ -321,9 +321,10 @@ def test_an_idle_connection_has_a_last_second(tmp_path: Path) -> None:
     with running(tmp_path, HELLO, PKG_ADMIN="off") as p, Connection(p.address) as idle:
         idle.request("GET", "/")
         p.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: is_refused(p.address))
+        p.await_message("^draining after SIGTERM")
         answer = idle.request("GET", "/")
         assert (answer.body, answer.closes) == (b"hello", True)
+        assert is_refused(p.address)
         assert p.process.wait(10) == 0
         assert "0 aborted" in summary(p)
 
