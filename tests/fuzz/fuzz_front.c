@@ -1,0 +1,398 @@
+/*
+ * fuzz_front.c - the front under libFuzzer: real connections, a real loop, a real worker.  The input says what up to three
+ * clients send, where it is cut, when they pause, half-close, reset, or read, and what the worker does.  Whatever it is:
+ *
+ *   - a refused request is the last of its connection: nothing after it reaches a worker or is answered;
+ *   - each connection's responses come in the order of its requests, whole, one for each;
+ *   - a worker is handed exactly the requests that a parser finds in the same bytes, in one piece;
+ *   - afterwards no connection, buffer or request is left.
+ *
+ *     clang -g -O1 -fsanitize=fuzzer,address,undefined -Iext tests/fuzz/fuzz_front.c ext/[!c]*.c ext/conn.c -pthread
+ *     ./a.out tests/fuzz/corpus/front
+ *
+ * An input is a list of steps, a byte each that says what (see run()), some with bytes after them.
+ */
+#define _GNU_SOURCE
+#include "front.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define CHECK(condition) \
+    do { \
+        if (!(condition)) { \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+            abort(); \
+        } \
+    } while (0)
+
+#define SECOND 1000000000LL
+#define CLIENTS 3
+#define SENT_MAX 65536
+#define HEARD_MAX (1 << 20)
+
+static front *the_front;
+static struct sockaddr_in address;
+static const front_limits LIMITS = {
+    .head = {.max_head_size = 4096, .max_target_size = 200, .max_headers = 8},
+    .max_connections = 100,
+    .max_queue = 100,
+    .max_body_size = 5000,
+    .body_buffer_size = 1000,
+    .response_buffer_size = 1 << 20,
+    .buffer_size = 32 << 20,
+    .min_body_rate = 1,
+    .header_timeout = 5 * SECOND,
+    .body_timeout = 5 * SECOND,
+    .idle_timeout = 5 * SECOND,
+    .write_timeout = 5 * SECOND,
+    .queue_timeout = 5 * SECOND,
+    .linger_timeout = 5 * SECOND,
+};
+
+/* ------------------------------------------------------------------------------------------------ the server */
+
+/* The first byte of a target after the slash chooses what the worker does; the response says what it was given. */
+static void serve(front_request *q)
+{
+    char method[32], target[64], body[256], out[512], mode;
+    const http1_head *h = q->head;
+    bool keep_alive = h->keep_alive;
+    unsigned status = 200, sum = 0;
+    ssize_t n = 0, total = 0;
+    static _Thread_local char buf[700];
+
+    snprintf(method, sizeof method, "%.*s", h->method.len < 20 ? (int)h->method.len : 20, q->data + h->method.pos);
+    snprintf(target, sizeof target, "%.*s", h->target.len < 40 ? (int)h->target.len : 40, q->data + h->target.pos);
+    mode = h->target.len > 1 ? target[1] : 'r';
+    if (mode != 'i') { /* 'i': ignores the body */
+        while ((n = front_read(the_front, q->conn, buf, mode == 's' ? 7 : sizeof buf, true)) > 0) {
+            for (ssize_t i = 0; i < n; i++)
+                sum = sum * 31 + (unsigned char)buf[i];
+            total += n;
+        }
+        if (n < 0) {
+            status = 400;
+            keep_alive = false;
+        }
+    }
+    if (mode == 'c' || front_body_pending(q->conn))
+        keep_alive = false;
+    int body_len = snprintf(body, sizeof body, "%s %s %zd %x", method, target, n < 0 ? -1 : total, n < 0 ? 0 : sum);
+    int len = snprintf(out, sizeof out, "HTTP/1.1 %u W\r\nContent-Length: %d\r\n%s\r\n%s", status, body_len,
+                       keep_alive ? "" : "Connection: close\r\n", body);
+    struct iovec iov = {.iov_base = out, .iov_len = (size_t)len};
+    int rv = front_send(the_front, q->conn, &iov, 1, SIZE_MAX, true);
+    front_finish(the_front, q->conn, keep_alive, rv != FRONT_OK, rv == FRONT_OK ? status : 0);
+}
+
+static void *work(void *unused)
+{
+    front_request q;
+
+    (void)unused;
+    while (front_take(the_front, &q, -1) == FRONT_OK)
+        serve(&q);
+    return NULL;
+}
+
+static void *loop(void *unused)
+{
+    (void)unused;
+    CHECK(front_run(the_front, false) == FRONT_CLOSED);
+    return NULL;
+}
+
+static void start(void)
+{
+    static char headers[] = "Content-Length: 2\r\n";
+    pthread_t thread;
+    socklen_t len = sizeof address;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    pages *t = pages_new(1);
+
+    signal(SIGPIPE, SIG_IGN);
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    CHECK(bind(fd, (struct sockaddr *)&address, sizeof address) == 0 && listen(fd, 64) == 0);
+    CHECK(getsockname(fd, (struct sockaddr *)&address, &len) == 0);
+    CHECK(front_open(&the_front, fd, &LIMITS) == FRONT_OK);
+    CHECK(pages_add(t, "/healthz", 8, 0) == 0);
+    for (unsigned k = 0; k < PAGES_FORMATS; k++)
+        for (unsigned s = 0; s < 2; s++)
+            CHECK(pages_set_answer(t, 0, (enum pages_set)s, (enum pages_format)k, 200, headers, sizeof headers - 1, "ok", 2) == 0);
+    front_publish(the_front, t);
+    CHECK(pthread_create(&thread, NULL, loop, NULL) == 0);
+    for (int i = 0; i < 2; i++)
+        CHECK(pthread_create(&thread, NULL, work, NULL) == 0);
+}
+
+/* ------------------------------------------------------------------------------------------------ the clients */
+
+typedef struct {
+    int fd;
+    bool shut, broken; /* said FIN; reset by either side: what was not heard is lost */
+    char *sent, *heard;
+    size_t n_sent, n_heard;
+} client;
+
+static void dial(client *c)
+{
+    c->fd = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(c->fd != -1);
+    /* So that many runs do not leave the loopback without ports: they end with a reset. */
+    CHECK(connect(c->fd, (struct sockaddr *)&address, sizeof address) == 0);
+    c->shut = c->broken = false;
+    c->n_sent = c->n_heard = 0;
+}
+
+static void hear(client *c, int milliseconds)
+{
+    struct pollfd p = {.fd = c->fd, .events = POLLIN};
+
+    while (!c->broken && c->n_heard < HEARD_MAX && poll(&p, 1, milliseconds) == 1) {
+        ssize_t n = recv(c->fd, c->heard + c->n_heard, HEARD_MAX - c->n_heard, MSG_DONTWAIT);
+        if (n <= 0) {
+            c->broken = c->broken || n == -1;
+            return;
+        }
+        c->n_heard += (size_t)n;
+        milliseconds = 0;
+    }
+}
+
+static void say(client *c, const char *bytes, size_t len)
+{
+    if (c->shut || c->broken || len > SENT_MAX - c->n_sent)
+        return;
+    while (len > 0) {
+        ssize_t n = send(c->fd, bytes, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (n == -1 && errno == EAGAIN) {
+            hear(c, 1);
+            continue;
+        }
+        if (n == -1) { /* closed and reset: no more will be heard either */
+            c->broken = true;
+            return;
+        }
+        memcpy(c->sent + c->n_sent, bytes, (size_t)n);
+        c->n_sent += (size_t)n;
+        bytes += n;
+        len -= (size_t)n;
+    }
+}
+
+/* What the server should have made of the bytes: walks over requests and responses side by side. */
+static void judge(client *c, bool ended)
+{
+    static http1_head h;
+    const char *p = c->sent, *end = p + c->n_sent, *a = c->heard, *a_end = a + c->n_heard;
+
+    while (a < a_end) {
+        /* One response. */
+        const char *blank = memmem(a, (size_t)(a_end - a), "\r\n\r\n", 4);
+        if (blank == NULL) {
+            CHECK(!ended || c->broken); /* cut short */
+            return;
+        }
+        unsigned status = 0;
+        CHECK(sscanf(a, "HTTP/1.1 %3u ", &status) == 1);
+        if (status == 100) {
+            a = blank + 4;
+            continue;
+        }
+        const char *length = memmem(a, (size_t)(blank + 2 - a), "Content-Length: ", 16);
+        CHECK(length != NULL);
+        size_t body_len = strtoul(length + 16, NULL, 10);
+        const bool close = memmem(a, (size_t)(blank + 2 - a), "\r\nConnection: close\r\n", 21) != NULL;
+        const bool by_worker = memmem(a, (size_t)(blank + 2 - a), " W\r\n", 4) != NULL;
+
+        /* Its request. */
+        int n = http1_parse_head(p, (size_t)(end - p), 0, &LIMITS.head, &h);
+        const bool parsed = n > 0;
+        if (parsed && h.method_id == HTTP1_HEAD && !by_worker && status != 400 && status != 408 && status != 413 && status != 503)
+            body_len = 0;
+        const char *body = blank + 4;
+        if ((size_t)(a_end - body) < body_len) {
+            CHECK(!ended || c->broken);
+            return;
+        }
+        a = body + body_len;
+        if (by_worker) {
+            char want[256];
+            unsigned sum = 0;
+            size_t total = 0;
+            const char *next = p + n;
+            CHECK(parsed); /* no request without a valid head */
+            const char *target = p + h.target.pos;
+            const bool ignored = h.target.len > 1 && target[1] == 'i';
+            if (h.chunked) {
+                http1_chunked d;
+                size_t in = (size_t)(end - next);
+                char *decoded = malloc(in + 1);
+                http1_chunked_init(&d);
+                int rv = http1_chunked_decode(&d, next, &in, decoded, &total);
+                next = rv == 1 ? next + in : NULL;
+                for (size_t i = 0; i < total; i++)
+                    sum = sum * 31 + (unsigned char)decoded[i];
+                free(decoded);
+                if (total > LIMITS.max_body_size)
+                    next = NULL;
+            } else {
+                total = (size_t)h.content_length;
+                if (total > (size_t)(end - next)) {
+                    next = NULL;
+                } else {
+                    for (size_t i = 0; i < total; i++)
+                        sum = sum * 31 + (unsigned char)next[i];
+                    next += total;
+                }
+            }
+            if (next == NULL) /* never complete: unless that was ignored it failed, and all ended there */
+                CHECK(close && (ignored || status == 400));
+            if (status == 200) {
+                int m = snprintf(want, sizeof want, "%.*s %.*s %zu %x", h.method.len < 20 ? (int)h.method.len : 20, p + h.method.pos,
+                                 h.target.len < 40 ? (int)h.target.len : 40, target, ignored ? 0 : total, ignored ? 0 : sum);
+                CHECK((size_t)m == body_len && memcmp(body, want, body_len) == 0);
+            }
+            if (next != NULL)
+                p = next;
+            CHECK(close || next != NULL);
+        } else if (status == 200 || status == 405) { /* a page, or OPTIONS * */
+            CHECK(parsed);
+            CHECK(close || (!h.chunked && h.content_length == 0));
+            p += n;
+        } else { /* a refusal */
+            CHECK(close);
+        }
+        if (close) {
+            CHECK(a == a_end); /* nothing after it */
+            return;
+        }
+    }
+    if (ended && !c->broken) { /* all was heard, and it ended: then nothing that could be served is left */
+        int n = http1_parse_head(p, (size_t)(end - p), 0, &LIMITS.head, &h);
+        CHECK(n <= 0 || h.chunked || h.content_length > (uint64_t)(end - p - n));
+        CHECK(n >= 0);
+    }
+}
+
+/* -------------------------------------------------------------------------------------------------- one input */
+
+static const char *const phrases[] = {
+    "GET /r HTTP/1.1\r\nHost: x\r\n\r\n",
+    "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+    "POST /r HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n0123456789",
+    "POST /s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\n\r\n",
+    "POST /r HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "400\r\n",
+    "0\r\n\r\n",
+    "POST /i HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n",
+    "POST /r HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\nExpect: 100-continue\r\n\r\n",
+    "GET /c HTTP/1.1\r\nHost: x\r\n\r\n",
+    "HEAD /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "GET /r HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
+    "POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc",
+    "Transfer-Encoding: chunked\r\n",
+    "\r\n",
+};
+
+static void run(client *c, const uint8_t *data, size_t size)
+{
+    static char block[2048];
+    size_t who = 0;
+
+    memset(block, 'b', sizeof block);
+    for (size_t i = 0; i < size; i++) {
+        uint8_t op = data[i];
+        if (c[who].fd == -1)
+            dial(&c[who]);
+        if (op < 0x60) { /* so many of the bytes that follow */
+            size_t n = (size_t)op + 1 < size - i - 1 ? (size_t)op + 1 : size - i - 1;
+            say(&c[who], (const char *)data + i + 1, n);
+            i += n;
+        } else if (op < 0xa0) { /* a phrase; the second half of the codes say it in two parts */
+            const char *text = phrases[(op - 0x60) % 16];
+            size_t len = strlen(text), cut = op < 0x80 ? len : i + 1 < size ? data[++i] % (len + 1) : 0;
+            say(&c[who], text, cut);
+            if (cut < len) {
+                sched_yield();
+                usleep(op < 0x90 ? 0 : 300);
+                say(&c[who], text + cut, len - cut);
+            }
+        } else if (op < 0xb0) { /* a block */
+            say(&c[who], block, (size_t)(op - 0x9f) * 128);
+        } else if (op < 0xc0) { /* wait */
+            usleep((useconds_t)(op - 0xb0) * 30);
+        } else if (op < 0xd0) { /* hear what is there */
+            hear(&c[who], op & 1);
+        } else if (op < 0xe0) { /* the other client */
+            who = op % CLIENTS;
+        } else if (op < 0xe8 && !c[who].shut) {
+            shutdown(c[who].fd, SHUT_WR);
+            c[who].shut = true;
+        } else if (op >= 0xf8) { /* reset, and a new one */
+            struct linger now = {.l_onoff = 1, .l_linger = 0};
+            setsockopt(c[who].fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+            hear(&c[who], 0);
+            close(c[who].fd);
+            c[who].fd = -1;
+            judge(&c[who], false);
+        }
+    }
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static client c[CLIENTS];
+    front_counters n;
+
+    if (the_front == NULL) {
+        start();
+        for (int i = 0; i < CLIENTS; i++) {
+            c[i].sent = malloc(SENT_MAX);
+            c[i].heard = malloc(HEARD_MAX);
+            CHECK(c[i].sent != NULL && c[i].heard != NULL);
+        }
+    }
+    for (int i = 0; i < CLIENTS; i++)
+        c[i].fd = -1;
+    run(c, data, size);
+    for (int i = 0; i < CLIENTS; i++) {
+        if (c[i].fd == -1)
+            continue;
+        if (!c[i].shut) /* what is complete is answered, then the server ends */
+            shutdown(c[i].fd, SHUT_WR);
+        int64_t until = front_now() + 4 * SECOND;
+        for (;;) {
+            struct pollfd p = {.fd = c[i].fd, .events = POLLIN};
+            size_t before = c[i].n_heard;
+            if (poll(&p, 1, 100) == 1) {
+                hear(&c[i], 0);
+                if (c[i].broken || c[i].n_heard == before)
+                    break;
+            }
+            CHECK(front_now() < until); /* somebody has been forgotten */
+        }
+        judge(&c[i], true);
+        struct linger now = {.l_onoff = 1, .l_linger = 0};
+        setsockopt(c[i].fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+        close(c[i].fd);
+    }
+    int64_t until = front_now() + 4 * SECOND;
+    while (front_count(the_front, &n), n.connections != 0 || n.in_flight != 0 || n.queued != 0 || n.buffered != 0) {
+        CHECK(front_now() < until);
+        usleep(20);
+    }
+    return 0;
+}
