@@ -205,9 +205,9 @@ static inline void rig_serve(rig *r, front_request *q)
         ok = rig_send(r, c, head, (size_t)head_len, body, is_head ? 0 : len, SIZE_MAX);
     } else if (IS("/big") || IS("/cut")) {
         char *bytes = malloc(big);
-        for (size_t i = 0; i < big; i++)
+        for (size_t i = 0; bytes != NULL && i < big; i++)
             bytes[i] = rig_byte(i);
-        ok = rig_send(r, c, head, (size_t)head_len, bytes, IS("/cut") ? big / 2 : big, IS("/cut") ? 0 : SIZE_MAX);
+        ok = bytes != NULL && rig_send(r, c, head, (size_t)head_len, bytes, IS("/cut") ? big / 2 : big, IS("/cut") ? 0 : SIZE_MAX);
         abort_it = IS("/cut");
         free(bytes);
     } else if (IS("/stream")) {
@@ -232,9 +232,12 @@ static inline void rig_serve(rig *r, front_request *q)
     front_finish(r->f, c, keep_alive, !ok || abort_it, ok ? status : 0);
 }
 
+static _Thread_local bool rig_is_server; /* this thread is the front's, not a client's */
+
 static void *rig_work(void *arg)
 {
     rig *r = arg;
+    rig_is_server = true;
     front_request q;
     int rv;
 
@@ -248,6 +251,7 @@ static void *rig_loop(void *arg)
 {
     rig *r = arg;
 
+    rig_is_server = true;
     r->loop_result = front_run(r->f, false);
     atomic_store(&r->loop_ended, true);
     return NULL;
@@ -556,6 +560,21 @@ static inline void reset(client *c)
 static inline void wait_read(rig *r, uint64_t bytes_in)
 {
     EVENTUALLY(rig_count(r).bytes_in >= bytes_in);
+}
+
+/* Resident memory of this process, KiB. */
+static inline long resident(void)
+{
+    char text[4096], *line;
+    int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+    ssize_t n = read(fd, text, sizeof text - 1);
+
+    close(fd);
+    REQUIRE(n > 0);
+    text[n] = '\0';
+    line = strstr(text, "VmRSS:");
+    REQUIRE(line != NULL);
+    return strtol(line + 6, NULL, 10);
 }
 
 static inline double cpu_seconds(void)

@@ -2,7 +2,7 @@
  * test_front.c - what the front does for one client or a few, by tables and named cases, from real sockets, with threads as
  * workers.  (test_front_load.c has the many.)
  *
- *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_front.c ext/[!c]*.c ext/conn.c -pthread && ./a.out [--slow] [NAME]
+ *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_front.c ext/?*.c -pthread && ./a.out [--slow] [NAME]
  */
 #include "rig.h"
 
@@ -969,21 +969,6 @@ static void cut_responses_are_seen_as_such(void)
     hang_up(&c);
     EVENTUALLY(rig_count(&r).aborted == 1);
     rig_stop(&r);
-}
-
-/* Memory of this process, in KiB. */
-static long resident(void)
-{
-    char text[4096], *line;
-    int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
-    ssize_t n = read(fd, text, sizeof text - 1);
-
-    close(fd);
-    REQUIRE(n > 0);
-    text[n] = '\0';
-    line = strstr(text, "VmRSS:");
-    REQUIRE(line != NULL);
-    return strtol(line + 6, NULL, 10);
 }
 
 static void pipelines_without_reading(void)
