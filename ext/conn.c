@@ -395,8 +395,10 @@ static void on_body(front *f, front_conn *c)
         conn_refuse(f, c, 400, "body cut short\n");
     else if (c->in->len == c->in->cap && buffer_grow(f, c, body_room(f, c)) != FRONT_OK)
         to_worker(f, c); /* no room to collect more: the worker reads the rest */
-    else
+    else {
+        acknowledge(c->fd);
         want_more(f, c, CONN_BODY);
+    }
 }
 
 /* The PROXY header at the beginning of a connection, if there is one.  False: more is wanted, or it was malformed. */
@@ -551,17 +553,17 @@ static enum pages_format format_wanted(const buffer *b, const http1_head *h)
     return PAGES_TEXT;
 }
 
-/* The process may be killed for the answer that follows: say first what it was doing. */
-static void last_words(front *f)
+void front_last_words(front *f, const char *why)
 {
     front_flight flights[64];
     size_t n = front_requests(f, flights, 64);
 
-    dprintf(STDERR_FILENO, "liveness is failing: the interpreter shows no sign of life; %zu requests in flight\n", n);
+    dprintf(STDERR_FILENO, "%s: the interpreter shows no sign of life; %zu requests in flight\n", why, n);
     for (size_t i = 0; i < n; i++)
         dprintf(STDERR_FILENO, "  %s %s, %.3f s, thread %llu\n", flights[i].method, flights[i].target,
                 (double)flights[i].age / 1e9, (unsigned long long)flights[i].thread);
-    pthread_kill(pthread_self(), f->last_words);
+    if (f->last_words != 0)
+        pthread_kill(pthread_self(), f->last_words);
 }
 
 static const pages_answer *page_answer(front *f, const page *p, enum pages_format format)
@@ -575,7 +577,7 @@ static const pages_answer *page_answer(front *f, const page *p, enum pages_forma
         count_add(&f->count.stale, 1);
         if (p->slot == 0 && f->last_words != 0 && !f->mourned) {
             f->mourned = true;
-            last_words(f);
+            front_last_words(f, "liveness is failing"); /* the process may be killed for the answer that follows */
         }
     } else if (p->slot == 0) {
         f->mourned = false;

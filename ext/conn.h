@@ -8,8 +8,10 @@
 #ifndef CONN_H
 #define CONN_H
 
+#include <linux/tcp.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/socket.h>
 
 #include "front.h"
 
@@ -87,10 +89,13 @@ typedef struct waiter {
 struct front {
     front_limits limits;
     int epoll_fd, listen_fd, wake_fd, signal_fd, reserve_fd, last_words;
+    int n_signals;                  /* L: SIGTERM and SIGINT, duplicates not counted */
+    int64_t last_signal, give_up, gives_up; /* L: when; how long after the first the process ends, and so when */
     bool listening, listener_armed, mourned;
     int accepts, eager;     /* L: how many to accept a turn; how long to look for requests at once */
     uint64_t turn, accept_turn;
     int64_t listener_closes; /* last stage: when the backlog counts as empty */
+    int64_t farthest;       /* L: the longest round trip to a client, nanoseconds, looked at while draining */
     int64_t nap;            /* L: how long to let requests gather before the next turn, nanoseconds */
     int64_t listener_retry; /* when to listen again after accept failed; 0: not waiting */
     _Atomic int stage, wanted_stage;
@@ -183,6 +188,15 @@ int buffer_grow(front *f, front_conn *c, size_t max);
 /* Decodes in place what lies between raw and len of the buffer; sets c->complete at the end of the body.
  * FRONT_OK or FRONT_E_*. */
 int body_decode(front *f, front_conn *c);
+
+/* For the log, straight to stderr: `why`, the requests in flight, and every Python stack (by the signal last_words). */
+void front_last_words(front *f, const char *why);
+
+/* Acknowledges what has been received now, not after the usual 40 ms: nginx sends a body's last part only then (Nagle). */
+static inline void acknowledge(int fd)
+{
+    setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &(int){1}, sizeof(int));
+}
 
 void front_ring(front *f);
 void wake_one(front *f); /* the idle worker that fell asleep last; with the mutex held */

@@ -145,6 +145,8 @@ static int wait_body(front *f, front_conn *c)
 {
     uint64_t wanted = (uint64_t)(f->limits.body_timeout / MILLISECOND) * f->limits.min_body_rate / 1000;
     int64_t begin = front_now();
+
+    acknowledge(c->fd);
     int rv = wait_socket(c, POLLIN, begin + f->limits.body_timeout - c->body_waited);
 
     c->body_waited += front_now() - begin;

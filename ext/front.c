@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -22,10 +23,12 @@
 #define SECOND      1000000000LL
 #define MILLISECOND 1000000LL
 #define LAST_SECOND SECOND
+#define DISTANCES   1000 /* connections asked for their round trip at the end */
 #define OVERFLOW_TIMEOUT SECOND
 #define RETRY_ACCEPT (100 * MILLISECOND)
 #define NAP 500000 /* nanoseconds, at most: a probe may have to wait so long */
-#define QUIET_BACKLOG (20 * MILLISECOND) /* handshakes under way get this long to finish before the listener closes */
+#define MIN_QUIET (5 * MILLISECOND) /* handshakes under way get so long to finish before the listener closes, or as */
+#define MAX_QUIET (500 * MILLISECOND) /* long as two round trips of the client farthest away */
 
 enum { LISTENER = 0xffffffff, WAKE = 0xfffffffe, SIGNALS = 0xfffffffd };
 
@@ -38,6 +41,7 @@ static void expire(front *f);
 static int next_timeout(front *f);
 static void change_stage(front *f);
 static void stop_workers(front *f);
+static void give_up(front *f);
 
 /* ---------------------------------------------------------------- the loop */
 
@@ -145,6 +149,8 @@ static int next_timeout(front *f)
         due = f->listener_retry;
     if (f->listener_closes != 0 && f->listener_closes < due)
         due = f->listener_closes;
+    if (f->gives_up != 0 && f->gives_up < due)
+        due = f->gives_up;
     if (atomic_load_explicit(&f->n_worker, memory_order_relaxed) > 0) {
         /* Connections come back without a ring; their idle time starts when we look.  And while requests wait
          * although workers sleep (hand_over() woke one only, expecting short requests), look again at once. */
@@ -189,6 +195,18 @@ static bool is_proxy(const front *f, const union proxy_peer *peer)
     return false;
 }
 
+/* Keeps the longest round trip to a client, for stop_handshakes(): the least of each connection, as others contain the
+ * time by which clients delay their acknowledgements. */
+static void note_distance(front *f, int fd)
+{
+    struct tcp_info info = {0};
+    socklen_t len = sizeof info;
+
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0 && info.tcpi_min_rtt != UINT32_MAX &&
+        info.tcpi_min_rtt * 1000LL > f->farthest)
+        f->farthest = info.tcpi_min_rtt * 1000LL;
+}
+
 static void conn_start(front *f, int fd, const void *peer, size_t peer_len, bool reserve)
 {
     front_conn *c = conn_new(f, fd);
@@ -206,6 +224,8 @@ static void conn_start(front *f, int fd, const void *peer, size_t peer_len, bool
         }
     }
     memcpy(&c->peer, peer, peer_len < sizeof c->peer ? peer_len : sizeof c->peer);
+    if (atomic_load_explicit(&f->stage, memory_order_relaxed) == FRONT_TERMINATING)
+        note_distance(f, fd);
     c->proxied = f->limits.n_proxies > 0 && is_proxy(f, &c->peer);
     c->reserve = reserve;
     if (reserve || f->n_open - f->n_overflow > f->limits.max_connections) {
@@ -404,8 +424,13 @@ static void expire(front *f)
 {
     front_conn *c;
 
-    while ((c = f->waiting[CONN_IDLE].first) != NULL && c->deadline <= f->now)
-        conn_linger(f, c);
+    while ((c = f->waiting[CONN_IDLE].first) != NULL && c->deadline <= f->now) {
+        char byte;
+        if (recv(c->fd, &byte, 1, MSG_PEEK) == 1) /* a request came just in time: after a FIN it would be lost */
+            conn_readable(f, c);
+        else
+            conn_linger(f, c);
+    }
     for (int s = CONN_HEAD; s <= CONN_OVERFLOW; s++)
         while ((c = f->waiting[s].first) != NULL && c->deadline <= f->now) {
             count_add(&f->count.timeouts, 1);
@@ -446,6 +471,8 @@ static void expire(front *f)
         if (listener_arm(f, true) != 0)
             f->listener_retry = f->now + RETRY_ACCEPT;
     }
+    if (f->gives_up != 0 && f->gives_up <= f->now)
+        give_up(f);
     if (f->listener_closes != 0 && f->listener_closes <= f->now) {
         f->listener_closes = 0;
         while (accept_some(f, ACCEPTS))
@@ -462,6 +489,14 @@ static void expire(front *f)
 
 /* ------------------------------------------------------------------- shutdown */
 
+/* The drain should have ended us by now; whoever runs it does not get the interpreter lock. */
+static void give_up(front *f)
+{
+    front_last_words(f, "the drain has passed its deadline");
+    dprintf(STDERR_FILENO, "stopped: %u aborted at the deadline\n", (unsigned)atomic_load(&f->n_worker));
+    _exit(1);
+}
+
 static void on_signal(front *f)
 {
     unsigned char signals[16];
@@ -471,14 +506,27 @@ static void on_signal(front *f)
         epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, f->signal_fd, NULL);
         return;
     }
-    for (ssize_t i = 0; i < n; i++)
-        if (signals[i] == SIGTERM || signals[i] == SIGINT)
-            front_advance(f, FRONT_TERMINATING);
+    for (ssize_t i = 0; i < n; i++) {
+        if (signals[i] != SIGTERM && signals[i] != SIGINT)
+            continue;
+        front_advance(f, FRONT_TERMINATING);
+        if (f->n_signals > 0 && f->now - f->last_signal < SECOND) /* supervisors send one twice */
+            continue;
+        f->last_signal = f->now;
+        f->n_signals++;
+        if (f->n_signals == 1 && f->give_up != 0)
+            f->gives_up = f->now + f->give_up;
+        if (f->n_signals == 3) {
+            dprintf(STDERR_FILENO, "pkg: third signal, leaving at once\n");
+            _exit(1);
+        }
+    }
 }
 
 /* Closing a listening socket resets connections that have not been accepted.  So new handshakes are stopped first, by
  * a filter that drops SYN segments (their clients try again, and are refused then, having sent nothing); those
- * under way get a moment to finish, what the backlog holds is accepted, and only then the listener closes. */
+ * under way get the time of two round trips to finish, what the backlog holds is accepted, and only then the listener
+ * closes.  The time is no longer than needed, as each client whose SYN falls into it tries again only after a second. */
 static void stop_handshakes(front *f)
 {
     struct sock_filter code[] = {
@@ -491,7 +539,13 @@ static void stop_handshakes(front *f)
     struct sock_fprog filter = {.len = sizeof code / sizeof code[0], .filter = code};
 
     (void)setsockopt(f->listen_fd, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof filter);
-    f->listener_closes = f->now + QUIET_BACKLOG;
+    for (uint32_t i = 0, n = 0; i < f->n_used && n < DISTANCES; i++)
+        if (f->conns[i].state != CONN_FREE && f->conns[i].state != CONN_WORKER) { /* a worker's is not ours to touch */
+            note_distance(f, f->conns[i].fd);
+            n++;
+        }
+    int64_t quiet = 2 * f->farthest;
+    f->listener_closes = f->now + (quiet < MIN_QUIET ? MIN_QUIET : quiet > MAX_QUIET ? MAX_QUIET : quiet);
 }
 
 static void change_stage(front *f)
@@ -530,6 +584,11 @@ enum front_stage front_stage_now(const front *f)
 }
 
 /* ---------------------------------------------------------- settings, lifetime */
+
+void front_give_up_after(front *f, int64_t nanoseconds)
+{
+    f->give_up = nanoseconds;
+}
 
 int front_watch_signals(front *f, int fd, int last_words_signal)
 {

@@ -127,8 +127,13 @@ enum front_stage front_stage_now(const front *f);
 
 /* Reads signal numbers, one byte each, from `fd` (signal.set_wakeup_fd): SIGTERM and SIGINT advance to
  * FRONT_TERMINATING without waiting for anybody.  `last_words` (0: none) is raised in the loop thread before the
- * first answer of an expired page of slot 0. */
+ * first answer of an expired page of slot 0.  At the third signal the process ends at once, with exit code 1; one within a
+ * second of the one before is not counted. */
 int front_watch_signals(front *f, int fd, int last_words);
+
+/* If front_run() has not returned so long after the first signal, the process ends with last words and exit code 1:
+ * whoever should end it does not get the interpreter lock.  0: never.  Before front_watch_signals(). */
+void front_give_up_after(front *f, int64_t nanoseconds);
 
 /* Takes ownership of `table`. */
 void front_publish(front *f, pages *table);

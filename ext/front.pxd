@@ -138,6 +138,7 @@ cdef extern from "front.h" nogil:
     front_stage front_stage_now(const front *f)
 
     int front_watch_signals(front *f, int fd, int last_words)
+    void front_give_up_after(front *f, int64_t nanoseconds)
 
     void front_publish(front *f, pages *table)
     void front_renew(front *f, unsigned slot, int64_t nanoseconds)

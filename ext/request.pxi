@@ -189,9 +189,9 @@ cdef inline void finish_request(Request request, bint keep_alive, bint abort) no
         return
     request.conn = NULL
     request._body = None   # it refers back: without the cycle both go at once, not with the next collection
-    c.front_finish(request.front._front, conn,
-                   keep_alive and request.keep_alive and
-                   c.front_stage_now(request.front._front) == c.FRONT_SERVING, abort, <unsigned>request.status)
+    # What the head has said is kept: a connection that the client was told stays open is not closed because a drain has
+    # begun since.  The client may have its next request on the way.
+    c.front_finish(request.front._front, conn, keep_alive and request.keep_alive, abort, <unsigned>request.status)
 
 
 cdef Request new_request(Front front, c.front_request *taken):

@@ -51,10 +51,12 @@ class Front:
     def terminate(self) -> None: ...
     @property
     def stage(self) -> int: ...
-    def watch_signals(self, fd: int, last_words: int = 0) -> None:
+    def watch_signals(self, fd: int, last_words: int = 0, give_up: float = 0) -> None:
         """Reads signal numbers from `fd` (signal.set_wakeup_fd); SIGTERM and SIGINT begin TERMINATING at once.
 
         `last_words` is a signal raised in the loop's thread before liveness (slot 0) fails for want of renewal.
+        If run() has not returned `give_up` seconds after the first (0: never), the process ends with exit code 1:
+        whoever should end it does not get the interpreter lock.  At the third it ends at once.
         """
     def take(self, timeout: float = -1) -> Request | None:
         """The next request; None once the front has stopped.  TimeoutError after `timeout` seconds, if not negative."""

@@ -19,6 +19,7 @@ It decides when things happen; how they happen is each part's own.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import logging
 import os
@@ -46,6 +47,7 @@ __all__ = ["Service", "current"]
 _log = logging.getLogger("pkg.service")
 
 LAST_WORDS = 1.0  # seconds before the deadline of the drain
+GIVE_UP = 1.5  # seconds after it: then the process ends whatever holds it up (settings leave 2 until SIGKILL)
 
 _current: Service | None = None
 _pending_checks: list[Check] = []
@@ -157,7 +159,7 @@ class Service:
             raise StartupError(f"cannot listen on {s.host}:{s.port}: {error.strerror or error}") from None
         front = server.front
         assert front is not None
-        front.watch_signals(self.signals.read_fd, signal.SIGUSR1)
+        front.watch_signals(self.signals.read_fd, signal.SIGUSR1, s.drain_delay + s.drain_timeout + GIVE_UP)
         self.checker = Checker(
             publish=front.publish,
             renew=front.renew,
@@ -177,6 +179,7 @@ class Service:
         global _current
         _current = self  # the application may register checks while it is imported
         handler = self._handler()
+        self.signals.keep()
         for check in _pending_checks:
             self.checker.add(check)
         server.host(handler)
@@ -282,6 +285,9 @@ class Service:
             )
             before = stats["served"]
             server.drain()
+            # From here on the interpreter runs, so it is watched with what tells more; see also Front.watch_signals().
+            over = begun + s.drain_delay + s.drain_timeout + GIVE_UP
+            faulthandler.dump_traceback_later(max(0.1, over - time.monotonic()), exit=True)
             if checker is not None:
                 checker.shutting_down()
             if delay:
@@ -303,11 +309,13 @@ class Service:
         self.lifecycle.drained.set()
         self._close_parts()
         self.lifecycle.advance(Phase.STOPPED)
+        if names := [t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]:
+            _log.warning("threads of the application that are no daemons hold up the exit: %s", ", ".join(names))
         _log.info(
             "stopped: %d served while draining, %d aborted%s, after %.1f s",
             served,
             aborted,
-            " at the deadline" if forced else "",
+            " at the deadline" if forced and aborted else "",
             time.monotonic() - begun,
         )
         return 1 if aborted else 0

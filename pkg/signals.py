@@ -6,6 +6,7 @@ It carries nothing out: `service.py` waits on the events here.
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import signal
 import threading
@@ -14,6 +15,8 @@ from types import FrameType
 from typing import Any
 
 __all__ = ["Interrupted", "Signals"]
+
+_log = logging.getLogger(__name__)
 
 DUPLICATE = 1.0  # seconds: a second signal so soon is the same one sent twice (supervisors do)
 
@@ -46,6 +49,15 @@ class Signals:
         self._former_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
         faulthandler.enable()
         faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+    def keep(self) -> None:
+        """Takes back what the application may have taken while it was imported."""
+        for number in self._former:
+            if signal.getsignal(number) != self._on_signal:
+                _log.warning("the application's handler of %s is not used: it drains", signal.Signals(number).name)
+                signal.signal(number, self._on_signal)
+        if signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False) != self._write_fd:
+            _log.debug("the application had taken the wake-up descriptor of signals")
 
     def restore(self) -> None:
         signal.set_wakeup_fd(self._former_fd)
