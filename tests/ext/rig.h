@@ -61,7 +61,8 @@ static const char *rig_test = "?";
 
 typedef struct {
     front *f;
-    int listen_fd, file;
+    int listen_fd;
+    atomic_int file;
     struct sockaddr_in address;
     front_limits limits;
     pthread_t loop, workers[RIG_WORKERS];

@@ -396,6 +396,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     int64_t until = front_now() + 4 * SECOND;
     while (front_count(the_front, &n), n.connections != 0 || n.in_flight != 0 || n.queued != 0 || n.buffered != 0) {
+        if (front_now() > until)
+            fprintf(stderr, "left: connections %llu, in flight %llu, queued %llu, buffered %llu\n", (unsigned long long)n.connections,
+                    (unsigned long long)n.in_flight, (unsigned long long)n.queued, (unsigned long long)n.buffered);
         CHECK(front_now() < until);
         usleep(20);
     }
