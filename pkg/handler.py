@@ -24,7 +24,7 @@ from socketserver import BaseRequestHandler
 from typing import Any
 
 from pkg import _core
-from pkg.errors import ResponseError
+from pkg.errors import ResponseError, StartupError
 
 __all__ = ["RequestHandler", "adapt"]
 
@@ -342,7 +342,10 @@ def _overrides(cls: type, names: tuple[str, ...]) -> bool:
 
 
 def adapt(handler: Any) -> Callable[[Any, Any, Any], object]:
-    """A callable of (request, client_address, server) that serves one request with `handler`."""
+    """A callable of (request, client_address, server) that serves one request with `handler`.
+
+    StartupError: it is of a kind that cannot be served.
+    """
     if isinstance(handler, partial):
         return partial(adapt(handler.func), *handler.args, **handler.keywords)
     if not isinstance(handler, type) or not issubclass(handler, BaseRequestHandler):
@@ -354,7 +357,7 @@ def adapt(handler: Any) -> Callable[[Any, Any, Any], object]:
     if handler in RequestHandler.__mro__:
         return RequestHandler
     if hasattr(handler, "run_cgi"):
-        raise TypeError("CGI handlers need a socket of their own; there is no such thing here, nor in Python 3.15")
+        raise StartupError("CGI handlers need the client's socket, which is the front's; Python 3.15 has none either")
     if _overrides(handler, _READING):
         return partial(_serve_replayed, _with_base(handler, _Replayed))
     return _with_base(handler, RequestHandler)

@@ -111,34 +111,42 @@ class Server(ThreadingHTTPServer):
             if threading.current_thread() is threading.main_thread():
                 self._run_aside(front, poll_interval)
             else:
-                front.run()
+                self._run(front)
         finally:
-            front.advance(_core.Stage.STOPPED)
-            with contextlib.suppress(OSError):
-                front.run()  # lets the workers go if run() was left by an exception
             self._serving = False
             self._ended.set()
 
     @staticmethod
-    def _run_aside(front: _core.Front, poll_interval: float) -> None:
+    def _run(front: _core.Front) -> None:
+        try:
+            front.run()
+        finally:
+            front.advance(_core.Stage.STOPPED)
+            with contextlib.suppress(OSError):
+                front.run()  # lets the workers go if run() was left by an exception
+
+    @classmethod
+    def _run_aside(cls, front: _core.Front, poll_interval: float) -> None:
         """Runs the front in another thread.  Were it this one, a signal that comes just before the front falls asleep
         would be seen when the next client comes."""
         errors: list[BaseException] = []
+        ended = threading.Event()  # an interrupted Thread.join() takes the thread for dead (gh-90882, until 3.13)
 
         def run() -> None:
             try:
-                front.run()
+                cls._run(front)
             except BaseException as error:
                 errors.append(error)
+            finally:
+                ended.set()
 
-        thread = threading.Thread(target=run, name="front", daemon=True)
-        thread.start()
+        threading.Thread(target=run, name="front", daemon=True).start()
         try:
-            while thread.is_alive():
-                thread.join(poll_interval)
+            while not ended.wait(poll_interval):
+                pass
         finally:
             front.advance(_core.Stage.STOPPED)
-            thread.join()
+            ended.wait()
         if errors:
             raise errors[0]
 

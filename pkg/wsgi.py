@@ -11,8 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from pkg import _core
+from pkg.errors import StartupError
 
 __all__ = ["Application"]
+
+CO_COROUTINE = 0x80  # inspect.CO_COROUTINE, without the time that importing inspect takes
 
 
 class _Errors(io.TextIOBase):
@@ -40,10 +43,20 @@ class _Errors(io.TextIOBase):
             self.write("\n")
 
 
+def _is_coroutine(app: Any) -> bool:
+    code = getattr(app, "__code__", None) or getattr(app.__call__, "__code__", None)
+    return bool(code is not None and code.co_flags & CO_COROUTINE)
+
+
 class Application(_core.WSGIHandler):
-    """A WSGI callable as the handler of a `Server`.  `name` and `port` are what the environ says of the server."""
+    """A WSGI callable as the handler of a `Server`.  `name` and `port` are what the environ says of the server.
+
+    StartupError: it is a coroutine function, so no WSGI callable.
+    """
 
     def __init__(self, app: Callable[..., Any], *, name: str, port: int) -> None:
+        if _is_coroutine(app):
+            raise StartupError("the application is asynchronous (ASGI); this host serves WSGI and handler classes")
         environ: dict[str, Any] = {
             "SCRIPT_NAME": "",
             "SERVER_NAME": name,

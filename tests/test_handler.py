@@ -29,6 +29,7 @@ from typing import Any
 
 import pytest
 
+from pkg.errors import StartupError
 from pkg.handler import RequestHandler, adapt
 from pkg.server import Server
 from tests.client import Answer, Connection, get, wait_for
@@ -616,7 +617,7 @@ def test_what_the_front_refuses_reaches_no_handler() -> None:
 def test_cgi_handlers_are_refused() -> None:
     if not hasattr(http.server, "CGIHTTPRequestHandler"):
         pytest.skip("gone from this Python")
-    with pytest.raises(TypeError, match="CGI"):
+    with pytest.raises(StartupError, match="CGI"):
         Server(("127.0.0.1", 0), http.server.CGIHTTPRequestHandler, bind_and_activate=False)
 
 

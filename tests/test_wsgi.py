@@ -14,6 +14,8 @@ from wsgiref.validate import validator
 
 import pytest
 
+from pkg.errors import StartupError
+from pkg.wsgi import Application
 from tests.client import Connection, get, wait_for
 from tests.servers import serving_app
 
@@ -481,3 +483,18 @@ def test_queue_full_and_queue_timeout_are_503() -> None:
         assert connections[0].receive().body == b"late"
         for c in connections:
             c.close()
+
+
+class Asynchronous:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        pass
+
+
+async def asynchronous(scope: Any, receive: Any, send: Any) -> None:
+    pass
+
+
+@pytest.mark.parametrize("app", [Asynchronous(), asynchronous])
+def test_asgi_applications_are_refused_at_once(app: Any) -> None:
+    with pytest.raises(StartupError, match="ASGI"):
+        Application(app, name="127.0.0.1", port=80)

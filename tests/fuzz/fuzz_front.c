@@ -150,12 +150,15 @@ static void dial(client *c)
     /* From ever another address: the ports of one would run out, a closed connection keeps its own for a minute. */
     static uint32_t n;
     struct sockaddr_in own = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK + n++ % 60000)};
+    int rv;
 
     c->fd = socket(AF_INET, SOCK_STREAM, 0);
     CHECK(c->fd != -1);
     CHECK(setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &(int){1}, sizeof(int)) == 0);
     CHECK(bind(c->fd, (struct sockaddr *)&own, sizeof own) == 0);
-    CHECK(connect(c->fd, (struct sockaddr *)&address, sizeof address) == 0);
+    while ((rv = connect(c->fd, (struct sockaddr *)&address, sizeof address)) == -1 && errno == EINTR)
+        ; /* libFuzzer's alarm; Linux goes on waiting */
+    CHECK(rv == 0);
     c->shut = c->broken = false;
     c->n_sent = c->n_heard = 0;
 }
