@@ -3,7 +3,7 @@
  * share; nobody else includes it.
  *
  * Who may touch what:
- *   L  the loop alone            M  under front.mutex            O  the connection's owner (see front.h)
+ *   L  the leader, under front.lead    M  under front.mutex    O  the connection's owner (see front.h)
  */
 #ifndef CONN_H
 #define CONN_H
@@ -96,7 +96,8 @@ struct front {
     uint64_t turn, accept_turn;
     int64_t listener_closes; /* last stage: when the backlog counts as empty */
     int64_t farthest;       /* L: the longest round trip to a client, nanoseconds, looked at while draining */
-    int64_t nap;            /* L: how long to let requests gather before the next turn, nanoseconds */
+    bool relaxed;           /* L: workers get on with short requests, and lead */
+    int error;              /* L: what the loop has failed with */
     int64_t listener_retry; /* when to listen again after accept failed; 0: not waiting */
     _Atomic int stage, wanted_stage;
     int64_t timeout[CONN_STATES];
@@ -111,10 +112,12 @@ struct front {
     buffer *spare;                  /* L */
     uint32_t n_spare;
 
+    pthread_mutex_t lead;           /* held by whoever runs the loop: L below and above is for the leader; taken before `mutex` */
     pthread_mutex_t mutex;
     conn_list ready, taken, returned; /* M */
     uint32_t n_ready, n_taken, n_idle_workers, n_woken; /* M */
     waiter *idle_workers;           /* M: last to fall asleep, first to wake */
+    uint64_t n_finished, seen_finished; /* M: requests that workers are done with; how many at the last look */
     bool closed;        /* M */
     int64_t service_time;           /* M: moving average of the time a worker keeps a request, nanoseconds */
     _Atomic uint32_t n_worker;      /* connections in CONN_WORKER */
@@ -197,6 +200,11 @@ static inline void acknowledge(int fd)
 {
     setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &(int){1}, sizeof(int));
 }
+
+/* For the leader: one turn of the loop, waiting at most `timeout` milliseconds (-1: for ever) for something to happen.
+ * `taking`: the caller takes a request itself if there is one.  FRONT_OK or a negative errno. */
+int front_turn(front *f, int timeout, bool taking);
+int front_timeout(front *f); /* for how long nothing has to be done unless something happens, in milliseconds; -1: for ever */
 
 void front_ring(front *f);
 void wake_one(front *f); /* the idle worker that fell asleep last; with the mutex held */

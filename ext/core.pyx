@@ -8,7 +8,6 @@ interpreter lock is crossed in `with nogil:` blocks around one C call.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Copy, PyDict_SetDefault
-from cpython.exc cimport PyErr_CheckSignals
 from cpython.unicode cimport PyUnicode_DecodeLatin1
 from libc.errno cimport EAGAIN, EPIPE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
@@ -21,7 +20,6 @@ cimport pages as p
 cimport tally
 
 import os
-import threading
 import time
 
 from pkg.errors import (
@@ -103,14 +101,9 @@ cdef class Front:
 
     def run(self):
         cdef int rv
-        cdef bint interruptible = threading.current_thread() is threading.main_thread()
-        while True:
-            with nogil:
-                rv = c.front_run(self._front, interruptible)
-            if rv != c.FRONT_INTERRUPTED:
-                check(rv)
-                return
-            PyErr_CheckSignals()
+        with nogil:
+            rv = c.front_run(self._front)
+        check(rv)
 
     def advance(self, int stage):
         c.front_advance(self._front, <c.front_stage>stage)

@@ -54,6 +54,16 @@ void wake_one(front *f)
     pthread_cond_signal(&w->cond);
 }
 
+static void waiter_open(waiter *w)
+{
+    pthread_condattr_t attr;
+
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&w->cond, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
 static void sleep_idle(front *f, waiter *w, int64_t timeout)
 {
     int rv = 0;
@@ -82,23 +92,56 @@ static void sleep_idle(front *f, waiter *w, int64_t timeout)
         }
 }
 
-int front_take(front *f, front_request *out, int64_t timeout)
+/* Runs the loop until it brings a request, which the caller gets: no other thread has to be woken for it. */
+static front_conn *lead(front *f)
 {
     front_conn *c = NULL;
 
-    pthread_mutex_lock(&f->mutex);
-    if (!f->closed && (c = pop_ready(f)) == NULL && timeout != 0) {
-        pthread_condattr_t attr;
-        waiter w;
-        pthread_condattr_init(&attr);
-        pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-        pthread_cond_init(&w.cond, &attr);
-        pthread_condattr_destroy(&attr);
-        do { /* what one was woken for another may have taken */
-            sleep_idle(f, &w, timeout);
-        } while (!f->closed && (c = pop_ready(f)) == NULL && timeout < 0);
-        pthread_cond_destroy(&w.cond);
+    while (c == NULL && atomic_load(&f->stage) != FRONT_STOPPED && front_turn(f, front_timeout(f), true) == FRONT_OK) {
+        pthread_mutex_lock(&f->mutex);
+        c = pop_ready(f);
+        pthread_mutex_unlock(&f->mutex);
     }
+    return c;
+}
+
+/* While requests are short.  Long ones keep the workers busy and are handed out by the front's own thread. */
+static bool may_lead(front *f)
+{
+    return f->service_time < LONG_REQUEST && atomic_load(&f->stage) != FRONT_STOPPED && pthread_mutex_trylock(&f->lead) == 0;
+}
+
+int front_take(front *f, front_request *out, int64_t timeout)
+{
+    front_conn *c = NULL;
+    waiter w;
+    bool slept = false;
+
+    pthread_mutex_lock(&f->mutex);
+    while (!f->closed && (c = pop_ready(f)) == NULL && timeout != 0) {
+        if (timeout < 0 && may_lead(f)) {
+            pthread_mutex_unlock(&f->mutex);
+            c = f->error == 0 ? lead(f) : NULL;
+            bool failed = f->error != 0;
+            pthread_mutex_unlock(&f->lead);
+            pthread_mutex_lock(&f->mutex);
+            if (c != NULL)
+                break;
+            if (!failed)
+                continue;
+        }
+        if (!slept) {
+            waiter_open(&w);
+            slept = true;
+        }
+        sleep_idle(f, &w, timeout);
+        if (timeout > 0) {
+            c = f->closed ? NULL : pop_ready(f);
+            break;
+        }
+    }
+    if (slept)
+        pthread_cond_destroy(&w.cond);
     bool closed = f->closed;
     pthread_mutex_unlock(&f->mutex);
     if (c == NULL)
@@ -407,6 +450,7 @@ void front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned
     }
     list_push(&f->returned, c);
     c->with_worker = false;
+    f->n_finished++;
     f->service_time += (took - f->service_time) / 8;
     /* Whoever may have more in the socket without a further edge, or is done, is not left until the loop looks. */
     bool ring = rest || atomic_load(&f->stage) >= FRONT_CLOSING || (c->fd != -1 && (c->close || c->pending || !c->drained || b->raw < b->len));

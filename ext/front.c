@@ -26,7 +26,7 @@
 #define DISTANCES   1000 /* connections asked for their round trip at the end */
 #define OVERFLOW_TIMEOUT SECOND
 #define RETRY_ACCEPT (100 * MILLISECOND)
-#define NAP 500000 /* nanoseconds, at most: a probe may have to wait so long */
+#define NAP MILLISECOND /* while workers lead: a probe that comes while all of them are busy waits so long */
 #define MIN_QUIET (5 * MILLISECOND) /* handshakes under way get so long to finish before the listener closes, or as */
 #define MAX_QUIET (500 * MILLISECOND) /* long as two round trips of the client farthest away */
 
@@ -36,62 +36,80 @@ static void on_accept(front *f);
 static void on_signal(front *f);
 static void take_pages(front *f);
 static void take_back(front *f);
-static void hand_over(front *f);
+static void hand_over(front *f, bool taking);
 static void expire(front *f);
-static int next_timeout(front *f);
 static void change_stage(front *f);
 static void stop_workers(front *f);
 static void give_up(front *f);
 
 /* ---------------------------------------------------------------- the loop */
 
-int front_run(front *f, bool interruptible)
+int front_turn(front *f, int timeout, bool taking)
 {
     struct epoll_event events[EVENTS];
+    int n = epoll_wait(f->epoll_fd, events, EVENTS, timeout);
 
-    prctl(PR_SET_TIMERSLACK, 1000UL);
-    while (atomic_load(&f->stage) != FRONT_STOPPED) {
-        /* While short requests wait anyway, let some more arrive, for as long as the workers have to do: on a shared
-         * core every wake-up of this thread takes the core from a worker, and one turn for ten requests costs little
-         * more than one for one.  (With 32 connections on one core 7.6 instead of 11 us of CPU a request.) */
-        if (f->nap > 0)
-            nanosleep(&(struct timespec){.tv_nsec = f->nap < NAP ? f->nap : NAP}, NULL);
-        int n = epoll_wait(f->epoll_fd, events, EVENTS, next_timeout(f));
-        f->now = front_now();
-        f->turn++;
-        if (n == -1) {
-            if (errno != EINTR)
-                return -errno;
-            if (interruptible)
-                return FRONT_INTERRUPTED;
-            n = 0;
-        }
-        take_pages(f);
-        take_back(f);
-        for (front_conn *c = f->waiting[CONN_AGAIN].first, *last = f->waiting[CONN_AGAIN].last, *next; c != NULL; c = next) {
-            next = c == last ? NULL : c->next; /* who comes behind `last` does so in this turn */
-            conn_readable(f, c);
-        }
-        for (int i = 0; i < n; i++) {
-            uint32_t slot = (uint32_t)events[i].data.u64, generation = (uint32_t)(events[i].data.u64 >> 32);
-            if (slot == LISTENER)
-                on_accept(f);
-            else if (slot == SIGNALS)
-                on_signal(f);
-            else if (slot == WAKE)
-                (void)!read(f->wake_fd, &(uint64_t){0}, sizeof(uint64_t));
-            else if (f->conns[slot].generation == generation)
-                conn_event(f, &f->conns[slot], events[i].events);
-        }
-        expire(f);
-        if (atomic_load(&f->wanted_stage) > atomic_load(&f->stage))
-            change_stage(f);
-        hand_over(f);
-        if (atomic_load(&f->stage) == FRONT_CLOSING && !f->listening && f->n_open == 0)
-            atomic_store(&f->stage, FRONT_STOPPED);
+    f->now = front_now();
+    f->turn++;
+    if (n == -1) {
+        if (errno != EINTR)
+            return f->error = -errno;
+        n = 0;
     }
-    stop_workers(f);
-    return FRONT_CLOSED;
+    take_pages(f);
+    take_back(f);
+    for (front_conn *c = f->waiting[CONN_AGAIN].first, *last = f->waiting[CONN_AGAIN].last, *next; c != NULL; c = next) {
+        next = c == last ? NULL : c->next; /* who comes behind `last` does so in this turn */
+        conn_readable(f, c);
+    }
+    for (int i = 0; i < n; i++) {
+        uint32_t slot = (uint32_t)events[i].data.u64, generation = (uint32_t)(events[i].data.u64 >> 32);
+        if (slot == LISTENER)
+            on_accept(f);
+        else if (slot == SIGNALS)
+            on_signal(f);
+        else if (slot == WAKE)
+            (void)!read(f->wake_fd, &(uint64_t){0}, sizeof(uint64_t));
+        else if (f->conns[slot].generation == generation)
+            conn_event(f, &f->conns[slot], events[i].events);
+    }
+    expire(f);
+    if (atomic_load(&f->wanted_stage) > atomic_load(&f->stage))
+        change_stage(f);
+    hand_over(f, taking);
+    if (atomic_load(&f->stage) == FRONT_CLOSING && !f->listening && f->n_open == 0)
+        atomic_store(&f->stage, FRONT_STOPPED);
+    return FRONT_OK;
+}
+
+/* Whether short requests have been finished since the last look: then workers run the loop between two of them. */
+static bool workers_lead(front *f)
+{
+    pthread_mutex_lock(&f->mutex);
+    bool progress = f->n_finished != f->seen_finished && f->service_time < LONG_REQUEST;
+    f->seen_finished = f->n_finished;
+    pthread_mutex_unlock(&f->mutex);
+    return progress;
+}
+
+int front_run(front *f)
+{
+    prctl(PR_SET_TIMERSLACK, 1000UL);
+    pthread_mutex_lock(&f->lead); /* from here on, while a worker leads */
+    while (atomic_load(&f->stage) != FRONT_STOPPED && f->error == 0) {
+        f->relaxed = workers_lead(f);
+        if (front_turn(f, f->relaxed ? 0 : front_timeout(f), false) == FRONT_OK && f->relaxed) {
+            pthread_mutex_unlock(&f->lead);
+            nanosleep(&(struct timespec){.tv_nsec = NAP}, NULL);
+            pthread_mutex_lock(&f->lead);
+        }
+    }
+    int error = f->error;
+    f->error = 0;
+    if (error == 0)
+        stop_workers(f);
+    pthread_mutex_unlock(&f->lead);
+    return error != 0 ? error : FRONT_CLOSED;
 }
 
 /* Lets idle workers go, and wakes those in the middle of a read or a write up to a closed connection. */
@@ -136,7 +154,7 @@ static int listener_arm(front *f, bool on)
 }
 
 /* How long epoll may sleep, in milliseconds. */
-static int next_timeout(front *f)
+int front_timeout(front *f)
 {
     int64_t due = INT64_MAX, now;
 
@@ -362,10 +380,11 @@ static void take_back(front *f)
     }
 }
 
-/* Requests of this turn go to the workers.  One is woken, and none if one is on its way: short requests are served
- * faster by one thread than by several that pass the interpreter lock around.  Where requests take long, workers
- * wake each other (front_take), and next_timeout() looks after the rest. */
-static void hand_over(front *f)
+/* Requests of this turn go to the workers.  Short requests are served faster by one thread than by several that pass the
+ * interpreter lock around.  So nobody is woken if the leader will take one itself (`taking`), if somebody has been woken
+ * and is on its way, or if a worker is busy and is known to get on.  Where requests take long, workers wake each other
+ * (front_take), and front_timeout() looks after the rest. */
+static void hand_over(front *f, bool taking)
 {
     front_conn *refused = NULL, *c;
 
@@ -383,10 +402,9 @@ static void hand_over(front *f)
         list_push(&f->ready, c);
         f->n_ready++;
     }
-    if (f->ready.first != NULL && f->n_idle_workers > 0 &&
+    if (f->ready.first != NULL && f->n_idle_workers > 0 && !taking && !(f->relaxed && f->n_taken > 0) &&
         (f->n_woken == 0 || f->now - f->ready.first->arrived > MILLISECOND))
         wake_one(f);
-    f->nap = f->n_ready > 1 && f->service_time < LONG_REQUEST ? f->n_ready * f->service_time : 0;
     bool returned = f->returned.first != NULL;
     pthread_mutex_unlock(&f->mutex);
 
@@ -637,6 +655,7 @@ int front_open(front **out, int listen_fd, const front_limits *limits)
     f->accepts = 1;
     f->eager = EAGER;
     f->now = front_now();
+    pthread_mutex_init(&f->lead, NULL);
     pthread_mutex_init(&f->mutex, NULL);
     pthread_mutex_init(&f->probers.mutex, NULL);
     f->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -686,6 +705,7 @@ void front_close(front *f)
         if (fd != -1)
             close(fd);
     }
+    pthread_mutex_destroy(&f->lead);
     pthread_mutex_destroy(&f->mutex);
     pthread_mutex_destroy(&f->probers.mutex);
     free(f);

@@ -4,7 +4,7 @@
  *
  * Theory of operation
  * -------------------
- * A connection has one owner at any time: the loop thread, or one worker.  It changes hands twice a request,
+ * A connection has one owner at any time: the loop, or one worker.  It changes hands twice a request,
  *
  *      loop --ready--> worker --returned--> loop
  *
@@ -22,6 +22,14 @@
  * never holds a worker.  A longer body, or one announced with Expect: 100-continue, is read by the worker through
  * front_read().  A response's last part is left with the loop when the socket does not take it, up to
  * `response_buffer_size`: a slow reader does not hold a worker either.
+ *
+ * The loop is run by one thread at a time, the leader (the pattern is known as leader/followers).  While requests take
+ * long, that is the thread in front_run(), and it wakes workers.  While they are short, it is a worker which has nothing
+ * to do: it waits for events itself, takes the request that they bring and stops leading; nobody has to be woken, and
+ * the next time it looks several requests have come.  The thread in front_run() then waits until a worker stops leading,
+ * looks once, and sleeps for a millisecond as long as requests get done.  As soon as none does, because the workers wait
+ * for the interpreter lock or for something else, it leads again and stays: probes never wait for a worker.
+ * (Hello world with 32 connections on one core: 7.7 us of CPU a request if the loop always hands over, 6.3 like this.)
  *
  * Shutdown is a stage that only grows (enum front_stage).
  *
@@ -49,7 +57,6 @@ enum front_result {
     FRONT_TIMEOUT = 1,     /* nothing became ready in time */
     FRONT_CLOSED = 2,      /* the front has stopped, or every connection is closed */
     FRONT_AGAIN = 3,       /* would have to wait */
-    FRONT_INTERRUPTED = 4, /* a signal arrived and the caller wants to know */
 };
 
 enum {
@@ -120,8 +127,7 @@ typedef struct {
 int front_open(front **out, int listen_fd, const front_limits *limits);
 void front_close(front *f); /* only after front_run() and every worker have returned; does not close listen_fd */
 
-/* The loop.  Returns FRONT_CLOSED at the end of the last stage, FRONT_INTERRUPTED on EINTR if `interruptible`. */
-int front_run(front *f, bool interruptible);
+int front_run(front *f); /* the loop; FRONT_CLOSED at the end of the last stage, or a negative errno */
 void front_advance(front *f, enum front_stage stage); /* never goes back; async-signal-safe */
 enum front_stage front_stage_now(const front *f);
 

@@ -44,7 +44,6 @@ cdef extern from "front.h" nogil:
         FRONT_TIMEOUT
         FRONT_CLOSED
         FRONT_AGAIN
-        FRONT_INTERRUPTED
 
     enum:
         FRONT_E_LATE
@@ -133,7 +132,7 @@ cdef extern from "front.h" nogil:
     int front_open(front **out, int listen_fd, const front_limits *limits)
     void front_close(front *f)
 
-    int front_run(front *f, bint interruptible)
+    int front_run(front *f)
     void front_advance(front *f, front_stage stage)
     front_stage front_stage_now(const front *f)
 

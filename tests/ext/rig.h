@@ -253,7 +253,7 @@ static void *rig_loop(void *arg)
     rig *r = arg;
 
     rig_is_server = true;
-    r->loop_result = front_run(r->f, false);
+    r->loop_result = front_run(r->f);
     atomic_store(&r->loop_ended, true);
     return NULL;
 }

@@ -108,7 +108,7 @@ static void *work(void *unused)
 static void *loop(void *unused)
 {
     (void)unused;
-    CHECK(front_run(the_front, false) == FRONT_CLOSED);
+    CHECK(front_run(the_front) == FRONT_CLOSED);
     return NULL;
 }
 
