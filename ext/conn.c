@@ -10,6 +10,7 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -190,11 +191,13 @@ static buffer *buffer_new(front *f)
     return b;
 }
 
-int buffer_grow(front *f, front_conn *c, size_t max)
+int buffer_grow(front *f, front_conn *c, size_t wanted, size_t max)
 {
     buffer *b = c->in;
-    size_t cap = b->cap * 2 < max ? b->cap * 2 : max;
+    size_t cap = b->cap * 2 > wanted ? b->cap * 2 : wanted;
 
+    if (cap > max)
+        cap = max;
     if (cap <= b->cap)
         return -ENOBUFS;
     size_t more = cap - b->cap;
@@ -211,7 +214,13 @@ int buffer_grow(front *f, front_conn *c, size_t max)
     return FRONT_OK;
 }
 
-void conn_refuse(front *f, front_conn *c, unsigned status, const char *text);
+/* How much waits in the socket. */
+static size_t received(const front_conn *c)
+{
+    int n = 0;
+
+    return ioctl(c->fd, FIONREAD, &n) == 0 && n > 0 ? (size_t)n : 0;
+}
 
 /* Reads once, so that nobody holds up the others; a read that fills its buffer is followed by one in the next turn. */
 void conn_readable(front *f, front_conn *c)
@@ -226,7 +235,7 @@ void conn_readable(front *f, front_conn *c)
         conn_close(f, c);
         return;
     }
-    if (b->len == b->cap && buffer_grow(f, c, buffer_max(f, c)) == FRONT_OK)
+    if (b->len == b->cap && buffer_grow(f, c, b->head_len != 0 ? b->len + received(c) : 0, buffer_max(f, c)) == FRONT_OK)
         b = c->in;
     c->drained = false;
     if (b->len < b->cap) {
@@ -297,7 +306,11 @@ void conn_next(front_conn *c)
 
 static void to_worker(front *f, front_conn *c)
 {
-    if (!c->close && conn_watch(f, c) != 0) {
+    if (!c->complete && !c->expect) { /* the worker reads on: edges would only wake the loop for each part */
+        if (c->watched)
+            epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, c->fd, NULL);
+        c->watched = c->drained = false;
+    } else if (!c->close && conn_watch(f, c) != 0) {
         conn_close(f, c);
         return;
     }
@@ -393,10 +406,11 @@ static void on_body(front *f, front_conn *c)
         to_worker(f, c);
     else if (c->eof)
         conn_refuse(f, c, 400, "body cut short\n");
-    else if (c->in->len == c->in->cap && buffer_grow(f, c, body_room(f, c)) != FRONT_OK)
+    else if (c->in->len == c->in->cap && buffer_grow(f, c, c->in->len + received(c), body_room(f, c)) != FRONT_OK)
         to_worker(f, c); /* no room to collect more: the worker reads the rest */
     else {
-        acknowledge(c->fd);
+        if (c->drained)
+            acknowledge(c->fd);
         want_more(f, c, CONN_BODY);
     }
 }
@@ -454,7 +468,7 @@ static void proceed(front *f, front_conn *c)
             /* Some clients send an empty line after a body (RFC 9112 2.2): that begins no request. */
             bool empty_line = b->len <= 2 && memcmp(b->data, "\r\n", b->len) == 0;
             b->raw = b->len;
-            if (b->len == b->cap && buffer_grow(f, c, f->limits.head.max_head_size) != FRONT_OK) /* b is no more */
+            if (b->len == b->cap && buffer_grow(f, c, 0, f->limits.head.max_head_size) != FRONT_OK) /* b is no more */
                 conn_refuse(f, c, 431, "request head too large\n");
             else
                 want_more(f, c, empty_line ? CONN_IDLE : CONN_HEAD);

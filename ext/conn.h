@@ -185,8 +185,9 @@ void conn_linger(front *f, front_conn *c); /* FIN, then discard until the peer i
 void conn_close(front *f, front_conn *c);  /* the one place where a connection ends */
 void buffer_drop(front *f, front_conn *c);
 
-/* Room for more bytes in c->in, within `max` for all of it.  FRONT_OK, -ENOBUFS (budget or max), -ENOMEM. */
-int buffer_grow(front *f, front_conn *c, size_t max);
+/* Room for `wanted` bytes in c->in, and for twice as many as now, within `max` for all of it.
+ * FRONT_OK, -ENOBUFS (budget or max), -ENOMEM. */
+int buffer_grow(front *f, front_conn *c, size_t wanted, size_t max);
 
 /* Decodes in place what lies between raw and len of the buffer; sets c->complete at the end of the body.
  * FRONT_OK or FRONT_E_*. */

@@ -174,7 +174,7 @@ static int wait_socket(front_conn *c, short events, int64_t deadline)
         if (left <= 0)
             return FRONT_E_LATE;
         struct pollfd p = {.fd = c->fd, .events = events};
-        int n = poll(&p, 1, (int)(left / MILLISECOND) + 1);
+        int n = poll(&p, 1, (int)((left + MILLISECOND - 1) / MILLISECOND));
         if (n > 0)
             return FRONT_OK;
         if (n == -1 && errno != EINTR)
@@ -189,9 +189,13 @@ static int wait_body(front *f, front_conn *c)
     uint64_t wanted = (uint64_t)(f->limits.body_timeout / MILLISECOND) * f->limits.min_body_rate / 1000;
     int64_t begin = front_now();
 
-    acknowledge(c->fd);
-    int rv = wait_socket(c, POLLIN, begin + f->limits.body_timeout - c->body_waited);
+    int64_t deadline = begin + f->limits.body_timeout - c->body_waited, soon = begin + MILLISECOND;
+    int rv = wait_socket(c, POLLIN, soon < deadline ? soon : deadline);
 
+    if (rv == FRONT_E_LATE && soon < deadline) {
+        acknowledge(c->fd);
+        rv = wait_socket(c, POLLIN, deadline);
+    }
     c->body_waited += front_now() - begin;
     if ((rv != FRONT_OK && rv != FRONT_E_LATE) || c->body_waited < f->limits.body_timeout)
         return rv;
@@ -233,7 +237,7 @@ static int read_chunked(front *f, front_conn *c)
 
     if (b->cap - b->head_len < 1024) {
         pthread_mutex_lock(&f->mutex); /* front_requests() may be looking */
-        int rv = buffer_grow(f, c, b->head_len + 4096);
+        int rv = buffer_grow(f, c, 0, b->head_len + 4096);
         pthread_mutex_unlock(&f->mutex);
         if (rv != FRONT_OK)
             return rv;
@@ -291,6 +295,11 @@ ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait)
 bool front_body_pending(const front_conn *c)
 {
     return !c->complete;
+}
+
+uint64_t front_body_left(const front_conn *c)
+{
+    return c->in->body_len - c->body_given + c->body_left;
 }
 
 bool front_is_gone(front_conn *c)

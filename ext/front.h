@@ -151,6 +151,7 @@ ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait); /
 int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, bool wait); /* advances iov */
 int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len, bool leave);
 bool front_body_pending(const front_conn *c); /* some of the body has not been read from the socket yet */
+uint64_t front_body_left(const front_conn *c);    /* what front_read() will give of a body of known length */
 bool front_is_gone(front_conn *c);            /* the peer reset the connection */
 void front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned status); /* status: 0 if none was sent */
 

@@ -147,6 +147,7 @@ cdef extern from "front.h" nogil:
     int front_send(front *f, front_conn *c, iovec *iov, int n, size_t keep, bint wait)
     int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len, bint leave)
     bint front_body_pending(const front_conn *c)
+    uint64_t front_body_left(const front_conn *c)
     bint front_is_gone(front_conn *c)
     void front_finish(front *f, front_conn *c, bint keep_alive, bint abort, unsigned status)
 

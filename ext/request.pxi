@@ -39,8 +39,7 @@ cdef class Request:
     cdef http1.http1_head head
     cdef bytes raw                   # the head as received; head's spans point into it
     cdef readonly size_t head_size
-    cdef bytes body_start            # what had arrived of the body when the request was taken
-    cdef bint body_complete
+    cdef bytes whole_body            # None if part of it was still to come when the request was taken
     cdef Body _body
     cdef c.proxy_peer peer
     cdef tuple address               # of the peer, once somebody has asked
@@ -95,7 +94,7 @@ cdef class Request:
     def body_size(self):
         if self.head.has_length:
             return self.head.content_length
-        return PyBytes_GET_SIZE(self.body_start) if self.body_complete else None
+        return None if self.whole_body is None else PyBytes_GET_SIZE(self.whole_body)
 
     @property
     def chunked(self):
@@ -177,8 +176,8 @@ cdef inline Body get_body(Request request):
     if request._body is None:
         body = Body.__new__(Body)
         body.request = request
-        body.data = request.body_start
-        body.complete = request.body_complete
+        body.data = request.whole_body or b""
+        body.complete = request.whole_body is not None
         request._body = body
     return request._body
 
@@ -202,8 +201,8 @@ cdef Request new_request(Front front, c.front_request *taken):
     request.conn = taken.conn
     request.raw = PyBytes_FromStringAndSize(taken.data, <Py_ssize_t>taken.head_len)
     request.head_size = taken.head_len
-    request.body_start = PyBytes_FromStringAndSize(taken.body, <Py_ssize_t>taken.body_len) if taken.body_len else b""
-    request.body_complete = taken.body_complete
+    if taken.body_complete:
+        request.whole_body = PyBytes_FromStringAndSize(taken.body, <Py_ssize_t>taken.body_len) if taken.body_len else b""
     request.keep_alive = taken.head.keep_alive
     request.peer = taken.peer
     request.arrived = taken.arrived
@@ -227,13 +226,12 @@ cdef int send_all(Request request, c.iovec *iov, int n, size_t keep) except -1:
 @cython.freelist(16)
 @cython.final
 cdef class Body:
-    """A request body as a binary file: what has arrived first, then the socket through the front."""
+    """A request body as a binary file: all of it if it had arrived, else read through the front."""
 
     cdef Request request
     cdef bytes data           # read from the front and not yet given out: data[pos:]
     cdef Py_ssize_t pos
     cdef bint complete
-    cdef bint skip_buffered   # the front's own copy of body_start has been passed over
 
     cdef bint fill(self, Py_ssize_t wanted) except -1:
         """Replaces data, of which all has been given out, by what comes next; False at the end of the body."""
@@ -244,8 +242,6 @@ cdef class Body:
             return False
         if self.request.conn is NULL:
             raise ValueError("the request is finished")
-        if not self.skip_buffered:
-            self.skip(PyBytes_GET_SIZE(self.request.body_start))
         self.data = PyBytes_FromStringAndSize(NULL, size)
         self.pos = 0
         at = PyBytes_AS_STRING(self.data)
@@ -263,16 +259,31 @@ cdef class Body:
         self.data = self.data[:n]
         return True
 
-    cdef int skip(self, Py_ssize_t n) except -1:
-        cdef char[4096] sink
-        cdef ssize_t got
-        self.skip_buffered = True
-        while n > 0:
-            got = c.front_read(self.request.front._front, self.request.conn, sink, 4096 if n > 4096 else n, False)
-            if got <= 0:
-                raise_body(got)
-            n -= got
-        return 0
+    cdef bytes read_long(self, Py_ssize_t wanted):
+        """More than has arrived of a body whose length is known, received straight into what is returned."""
+        cdef Py_ssize_t got = PyBytes_GET_SIZE(self.data) - self.pos, most
+        cdef bytes result
+        cdef char *at
+        cdef ssize_t n = 1
+        if self.request.conn is NULL:
+            raise ValueError("the request is finished")
+        most = got + <Py_ssize_t>c.front_body_left(self.request.conn)
+        if wanted < 0 or wanted > most:
+            wanted = most
+        result = PyBytes_FromStringAndSize(NULL, wanted)
+        at = PyBytes_AS_STRING(result)
+        memcpy(at, PyBytes_AS_STRING(self.data) + self.pos, got)
+        self.data = b""
+        self.pos = 0
+        with nogil:
+            while got < wanted and n > 0:
+                n = c.front_read(self.request.front._front, self.request.conn, at + got, wanted - got, True)
+                got += n
+        if n < 0:
+            self.request.keep_alive = False
+            raise_body(n)
+        self.complete = c.front_body_left(self.request.conn) == 0
+        return result
 
     def read(self, size=-1):
         cdef Py_ssize_t wanted = -1 if size is None else size
@@ -287,6 +298,8 @@ cdef class Body:
                 result = self.data[self.pos:self.pos + wanted]
             self.pos += wanted
             return result
+        if self.request.head.has_length and (wanted < 0 or wanted - there >= 65536):
+            return self.read_long(wanted)
         parts = [self.data[self.pos:]]
         self.pos = PyBytes_GET_SIZE(self.data)
         while wanted < 0 or there < wanted:
