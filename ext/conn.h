@@ -139,7 +139,7 @@ struct front {
     } count;
 };
 
-#define LONG_REQUEST (100 * 1000LL) /* nanoseconds: from here on workers wake each other */
+#define LONG_REQUEST (100 * 1000LL) /* nanoseconds: the interpreter lock is likely to be free for others meanwhile */
 #define BUFFER_SIZE 2048 /* first block: holds nearly every head, keeps 10,000 slow clients small */
 
 static inline void count_add(_Atomic uint64_t *counter, uint64_t n)
@@ -206,6 +206,12 @@ static inline void acknowledge(int fd)
  * `taking`: the caller takes a request itself if there is one.  FRONT_OK or a negative errno. */
 int front_turn(front *f, int timeout, bool taking);
 int front_timeout(front *f); /* for how long nothing has to be done unless something happens, in milliseconds; -1: for ever */
+
+/* Whether one more worker gets more done; with the mutex held. */
+static inline bool more_do_more(const front *f)
+{
+    return f->limits.parallel || f->service_time > LONG_REQUEST;
+}
 
 void front_ring(front *f);
 void wake_one(front *f); /* the idle worker that fell asleep last; with the mutex held */

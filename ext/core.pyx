@@ -20,6 +20,7 @@ cimport pages as p
 cimport tally
 
 import os
+import sys
 import time
 
 from pkg.errors import (
@@ -88,6 +89,7 @@ cdef class Front:
         if len(proxies) > c.FRONT_MAX_NETWORKS:
             raise ValueError(f"more than {c.FRONT_MAX_NETWORKS} networks of proxies")
         limits.n_proxies = <unsigned>len(proxies)
+        limits.parallel = not getattr(sys, "_is_gil_enabled", lambda: True)()
         for i, network in enumerate(proxies):
             packed = network.network_address.packed
             mapped = packed if len(packed) == 16 else b"\0" * 10 + b"\xff\xff" + packed

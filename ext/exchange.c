@@ -38,7 +38,7 @@ static front_conn *pop_ready(front *f)
     c->thread = thread_id();
     list_push(&f->taken, c);
     f->n_taken++;
-    if (f->ready.first != NULL && f->n_idle_workers > 0 && f->n_woken == 0 && f->service_time > LONG_REQUEST)
+    if (f->ready.first != NULL && f->n_idle_workers > 0 && f->n_woken == 0 && more_do_more(f))
         wake_one(f);
     return c;
 }

@@ -402,7 +402,7 @@ static void hand_over(front *f, bool taking)
         list_push(&f->ready, c);
         f->n_ready++;
     }
-    if (f->ready.first != NULL && f->n_idle_workers > 0 && !taking && !(f->relaxed && f->n_taken > 0) &&
+    if (f->ready.first != NULL && f->n_idle_workers > 0 && !taking && (more_do_more(f) || !f->relaxed || f->n_taken == 0) &&
         (f->n_woken == 0 || f->now - f->ready.first->arrived > MILLISECOND))
         wake_one(f);
     bool returned = f->returned.first != NULL;

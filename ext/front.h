@@ -96,6 +96,7 @@ typedef struct {
     int64_t header_timeout, body_timeout, idle_timeout, write_timeout, queue_timeout, linger_timeout; /* nanoseconds */
     front_network proxies[FRONT_MAX_NETWORKS]; /* peers that may begin a connection with a PROXY header */
     unsigned n_proxies;
+    bool parallel; /* workers run at the same time: there is no interpreter lock that they share */
 } front_limits;
 
 /* A request on loan to a worker.  Pointers are valid until front_finish(). */

@@ -86,6 +86,7 @@ cdef extern from "front.h" nogil:
         int64_t linger_timeout
         front_network proxies[64]
         unsigned n_proxies
+        bint parallel
 
     union proxy_peer:
         sockaddr any

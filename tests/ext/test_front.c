@@ -1381,6 +1381,93 @@ static void take_waits(void)
     rig_join(&r);
 }
 
+/* -------------------------------------------------------------------------------------------- who runs the loop */
+
+typedef struct {
+    rig *r;
+    int rounds;
+    atomic_int *left; /* clients that are not done */
+} hammerer;
+
+static void *hammer(void *arg)
+{
+    hammerer *h = arg;
+    client c;
+
+    dial(h->r, &c);
+    for (int i = 0; i < h->rounds; i++) {
+        say(&c, GET("/echo"));
+        REQUIRE(hear(&c).status == 200);
+    }
+    hang_up(&c);
+    atomic_fetch_sub(h->left, 1);
+    return NULL;
+}
+
+/* Short requests make workers lead.  Nothing gets lost when leading changes hands, and probes do not wait for it. */
+static void workers_lead(void)
+{
+    front_limits limits = rig_limits();
+
+    for (int parallel = 0; parallel < 2; parallel++) {
+        rig r;
+        client prober;
+        pthread_t threads[6];
+        atomic_int left = 6;
+        int64_t longest = 0;
+
+        limits.parallel = parallel;
+        rig_start(&r, &limits, 4);
+        rig_publish(&r);
+        hammerer h = {&r, 2000, &left};
+        for (int i = 0; i < 6; i++)
+            REQUIRE(pthread_create(&threads[i], NULL, hammer, &h) == 0);
+        dial(&r, &prober);
+        while (atomic_load(&left) > 0) {
+            int64_t begin = front_now();
+            say(&prober, GET("/healthz"));
+            REQUIRE(hear(&prober).status == 200);
+            if (front_now() - begin > longest)
+                longest = front_now() - begin;
+        }
+        REQUIRE(longest < 2 * SEC, "%lld ns", (long long)longest);
+        for (int i = 0; i < 6; i++)
+            pthread_join(threads[i], NULL);
+        REQUIRE(rig_count(&r).served == 12000);
+        hang_up(&prober);
+        rig_stop(&r);
+    }
+}
+
+/* A leader that gets stuck in its request leaves others behind it, which came in the same turn and were short so far. */
+static void a_stuck_leader_holds_nobody_up(void)
+{
+    rig r;
+    client c[4];
+
+    rig_start(&r, NULL, 4);
+    for (int i = 0; i < 4; i++)
+        dial(&r, &c[i]);
+    for (int round = 0; round < 20; round++) {
+        for (int i = 0; i < 200; i++) {
+            say(&c[0], GET("/echo"));
+            REQUIRE(hear(&c[0]).status == 200);
+        }
+        rig_hold(&r, true);
+        for (int i = 0; i < 4; i++)
+            say(&c[i], i % 2 == 0 ? GET("/hold") : GET("/echo"));
+        REQUIRE(hear(&c[1]).status == 200);
+        REQUIRE(hear(&c[3]).status == 200);
+        EVENTUALLY(atomic_load(&r.holding) == 2);
+        rig_hold(&r, false);
+        REQUIRE(hear(&c[0]).status == 200);
+        REQUIRE(hear(&c[2]).status == 200);
+    }
+    for (int i = 0; i < 4; i++)
+        hang_up(&c[i]);
+    rig_stop(&r);
+}
+
 static const test tests[] = {
     {"pages_forms", pages_forms, 0},
     {"pages_expire_and_drain", pages_expire_and_drain, 0},
@@ -1413,6 +1500,8 @@ static const test tests[] = {
     {"signals_from_a_pipe", signals_from_a_pipe, ALONE},
     {"flights_and_counters", flights_and_counters, 0},
     {"take_waits", take_waits, 0},
+    {"workers_lead", workers_lead, 0},
+    {"a_stuck_leader_holds_nobody_up", a_stuck_leader_holds_nobody_up, 0},
     {NULL, NULL, 0},
 };
 
