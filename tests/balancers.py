@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,13 +19,16 @@ from tests.client import wait_for
 from tests.load import is_reachable
 from tests.processes import free_port
 
-# Active checks: a server is out of rotation as soon as two in a row were not 200, and back with the first that is.
+# Active checks: a server is out of rotation as soon as two in a row were not 200, and back with the first that is.  A
+# check may take much longer than the interval: a busy machine is no reason to take a server for dead.
 HAPROXY = """\
 global
     maxconn 2000
     nbthread 1
+    stats socket {folder}/stats mode 600 level user
 defaults
     mode http
+    timeout check 5s
     timeout connect 2s
     timeout client 30s
     timeout server 30s
@@ -90,11 +94,23 @@ def _command(name: str) -> str | None:
 class Balancer:
     """A running balancer: `address` to send requests to, `log()` what it had to say."""
 
-    def __init__(self, name: str, address: tuple[str, int], process: subprocess.Popen[bytes], log: Path) -> None:
-        self.name, self.address, self.process, self._log = name, address, process, log
+    def __init__(self, name: str, address: tuple[str, int], process: subprocess.Popen[bytes], folder: Path) -> None:
+        self.name, self.address, self.process, self._folder = name, address, process, folder
 
     def log(self) -> str:
-        return self._log.read_text()
+        return (self._folder / "log").read_text()
+
+    def has(self, port: int) -> bool:
+        """Whether it sends requests to the server on that port, as its checks tell it; nginx has none, and does."""
+        if self.name != "haproxy":
+            return True
+        with socket.socket(socket.AF_UNIX) as s, s.makefile("r") as answer:
+            s.settimeout(5)
+            s.connect(str(self._folder / "stats"))
+            s.sendall(b"show stat\n")
+            rows = [line.split(",") for line in answer]
+        status = rows[0].index("status")
+        return any(row[1:2] == [f"s{port}"] and row[status] == "UP" for row in rows)
 
 
 @contextlib.contextmanager
@@ -103,7 +119,7 @@ def _started(name: str, port: int, folder: Path, *arguments: str) -> Iterator[Ba
     assert command is not None, name
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen([command, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    balancer = Balancer(name, ("127.0.0.1", port), process, folder / "log")
+    balancer = Balancer(name, ("127.0.0.1", port), process, folder)
     try:
         wait_for(lambda: process.poll() is not None or is_reachable(balancer.address), 15, name)
         assert process.poll() is None, balancer.log()
@@ -117,10 +133,10 @@ def _started(name: str, port: int, folder: Path, *arguments: str) -> Iterator[Ba
 def haproxy(ports: Sequence[int], *, check: str = "/readyz", interval: float = 0.1) -> Iterator[Balancer]:
     """`interval`: seconds between two health checks of `check`."""
     port = free_port()
-    servers = "\n".join(f"    server s{n} 127.0.0.1:{p}" for n, p in enumerate(ports))
+    servers = "\n".join(f"    server s{p} 127.0.0.1:{p}" for p in ports)
     with tempfile.TemporaryDirectory(prefix="haproxy-") as name:
         folder = Path(name)
-        config = HAPROXY.format(port=port, check=check, interval=round(interval * 1000), servers=servers)
+        config = HAPROXY.format(port=port, folder=folder, check=check, interval=round(interval * 1000), servers=servers)
         (folder / "config").write_text(config)
         with _started("haproxy", port, folder, "-db", "-f", str(folder / "config")) as balancer:
             yield balancer

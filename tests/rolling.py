@@ -6,24 +6,30 @@ It knows no server: whoever calls says how one is started.
     new instance                     started ... ready  (on the same port)
     HAProxy               red -> out                 green -> in
     then the other one
+
+Every step waits for the one before it, so a slow machine makes it longer and nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import random
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from tests.balancers import haproxy, nginx
+from tests.balancers import Balancer, haproxy, nginx
 from tests.client import get, wait_for
 from tests.load import Load, Tally, is_listening, loading
-from tests.processes import free_port
 
 INTERVAL = 0.1  # seconds between HAProxy's checks
-SETTLE = 3 * INTERVAL  # for HAProxy to see that an instance is back, before the other one goes
+PATIENCE = 60  # seconds for whatever has to come
 
 Start = Callable[[int], "subprocess.Popen[bytes]"]  # starts an instance on a port
 
@@ -42,10 +48,26 @@ class Outcome:
     def total(self, balancer: str) -> Tally:
         return sum(self.tallies[balancer].values(), Tally())
 
+    def __add__(self, other: Outcome) -> Outcome:
+        """Of two that ran at the same time."""
+        tallies = {
+            name: {kind: mine.get(kind, Tally()) + tally for kind, tally in theirs.items()}
+            for name, theirs in other.tallies.items()
+            for mine in [self.tallies.get(name, {})]
+        }
+        return Outcome(
+            self.rounds + other.rounds,
+            max(self.seconds, other.seconds),
+            tallies,
+            self.codes + other.codes,
+            self.ends + other.ends,
+            {name: self.logs.get(name, "") + text for name, text in other.logs.items()},
+        )
+
 
 class _Instances:
-    def __init__(self, start: Start, ports: list[int], check: str, outcome: Outcome) -> None:
-        self._start, self._check, self._outcome = start, check, outcome
+    def __init__(self, start: Start, stop: signal.Signals, ports: list[int], check: str, outcome: Outcome) -> None:
+        self._start, self._stop, self._check, self._outcome = start, stop, check, outcome
         self.ports = ports
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._leaving: list[tuple[subprocess.Popen[bytes], float]] = []
@@ -59,13 +81,13 @@ class _Instances:
                 return get(("127.0.0.1", port), self._check, "Connection: close\r\n").status == 200
             return False
 
-        wait_for(is_ready, 30, "a ready instance")
+        wait_for(is_ready, PATIENCE, "a ready instance")
 
     def replace(self, port: int) -> None:
         old, began = self._running.pop(port), time.monotonic()
         self._leaving.append((old, began))
-        old.send_signal(signal.SIGTERM)
-        wait_for(lambda: not is_listening(port) or old.poll() is not None, 30, "a closed listener")
+        old.send_signal(self._stop)
+        wait_for(lambda: not is_listening(port), PATIENCE, "a closed listener")
         self.start(port)
         self.collect()
 
@@ -79,23 +101,70 @@ class _Instances:
 
     def kill(self) -> None:
         for process in [*self._running.values(), *(process for process, _ in self._leaving)]:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
+            _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """With its workers, if it has been given a session of its own."""
+    if process.poll() is None:
+        if os.getpgid(process.pid) == process.pid:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    process.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that no client is given while an instance is away: outside the range that connections take theirs from."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    with contextlib.ExitStack() as stack:
+        ports: list[int] = []
+        while len(ports) < count:
+            port = random.randrange(min(10_000, lowest - 1000), lowest)
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                ports.append(port)
+    return ports
 
 
 def roll(
     start: Start,
     *,
     rounds: int,
+    stop: signal.Signals = signal.SIGTERM,
     check: str = "/readyz",
     say: Callable[[str], object] = lambda text: None,
+    pairs: int = 1,
     each: int = 2,
     pause: float = 0.01,
 ) -> Outcome:
-    """Restarts both instances `rounds` times.  `check`: the page that is 200 while an instance wants traffic."""
+    """Restarts both instances `rounds` times.
+
+    `stop`: the signal that asks for a graceful end; `check`: the page that is 200 while an instance wants traffic;
+    `pairs`: how many pairs of instances, each behind balancers of its own, share the rounds and run at the same time.
+    """
+    ports = free_ports(2 * pairs)
+
+    def one(number: int) -> Outcome:
+        share = rounds // pairs + (number < rounds % pairs)
+        return _roll(start, ports[2 * number : 2 * number + 2], share, stop, check, say, each, pause)
+
+    with ThreadPoolExecutor(pairs) as pool:
+        return sum(pool.map(one, range(pairs)), Outcome())
+
+
+def _roll(
+    start: Start,
+    ports: list[int],
+    rounds: int,
+    stop: signal.Signals,
+    check: str,
+    say: Callable[[str], object],
+    each: int,
+    pause: float,
+) -> Outcome:
     outcome = Outcome(rounds)
-    instances = _Instances(start, [free_port(), free_port()], check, outcome)
+    instances = _Instances(start, stop, ports, check, outcome)
     with contextlib.ExitStack() as stack:
         stack.callback(instances.kill)
         for port in instances.ports:
@@ -104,9 +173,8 @@ def roll(
             stack.enter_context(haproxy(instances.ports, check=check, interval=INTERVAL)),
             stack.enter_context(nginx(instances.ports)),
         ]
-        for balancer in balancers:
-            wait_for(lambda b=balancer: get(b.address, "/echo/0").status == 200, 15, balancer.name)  # type: ignore[misc]
-        time.sleep(SETTLE)
+        for port in instances.ports:
+            _await(balancers, port)
         loads: dict[str, Load] = {
             b.name: stack.enter_context(loading(b.address, each=each, pause=pause)) for b in balancers
         }
@@ -114,14 +182,19 @@ def roll(
         for number in range(rounds):
             for port in instances.ports:
                 instances.replace(port)
-                time.sleep(SETTLE)
+                _await(balancers, port)  # before the other one goes
             say(f"{number + 1} of {rounds} rolling restarts after {time.monotonic() - began:.0f} s")
         for name, load in loads.items():
             outcome.tallies[name] = load.finish()
         outcome.seconds = time.monotonic() - began
-        instances.collect(30.0)
+        instances.collect(PATIENCE)
         outcome.logs = {b.name: b.log() for b in balancers}
     return outcome
+
+
+def _await(balancers: list[Balancer], port: int) -> None:
+    for balancer in balancers:
+        wait_for(lambda b=balancer: b.has(port), PATIENCE, f"{balancer.name} with port {port}")  # type: ignore[misc]
 
 
 def table(outcome: Outcome) -> str:

@@ -13,8 +13,9 @@ import pytest
 from tests import balancers
 from tests.rolling import roll, table
 
-# Long enough for HAProxy to have seen two red answers in a row, on a machine that has other things to do.
-DRAIN_DELAY = 0.6  # seconds
+# Long enough for HAProxy to have seen two red answers in a row.  If it has not, on a machine that has other things to
+# do, it meets a closed port and takes the other instance: nothing is lost for that.
+DRAIN_DELAY = 0.5  # seconds
 
 pytestmark = pytest.mark.skipif(
     bool(balancers.missing()), reason=f"not installed: {' '.join(balancers.missing())} (Debian's packages)"
@@ -22,13 +23,13 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    "rounds",
+    ("rounds", "pairs"),
     [
-        pytest.param(3, id="few"),
-        pytest.param(100, id="hundred", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+        pytest.param(3, 1, id="few"),
+        pytest.param(100, 3, id="hundred", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
     ],
 )
-def test_no_request_is_lost(rounds: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_request_is_lost(rounds: int, pairs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     environ = os.environ | {
         "HOST": "127.0.0.1",
         "PKG_ADMIN": "off",
@@ -45,11 +46,11 @@ def test_no_request_is_lost(rounds: int, tmp_path: Path, capsys: pytest.CaptureF
                 command, env=environ, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=out, stderr=out
             )
 
-    outcome = roll(start, rounds=rounds)
+    outcome = roll(start, rounds=rounds, pairs=pairs, pause=0.01 * pairs)
     with capsys.disabled():
         print(f"\n{rounds} rolling restarts in {outcome.seconds:.0f} s\n{table(outcome)}")
     for name in ("haproxy", "nginx"):
         total = outcome.total(name)
-        assert total.sent > 100 * rounds
+        assert total.sent > 20 * rounds
         assert (total.sent, total.lost) == (total.answered, {}), outcome.logs[name][-3000:] + log.read_text()[-3000:]
     assert outcome.codes == [0] * (2 * rounds)
