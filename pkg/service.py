@@ -91,7 +91,6 @@ class Service:
             try:
                 self._start()
                 _current = self
-                self.signals.starting = False
                 self.lifecycle.advance(Phase.READY)
                 _log.info(
                     "serving %s on %s:%d after %.0f ms",
@@ -103,14 +102,13 @@ class Service:
                     self.admin.prime()
                 self.signals.drain.wait()
             except Interrupted:
-                self.signals.starting = False
+                pass  # what has been started by now is drained like the rest
             self.lifecycle.advance(Phase.DRAINING, self.signals.name)
             code = self._drain()
             clean = True
             return code
         finally:
             _current = None
-            self.signals.starting = False
             if not clean:
                 self._abort()
             stuck = self.server.stuck_workers if self.server is not None else 0
@@ -178,7 +176,8 @@ class Service:
             _log.info("no DATABASE_URL: there is no connection pool and no database check")
         global _current
         _current = self  # the application may register checks while it is imported
-        handler = self._handler()
+        with self.signals.interrupting():
+            handler = self._handler()
         self.signals.keep()
         for check in _pending_checks:
             self.checker.add(check)

@@ -5,12 +5,14 @@ It carries nothing out: `service.py` waits on the events here.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -22,7 +24,7 @@ DUPLICATE = 1.0  # seconds: a second signal so soon is the same one sent twice (
 
 
 class Interrupted(BaseException):
-    """A signal during start-up; not an Exception, so that no application's import swallows it."""
+    """A signal while the application is imported; not an Exception, so that no import swallows it."""
 
 
 class Signals:
@@ -33,7 +35,7 @@ class Signals:
         self.hurry = threading.Event()
         self.name = ""
         self.at = 0.0
-        self.starting = True
+        self._interrupts = False
         self._last = 0.0
         self._count = 0
         self._former: dict[int, Any] = {}
@@ -73,6 +75,20 @@ class Signals:
             self.name, self.at = name, time.monotonic()
             self.drain.set()
 
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """For what may take for ever: a first signal raises Interrupted in the block, or has come before it.
+
+        Anywhere else that would leave halves of objects behind, and nothing else takes long.
+        """
+        self._interrupts = True
+        try:
+            if self.drain.is_set():
+                raise Interrupted
+            yield
+        finally:
+            self._interrupts = False
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._count and now - self._last < DUPLICATE:
@@ -83,7 +99,7 @@ class Signals:
             self.ask(signal.Signals(number).name)
             if number == signal.SIGINT:
                 self.hurry.set()
-            if self.starting:
+            if self._interrupts:
                 raise Interrupted
         elif self._count == 2:
             self.hurry.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -15,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from pkg.signals import Interrupted, Signals
 from tests.client import Connection, get, wait_for
+from tests.faults.postgres import Postgres
 from tests.processes import Process, free_port, running
 
 HELLO = """
@@ -26,13 +29,15 @@ def app(environ, start_response):
 
 # Slow in ways a test chooses by the path.
 SLOW = """
-import threading, time
+import ctypes, pathlib, threading, time
+import pkg
 lock = threading.Lock()
 lock.acquire()
 def app(environ, start_response):
     kind, _, seconds = environ["PATH_INFO"][1:].partition("/")
     seconds = float(seconds or 0)
     end = time.monotonic() + seconds
+    pathlib.Path("in-" + kind).touch()
     if kind == "sleep":
         time.sleep(seconds)
     elif kind == "cpu":
@@ -42,8 +47,15 @@ def app(environ, start_response):
     elif kind == "hold":               # seconds of C code that never lets go of the interpreter lock
         while time.monotonic() < end:
             pow(3, 2_000_000) % 7
+    elif kind == "held":               # one call into C that has the interpreter lock to its end
+        ctypes.PyDLL(None).sleep(int(seconds))
+    elif kind == "c":                  # one without
+        ctypes.CDLL(None).sleep(int(seconds))
     elif kind == "lock":
         lock.acquire()
+    elif kind == "query":
+        with pkg.connection() as connection:
+            connection.execute("select pg_sleep(%s)", (seconds,))
     start_response("200 OK", [("Content-Type", "text/plain")])
     if kind == "endless":
         def body():
@@ -51,8 +63,16 @@ def app(environ, start_response):
                 yield b"x" * 1000
                 time.sleep(0.01)
         return body()
+    if kind == "large":                # more than the front and two socket buffers hold
+        return (b"x" * 65536 for _ in range(256))
+    if kind == "upload":
+        size, n = int(environ["CONTENT_LENGTH"]), 0
+        while chunk := environ["wsgi.input"].read(min(65536, size - n)):
+            n += len(chunk)
+        return [b"%d" % n]
     return [kind.encode()]
 """
+LARGE = 256 * 65536
 
 
 def run_pkg(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -280,7 +300,7 @@ def summary(p: Process) -> str:
 def test_a_request_in_flight_is_answered(tmp_path: Path) -> None:
     with running(tmp_path, SLOW, PKG_ADMIN="off") as p, Connection(p.address) as c:
         c.send(b"GET /sleep/1 HTTP/1.1\r\nHost: t\r\n\r\n")
-        time.sleep(0.2)
+        wait_for((tmp_path / "in-sleep").exists)
         p.process.send_signal(signal.SIGTERM)
         answer = c.receive()
         assert (answer.body, answer.closes) == (b"sleep", True)
@@ -293,8 +313,7 @@ def test_the_delay_serves_everything_and_says_close(tmp_path: Path) -> None:
         assert not idle.request("GET", "/").closes
         p.process.send_signal(signal.SIGTERM)
         began = time.monotonic()
-        while get(p.address, "/readyz").status == 200:
-            assert time.monotonic() - began < 1  # 50 ms on a machine that has nothing else to do
+        wait_for(lambda: get(p.address, "/readyz").status == 503, 1)
         while time.monotonic() - began < 1.2:
             assert get(p.address, "/readyz").body == b"shutdown: draining"
             assert get(p.address, "/healthz").status == 200
@@ -307,13 +326,25 @@ def test_the_delay_serves_everything_and_says_close(tmp_path: Path) -> None:
         assert p.process.wait(10) == 0
 
 
+def test_readiness_turns_red_within_50_milliseconds(tmp_path: Path) -> None:
+    """The best of a few: a machine that has other things to do takes its own time."""
+    took: list[float] = []
+    while len(took) < 10 and (not took or min(took) > 0.05):
+        with running(tmp_path, HELLO, PKG_ADMIN="off", PKG_DRAIN_DELAY="8") as p:
+            began = time.monotonic()
+            p.process.send_signal(signal.SIGTERM)
+            wait_for(lambda p=p: get(p.address, "/readyz").status == 503)  # type: ignore[misc]
+            took.append(time.monotonic() - began)
+    assert min(took) < 0.05, took
+
+
 def test_readiness_turns_red_without_the_interpreter_lock(tmp_path: Path) -> None:
-    with running(tmp_path, SLOW, PKG_ADMIN="off", PKG_DRAIN_DELAY="3") as p, Connection(p.address) as c:
-        c.send(b"GET /hold/2 HTTP/1.1\r\nHost: t\r\n\r\n")
-        time.sleep(0.3)
+    with running(tmp_path, SLOW, PKG_ADMIN="off", PKG_DRAIN_DELAY="1") as p, Connection(p.address) as c:
+        c.send(b"GET /held/2 HTTP/1.1\r\nHost: t\r\n\r\n")
+        wait_for((tmp_path / "in-held").exists)
         p.process.send_signal(signal.SIGTERM)
         wait_for(lambda: get(p.address, "/readyz").status == 503, 1)
-        assert c.receive().body == b"hold"
+        assert c.receive().body == b"held"
         assert p.process.wait(20) == 0
 
 
@@ -337,35 +368,88 @@ def is_refused(address: Any) -> bool:
     return False
 
 
-@pytest.mark.parametrize("kind", ["lock", "endless", "sleep/60", "hold/60"])
+@pytest.mark.parametrize("kind", ["lock", "endless", "sleep/60", "hold/60", "c/60", "held/60"])
 def test_what_never_ends_is_aborted_at_the_deadline(tmp_path: Path, kind: str) -> None:
     with running(tmp_path, SLOW, PKG_ADMIN="off", PKG_DRAIN_TIMEOUT="2") as p:
         with Connection(p.address) as c:
             c.send(f"GET /{kind} HTTP/1.1\r\nHost: t\r\n\r\n".encode())
-            time.sleep(0.3)
+            wait_for((tmp_path / f"in-{kind.partition('/')[0]}").exists)
             began = time.monotonic()
             p.process.send_signal(signal.SIGTERM)
             assert p.process.wait(30) == 1
             assert time.monotonic() - began < 15
-        if not kind.startswith("hold"):
+        if kind == "held/60":  # nobody but the front can end it
+            assert "the drain has passed its deadline: the interpreter shows no sign of life" in p.errors()
+            assert "GET /held/60" in p.errors()
+            assert 'application.py", line' in p.errors(), "no stack of the worker"
+            assert "stopped: 1 aborted at the deadline" in p.errors()
+        elif kind != "hold/60":  # whose interpreter runs now and then
             assert "1 aborted at the deadline" in summary(p)
             assert any("the drain ends" in m for m in p.messages())
             assert any("worker-" in line["message"] + str(line) for line in p.lines()), "no stack of the worker"
 
 
-def test_half_an_upload_is_aborted(tmp_path: Path) -> None:
-    with running(tmp_path, HELLO, PKG_ADMIN="off", PKG_DRAIN_TIMEOUT="1.5") as p, Connection(p.address) as c:
-        c.send(b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 100\r\n\r\nhalf")
-        time.sleep(0.2)
-        assert p.stop(signal.SIGTERM) == 1
+def test_a_query_that_never_ends_is_aborted_at_the_deadline(tmp_path: Path) -> None:
+    query = "select count(*) from pg_stat_activity where usename = 'app' and query like 'select pg_sleep%'"
+    with Postgres() as server:
+        options = {"PKG_ADMIN": "off", "PKG_DRAIN_TIMEOUT": "2", "DATABASE_URL": server.url}
+        with running(tmp_path, SLOW, **options) as p, Connection(p.address) as c:
+            wait_for(lambda: get(p.address, "/readyz").status == 200)
+            c.send(b"GET /query/60 HTTP/1.1\r\nHost: t\r\n\r\n")
+            wait_for(lambda: server.sql(query) == 1)
+            began = time.monotonic()
+            p.process.send_signal(signal.SIGTERM)
+            assert p.process.wait(30) == 1
+            assert time.monotonic() - began < 15
+            assert "1 aborted at the deadline" in summary(p)
+
+
+@pytest.mark.parametrize("size", [100, 3_000_000])  # collected by the front, and read by the application
+def test_half_an_upload_is_completed(tmp_path: Path, size: int) -> None:
+    with running(tmp_path, SLOW, PKG_ADMIN="off") as p, Connection(p.address) as c:
+        c.send(f"POST /upload HTTP/1.1\r\nHost: t\r\nContent-Length: {size}\r\n\r\n".encode() + b"x" * (size // 2))
+        p.process.send_signal(signal.SIGTERM)
+        p.await_message("^draining after SIGTERM")
+        c.send(b"x" * (size - size // 2))
+        answer = c.receive()
+        assert (answer.body, answer.closes) == (str(size).encode(), True)
+        assert p.process.wait(10) == 0
+        assert summary(p).startswith("stopped: 1 served while draining, 0 aborted")
+
+
+@pytest.mark.parametrize("size", [100, 3_000_000])
+def test_half_an_upload_is_aborted(tmp_path: Path, size: int) -> None:
+    with running(tmp_path, SLOW, PKG_ADMIN="off", PKG_DRAIN_TIMEOUT="1.5") as p, Connection(p.address) as c:
+        c.send(f"POST /upload HTTP/1.1\r\nHost: t\r\nContent-Length: {size}\r\n\r\n".encode() + b"x" * (size // 2))
+        p.process.send_signal(signal.SIGTERM)
+        assert p.process.wait(15) == 1
         assert "1 aborted" in summary(p)
+
+
+def test_half_a_download_is_completed(tmp_path: Path) -> None:
+    with running(tmp_path, SLOW, PKG_ADMIN="off") as p, Connection(p.address) as c:
+        c.send(b"GET /large HTTP/1.1\r\nHost: t\r\n\r\n")
+        c.socket.recv(1, socket.MSG_PEEK)
+        p.process.send_signal(signal.SIGTERM)
+        p.await_message("^draining after SIGTERM: 1 requests in flight")
+        assert len(c.receive().body) == LARGE
+        assert p.process.wait(10) == 0
+        assert summary(p).startswith("stopped: 1 served while draining, 0 aborted")
+
+
+def test_half_a_download_is_aborted(tmp_path: Path) -> None:
+    with running(tmp_path, SLOW, PKG_ADMIN="off", PKG_DRAIN_TIMEOUT="1.5") as p, Connection(p.address) as c:
+        c.send(b"GET /large HTTP/1.1\r\nHost: t\r\n\r\n")
+        c.socket.recv(1, socket.MSG_PEEK)
+        assert p.stop(signal.SIGTERM) == 1
+        assert "1 aborted at the deadline" in summary(p)
 
 
 def test_duplicate_second_and_third_signal(tmp_path: Path) -> None:
     options = {"PKG_ADMIN": "off", "PKG_DRAIN_DELAY": "8", "PKG_DRAIN_TIMEOUT": "12"}
     with running(tmp_path, SLOW, **options) as p, Connection(p.address) as c:
         c.send(b"GET /sleep/30 HTTP/1.1\r\nHost: t\r\n\r\n")
-        time.sleep(0.3)
+        wait_for((tmp_path / "in-sleep").exists)
         began = time.monotonic()
         for _ in range(3):  # sent together they are one
             p.process.send_signal(signal.SIGTERM)
@@ -389,6 +473,35 @@ def test_sigint_skips_the_delay(tmp_path: Path) -> None:
         assert time.monotonic() - began < 5
 
 
+def test_ctrl_c_on_a_terminal(tmp_path: Path) -> None:
+    """The terminal sends SIGINT to its foreground group; impatient people press it twice."""
+    (tmp_path / "application.py").write_text(HELLO)
+    environ = os.environ | {"PORT": str(free_port()), "HOST": "127.0.0.1", "PKG_ADMIN": "off", "PKG_DRAIN_DELAY": "8"}
+    terminal, other = os.openpty()
+    seen = b""
+    with subprocess.Popen(
+        ["setsid", "--ctty", sys.executable, "-m", "pkg", "application:app"],
+        cwd=tmp_path, env=environ, stdin=other, stdout=other, stderr=other,
+    ) as process:  # fmt: skip
+        os.close(other)
+        try:
+            while b"serving application:app" not in seen:
+                seen += os.read(terminal, 4096)
+            began = time.monotonic()
+            os.write(terminal, b"\x03\x03")
+            with contextlib.suppress(OSError):  # EIO: nobody has it open any more
+                while data := os.read(terminal, 4096):
+                    seen += data
+            assert process.wait(15) == 0
+            assert time.monotonic() - began < 6
+        finally:
+            os.close(terminal)
+            process.kill()
+    assert b"draining after SIGINT" in seen
+    assert b"stopped: 0 served while draining, 0 aborted" in seen
+    assert b"Traceback" not in seen
+
+
 def test_signal_during_the_import(tmp_path: Path) -> None:
     port = free_port()
     with running(tmp_path, f"import time\ntime.sleep(60)\n{HELLO}", ready=False, PORT=str(port), PKG_ADMIN="off") as p:
@@ -397,6 +510,35 @@ def test_signal_during_the_import(tmp_path: Path) -> None:
         assert p.stop(signal.SIGTERM) == 0
         assert time.monotonic() - began < 10
         assert "0 aborted" in summary(p)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_at_any_moment_of_start_up(tmp_path: Path, number: signal.Signals) -> None:
+    """From the moment that it is caught, in steps, until after the start."""
+    for after in range(0, 150, 10):
+        with running(tmp_path, HELLO, ready=False, PKG_ADMIN="127.0.0.1:0") as p:
+            wait_for(lambda p=p: is_caught(p, signal.SIGTERM))  # type: ignore[misc]
+            time.sleep(after / 1000)
+            assert p.stop(number) == 0, (after, p.errors())
+            assert "0 aborted" in summary(p)
+            assert p.errors() == ""
+
+
+def is_caught(p: Process, number: signal.Signals) -> bool:
+    status = Path(f"/proc/{p.process.pid}/status").read_text()
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def test_a_signal_before_the_import_keeps_it_from_beginning() -> None:
+    signals = Signals()
+    try:
+        signals.ask("SIGTERM")
+        with pytest.raises(Interrupted), signals.interrupting():
+            pytest.fail("the block began")
+    finally:
+        os.close(signals.read_fd)
+        os.close(signals._write_fd)
 
 
 @pytest.mark.skipif(
