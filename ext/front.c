@@ -566,17 +566,25 @@ static void stop_handshakes(front *f)
     f->listener_closes = f->now + (quiet < MIN_QUIET ? MIN_QUIET : quiet > MAX_QUIET ? MAX_QUIET : quiet);
 }
 
+/* From now on no connection is in this state for longer than the last second. */
+static void hasten(front *f, enum conn_state state)
+{
+    int64_t most = LAST_SECOND < f->timeout[state] ? LAST_SECOND : f->timeout[state];
+
+    f->timeout[state] = most;
+    for (front_conn *c = f->waiting[state].first; c != NULL; c = c->next)
+        if (c->deadline > f->now + most)
+            c->deadline = f->now + most;
+}
+
 static void change_stage(front *f)
 {
     int wanted = atomic_load(&f->wanted_stage);
 
     if (wanted == FRONT_CLOSING) {
         stop_handshakes(f);
-        f->timeout[CONN_IDLE] = LAST_SECOND < f->timeout[CONN_IDLE] ? LAST_SECOND : f->timeout[CONN_IDLE];
-        for (front_conn *c = f->waiting[CONN_IDLE].first; c != NULL; c = c->next)
-            if (c->deadline > f->now + f->timeout[CONN_IDLE])
-                c->deadline = f->now + f->timeout[CONN_IDLE];
-        f->timeout[CONN_LINGER] = LAST_SECOND < f->timeout[CONN_LINGER] ? LAST_SECOND : f->timeout[CONN_LINGER];
+        hasten(f, CONN_IDLE);
+        hasten(f, CONN_LINGER);
     }
     atomic_store(&f->stage, wanted);
 }

@@ -360,6 +360,18 @@ def test_an_idle_connection_has_a_last_second(tmp_path: Path) -> None:
         assert "0 aborted" in summary(p)
 
 
+def test_a_client_that_does_not_close_holds_nobody_up(tmp_path: Path) -> None:
+    """It was answered and told to close during the delay; its side is still open when the last second is over."""
+    with running(tmp_path, HELLO, PKG_ADMIN="off", PKG_DRAIN_DELAY="0.5") as p, Connection(p.address) as c:
+        c.request("GET", "/")
+        began = time.monotonic()
+        p.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: get(p.address, "/readyz").status == 503, 1)
+        assert c.request("GET", "/").closes
+        assert p.process.wait(10) == 0
+        assert time.monotonic() - began < 4.5  # 1.5 and what the machine takes; it lingers for 5 s otherwise
+
+
 def is_refused(address: Any) -> bool:
     try:
         socket.create_connection(address, 0.2).close()
