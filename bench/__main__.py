@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -23,6 +25,8 @@ SECTIONS = {
     "startup": startup,
     "restarts": restarts,
 }
+if importlib.util.find_spec("bench.overhead"):  # what metrics and the access log cost
+    SECTIONS["overhead"] = importlib.import_module("bench.overhead")
 
 
 def main() -> int:

@@ -36,7 +36,8 @@ PACKAGES = {
     "gunicorn_h1c": "gunicorn_h1c",
     "psycopg": "psycopg[binary,pool]",
 }
-COMMANDS = {"wrk": "wrk", "nginx": "nginx", "valgrind": "valgrind", "haproxy": "haproxy"}  # command: Debian's package
+# What is looked for: the Debian package that has it.
+COMMANDS = {"wrk": "wrk", "nginx": "nginx-light", "valgrind": "valgrind", "haproxy": "haproxy"}
 HEADERS = {"ev.h": "libev-dev"}  # bjoern is built against it
 
 Say = Callable[[str], None]
@@ -51,6 +52,8 @@ def prepare(say: Say) -> dict[str, str]:
     missing: dict[str, str] = {}
     _install_commands(say, missing)
     _install_packages(say, missing)
+    if (reason := missing.pop("ev.h", "")) and "bjoern" in missing:
+        missing["bjoern"] = reason
     return missing
 
 
@@ -83,7 +86,8 @@ def _install_commands(say: Say, missing: dict[str, str]) -> None:
         except Missing as error:
             reason = str(error)
     for name, package in wanted.items():
-        if name in COMMANDS and shutil.which(name, path=_path()) is None:
+        found = shutil.which(name, path=_path()) if name in COMMANDS else Path("/usr/include", name).exists()
+        if not found:
             missing[name] = f"{package}: {reason}"
 
 

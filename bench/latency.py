@@ -75,9 +75,9 @@ def _frozen(server: Running, database: Any) -> Iterator[dict[str, Any]]:
 def run(session: Session) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for case, trouble, seconds, quick in (
-        ("saturated", _saturated, 3 if session.quick else 8, "pkg gunicorn granian waitress"),
-        ("lock held", _lock_held, 4 if session.quick else 10, "pkg gunicorn granian waitress"),
-        ("slow clients", _slow_clients, 3 if session.quick else 8, "pkg gunicorn"),
+        ("saturated", _saturated, 3 if session.quick else 6, "pkg gunicorn granian waitress"),
+        ("lock held", _lock_held, 4 if session.quick else 8, "pkg gunicorn granian waitress"),
+        ("slow clients", _slow_clients, 3 if session.quick else 6, "pkg gunicorn"),
     ):
         for peer in session.choose(hosts=True, quick=quick):
             session.say(f"probe latency, {case}: {peer.title}")
@@ -93,7 +93,7 @@ def run(session: Session) -> list[dict[str, Any]]:
             if server is None:
                 continue
             with server, _frozen(server, database) as facts:
-                seconds = 3 if session.quick else 8
+                seconds = 3 if session.quick else 6
                 both = {
                     path: start_probes(server.port, path, seconds, INTERVAL, TIMEOUT)
                     for path in ("/healthz", "/readyz")

@@ -21,8 +21,8 @@ UPLOAD = 'wrk.method = "POST"\nwrk.body = string.rep("x", 1048576)\n'
 class Sample:
     """One round of load on one server."""
 
-    rate: float  # answered requests per second
-    cpu: float  # seconds of CPU per request, of the whole process tree
+    rate: float  # requests answered 2xx, per second
+    cpu: float  # seconds of CPU per request answered 2xx, of the whole process tree
     busy: float  # share of one core that the server used
     p99: float  # seconds
     failed: int  # connections cut or timed out, responses other than 2xx
@@ -49,12 +49,14 @@ def wrk(server: Running, *, path: str, connections: int, seconds: float, close: 
         text, _ = process.communicate()
         used, took = server.cpu() - before, time.monotonic() - begin
     found = re.search(r"(\d+) requests in ([\d.]+)(us|ms|s|m)", text)
-    count = int(found[1]) if found else 0
-    rate = float(m[1]) if (m := re.search(r"Requests/sec:\s+([\d.]+)", text)) else 0.0
-    failed = sum(int(n) for line in re.findall(r"Socket errors:.*", text) for n in re.findall(r"\d+", line))
-    failed += sum(int(n) for n in re.findall(r"Non-2xx or 3xx responses: (\d+)", text))
+    answers = int(found[1]) if found else 0
+    refused = sum(int(n) for n in re.findall(r"Non-2xx or 3xx responses: (\d+)", text))
+    cut = sum(int(n) for line in re.findall(r"Socket errors:.*", text) for n in re.findall(r"\d+", line))
+    count = answers - refused  # an error that is answered fast is no success
+    elapsed = float(found[2]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}[found[3]] if found else 0.0
+    rate = count / elapsed if elapsed else 0.0
     p99 = _seconds(m[1]) if (m := re.search(r"(?m)^\s+99%\s+(\S+)", text)) else 0.0
-    return Sample(rate, used / count if count else 0.0, used / took, p99, failed)
+    return Sample(rate, used / count if count else 0.0, used / took, p99, cut + refused)
 
 
 def _seconds(text: str) -> float:

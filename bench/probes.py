@@ -20,7 +20,7 @@ def run(session: Session) -> list[dict[str, Any]]:
                 session.rounds(f"probes, {case}, warming up", servers, partial(ask, seconds=1), rounds=1)
             rows = session.rounds(
                 f"probes, {case}", servers, partial(ask, seconds=1 if session.quick else 2),
-                rounds=(1 if close else 2) if session.quick else 4,
+                rounds=(1 if close else 2) if session.quick else 3,
             )  # fmt: skip
             out += [{"case": case, "connections": CONNECTIONS, **row} for row in rows]
     return out

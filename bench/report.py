@@ -18,18 +18,22 @@ Row = dict[str, Any]
 
 def terminal(results: Results) -> str:
     """Everything there is."""
-    parts = [latency(results), probes(results), hosting(results), footprint(results), parsing(results), notes(results)]
+    parts = [
+        goals(results), latency(results), probes(results), hosting(results), footprint(results), parsing(results),
+        overhead(results), notes(results),
+    ]  # fmt: skip
     return "\n\n".join(part for part in parts if part)
 
 
 def readme(results: Results) -> str:
-    """What a reader wants to see; the pictures are beside results.json."""
-    pictures = {name: f"![{alt}](bench/{name}.svg)" for name, alt in (
-        ("latency", "Probe latency under load"), ("throughput", "Requests per second of CPU"))}  # fmt: skip
+    """What a reader wants to see: the goals, the pictures beside results.json; every figure folded away below them."""
+    pictures = [f"![{alt}](bench/{name}.svg)" for name, alt, section in (
+        ("latency", "how long a health probe waits under load", "latency"),
+        ("throughput", "requests per second of CPU", "hosting")) if results.get(section)]  # fmt: skip
+    tables = [latency, hosting, probes, footprint, parsing, overhead]
     parts = [
-        pictures["latency"] if results.get("latency") else "", latency(results),
-        pictures["throughput"] if results.get("hosting") else "", hosting(results), probes(results),
-        footprint(results), parsing(results), notes(results),
+        goals(results), *pictures, "<details><summary>Every figure</summary>",
+        *(table(results) for table in tables), "</details>", notes(results),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part)
 
@@ -42,6 +46,72 @@ def update(path: Path, results: Results) -> None:
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     path.write_text(f"{before}{BEGIN}\n\n{readme(results)}\n\n{END}{after}")
+
+
+# ------------------------------------------------------------------------- goals
+
+
+def goals(results: Results) -> str:
+    """What this server promises, what was measured beside whom, and whether the promise holds."""
+    body: list[list[str]] = []
+
+    def judge(what: str, wanted: str, measured: str, holds: bool) -> None:
+        body.append([what, wanted, measured, "yes" if holds else "**no**"])
+
+    probe = {(r["server"], r["case"]): r["cpu_us"] for r in results.get("probes", []) if r["cpu_us"]}
+    for case in ("keep-alive", "one connection each"):
+        ours, nginx = probe.get(("pkg", case)), probe.get(("nginx", case))
+        if ours and nginx:
+            judge(f"CPU per probe, {case}", f"nginx, `return 200`: {nginx:.1f} µs", f"{ours:.1f} µs", ours <= nginx)
+
+    waits = {(r["server"], r["case"], r["path"]): r["ms"]["p99"] for r in results.get("latency", [])}
+    for case, words in (("saturated", "application saturated"), ("lock held", "interpreter lock held for 3 s")):
+        if (ours := waits.get(("pkg", case, "/healthz"))) is not None:
+            others = [v for (name, c, path), v in waits.items() if name != "pkg" and (c, path) == (case, "/healthz")]
+            beside = f"; the others {_duration(min(others))} to {_duration(max(others))}" if others else ""
+            judge(f"Probe p99, {words}", "under 5 ms", _duration(ours) + beside, ours < 5)
+
+    hello = {r["server"]: r["cpu_us"] for r in results.get("hosting", [])
+             if (r["case"], r["connections"]) == ("hello", 32) and r["cpu_us"]}  # fmt: skip
+    for name, factor in (("fastpysgi", 1.0), ("bjoern", 1.0), ("granian", 1.8), ("gunicorn", 15.0)):
+        if "pkg" in hello and name in hello:
+            ours, theirs = hello["pkg"], hello[name]
+            wanted = f"{_title(name)}: {theirs:.1f} µs" + (f", {factor:g} times as fast" if factor > 1 else "")
+            judge(
+                "Hello world, CPU per request",
+                wanted,
+                f"{ours:.1f} µs, {theirs / ours:.1f} times",
+                ours * factor <= theirs,
+            )
+
+    parse = {(r["level"], r["parser"], r["case"]): r["ns"] for r in results.get("parsing", [])}
+    for level, mine, theirs, factor in (
+        ("C", "pkg", "picohttpparser", 1.0),
+        ("Python", "pkg, lazy", "gunicorn_h1c, lazy", 1.0),
+        ("Python", "pkg", "httptools", 5.0),
+    ):
+        key = (level, mine, "browser")
+        if key in parse and (other := parse.get((level, theirs, "browser"))):
+            wanted = f"{theirs}: {other:,.0f} ns" + (f", {factor:g} times as fast" if factor > 1 else "")
+            judge(f"Parse a browser's head, {level}", wanted,
+                  f"{parse[key]:,.0f} ns, {other / parse[key]:.1f} times", parse[key] * factor <= other)  # fmt: skip
+
+    for row in results.get("memory", []):
+        if row["server"] == "pkg":
+            idle, added = row["idle_pss"] / 1e6, row["added_rss"] / 1e6
+            judge("Memory, idle", "under 20 MB", f"{idle:.0f} MB", idle < 20)
+            judge(f"Memory, {row['connections']:,} idle connections", "under 50 MB more", f"{added:.0f} MB", added < 50)
+    started = {r["server"]: r["ms"] for r in results.get("startup", [])}
+    if "pkg" in started:
+        alone = (
+            f"; the interpreter alone {started['interpreter alone']:.0f} ms" if "interpreter alone" in started else ""
+        )
+        judge("Start to the first 200", "under 150 ms", f"{started['pkg']:.0f} ms{alone}", started["pkg"] < 150)
+    for row in results.get("restarts", []):
+        if row["server"] == "pkg":
+            judge(f"Requests lost, {row['restarts']} rolling restarts", "none",
+                  f"{row['lost']:,} of {row['lost'] + row['answered']:,}", row["lost"] == 0)  # fmt: skip
+    return _table("Goals", ["what", "goal", "measured", "met"], body, left=4)
 
 
 # ---------------------------------------------------------------------- sections
@@ -152,6 +222,13 @@ def parsing(results: Results) -> str:
     return _table("Parsing a request head", ["parser", *cases], body)
 
 
+def overhead(results: Results) -> str:
+    """What a request pays for metrics and the access log: rows of {"case", "cpu_us"}; the first is the base."""
+    rows = results.get("overhead", [])
+    body = [[r["case"], f"{r['cpu_us']:.2f} µs", f"{r['cpu_us'] - rows[0]['cpu_us']:+.2f} µs"] for r in rows]
+    return _table("What observing costs, hello world, CPU per request", ["with", "each", "more"], body)
+
+
 def notes(results: Results) -> str:
     meta = results.get("meta")
     if not meta:
@@ -186,8 +263,8 @@ def _duration(ms: float) -> str:
     return f"{ms:.0f} ms" if ms >= 9.95 else f"{ms:.1f} ms" if ms >= 1 else f"{ms:.2f} ms"
 
 
-def _table(title: str, head: list[str], body: list[list[str]]) -> str:
-    """A Markdown table that is also readable as text."""
+def _table(title: str, head: list[str], body: list[list[str]], left: int = 1) -> str:
+    """A Markdown table that is also readable as text; the first `left` columns are words."""
     body = [[cell or "-" for cell in row] for row in body]
     if not body or len(head) < 2:
         return ""
@@ -195,10 +272,10 @@ def _table(title: str, head: list[str], body: list[list[str]]) -> str:
 
     def line(row: list[str]) -> str:
         cells = [
-            cell.ljust(width) if n == 0 else cell.rjust(width)
+            cell.ljust(width) if n < left else cell.rjust(width)
             for n, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         return "| " + " | ".join(cells) + " |"
 
-    rule = "|" + "|".join("-" * (w + 2) if n == 0 else "-" * (w + 1) + ":" for n, w in enumerate(widths)) + "|"
+    rule = "|" + "|".join("-" * (w + 2) if n < left else "-" * (w + 1) + ":" for n, w in enumerate(widths)) + "|"
     return "\n".join([f"**{title}**", "", line(head), rule, *map(line, body)])
