@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import tarfile
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -31,11 +32,19 @@ def unavailable(reason: str) -> None:
     """On a person's machine a reason to skip; in continuous integration a failure."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+    pytest.skip(reason, allow_module_level=True)
+
+
+def needed(module: str) -> Any:
+    """A module that only these tests import."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        unavailable(f"{error}: pip install -e '.[test]'")
 
 
 @pytest.fixture(scope="session")
-def engine() -> Engine:
+def engine() -> Iterator[Engine]:
     try:
         found = Engine()
     except NoEngine as error:
@@ -43,13 +52,14 @@ def engine() -> Engine:
         raise
     if found.name == "podman" and os.geteuid() != 0:
         unavailable("podman: the image tests run as root, or on Docker; deploy/image/build.sh builds as any user")
-    return found
+    with found:
+        yield found
 
 
 @pytest.fixture(scope="session")
 def image(engine: Engine) -> str:
     try:
-        return engine.build("runtime", "localhost/pkg-test:runtime")
+        return engine.build("runtime")
     except AssertionError as error:
         if "stand-in bases" in str(error):  # cannot be pulled, and cannot be made: the last line says what is missing
             unavailable(str(error).strip().splitlines()[-1])
@@ -58,12 +68,12 @@ def image(engine: Engine) -> str:
 
 @pytest.fixture(scope="session")
 def debug_image(engine: Engine, image: str) -> str:
-    return engine.build("debug", "localhost/pkg-test:debug")
+    return engine.build("debug")
 
 
 @pytest.fixture(scope="session")
 def builder_image(engine: Engine, image: str) -> str:
-    return engine.build("builder", "localhost/pkg-test:builder")
+    return engine.build("builder")
 
 
 @pytest.fixture(scope="session")

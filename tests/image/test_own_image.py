@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,16 +14,12 @@ EXAMPLE = ROOT / "examples/image"
 
 
 @pytest.fixture(scope="module")
-def own_image(engine: Engine, image: str, builder_image: str) -> Iterator[str]:
-    name = "localhost/pkg-test:own"
-    flags = [f"--build-arg=PKG={image}", f"--build-arg=BUILDER={builder_image}"]
-    for variable, secret in (("PIP_CONFIG_FILE", "pip_conf"), ("PIP_CERT", "ca")):
-        if os.environ.get(variable):
-            flags.append(f"--secret=id={secret},src={os.environ[variable]}")
+def own_image(engine: Engine, image: str, builder_image: str) -> str:
+    name = engine.image_name("own")
+    flags = [f"--build-arg=PKG={image}", f"--build-arg=BUILDER={builder_image}", *engine.secrets()]
     own = ["--network=host", "--format=docker"] if engine.name == "podman" else []
     engine.run("build", *own, *flags, "--tag", name, str(EXAMPLE), timeout=600)
-    yield name
-    engine.run("rmi", "--force", name, check=False)
+    return name
 
 
 def test_flask_in_an_image_of_its_own(engine: Engine, own_image: str, postgres: Postgres) -> None:
