@@ -6,7 +6,8 @@
 #   IMAGE           name and tag; default pkg:VERSION, with -debug or -builder behind it for those
 #   ENGINE          docker or podman
 #   RUNTIME_IMAGE   and DEBUG_IMAGE, BUILDER_IMAGE: other bases than the Dockerfile names; a release gives digests
-#   PIP_CONFIG_FILE and PIP_CERT: pip's settings and the certificates it trusts, files, handed to the builder as secrets
+#   PIP_CONFIG_FILE pip's settings, a file
+#   PIP_CERT        the certificates that pip trusts, a file; default those of this machine.  Both go in as secrets
 #
 # Where the bases cannot be pulled and none are given, stand-ins are made from Debian's packages (tests/image/standin.py):
 # good for trying and testing, not for shipping.
@@ -32,7 +33,6 @@ fi
 # In a container or a bare virtual machine podman's defaults want too much (a bridge network, a raised limit).
 if [ "$engine" = podman ] && [ ! -d /run/systemd/system ] && [ -z "${CONTAINERS_CONF:-}" ]; then
     export CONTAINERS_CONF="$PWD/tests/image/containers.conf"
-    set -- --network host "$@"
 fi
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -65,7 +65,8 @@ set -- "$@" --target "$target" --tag "$image" \
     --build-arg CREATED="$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)" \
     --build-arg BASE_NAME="$runtime" --build-arg BASE_DIGEST="${digest##*@}"
 [ -z "${PIP_CONFIG_FILE:-}" ] || set -- "$@" --secret "id=pip_conf,src=$PIP_CONFIG_FILE"
-[ -z "${PIP_CERT:-}" ] || set -- "$@" --secret "id=ca,src=$PIP_CERT"
+certificates=${PIP_CERT:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}
+[ ! -f "$certificates" ] || set -- "$@" --secret "id=ca,src=$certificates"
 
 if [ "$engine" = podman ]; then
     # OCI's format has no HEALTHCHECK.
