@@ -36,6 +36,9 @@ COMMON = [
     "zoneinfo",
 ]
 
+# Needed when a setting is misspelt, and for /debug/memory: 200 KB that no start has to read.
+RARE = {"difflib", "tracemalloc"}
+
 
 def named(package):
     """The modules that a package's sources import anywhere, and its own."""
@@ -52,7 +55,7 @@ def named(package):
 
 def sources(package):
     """The source files of all modules that are in use once those are imported."""
-    for name in (*UNNAMED, *COMMON, *named(package)):
+    for name in {*UNNAMED, *COMMON, *named(package)} - RARE:
         with contextlib.suppress(ImportError):  # an optional extra
             importlib.import_module(name)
     # Not the frozen ones (os, codecs ...): their code is in the interpreter, and no file of theirs is read.

@@ -19,11 +19,13 @@ from pathlib import Path
 import pytest
 
 from tests.image.conftest import File
-from tests.image.engine import ROOT, Engine
+from tests.image.engine import HARDENED, ROOT, Engine
 
 Files = dict[str, File]
 
 SITE = re.compile(r"/usr/local/lib/python3\.\d+/dist-packages/")
+STATUS = re.compile(r"/var/lib/dpkg/status\.d/[^/]+(?<!\.md5sums)")
+ELF = b"\x7fELF"
 SHELLS = {"sh", "bash", "dash", "ash", "zsh", "ksh", "mksh", "csh", "tcsh", "fish", "busybox", "toybox"}
 PACKAGE_MANAGERS = {"apt", "apt-get", "dpkg", "apk", "rpm", "dnf", "yum", "pip", "pip3", "uv", "conda", "npm", "gem"}
 UTILITIES = {"cat", "ls", "cp", "env", "curl", "wget", "nc", "tar", "perl", "sudo", "su", "mount", "chmod", "find"}
@@ -101,6 +103,20 @@ def test_the_process_has_no_rights(engine: Engine, image: str) -> None:
     assert status["NoNewPrivs"].strip() == "1"
 
 
+def test_the_whole_package_is_there(files: Files, engine: Engine, image: str) -> None:
+    own = [path for path in files if "/dist-packages/pkg/" in path and "__pycache__" not in path]
+    modules = {posixpath.basename(path) for path in own if path.endswith(".py")}
+    assert modules == {path.name for path in (ROOT / "pkg").glob("*.py")}
+    for name in modules:
+        site = posixpath.dirname(own[0])
+        assert files[f"{site}/{name}"].content == (ROOT / "pkg" / name).read_bytes()
+        assert f"{site}/__pycache__/{name.removesuffix('.py')}.cpython-313.pyc" in files
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert version is not None
+    said = engine.run("run", "--rm", "--network=host", *HARDENED, image, "--version").stdout
+    assert re.match(rf"pkg {re.escape(version[1])}\b", said)
+
+
 def test_sources_for_compilers_and_editors_were_left_out(files: Files) -> None:
     own = [path for path in files if SITE.match(path)]
     assert not [p for p in own if p.endswith((".c", ".h", ".pxd", ".pyx", ".pyi", ".a", ".o"))]
@@ -112,7 +128,7 @@ def test_sources_for_compilers_and_editors_were_left_out(files: Files) -> None:
 
 def _own_elf(files: Files, base_files: Files) -> Iterator[tuple[str, bytes]]:
     for path, file in files.items():
-        if path not in base_files and file.kind == tarfile.REGTYPE and file.content[:4] == b"\x7fELF":
+        if path not in base_files and file.kind == tarfile.REGTYPE and file.content.startswith(ELF):
             yield path, file.content
 
 
@@ -169,7 +185,7 @@ def test_every_library_that_is_needed_is_there(files: Files) -> None:
     names = {posixpath.basename(path) for path in files if ".so" in path}
     seen = 0
     for path, file in files.items():
-        if file.kind == tarfile.REGTYPE and file.content[:4] == b"\x7fELF":
+        if file.kind == tarfile.REGTYPE and file.content.startswith(ELF):
             try:
                 _, _, needed = _dynamic(file.content)
             except AssertionError:
@@ -228,7 +244,10 @@ def test_ca_certificates_are_there_and_used(engine: Engine, image: str) -> None:
 # ------------------------------------------------------------------------------------------------------------- sizes
 
 
-def test_sizes(engine: Engine, image: str, base_image: str, record_property: pytest.RecordProperty) -> None:
+def test_sizes(
+    engine: Engine, image: str, base_image: str, files: Files, record_property: pytest.RecordProperty
+) -> None:
+    """Prints the README's table (`pytest -s -k test_sizes tests/image`)."""
     layers = engine.layers(image)
     base = len(engine.digests(base_image))
     assert engine.digests(image)[:base] == engine.digests(base_image)
@@ -238,6 +257,10 @@ def test_sizes(engine: Engine, image: str, base_image: str, record_property: pyt
         size, packed = sum(layer.size for layer in those), sum(layer.packed_size for layer in those)
         print(f"{name:24}{size:12,}{packed:12,}")
         record_property(name, packed)
+    regular = [file.content for file in files.values() if file.kind == tarfile.REGTYPE]
+    print(f"files: {len(regular):,}; ELF files: {sum(content.startswith(ELF) for content in regular)}", end="; ")
+    print(f"Debian packages: {sum(bool(STATUS.fullmatch(path)) for path in files)}", end="; ")
+    print(f"commands: {sorted(path for path in executables(files) if '/bin/' in path or '/sbin/' in path)}")
     (application,), byte_code = parts["application and libpq"], parts["byte code"]
     assert sum(layer.packed_size for layer in layers) < 26_000_000
     assert sum(layer.size for layer in layers) < 72_000_000
@@ -306,12 +329,9 @@ def test_the_debug_image_has_a_shell_and_otherwise_the_same_files(
 
 
 def test_built_again_it_is_the_same_to_the_byte(engine: Engine, image: str) -> None:
-    again = engine.build("runtime", "localhost/pkg-test:again", "--no-cache")
-    try:
-        assert engine.digests(again) == engine.digests(image)
-        assert engine.inspect(again)["Config"] == engine.inspect(image)["Config"]
-    finally:
-        engine.run("rmi", "--force", again, check=False)
+    again = engine.build("runtime", "--no-cache", tag="again")
+    assert engine.digests(again) == engine.digests(image)
+    assert engine.inspect(again)["Config"] == engine.inspect(image)["Config"]
 
 
 # ------------------------------------------------------------------------------------------------- bill of materials
