@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -13,10 +12,10 @@ from typing import Any
 import pytest
 
 from pkg.settings import load
-from tests.image.conftest import unavailable
+from tests.image.conftest import needed, unavailable
 from tests.image.engine import ROOT
 
-yaml = pytest.importorskip("yaml") if os.environ.get("CI") != "true" else __import__("yaml")
+yaml = needed("yaml")
 
 DEPLOY = ROOT / "deploy"
 OVERLAYS = ["base", "overlays/staging"]
@@ -59,13 +58,13 @@ def test_all_kinds_are_there(manifests: Manifests) -> None:
 
 @pytest.mark.parametrize("version", ["1.31", "1.34"])
 def test_manifests_fit_the_api_s_schemas(manifests: Manifests, version: str) -> None:
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    kubernetes_validate = needed("kubernetes_validate")
     for manifest in manifests.values():
         kubernetes_validate.validate(manifest, version, strict=True)
 
 
 def test_schemas_are_really_looked_at() -> None:
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    kubernetes_validate = needed("kubernetes_validate")
     deployment = render("base")["Deployment"]
     container({"Deployment": deployment})["readynessProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -146,6 +145,15 @@ def test_staging_runs_the_debug_image() -> None:
     assert version is not None
     assert container(render("base"))["image"] == f"pkg:{version[1]}"
     assert container(render("overlays/staging"))["image"] == f"pkg:{version[1]}-debug"
+
+
+def test_compose_file_is_one() -> None:
+    """By the Compose specification, to which a field misspelt is a fault."""
+    compose = needed("compose_spec").PyCompose
+    text = (DEPLOY / "compose.yaml").read_text()
+    assert compose.from_yaml(text).service_names() == ["pkg", "postgres"]
+    with pytest.raises(ValueError, match="read_onl"):
+        compose.from_yaml(text.replace("read_only:", "read_onl:"))
 
 
 def test_compose_runs_it_as_in_production() -> None:
