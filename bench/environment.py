@@ -5,6 +5,7 @@ Whatever cannot be had is left out: `Tools` says why, and the run goes on withou
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -54,6 +55,11 @@ def prepare(say: Say) -> dict[str, str]:
     _install_packages(say, missing)
     if (reason := missing.pop("ev.h", "")) and "bjoern" in missing:
         missing["bjoern"] = reason
+    say("fetching picohttpparser, compiling the clients")
+    with contextlib.suppress(Missing):  # who needs it says so
+        picohttpparser()
+    for name in ("prober", "responder"):
+        program(name)
     return missing
 
 

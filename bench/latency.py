@@ -75,8 +75,8 @@ def _frozen(server: Running, database: Any) -> Iterator[dict[str, Any]]:
 def run(session: Session) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for case, trouble, seconds, quick in (
-        ("saturated", _saturated, 3 if session.quick else 6, "pkg gunicorn granian waitress"),
-        ("lock held", _lock_held, 4 if session.quick else 8, "pkg gunicorn granian waitress"),
+        ("saturated", _saturated, 3 if session.quick else 6, "pkg gunicorn granian"),
+        ("lock held", _lock_held, 4 if session.quick else 8, "pkg gunicorn granian"),
         ("slow clients", _slow_clients, 3 if session.quick else 6, "pkg gunicorn"),
     ):
         for peer in session.choose(hosts=True, quick=quick):

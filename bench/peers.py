@@ -44,6 +44,8 @@ class Peer:
     environment: dict[str, str] = field(default_factory=dict)
     hosts: bool = True  # runs the application; False: answers everything with one fixed response
 
+    closes: bool = True  # heeds `Connection: close`; one that does not is faster at "one connection each" than it is
+
     def settings(self) -> str:
         """The command line, for the reader of the results."""
         words = self.command(0, Path("FOLDER"))
@@ -126,6 +128,7 @@ PEERS = (
         _script("uwsgi", "--http11-socket=127.0.0.1:PORT", "--enable-threads", f"--threads={THREADS}",
                 "--die-on-term", "--disable-logging", "--so-keepalive", "--listen=1024", f"--module={APP}"),
         "uwsgi",
+        closes=False,  # --http11-socket keeps every connection
     ),
     Peer("stdlib", "http.server", _module("bench.hosts", "stdlib", "PORT"), threads=0),
     Peer("nginx", "nginx return 200", _nginx, threads=1, hosts=False),

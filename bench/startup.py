@@ -22,7 +22,7 @@ def _interpreter() -> float:
 def run(session: Session) -> list[dict[str, Any]]:
     peers = session.choose(hosts=True)
     times: dict[str, list[float]] = {"interpreter alone": [], **{peer.name: [] for peer in peers}}
-    rounds = 2 if session.quick else 10
+    rounds = 1 if session.quick else 10
     for number in range(rounds):
         session.say(f"start-up, round {number + 1} of {rounds}")
         times["interpreter alone"].append(_interpreter())
