@@ -72,7 +72,11 @@ def measure(arguments: argparse.Namespace, results: dict[str, object]) -> dict[s
     if not arguments.only:
         results = {}
     for name in wanted:
-        results[name] = SECTIONS[name].run(session)
+        try:
+            results[name] = SECTIONS[name].run(session)
+        except Exception as error:  # half an hour of figures is not thrown away for one section
+            session.missing[name] = f"{type(error).__name__}: {error}"
+            results.pop(name, None)
     session.clear()
     results["meta"] = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),

@@ -11,6 +11,7 @@ A probe is a new connection every 20 ms, however long earlier ones take, as an o
 from __future__ import annotations
 
 import contextlib
+import http.client
 import resource
 import threading
 import time
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench.database import postgres
+from bench.environment import Missing
 from bench.load import Background, Crowd, Probes, read_probes, start_probes
 from bench.servers import Running, get
 from bench.session import Session
@@ -40,15 +42,17 @@ def _lock_held(session: Session, server: Running) -> Iterator[dict[str, Any]]:
 
     def hold() -> None:
         while not end.is_set():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, http.client.HTTPException):
                 get(server.port, "/hold", timeout=60)
             end.wait(1)
 
     thread = threading.Thread(target=hold, daemon=True)
     thread.start()
     time.sleep(0.2)
-    yield {}
-    end.set()
+    try:
+        yield {}
+    finally:
+        end.set()
 
 
 @contextlib.contextmanager
@@ -61,7 +65,9 @@ def _slow_clients(session: Session, server: Running) -> Iterator[dict[str, Any]]
 @contextlib.contextmanager
 def _frozen(server: Running, database: Any) -> Iterator[dict[str, Any]]:
     deadline = time.monotonic() + 10
-    while get(server.port, "/readyz") != 200 and time.monotonic() < deadline:
+    while get(server.port, "/readyz") != 200:
+        if time.monotonic() > deadline:
+            raise Missing("it did not become ready")
         time.sleep(0.1)
     database.pause()
     try:
@@ -70,6 +76,15 @@ def _frozen(server: Running, database: Any) -> Iterator[dict[str, Any]]:
             yield {}
     finally:
         database.resume()
+
+
+@contextlib.contextmanager
+def _noted(session: Session, what: str) -> Iterator[None]:
+    """One server that breaks off is a line in the report, and not the end of the run."""
+    try:
+        yield
+    except (OSError, http.client.HTTPException, Missing, ValueError) as error:
+        session.missing[what] = str(error) or type(error).__name__
 
 
 def run(session: Session) -> list[dict[str, Any]]:
@@ -83,16 +98,16 @@ def run(session: Session) -> list[dict[str, Any]]:
             session.say(f"probe latency, {case}: {peer.title}")
             server = session.start(peer)
             if server is not None:
-                with server, trouble(session, server) as facts:
+                with _noted(session, f"{peer.name}, {case}"), server, trouble(session, server) as facts:
                     seen = read_probes(start_probes(server.port, "/healthz", seconds, INTERVAL, TIMEOUT), TIMEOUT)
-                out.append({"case": case, "server": peer.name, "path": "/healthz", **facts, **_record(seen)})
+                    out.append({"case": case, "server": peer.name, "path": "/healthz", **facts, **_record(seen)})
     with postgres(session) as database:
         for peer in session.choose(hosts=True, quick="pkg gunicorn") if database is not None else []:
             session.say(f"probe latency, database frozen: {peer.title}")
             server = session.start(peer, {"DATABASE_URL": database.url})
             if server is None:
                 continue
-            with server, _frozen(server, database) as facts:
+            with _noted(session, f"{peer.name}, database frozen"), server, _frozen(server, database) as facts:
                 seconds = 3 if session.quick else 6
                 both = {
                     path: start_probes(server.port, path, seconds, INTERVAL, TIMEOUT)

@@ -5,6 +5,7 @@ It reads results.json only, so that the README says what was measured and nothin
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def terminal(results: Results) -> str:
     """Everything there is."""
     parts = [
         goals(results), latency(results), probes(results), hosting(results), footprint(results), parsing(results),
-        overhead(results), notes(results),
+        overhead(results), notes(results), settings(results),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part)
 
@@ -229,6 +230,20 @@ def overhead(results: Results) -> str:
     return _table("What observing costs, hello world, CPU per request", ["with", "each", "more"], body)
 
 
+def settings(results: Results) -> str:
+    """The command line of each server."""
+    return "\n".join(f"{_title(name)}: {words}" for name, words in results.get("meta", {}).get("settings", {}).items())
+
+
+def _spread(results: Results) -> str:
+    """How far the rounds were apart."""
+    rows = [r for r in [*results.get("probes", []), *results.get("hosting", [])] if len(r.get("rounds", ())) > 1]
+    if not rows:
+        return ""
+    middle, most = (f(r["cpu_spread"] for r in rows) for f in (statistics.median, max))
+    return f" Rounds differ from their median by {middle:.0%} (the median of all rows; at most {most:.0%})."
+
+
 def notes(results: Results) -> str:
     meta = results.get("meta")
     if not meta:
@@ -238,7 +253,8 @@ def notes(results: Results) -> str:
         f"Measured {meta['date']} in one run{' (quick)' if meta['quick'] else ''} on {machine['cpu']}, "
         f"{machine['kernel']}, Python {machine['python']}; server on one core, load on another, loopback; one process, "
         f"{meta['threads']} threads where a server has threads, access logs off, rounds interleaved, medians. "
-        "CPU is that of the server's whole process tree."
+        f"CPU is that of the server's whole process tree; an answer other than 2xx counts as none.{_spread(results)} "
+        "Command lines and single rounds are in `bench/results.json`."
     ]
     lines += [f"Not measured: {_title(name)}: {reason}" for name, reason in meta["missing"].items()]
     return "\n\n".join(lines)
