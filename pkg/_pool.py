@@ -227,7 +227,7 @@ class Watchdog:
                 self._thread = threading.Thread(target=self._run, name="database-deadlines", daemon=True)
                 self._thread.start()
             elif self._heap[0][2] is deadline:
-                self._condition.notify()
+                self._condition.notify_all()
         return deadline
 
     def release(self, deadline: Deadline) -> bool:
@@ -263,18 +263,25 @@ class Watchdog:
                 self.fired += 1
                 shut(deadline.fd)
                 if deadline.pid:
-                    self._cancels.append((monotonic(), deadline))
-                    if self._canceller is None:
-                        self._canceller = threading.Thread(
-                            target=self._run_cancels, name="database-cancels", daemon=True
-                        )
-                        self._canceller.start()
+                    self._begin_cancel(deadline)
+
+    def cancel(self, conninfo: str, pid: int) -> None:
+        """Cancels the query of a backend whose connection somebody else has shut."""
+        with self._condition:
+            self._begin_cancel(Deadline(-1, conninfo, pid))
+
+    def _begin_cancel(self, deadline: Deadline) -> None:
+        self._cancels.append((monotonic(), deadline))
+        if self._canceller is None:
+            self._canceller = threading.Thread(target=self._run_cancels, name="database-cancels", daemon=True)
+            self._canceller.start()
 
     def _run_cancels(self) -> None:
         while True:
             with self._condition:
                 if not self._cancels or self._closed:
                     self._canceller = None
+                    self._condition.notify_all()
                     return
                 at, deadline = self._cancels.popleft()
             # One that had to wait is left: by now the process of that number may be another client's.
@@ -291,10 +298,12 @@ class Watchdog:
             finally:
                 self.release(watched)
 
-    def close(self) -> None:
+    def close(self, timeout: float = 0.0) -> None:
+        """Ends, after cancels that are under way have had `timeout` seconds."""
         with self._condition:
+            self._condition.wait_for(lambda: self._canceller is None, timeout)
             self._closed = True
-            self._condition.notify()
+            self._condition.notify_all()
             thread = self._thread
         if thread is not None:
             thread.join(1.0)

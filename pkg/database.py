@@ -48,6 +48,7 @@ RECENTLY = 10.0  # a pool whose connections came back within this is saturated, 
 KNOWN_DOWN_TIMEOUT = 1.0  # how long a borrower waits while the check keeps failing: until the next check
 GATE_EXPIRY = 10.0  # a verdict as old as this keeps nobody from connecting
 LOG_INTERVAL = 5.0
+LAST_CANCELS = 0.5  # for cancelling, at the very end, the queries that are still running
 POOL_NAME = "database"
 
 # What libpq is told unless the URL says otherwise.  The kernel gives a dead peer up after 10 s either way: with data
@@ -161,11 +162,14 @@ class Database:
         self._pool.open(wait=False)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Ends every connection; those still in use are shut, which frees the threads that wait in them."""
+        """Ends every connection; those still in use are shut, which frees the threads that wait in them.
+
+        Their queries are cancelled: a server would run them, and hold their locks, long after this process has gone.
+        """
         self._pool.close(timeout / (self._pool.num_workers + 1))  # for each of its threads
         for lease in list(self._leases):
             lease.shut()
-        self._watchdog.close()
+        self._watchdog.close(LAST_CANCELS)
 
     # ------------------------------------------------------------------ connecting
 
@@ -470,11 +474,12 @@ class Lease:
         conn = self._conn
         if conn is not None:
             try:
-                fd = os.dup(conn.pgconn.socket)
+                fd, pid = os.dup(conn.pgconn.socket), conn.pgconn.backend_pid
             except (psycopg.Error, OSError):
                 return
             shut(fd)
             os.close(fd)
+            self._database._watchdog.cancel(conn.conninfo, pid)
 
 
 def _is_read_only(conn: Connection) -> bool | None:

@@ -414,6 +414,7 @@ def test_a_query_that_never_ends_is_aborted_at_the_deadline(tmp_path: Path) -> N
             assert p.process.wait(30) == 1
             assert time.monotonic() - began < 15
             assert "1 aborted at the deadline" in summary(p)
+            wait_for(lambda: server.sql(query) == 0, message="the end of the query on the server")
 
 
 @pytest.mark.parametrize("size", [100, 3_000_000])  # collected by the front, and read by the application
