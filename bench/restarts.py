@@ -1,142 +1,280 @@
-"""Section 7: requests lost while two instances behind HAProxy are restarted in turn under load.
+"""Section 7: requests lost while two instances behind HAProxy and nginx are restarted in turn under load.
 
-HAProxy asks each instance for its readiness five times a second and passes a request on to the other one when a
-connection is refused (`option redispatch`), as is usual.  An instance is sent SIGTERM, and started again when it has
-ended.  Half of the load keeps its connections, half opens one for each request.  A request is lost when its client gets
-no response, or one that is not 200.
+The very test that the project is held to (tests/rolling.py: balancers, load, order), with other servers in the place of
+ours.  Each is told to end by SIGTERM (nginx: SIGQUIT, its graceful one), has the same grace period and the same
+application; a request is lost when its client gets no response, or one that is not 200 with the right body.
+
+    python -m bench.restarts [--rounds N] [--readme README.md]
+
+prints the table, puts it between the README's markers, and measures beside it what no server can save: requests that
+cross the end of an idle connection.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import re
+import os
+import random
+import select
 import signal
+import socket
 import subprocess
+import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.environment import Missing, command
-from bench.load import Background
-from bench.peers import Peer
-from bench.servers import LOAD_CORES, Running, free_port, get, on_cores
+from bench import environment
+from bench.environment import PEER_PYTHON, ROOT, Missing, command
 from bench.session import Session
 
-HAPROXY = """\
-global
-    maxconn 4096
-defaults
-    mode http
-    timeout connect 2s
-    timeout client 30s
-    timeout server 30s
-    retries 3
-    option redispatch
-frontend in
-    bind 127.0.0.1:{port}
-    default_backend instances
-backend instances
-    option httpchk GET {path}
-    http-reuse safe
-    default-server inter 200ms fall 2 rise 1
-{servers}
+GRACE = 20  # seconds that every server has for requests in flight
+DELAY = 1.0  # seconds: ours goes on accepting, ten times the interval of HAProxy's checks
+KEEP = 75  # seconds that an idle connection is kept
+THREADS = 8
+ROUNDS = 25
+BEGIN, END = "<!-- drain -->", "<!-- /drain -->"
+
+# Its own answer to what tests/rolling_application.py is asked.
+NGINX = """\
+daemon off; worker_processes 1; {user}
+pid {folder}/pid; error_log stderr crit;
+events {{ worker_connections 2000; }}
+http {{
+  access_log off; keepalive_requests 1000000; keepalive_timeout {keep}; client_max_body_size 10m;
+  client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
+  uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
+  map $content_length $size {{ default $content_length; "" 0; }}
+  server {{
+    listen 127.0.0.1:{port} backlog=2048;
+    location / {{ return 200 ok; }}
+    location ~ ^/echo/(?<token>.*) {{ return 200 "$request_method $token $size"; }}
+  }}
+}}
 """
-DRAIN = {"PKG_DRAIN_DELAY": "1", "PKG_DRAIN_TIMEOUT": "10", "PKG_GRACE_PERIOD": "20"}
-SERVERS = "pkg gunicorn uvicorn"
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server as an instance of the rolling update; PORT in a word of the command becomes the port."""
+
+    title: str
+    words: tuple[str, ...]
+    environ: tuple[tuple[str, str], ...] = ()
+    stop: signal.Signals = signal.SIGTERM
+
+
+WSGI, ASGI = "tests.rolling_application:app", "tests.rolling_application:asgi"
+OURS = Server(
+    "pkg",
+    (sys.executable, "-m", "pkg", WSGI, "--port", "PORT"),
+    (
+        ("HOST", "127.0.0.1"),
+        ("PKG_ADMIN", "off"),
+        ("PKG_ACCESS_LOG", "off"),
+        ("PKG_THREADS", str(THREADS)),
+        ("PKG_DRAIN_DELAY", str(DELAY)),
+        ("PKG_DRAIN_TIMEOUT", str(GRACE)),
+    ),
+)
+_PEER = (str(PEER_PYTHON), "-m")
+SERVERS = {
+    "pkg": OURS,
+    "gunicorn": Server(
+        "gunicorn gthread",
+        (*_PEER, "gunicorn", "--worker-class=gthread", f"--threads={THREADS}", f"--keep-alive={KEEP}",
+         f"--graceful-timeout={GRACE}", "--no-control-socket", "--log-level=critical", "--bind=127.0.0.1:PORT", WSGI),
+    ),
+    "uvicorn": Server(
+        "uvicorn (ASGI)",
+        (*_PEER, "uvicorn", "--loop=uvloop", "--http=httptools", "--no-access-log", "--log-level=critical",
+         f"--timeout-keep-alive={KEEP}", f"--timeout-graceful-shutdown={GRACE}", "--host=127.0.0.1", "--port=PORT",
+         ASGI),
+    ),
+    "nginx": Server("nginx itself, SIGQUIT", ("nginx",), stop=signal.SIGQUIT),
+}  # fmt: skip
+
+
+class _Starter:
+    """Starts instances of one server; the files that it needs lie in `folder`."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self._server, self._folder, self._count = server, folder, 0
+
+    def __call__(self, port: int) -> subprocess.Popen[bytes]:
+        words = [word.replace("PORT", str(port)) for word in self._server.words]
+        if words == ["nginx"]:
+            words = self._nginx(port)
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("PKG_") and k != "PYTHONWARNINGS"}
+        environ |= {"PYTHONPATH": str(ROOT), **dict(self._server.environ)}
+        with open(self._folder / "log", "ab") as log:
+            return subprocess.Popen(
+                words, cwd=self._folder, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def _nginx(self, port: int) -> list[str]:
+        self._count += 1
+        folder = self._folder / str(self._count)  # two run at the same time
+        folder.mkdir()
+        user = "user root;" if os.geteuid() == 0 else ""
+        (folder / "conf").write_text(NGINX.format(folder=folder, port=port, user=user, keep=KEEP))
+        return [command("nginx"), "-e", "stderr", "-p", str(folder), "-c", str(folder / "conf")]
+
+
+def _measure(session: Session, name: str, rounds: int) -> dict[str, Any]:
+    """Missing: the server did not come up."""
+    from tests.rolling import roll
+
+    server = SERVERS[name]
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        try:
+            outcome = roll(
+                _Starter(server, Path(folder)), rounds=rounds, stop=server.stop, pause=0.02,
+                say=lambda text: session.say(f"{server.title}: {text}"),
+            )  # fmt: skip
+        except AssertionError as error:
+            log = (Path(folder) / "log").read_text().strip().splitlines() or ["it said nothing"]
+            raise Missing(f"{server.title}: {error}: {log[-1][:200]}") from None
+    kinds: dict[str, dict[str, Any]] = {}
+    for balancer, tallies in outcome.tallies.items():
+        for (_, keep), tally in tallies.items():
+            kind = kinds.setdefault(
+                f"{balancer} {'keep-alive' if keep else 'one-shot'}", {"sent": 0, "lost": 0, "how": {}}
+            )
+            kind["sent"] += tally.sent
+            kind["lost"] += tally.lost.total()
+            kind["how"] = dict(Counter(kind["how"]) + tally.lost)
+    return {
+        "server": name, "restarts": 2 * rounds, "kinds": kinds,
+        "answered": sum(k["sent"] - k["lost"] for k in kinds.values()), "lost": sum(k["lost"] for k in kinds.values()),
+        "seconds_to_end": round(max(outcome.ends), 2),
+    }  # fmt: skip
+
+
+def run(session: Session, rounds: int = ROUNDS) -> list[dict[str, Any]]:
+    out = []
+    for name in SERVERS:
+        if session.quick and name in ("uvicorn", "nginx"):
+            continue
+        try:
+            for needed in ("haproxy", "nginx"):
+                command(needed)
+            out.append(_measure(session, name, 2 if session.quick else rounds))
+        except Missing as error:
+            session.missing[f"rolling restarts, {name}"] = str(error)
+    return out
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    kinds = list(rows[0]["kinds"])
+    lines = [
+        f"| lost of sent in {rows[0]['restarts']} restarts | "
+        + " | ".join(kinds).replace("haproxy", "HAProxy")
+        + " | ended after at most |",
+        "|---|" + "---:|" * (len(kinds) + 1),
+    ]
+    for row in rows:
+        cells = [f"{k['lost']:,} of {k['sent']:,}" for k in row["kinds"].values()]
+        lines.append(f"| {SERVERS[row['server']].title} | {' | '.join(cells)} | {row['seconds_to_end']:.1f} s |")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------ what cannot be saved
+
+IDLE = 1000  # connections each time
+SPREAD = 0.2  # seconds around the end of the last second, in which each of them sends once
 
 
 @contextlib.contextmanager
-def _haproxy(ports: list[int], path: str) -> Iterator[int]:
-    port = free_port()
-    servers = "\n".join(f"    server s{n} 127.0.0.1:{p} check" for n, p in enumerate(ports))
+def _serving(port: int) -> Iterator[subprocess.Popen[bytes]]:
+    from tests.client import get, wait_for
+    from tests.load import is_listening
+
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        config = Path(folder, "haproxy.cfg")
-        config.write_text(HAPROXY.format(port=port, path=path, servers=servers))
-        with on_cores(LOAD_CORES):
-            process = subprocess.Popen(
-                [command("haproxy"), "-db", "-f", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
+        server = Server("", OURS.words, (*OURS.environ, ("PKG_DRAIN_DELAY", "0")))
+        process = _Starter(server, Path(folder))(port)
         try:
-            deadline = time.monotonic() + 10
-            while time.monotonic() < deadline:
-                with contextlib.suppress(OSError):
-                    if get(port, "/", timeout=1) == 200:
-                        break
-                time.sleep(0.05)
-            yield port
+            wait_for(lambda: is_listening(port) and get(("127.0.0.1", port), "/readyz").status == 200, 30)
+            yield process
         finally:
             process.kill()
             process.wait()
 
 
-def _counted(text: str) -> tuple[int, int]:
-    """(answered, lost) of wrk's report."""
-    answered = sum(int(n) for n in re.findall(r"(\d+) requests in", text))
-    lost = sum(int(n) for line in re.findall(r"Socket errors:.*", text) for n in re.findall(r"\d+", line))
-    refused = sum(int(n) for n in re.findall(r"Non-2xx or 3xx responses: (\d+)", text))
-    return answered - refused, lost + refused
+def race(times: int) -> Counter[str]:
+    """What became of requests on idle connections around the FIN: `answered`, `closed before`, `lost`, `reset`.
+
+    Each client looks whether its connection is still open, as pools do, and then sends at once.
+    """
+    from tests.rolling import free_ports
+
+    fate: Counter[str] = Counter()
+    request = b"GET / HTTP/1.1\r\nHost: t\r\n\r\n"
+    for _ in range(times):
+        (port,) = free_ports(1)
+        with contextlib.ExitStack() as stack:
+            process = stack.enter_context(_serving(port))
+            idle = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 10)) for _ in range(IDLE)]
+            for s in idle:
+                s.sendall(request)
+            for s in idle:
+                s.recv(65536)
+                s.setblocking(False)
+            process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            sent = []
+            for moment in sorted(random.uniform(1 - SPREAD / 2, 1 + SPREAD / 2) for _ in idle):
+                s = idle.pop()
+                time.sleep(max(0.0, began + moment - time.monotonic()))
+                try:
+                    s.recv(1, socket.MSG_PEEK)
+                    fate["closed before"] += 1
+                except BlockingIOError:
+                    s.sendall(request)
+                    sent.append(s)
+            for s in sent:
+                select.select([s], [], [], 10)
+                try:
+                    fate["answered" if s.recv(65536).startswith(b"HTTP/1.1 ") else "lost"] += 1
+                except OSError:
+                    fate["reset"] += 1
+    return fate
 
 
-def _restart(server: Running) -> float:
-    """Seconds it took to end."""
-    begin = time.monotonic()
-    server.process.send_signal(signal.SIGTERM)
-    try:
-        server.process.wait(30)
-    except subprocess.TimeoutExpired:
-        server.process.kill()
-        server.process.wait()
-    return time.monotonic() - begin
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.restarts", description="Requests lost in rolling restarts.")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="both instances once each (default: %(default)s)")
+    parser.add_argument("--races", type=int, default=20, help="ends of 1,000 idle connections (default: %(default)s)")
+    parser.add_argument("--readme", type=Path, help="put the table between the markers of this file")
+    arguments = parser.parse_args()
+    session = Session(False, [], {})
+    session.missing |= environment.prepare(session.say)
+    rows = run(session, arguments.rounds)
+    fate = race(arguments.races)
+    session.clear()
+    for what, why in session.missing.items():
+        print(f"missing: {what}: {why}", file=sys.stderr)
+    for row in rows:
+        print(row["server"], {kind: k["how"] for kind, k in row["kinds"].items()}, file=sys.stderr)
+    last = (
+        f"{fate.total():,} idle connections that each sent a request within {SPREAD / 2:g} s of the end: "
+        f"{fate['answered']:,} answered, {fate['closed before']:,} not sent because the client saw the FIN, "
+        f"{fate['lost'] + fate['reset']:,} lost."
+    )
+    text = f"{table(rows)}\n\n{last}"
+    print(text)
+    if arguments.readme:
+        before, _, rest = arguments.readme.read_text().partition(BEGIN)
+        _, _, after = rest.partition(END)
+        arguments.readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    return 0
 
 
-def _stop(instances: list[Running]) -> None:
-    for server in instances:
-        server.stop()
-
-
-def _measure(session: Session, peer: Peer, restarts: int) -> dict[str, Any] | None:
-    took: list[float] = []
-    path = "/readyz" if peer.name == "pkg" else "/healthz"  # nobody else has one that knows of the end
-    with contextlib.ExitStack() as stack:
-        instances: list[Running] = []
-        for _ in range(2):
-            server = session.start(peer, DRAIN)
-            if server is None:
-                return None
-            instances.append(server)
-        stack.callback(_stop, instances)
-        port = stack.enter_context(_haproxy([server.port for server in instances], path))
-        loads = [stack.enter_context(Background(None, "/", 8, port=port, close=close)) for close in (False, True)]
-        time.sleep(0.5)
-        for number in range(restarts):
-            session.say(f"rolling restart {number + 1} of {restarts}: {peer.title}")
-            old = instances[number % 2]
-            took.append(_restart(old))
-            old.stop()
-            instances[number % 2] = Running(peer, DRAIN, port=old.port)
-            time.sleep(0.6)  # HAProxy has to see it before the other one goes
-        answered, lost = map(sum, zip(*(_counted(load.finish()) for load in loads), strict=True))
-    return {
-        "server": peer.name, "restarts": restarts, "answered": answered, "lost": lost,
-        "seconds_to_end": round(max(took), 2),
-    }  # fmt: skip
-
-
-def run(session: Session) -> list[dict[str, Any]]:
-    try:
-        command("haproxy")
-    except Missing as error:
-        session.missing["rolling restarts"] = str(error)
-        return []
-    out = []
-    for peer in session.choose(hosts=True):
-        if peer.name in SERVERS.split() and not (session.quick and peer.name == "uvicorn"):
-            try:
-                row = _measure(session, peer, 2 if session.quick else 100 if peer.name == "pkg" else 20)
-            except Missing as error:
-                session.missing[f"rolling restarts, {peer.name}"] = str(error)
-                continue
-            out += [row] if row is not None else []
-    return out
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -18,6 +18,7 @@ import random
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -70,7 +71,7 @@ class _Instances:
         self._start, self._stop, self._check, self._outcome = start, stop, check, outcome
         self.ports = ports
         self._running: dict[int, subprocess.Popen[bytes]] = {}
-        self._leaving: list[tuple[subprocess.Popen[bytes], float]] = []
+        self._leaving: list[tuple[subprocess.Popen[bytes], threading.Thread]] = []
 
     def start(self, port: int) -> None:
         process = self._running[port] = self._start(port)
@@ -84,20 +85,22 @@ class _Instances:
         wait_for(is_ready, PATIENCE, "a ready instance")
 
     def replace(self, port: int) -> None:
-        old, began = self._running.pop(port), time.monotonic()
-        self._leaving.append((old, began))
+        old = self._running.pop(port)
+        waiter = threading.Thread(target=self._note_end, args=(old, time.monotonic()), daemon=True)
+        self._leaving.append((old, waiter))
+        waiter.start()
         old.send_signal(self._stop)
         wait_for(lambda: not is_listening(port), PATIENCE, "a closed listener")
         self.start(port)
-        self.collect()
 
-    def collect(self, wait: float = 0.0) -> None:
-        """Notes who has ended."""
-        for process, began in list(self._leaving):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._outcome.codes.append(process.wait(wait))
-                self._outcome.ends.append(time.monotonic() - began)
-                self._leaving.remove((process, began))
+    def _note_end(self, old: subprocess.Popen[bytes], began: float) -> None:
+        self._outcome.codes.append(old.wait())
+        self._outcome.ends.append(time.monotonic() - began)
+
+    def await_ends(self) -> None:
+        for _, waiter in self._leaving:
+            waiter.join(PATIENCE)
+            assert not waiter.is_alive(), "an instance does not end"
 
     def kill(self) -> None:
         for process in [*self._running.values(), *(process for process, _ in self._leaving)]:
@@ -187,7 +190,7 @@ def _roll(
         for name, load in loads.items():
             outcome.tallies[name] = load.finish()
         outcome.seconds = time.monotonic() - began
-        instances.collect(PATIENCE)
+        instances.await_ends()
         outcome.logs = {b.name: b.log() for b in balancers}
     return outcome
 
