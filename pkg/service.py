@@ -14,6 +14,7 @@ It decides when things happen; how they happen is each part's own.
       |       drain_timeout: requests in flight finish; 1 s before its end stacks and requests go to the log
       v       what is left is aborted                        (phase STOPPED)
             checks stop, the pool closes, a summary line, logs flush; exit 0 if nothing was aborted, else 1
+            1.5 s after the deadline: exit 1 by the front or by faulthandler, whatever holds this up
 """
 
 from __future__ import annotations
