@@ -205,11 +205,15 @@ cdef class WSGIHandler:
     """A handler, to be called with (request, client_address, server), that runs a WSGI application."""
 
     cdef readonly object app
-    cdef readonly dict environ   # the part that never changes
+    cdef readonly dict environ   # what every request's environ is a copy of
 
     def __init__(self, app, dict environ not None):
         self.app = app
-        self.environ = environ
+        # With what make_environ() sets, and one more: a copy keeps the room that this takes, so it need not grow.
+        self.environ = environ | dict.fromkeys(
+            ("REQUEST_METHOD", "RAW_URI", "REQUEST_URI", "PATH_INFO", "QUERY_STRING", "SERVER_PROTOCOL", "REMOTE_ADDR",
+             "REMOTE_PORT", "wsgi.input", "HTTP_HOST"), "")
+        del self.environ["HTTP_HOST"]
 
     def __call__(self, Request request not None, client_address, server):
         serve_wsgi(request, self.app, self.environ)
