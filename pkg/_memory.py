@@ -40,10 +40,10 @@ class Memory:
 
     def stop(self) -> None:
         """Ends what `start` began."""
-        import tracemalloc
-
         with self._lock:
             if self._timer is not None:
+                import tracemalloc
+
                 self._timer.cancel()
                 self._timer = None
                 tracemalloc.stop()

@@ -22,7 +22,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -45,8 +44,7 @@ Answers = tuple[Answer, Answer, Answer]
 Page = tuple[str, int, Answers, Answers, Answers | None]
 
 
-@dataclass(frozen=True)
-class Degraded:
+class Degraded(NamedTuple):
     """What a probe returns when it passes, but not well: ready all the same, and shown."""
 
     reason: str
@@ -59,7 +57,6 @@ class Result(NamedTuple):
     reason: str = ""
 
 
-@dataclass
 class Check:
     """A readiness check: `probe()` returns None or Degraded, or raises to fail.
 
@@ -67,36 +64,43 @@ class Check:
     that is not `required` makes the whole degraded, not unready.  ValueError: a name or a number that cannot be.
     """
 
-    name: str
-    probe: Callable[[], object]
-    interval: float = 5.0
-    timeout: float = 1.0
-    required: bool = True
-    failures: int = 2
-    recoveries: int = 2
+    def __init__(
+        self,
+        name: str,
+        probe: Callable[[], object],
+        interval: float = 5.0,
+        timeout: float = 1.0,
+        required: bool = True,
+        failures: int = 2,
+        recoveries: int = 2,
+    ) -> None:
+        if not _NAME.fullmatch(name) or name in BUILT_IN:
+            raise ValueError(f"{name!r} cannot be the name of a check")
+        if not 0.05 <= interval <= 3600 or not 0.01 <= timeout <= 600:
+            raise ValueError(f"check {name}: interval and timeout are seconds, 0.05 to 3600 and 0.01 to 600")
+        if failures < 1 or recoveries < 1:
+            raise ValueError(f"check {name}: failures and recoveries are at least 1")
+        self.name = name
+        self.probe = probe
+        self.interval = interval
+        self.timeout = timeout
+        self.required = required
+        self.failures = failures
+        self.recoveries = recoveries
 
-    status: str = field(default="pending", init=False)
-    reason: str = field(default="no result yet", init=False)
-    since: float = field(default=0.0, init=False)  # of the status; the checker's clock
-    changed: datetime = field(default_factory=lambda: datetime.now(UTC), init=False)
-    last: float = field(default=0.0, init=False)  # when the last result came
-    duration: float = field(default=0.0, init=False)  # of the last probe, seconds
-    runs: int = field(default=0, init=False)
+        self.status = "pending"
+        self.reason = "no result yet"
+        self.since = 0.0  # of the status; the checker's clock
+        self.changed = datetime.now(UTC)
+        self.last = 0.0  # when the last result came
+        self.duration = 0.0  # of the last probe, seconds
+        self.runs = 0
+        self.proved = False  # has passed once
 
-    proved: bool = field(default=False, init=False)  # has passed once
-
-    _bad: int = field(default=0, init=False)
-    _good: int = field(default=0, init=False)
-    _began: float | None = field(default=None, init=False)  # while the probe runs
-    _overdue: int = field(default=0, init=False)  # how often this run has been failed for its length
-
-    def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or self.name in BUILT_IN:
-            raise ValueError(f"{self.name!r} cannot be the name of a check")
-        if not 0.05 <= self.interval <= 3600 or not 0.01 <= self.timeout <= 600:
-            raise ValueError(f"check {self.name}: interval and timeout are seconds, 0.05 to 3600 and 0.01 to 600")
-        if self.failures < 1 or self.recoveries < 1:
-            raise ValueError(f"check {self.name}: failures and recoveries are at least 1")
+        self._bad = 0
+        self._good = 0
+        self._began: float | None = None  # while the probe runs
+        self._overdue = 0  # how often this run has been failed for its length
 
     @property
     def stale_after(self) -> float:

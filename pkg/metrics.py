@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import platform
 import resource
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -148,6 +147,8 @@ def _add_python(page: Exposition) -> None:
         ("collections", "collections", "Number of times this generation was collected"),
     ):
         page.family(f"python_gc_{name}", "counter", help, [("", {"generation": g}, s[key]) for g, s in stats])
+    import platform  # not at start
+
     major, minor, patch = platform.python_version_tuple()
     labels = {
         "implementation": platform.python_implementation(),
