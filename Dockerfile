@@ -39,10 +39,11 @@ RUN --mount=type=secret,id=pip_conf --mount=type=secret,id=ca \
     pip wheel -q --no-build-isolation --no-deps --require-hashes -w /wheels -r /build/runtime.lock
 
 WORKDIR /build
-COPY LICENSE README.md pyproject.toml setup.py ./
+COPY LICENSE pyproject.toml setup.py ./
 COPY ext ext
 COPY pkg pkg
-RUN pip wheel -q --no-build-isolation --no-deps -w /wheels .
+# The README would be the wheel's description: 12 KB that nobody reads in an image, and a build anew for each word of it.
+RUN touch README.md; pip wheel -q --no-build-isolation --no-deps -w /wheels .
 
 # What is laid over the base, without what only a compiler or an editor reads.  /app is where a user's application goes.
 ARG SOURCE_DATE_EPOCH=1767225600
