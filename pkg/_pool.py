@@ -13,7 +13,7 @@ import socket
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from itertools import count
 from time import monotonic
 from typing import Any
@@ -33,9 +33,8 @@ CANCEL_TIMEOUT = 5.0  # seconds, for each step of one
 
 
 class Connection(psycopg.Connection[Any]):
-    """A connection that remembers when the server last answered, and can tell without asking that it is dead."""
+    """A connection that can tell without asking that it is dead."""
 
-    answered = 0.0  # monotonic
     conninfo = ""  # what another connection to the same server needs
     told = ""  # the server's last word, if it ended the session
 
@@ -55,16 +54,6 @@ class Connection(psycopg.Connection[Any]):
         where = {"host": pgconn.host, "hostaddr": pgconn.hostaddr, "port": pgconn.port}
         conn.conninfo = make_conninfo(conninfo, **{name: value.decode() for name, value in where.items() if value})
         return conn
-
-    def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
-        """Every exchange with the server passes here; one that comes to its end is a proof that the server lives."""
-        try:
-            first = next(gen)
-        except StopIteration as ended:  # nothing was asked: commit() without a transaction, above all
-            return ended.value
-        result = super().wait(_resumed(gen, first), *arguments, **options)
-        self.answered = monotonic()
-        return result
 
     def is_lost(self) -> bool:
         """Whether the server has ended this idle session.  No query: it has said so, or the socket is at its end.
@@ -93,16 +82,6 @@ class Connection(psycopg.Connection[Any]):
     def _on_notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
         if diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
             self.told = diagnostic.message_primary or "the server ended the session"
-
-
-def _resumed(gen: Generator[Any, Any, Any], first: Any) -> Generator[Any, Any, Any]:
-    """The generator from its first yield on, which has been taken from it."""
-    ready = yield first
-    try:
-        while True:
-            ready = yield gen.send(ready)
-    except StopIteration as ended:
-        return ended.value
 
 
 class Pool(psycopg_pool.ConnectionPool[Connection]):

@@ -241,10 +241,10 @@ class Database:
         except (PoolClosed, TooManyRequests) as error:
             raise Unavailable(str(error)) from None
 
-    def _give_back(self, conn: Connection, since: float) -> None:
+    def _give_back(self, conn: Connection, asked: bool) -> None:
         idle = conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
-        if idle and conn.answered >= since and not (self._primary and _is_read_only(conn) is not False):
-            self._returned = self._proved = conn.answered
+        if asked and idle and not (self._primary and _is_read_only(conn) is not False):
+            self._returned = self._proved = monotonic()
         self._pool.putconn(conn)
 
     # ------------------------------------------------------------------ the check
@@ -421,24 +421,23 @@ class _Attempt(threading.Thread):
 class Lease:
     """A connection in somebody's hands; what `Database.connection` returns, for one `with`."""
 
-    __slots__ = ("_begun", "_conn", "_database", "_deadline", "_timeout")
+    __slots__ = ("_conn", "_database", "_deadline", "_timeout")
 
     def __init__(self, database: Database, timeout: float | None) -> None:
         self._database = database
         self._timeout = timeout
         self._conn: Connection | None = None
         self._deadline: Deadline | None = None
-        self._begun = 0.0
 
     def __enter__(self) -> psycopg.Connection[Any]:
         if self._conn is not None:
             raise RuntimeError("this connection is in use; each `with` needs a connection() of its own")
         database, timeout = self._database, self._timeout
-        self._begun = monotonic()
+        begun = monotonic()
         conn = database._take(database._pool_timeout if timeout is None else min(timeout, database._pool_timeout))
         if timeout is not None:
             try:
-                self._deadline = database._watchdog.watch(conn, self._begun + timeout, cancel=True)
+                self._deadline = database._watchdog.watch(conn, begun + timeout, cancel=True)
             except BaseException:
                 database._pool.putconn(conn)
                 raise
@@ -452,6 +451,8 @@ class Lease:
         database, conn, deadline = self._database, self._conn, self._deadline
         assert conn is not None
         lost = conn.closed  # then psycopg would not even try to commit
+        # What ends a transaction is an exchange with the server: its answer proves that it lives.
+        asked = conn.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE
         late = False
         try:
             conn.__exit__(kind, error, trace)
@@ -464,7 +465,7 @@ class Lease:
             lost = lost or conn.closed
             database._leases.discard(self)
             self._conn = self._deadline = None
-            database._give_back(conn, self._begun)
+            database._give_back(conn, asked)
             if lost and (error is None or isinstance(error, psycopg.Error)):
                 text = f"not done within {self._timeout:g} s" if late else f"the connection was lost: {_line(error)}"
                 raise Unavailable(text) from error
