@@ -39,9 +39,12 @@ __all__ = [
     "configure",
     "context",
     "new_request_id",
+    "parse_amzn_trace",
+    "parse_cloud_trace",
     "parse_request_id",
     "parse_traceparent",
     "stats",
+    "trace_parent",
     "unbind",
 ]
 
@@ -73,7 +76,10 @@ LEVELS = {
 
 
 class TraceParent(NamedTuple):
-    """What W3C Trace Context's `traceparent` says: lowercase hexadecimal ids, and flags (bit 0: sampled)."""
+    """What W3C Trace Context's `traceparent` says: lowercase hexadecimal ids, and flags (bit 0: sampled).
+
+    `span_id` is "" where a load balancer of AWS or Google began the trace and named no span.
+    """
 
     trace_id: str
     span_id: str
@@ -83,6 +89,13 @@ class TraceParent(NamedTuple):
 _TRACEPARENT = compile_pattern(
     r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-[\x20-\x7e]*)?", ASCII
 )
+# What load balancers add: Root=1-(8 digits of time)-(24 digits);Parent=(16 digits);Sampled=1, other parts between them
+# (docs.aws.amazon.com, "Request tracing for your Application Load Balancer"), and TRACE/SPAN;o=1 with a decimal span
+# (cloud.google.com, "Trace context").
+_AMZN_TRACE = compile_pattern(
+    r"(?:[^;]*;)*?Root=1-([0-9a-f]{8})-([0-9a-f]{24})(?:;(?:[^;]*;)*?Parent=([0-9a-f]{16}))?(?:;[^;]*)*", ASCII
+)
+_CLOUD_TRACE = compile_pattern(r"(?!0{32})([0-9a-f]{32})(?:/([0-9]{1,20}))?(?:;o=([0-9]))?", ASCII)
 _REQUEST_ID = compile_pattern(r"[\x21-\x7e]{1,128}")
 
 
@@ -93,6 +106,32 @@ def parse_traceparent(value: str | None) -> TraceParent | None:
     if match is None or (match[5] is not None and match[1] == "00"):
         return None
     return TraceParent(match[2], match[3], int(match[4], 16))
+
+
+def parse_amzn_trace(value: str | None) -> TraceParent | None:
+    """`X-Amzn-Trace-Id`, its root as one id of 32 digits, as X-Ray's exporters write it; None if it is malformed."""
+    match = _AMZN_TRACE.fullmatch(value) if value and len(value) <= 512 else None
+    if match is None:
+        return None
+    return TraceParent(match[1] + match[2], match[3] or "", int("Sampled=1" in match[0]))
+
+
+def parse_cloud_trace(value: str | None) -> TraceParent | None:
+    """`X-Cloud-Trace-Context`, its span in hexadecimal; None if it is malformed."""
+    match = _CLOUD_TRACE.fullmatch(value) if value else None
+    if match is None:
+        return None
+    span = int(match[2] or 0)
+    return TraceParent(match[1], f"{span:016x}" if 0 < span < 1 << 64 else "", int(match[3] == "1"))
+
+
+def trace_parent(header: Callable[[bytes], str | None]) -> TraceParent | None:
+    """The trace that a request belongs to, by the first of the headers that says one well; `header` looks one up."""
+    return (
+        parse_traceparent(header(b"traceparent"))
+        or parse_cloud_trace(header(b"x-cloud-trace-context"))
+        or parse_amzn_trace(header(b"x-amzn-trace-id"))
+    )
 
 
 def parse_request_id(value: str | None) -> str | None:

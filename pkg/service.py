@@ -388,7 +388,7 @@ def _observers() -> tuple[Callable[[Any], None], Callable[[Any], None]]:
     def before(request: Any) -> None:
         """Gives the request its ids, and every record that is logged while it is served."""
         request_id = logs.parse_request_id(request.header(b"x-request-id")) or logs.new_request_id()
-        parent = logs.parse_traceparent(request.header(b"traceparent"))
+        parent = logs.trace_parent(request.header)
         request.request_id = request_id.encode()
         request.context = ids = (parent.trace_id, parent.span_id, request_id) if parent else ("", "", request_id)
         logs.bind(*ids)  # not taken back: the worker's next request has its own

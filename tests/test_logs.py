@@ -177,6 +177,55 @@ def test_malformed_traceparent_counts_as_absent(value: str | None) -> None:
     assert logs.parse_traceparent(value) is None
 
 
+AMZN = f"1-{TRACE[:8]}-{TRACE[8:]}"
+
+
+@pytest.mark.parametrize(
+    ("value", "span", "flags"),
+    [
+        (f"Root={AMZN}", "", 0),
+        (f"Root={AMZN};Parent={SPAN};Sampled=1", SPAN, 1),
+        (f"Self=1-67891234-12456789abcdef012345678;Root={AMZN};Lineage=a:b;Parent={SPAN};Sampled=0", SPAN, 0),
+        (f"Root={AMZN};CalledFrom=app", "", 0),
+    ],
+)
+def test_trace_of_an_aws_load_balancer(value: str, span: str, flags: int) -> None:
+    assert logs.parse_amzn_trace(value) == (TRACE, span, flags)
+
+
+@pytest.mark.parametrize(
+    ("value", "span", "flags"),
+    [
+        (TRACE, "", 0),
+        (f"{TRACE}/1;o=1", "0000000000000001", 1),
+        (f"{TRACE}/18446744073709551615", "f" * 16, 0),
+        (f"{TRACE}/18446744073709551616;o=0", "", 0),
+    ],
+)
+def test_trace_of_a_google_load_balancer(value: str, span: str, flags: int) -> None:
+    assert logs.parse_cloud_trace(value) == (TRACE, span, flags)
+
+
+@pytest.mark.parametrize(
+    "value", [None, "", "Root=", f"Root={AMZN}0", f"root={AMZN}", "0" * 32, f"{TRACE}/x", "x" * 9999]
+)
+def test_malformed_traces_count_as_absent(value: str | None) -> None:
+    assert logs.parse_amzn_trace(value) is None
+    assert logs.parse_cloud_trace(value) is None
+
+
+def test_traceparent_comes_first() -> None:
+    headers = {
+        b"traceparent": "malformed",
+        b"x-cloud-trace-context": f"{TRACE}/1",
+        b"x-amzn-trace-id": "Root=1-00000000-000000000000000000000001",
+    }
+    assert logs.trace_parent(headers.get) == (TRACE, "0000000000000001", 0)
+    headers[b"traceparent"] = f"00-{TRACE}-{SPAN}-01"
+    assert logs.trace_parent(headers.get) == (TRACE, SPAN, 1)
+    assert logs.trace_parent({}.get) is None
+
+
 @pytest.mark.parametrize("value", ["a", "A-1.~!", "x" * 128])
 def test_request_id(value: str) -> None:
     assert logs.parse_request_id(value) == value
