@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import os
 import sys
 import time
 from pathlib import Path
 
-from bench import environment, hosting, latency, memory, parsing, peers, plots, probes, report, restarts, startup
+from bench import (
+    environment,
+    hosting,
+    latency,
+    memory,
+    overhead,
+    parsing,
+    peers,
+    plots,
+    probes,
+    report,
+    restarts,
+    startup,
+)
 from bench.peers import THREADS
 from bench.servers import LOAD_CORES, SERVER_CORES
 from bench.session import Session
@@ -24,9 +35,8 @@ SECTIONS = {
     "memory": memory,
     "startup": startup,
     "restarts": restarts,
+    "overhead": overhead,
 }
-if importlib.util.find_spec("bench.overhead"):  # what metrics and the access log cost
-    SECTIONS["overhead"] = importlib.import_module("bench.overhead")
 
 
 def main() -> int:
