@@ -44,7 +44,7 @@ GOALS = """\
 | CPU per probe, keep-alive | nginx, `return 200`: 3.0 µs | 2.5 µs |    yes |
 | Probe p99, application saturated | under 5 ms | 0.50 ms; the others 5.0 s to 5.0 s |    yes |
 | Hello world, CPU per request | granian: 12.0 µs, 1.8 times as fast | 7.0 µs, 1.7 times | **no** |
-| Memory, idle | under 20 MB | 18 MB |    yes |
+| Memory, idle (PSS) | under 20 MB | 18 MB |    yes |
 | Memory, 10,000 idle connections | under 50 MB more | 30 MB |    yes |
 | Start to the first 200 | under 150 ms | 160 ms; the interpreter alone 20 ms | **no** |
 | Requests lost, 100 rolling restarts | none | 0 of 900,000 |    yes |
