@@ -15,7 +15,7 @@ static int next_word(const char **at, const char *end, char *word, size_t size)
     const char *begin = *at, *space = memchr(begin, ' ', (size_t)(end - begin));
     size_t len = (size_t)((space != NULL ? space : end) - begin);
 
-    if (len == 0 || len >= size)
+    if (len == 0 || len >= size || memchr(begin, '\0', len) != NULL) /* a NUL would end what is looked at, not the word */
         return 0;
     memcpy(word, begin, len);
     word[len] = '\0';
@@ -54,7 +54,7 @@ static int parse_v1(const char *buf, size_t len, union proxy_peer *peer)
         return total; /* whatever follows is to be ignored (2.1) */
     if (!next_word(&at, end, source, sizeof source) || !next_word(&at, end, target, sizeof target) ||
         !next_word(&at, end, port, sizeof port) || !next_word(&at, end, target_port, sizeof target_port) || at != end ||
-        port_of(port) < 0 || port_of(target_port) < 0)
+        end[-1] == ' ' || port_of(port) < 0 || port_of(target_port) < 0)
         return PROXY_MALFORMED;
     if (strcmp(word, "TCP4") == 0) {
         struct in_addr ignored;

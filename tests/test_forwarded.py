@@ -86,6 +86,8 @@ def test_proxy_protocol(header: bytes, expected: str | None, whole: bool) -> Non
         b"PROXY TCP4 192.0.2.777 10.0.0.1 4711 80\r\n",
         b"PROXY TCP4 192.0.2.7 10.0.0.1 65536 80\r\n",
         b"PROXY TCP4 192.0.2.7  10.0.0.1 4711 80\r\n",
+        b"PROXY TCP4 192.0.2.7 10.0.0.1 4711 80 \r\n",
+        b"PROXY TCP4 192.0.2.7\0x 10.0.0.1 4711 80\r\n",
         b"PROXY TCP5 192.0.2.7 10.0.0.1 4711 80\r\n",
         b"PROXY TCP4 " + b"1" * 100 + b"\r\n",
         v2(1, 0x11, V4[:11]),
