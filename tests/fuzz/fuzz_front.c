@@ -376,11 +376,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     for (int i = 0; i < CLIENTS; i++)
         c[i].fd = -1;
     run(c, data, size);
+    for (int i = 0; i < CLIENTS; i++) /* all, before one is waited for: two that keep back their bodies hold both workers */
+        if (c[i].fd != -1 && !c[i].shut) /* what is complete is answered, then the server ends */
+            shutdown(c[i].fd, SHUT_WR);
     for (int i = 0; i < CLIENTS; i++) {
         if (c[i].fd == -1)
             continue;
-        if (!c[i].shut) /* what is complete is answered, then the server ends */
-            shutdown(c[i].fd, SHUT_WR);
         int64_t until = front_now() + 4 * SECOND;
         for (;;) {
             struct pollfd p = {.fd = c[i].fd, .events = POLLIN};
