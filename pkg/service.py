@@ -283,7 +283,7 @@ class Service:
                 delay,
                 s.drain_timeout,
             )
-            before = stats["served"]
+            before = stats
             server.drain()
             # From here on the interpreter runs, so it is watched with what tells more; see also Front.watch_signals().
             over = begun + s.drain_delay + s.drain_timeout + GIVE_UP
@@ -301,8 +301,7 @@ class Service:
                     forced = True
                     server.shutdown()
             stats = server.front.stats()
-            served = stats["served"] - before
-            aborted = stats["aborted"]
+            served, aborted = (stats[name] - before[name] for name in ("served", "aborted"))
             server.server_close()
         else:
             aborted = 0

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -456,6 +457,17 @@ def test_half_a_download_is_aborted(tmp_path: Path) -> None:
         c.socket.recv(1, socket.MSG_PEEK)
         assert p.stop(signal.SIGTERM) == 1
         assert "1 aborted at the deadline" in summary(p)
+
+
+def test_what_clients_broke_off_before_the_drain_is_none_of_its_failures(tmp_path: Path) -> None:
+    with running(tmp_path, SLOW, PKG_ADMIN="off") as p:
+        with Connection(p.address) as c:
+            c.send(b"GET /large HTTP/1.1\r\nHost: t\r\n\r\n")
+            c.socket.recv(1, socket.MSG_PEEK)
+            c.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() resets
+        p.await_message("^GET /large")
+        assert p.stop(signal.SIGTERM) == 0
+        assert summary(p).startswith("stopped: 0 served while draining, 0 aborted")
 
 
 def test_duplicate_second_and_third_signal(tmp_path: Path) -> None:
