@@ -1,7 +1,7 @@
 """Builds the libFuzzer targets and runs each for a time:  python tests/fuzz/run.py SECONDS [TARGET ...]
 
-Exits 1 if a target finds something, leaving the input that shows it in the folder named; 0 if clang is missing, with a
-line that says so, except under CI.
+Exits 1 if a target finds something, leaving the input that shows it in the folder named; 0 if clang or its libFuzzer is
+missing, with a line that says so, except under CI.
 """
 
 from __future__ import annotations
@@ -17,12 +17,20 @@ HERE = Path(__file__).parent
 EXT = HERE.parent.parent / "ext"
 
 
+def has_libfuzzer(clang: str) -> bool:
+    """Debian has it in a package of its own, libclang-rt-VERSION-dev, without which nothing links."""
+    target = "int LLVMFuzzerTestOneInput(const char *data, unsigned long size) { return data != 0 && size > 9; }"
+    command = [clang, "-fsanitize=fuzzer,address", "-x", "c", "-", "-o", "/dev/null"]
+    return subprocess.run(command, input=target, text=True, capture_output=True).returncode == 0
+
+
 def main(arguments: list[str]) -> int:
     seconds = int(arguments[0]) if arguments else 60
     targets = arguments[1:] or sorted(p.stem.removeprefix("fuzz_") for p in HERE.glob("fuzz_*.c"))
     clang = shutil.which("clang")
-    if clang is None:
-        print("fuzzing needs clang with libFuzzer; on Debian: apt-get install clang", file=sys.stderr)
+    if clang is None or not has_libfuzzer(clang):
+        needed = "apt-get install --install-recommends clang"
+        print(f"fuzzing needs clang with libFuzzer; on Debian: {needed}", file=sys.stderr)
         return 1 if os.environ.get("CI") else 0
     failed = []
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
