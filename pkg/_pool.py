@@ -30,6 +30,7 @@ PoolTimeout = psycopg_pool.PoolTimeout
 
 MAX_CANCELS = 64  # waiting; the oldest is dropped: it has had its chance
 CANCEL_TIMEOUT = 5.0  # seconds, for each step of one
+MAX_WAIT = 3600.0  # seconds at a time: a wait of 300 years is an OverflowError
 
 
 class Connection(psycopg.Connection[Any]):
@@ -235,7 +236,7 @@ class Watchdog:
                     continue
                 left = self._heap[0][0] - monotonic()
                 if left > 0:
-                    self._condition.wait(left)
+                    self._condition.wait(min(left, MAX_WAIT))
                     continue
                 deadline = heapq.heappop(self._heap)[2]
                 deadline.fired = True

@@ -560,6 +560,15 @@ def test_a_deadline_is_a_positive_number(server: Postgres, timeout: float) -> No
         db.connection(timeout)
 
 
+def test_a_deadline_may_be_as_far_away_as_one_likes(server: Postgres) -> None:
+    with opened(server.url) as db:
+        warmed(db)
+        with db.connection(1e300) as conn:
+            conn.execute("select 1")
+            runs_out(db, 0.5)  # those of others still pass
+        runs_out(db, 0.5)
+
+
 def test_a_lease_is_for_one_with(server: Postgres) -> None:
     with opened(server.url) as db:
         lease = db.connection()
