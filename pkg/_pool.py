@@ -165,6 +165,13 @@ def shut(fd: int) -> None:
         end.detach()
 
 
+def _started(target: Callable[[], object], name: str) -> threading.Thread:
+    """RuntimeError: the machine, or the container, has no thread to give."""
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
 class Deadline:
     """One watched connection.  `fired`: it was shut."""
 
@@ -200,13 +207,12 @@ class Watchdog:
     def watch(self, conn: Connection, at: float, *, cancel: bool = False) -> Deadline:
         """Shuts the connection at the monotonic time `at` unless it is released before; then cancels its query."""
         # A descriptor of its own: libpq may close the connection's at any time, and its number be given to another.
-        deadline = Deadline(os.dup(conn.pgconn.socket), conn.conninfo, conn.pgconn.backend_pid if cancel else 0)
         with self._condition:
-            heapq.heappush(self._heap, (at, next(self._count), deadline))
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name="database-deadlines", daemon=True)
-                self._thread.start()
-            elif self._heap[0][2] is deadline:
+                self._thread = _started(self._run, "database-deadlines")
+            deadline = Deadline(os.dup(conn.pgconn.socket), conn.conninfo, conn.pgconn.backend_pid if cancel else 0)
+            heapq.heappush(self._heap, (at, next(self._count), deadline))
+            if self._heap[0][2] is deadline:
                 self._condition.notify_all()
         return deadline
 
@@ -253,8 +259,9 @@ class Watchdog:
     def _begin_cancel(self, deadline: Deadline) -> None:
         self._cancels.append((monotonic(), deadline))
         if self._canceller is None:
-            self._canceller = threading.Thread(target=self._run_cancels, name="database-cancels", daemon=True)
-            self._canceller.start()
+            # Without a thread to be had it stays in the queue, for the next one's thread or to be too old by then.
+            with contextlib.suppress(RuntimeError):
+                self._canceller = _started(self._run_cancels, "database-cancels")
 
     def _run_cancels(self) -> None:
         while True:
@@ -266,7 +273,7 @@ class Watchdog:
                 at, deadline = self._cancels.popleft()
             # One that had to wait is left: by now the process of that number may be another client's.
             if monotonic() - at <= CANCEL_TIMEOUT:
-                with contextlib.suppress(psycopg.Error, OSError):
+                with contextlib.suppress(psycopg.Error, OSError, RuntimeError):
                     self._cancel(deadline)
 
     def _cancel(self, deadline: Deadline) -> None:

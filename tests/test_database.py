@@ -569,6 +569,34 @@ def test_a_deadline_may_be_as_far_away_as_one_likes(server: Postgres) -> None:
         runs_out(db, 0.5)
 
 
+def test_deadlines_pass_where_no_thread_can_be_started(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container has a limit for its threads, and the application may use them up for a while."""
+    start, wanted = threading.Thread.start, set[str]()
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("database-"):
+            wanted.add(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with opened(server.url) as db:
+        wait_for(lambda: db.stats()["pool_available"] == 3)
+        with monkeypatch.context() as full:
+            full.setattr(threading.Thread, "start", refuse)
+            before = descriptors()
+            with pytest.raises(RuntimeError, match="start new thread"):
+                value(db, timeout=1.0)  # no deadline can be kept
+            assert descriptors() == before
+        warmed(db)
+        with monkeypatch.context() as full:
+            full.setattr(threading.Thread, "start", refuse)
+            runs_out(db, 0.5, "select pg_sleep(9)")
+        runs_out(db, 0.5, "select pg_sleep(9)")
+        query = "select count(*) from pg_stat_activity where usename = 'app' and query like '%pg_sleep(9)%'"
+        wait_for(lambda: not server.sql(query), 5, "the server to give them up")
+        assert wanted == {"database-deadlines", "database-cancels"}
+
+
 def test_a_lease_is_for_one_with(server: Postgres) -> None:
     with opened(server.url) as db:
         lease = db.connection()
