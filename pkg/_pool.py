@@ -16,13 +16,19 @@ from collections import deque
 from collections.abc import Callable
 from itertools import count
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 import psycopg_pool
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 from psycopg_pool.pool import AddConnection
+
+if TYPE_CHECKING:
+    from psycopg.abc import PQGen
+
+T = TypeVar("T")
+_IDLE = pq.TransactionStatus.IDLE
 
 __all__ = ["Connection", "Deadline", "Pool", "PoolTimeout", "Watchdog", "shut"]
 
@@ -38,6 +44,7 @@ class Connection(psycopg.Connection[Any]):
 
     conninfo = ""  # what another connection to the same server needs
     told = ""  # the server's last word, if it ended the session
+    answered = 0.0  # monotonic, when the server last did
 
     @classmethod
     def connect(cls, conninfo: str = "", **options: Any) -> Connection:
@@ -55,6 +62,17 @@ class Connection(psycopg.Connection[Any]):
         where = {"host": pgconn.host, "hostaddr": pgconn.hostaddr, "port": pgconn.port}
         conn.conninfo = make_conninfo(conninfo, **{name: value.decode() for name, value in where.items() if value})
         return conn
+
+    def wait(self, gen: PQGen[T], *args: Any, **options: Any) -> T:
+        """psycopg's, through which every exchange with the server goes, and a commit of nothing, which is none.
+
+        Without autocommit an exchange begins or ends in a transaction.
+        """
+        counts = self.autocommit or self.pgconn.transaction_status != _IDLE
+        result = super().wait(gen, *args, **options)
+        if counts or self.pgconn.transaction_status != _IDLE:
+            self.answered = monotonic()
+        return result
 
     def is_lost(self) -> bool:
         """Whether the server has ended this idle session.  No query: it has said so, or the socket is at its end.

@@ -129,7 +129,7 @@ class Database:
         )
         # Written by whoever brings a connection back, read by the check; one attribute each, so no lock.
         self._proved = 0.0  # when the server last answered in a way that counts
-        self._returned = 0.0  # when a connection last came back in good state
+        self._returned = 0.0  # the same, on a connection that came back in good state
         # The check's own.
         self._began = self._ended = 0.0  # the last check
         self._failures = 0  # in a row
@@ -241,10 +241,12 @@ class Database:
         except (PoolClosed, TooManyRequests) as error:
             raise Unavailable(str(error)) from None
 
-    def _give_back(self, conn: Connection, asked: bool) -> None:
+    def _give_back(self, conn: Connection, answered: float) -> None:
+        """`answered`: when the server last did, in this use or before."""
         idle = conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
-        if asked and idle and not (self._primary and _is_read_only(conn) is not False):
-            self._returned = self._proved = monotonic()
+        if idle and not (self._primary and _is_read_only(conn) is not False):
+            self._returned = max(self._returned, answered)
+            self._proved = max(self._proved, answered)
         self._pool.putconn(conn)
 
     # ------------------------------------------------------------------ the check
@@ -451,8 +453,9 @@ class Lease:
         database, conn, deadline = self._database, self._conn, self._deadline
         assert conn is not None
         lost = conn.closed  # then psycopg would not even try to commit
-        # What ends a transaction is an exchange with the server: its answer proves that it lives.
-        asked = conn.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE
+        # What ends a transaction is an exchange with the server; where none is open nothing is said here.
+        is_open = conn.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE
+        answered = conn.answered
         late = False
         try:
             conn.__exit__(kind, error, trace)
@@ -465,7 +468,7 @@ class Lease:
             lost = lost or conn.closed
             database._leases.discard(self)
             self._conn = self._deadline = None
-            database._give_back(conn, asked)
+            database._give_back(conn, conn.answered if is_open else answered)
             if lost and (error is None or isinstance(error, psycopg.Error)):
                 text = f"not done within {self._timeout:g} s" if late else f"the connection was lost: {_line(error)}"
                 raise Unavailable(text) from error

@@ -308,11 +308,30 @@ def test_a_borrower_reads_what_the_server_said_and_goes_on(server: Postgres) -> 
 # ---------------------------------------------------------------------- what the check costs, and what it believes
 
 
-def test_a_connection_that_came_back_is_proof_without_a_query(scene: Scene) -> None:
+def transacts(conn: psycopg.Connection[Any]) -> None:
+    with conn.transaction():
+        conn.execute("select 1")
+
+
+def commits(conn: psycopg.Connection[Any]) -> None:
+    conn.execute("select 1")
+    conn.commit()
+
+
+def autocommits(conn: psycopg.Connection[Any]) -> None:
+    conn.autocommit = True
+    conn.execute("select 1")
+
+
+@pytest.mark.parametrize("use", [lambda conn: conn.execute("select 1"), transacts, commits, autocommits])
+def test_a_connection_that_came_back_is_proof_without_a_query(
+    scene: Scene, use: Callable[[psycopg.Connection[Any]], object]
+) -> None:
     with opened(scene.server.url_of(PASSWORD, scene.proxy.port)) as db:
         warmed(db)
         for _ in range(20):
-            value(db)
+            with db.connection() as conn:
+                use(conn)
             carried, queries = scene.proxy.carried, db.stats()["check_queries"]
             assert passes(db) is None
             assert (scene.proxy.carried, db.stats()["check_queries"]) == (carried, queries)
@@ -327,12 +346,15 @@ def test_proof_counts_once(server: Postgres) -> None:
         fails(db)
 
 
-def test_a_connection_that_asked_nothing_proves_nothing(server: Postgres) -> None:
+@pytest.mark.parametrize("use", [lambda conn: None, psycopg.Connection.commit, psycopg.Connection.rollback])
+def test_a_connection_that_asked_nothing_proves_nothing(
+    server: Postgres, use: Callable[[psycopg.Connection[Any]], object]
+) -> None:
     with opened(server.url) as db:
         warmed(db)
         server.pause()
-        with db.connection():
-            pass
+        with db.connection() as conn:
+            use(conn)
         fails(db)
 
 
