@@ -42,7 +42,10 @@ _pool_log = logging.getLogger("psycopg.pool")
 CHECK_TIMEOUT = 0.75
 BORROW_TIMEOUT = 0.25
 ANSWER_TIMEOUT = 0.4  # for a borrowed connection, counted from the check's begin; then a new one is tried
-MAX_ATTEMPTS = 4  # connections of the check's own at a time; more only if connecting hangs (DNS), and then to no use
+# A connection of the check's own, per host.  It does not wait as long as others may: those that began in an outage can
+# be lost in it, with the server or the firewall that took them, and would keep new ones from being tried.
+ATTEMPT_TIMEOUT = 3.0
+MAX_ATTEMPTS = 8  # of those at a time: enough for two hosts; more only if names do not resolve, and then to no use
 PROOF_AGE = 0.5  # how old an answer may be that stands for a query; a dead server passes for alive as long
 RECENTLY = 10.0  # a pool whose connections came back within this is saturated, not dead
 KNOWN_DOWN_TIMEOUT = 1.0  # how long a borrower waits while the check keeps failing: until the next check
@@ -207,9 +210,15 @@ class Database:
     def _connect_and_ask(self) -> None:
         conninfo = self._current_conninfo()
         name = conninfo_to_dict(conninfo).get("application_name", "pkg")
-        conn = Connection.connect(conninfo, autocommit=True, application_name=f"{name} readiness check")
+        timeout = min(self._connect_timeout, ATTEMPT_TIMEOUT)
+        conn = Connection.connect(
+            conninfo,
+            autocommit=True,
+            application_name=f"{name} readiness check",
+            connect_timeout=str(round(timeout)),
+        )
         try:
-            self._ask(conn, monotonic() + self._connect_timeout)
+            self._ask(conn, monotonic() + timeout)
         finally:
             conn.close()
 

@@ -235,6 +235,23 @@ def test_each_fault_is_seen_at_once_and_so_is_its_end(
         assert passes(db) is None
 
 
+def test_a_long_connect_timeout_does_not_delay_the_end_of_an_outage(scene: Scene) -> None:
+    """Attempts whose peer is gone without a word must not stand in the way of new ones."""
+    with opened(scene.server.url_of(PASSWORD, scene.proxy.port) + "?connect_timeout=40", connect_timeout=30) as db:
+        warmed(db)
+        scene.proxy.mode = Mode.END
+        scene.proxy.mode = Mode.HANG_NEW
+        for _ in range(10):
+            fails(db)
+        lost, scene.proxy._held = scene.proxy._held, []
+        scene.proxy.mode = Mode.PASS
+        begun = time.monotonic()
+        soon(db.check)
+        assert time.monotonic() - begun < 2.0
+        for end in lost:
+            end.close()
+
+
 def test_a_database_that_is_down_at_start(server: Postgres) -> None:
     server.stop()
     with opened(server.url) as db:
