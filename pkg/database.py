@@ -192,7 +192,7 @@ class Database:
                 raise psycopg.OperationalError(f"DATABASE_URL_FILE: {error}") from None
         try:
             return self._complete(url)
-        except psycopg.Error:
+        except (psycopg.Error, ValueError):
             raise psycopg.OperationalError("libpq does not understand the URL or a parameter in it") from None
 
     def _conninfo(self) -> str:

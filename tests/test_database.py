@@ -723,6 +723,9 @@ def test_a_rotated_password_needs_no_restart(server: Postgres, tmp_path: Path) -
         ("", "is empty"),
         ("first-secret", "does not begin with"),
         ("postgresql://h/?first=1", "libpq"),
+        ("postgresql://app:first%FF@h/", "libpq does not understand"),
+        ("postgresql://app:first%00@h/", "libpq does not understand"),
+        ("postgresql://app:first@secret@h/", "percent-encode"),
     ],
 )
 def test_a_bad_file_is_a_failure_that_does_not_show_it(
