@@ -138,6 +138,7 @@ class Database:
         self._failures = 0  # in a row
         self._reason = ""
         self._doubt = ""  # why the pool's connections are not to be trusted
+        self._doubted = ""  # the same at the check before: a read-only server would fill the log
         self._crowded = False  # somebody waited for a connection at the last check
         self._news = threading.Condition(threading.Lock())
         self._attempts: set[_Attempt] = set()
@@ -372,9 +373,11 @@ class Database:
     def _flush(self) -> None:
         """If there is doubt about one connection, the others are closed and replaced; those in use when they return."""
         if self._doubt:
-            _log.info("connections of the pool are replaced: %s", self._doubt)
+            if self._doubt != self._doubted:
+                _log.info("connections of the pool are replaced: %s", self._doubt)
             self._counts["flushes"] += 1
             self._pool.drain()
+        self._doubted = self._doubt
 
     # ------------------------------------------------------------------ numbers
 

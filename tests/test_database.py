@@ -478,12 +478,15 @@ def test_a_slow_network_is_not_a_dead_one(scene: Scene) -> None:
 # ---------------------------------------------------------------------- primary and standby
 
 
-def test_a_standby_is_no_primary_until_it_is_promoted(server: Postgres) -> None:
+def test_a_standby_is_no_primary_until_it_is_promoted(server: Postgres, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pkg")
     standby = server.standby()
     with standby, opened(standby.url) as any_role, opened(standby.url, role="primary") as db:
         warmed(any_role)
         assert "read-only" in fails(db)
         assert "read-only" in fails(db)
+        assert "read-only" in fails(db)
+        assert len([r for r in caplog.records if r.name == "pkg.database"]) == 1, "said once"
         assert db.stats()["pool_available"] == 0
         with pytest.raises(DatabaseUnavailable, match="read-only"), db.connection():
             pass
