@@ -57,8 +57,31 @@ class Result(NamedTuple):
     reason: str = ""
 
 
+def _judge(outcome: Any) -> Result:
+    """What a probe that has returned says.  Not only a raised error fails: what is meant so must not pass for well."""
+    if isinstance(outcome, Degraded):
+        return Result("degraded", outcome.reason)
+    if outcome is False:
+        return Result("failed", "returned False")
+    if hasattr(outcome, "__await__"):
+        if hasattr(outcome, "close"):
+            outcome.close()  # else the interpreter warns that it was never awaited
+        return Result("failed", "returned a coroutine: a check is an ordinary function")
+    return Result("ok")
+
+
+def _reason(error: BaseException) -> str:
+    """One line."""
+    if not isinstance(error, Exception):
+        return type(error).__name__
+    try:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    except Exception:  # an error whose own __str__ fails
+        return type(error).__name__
+
+
 class Check:
-    """A readiness check: `probe()` returns None or Degraded, or raises to fail.
+    """A readiness check: `probe()` raises or returns False to fail; Degraded and anything else pass.
 
     It runs every `interval` seconds (half of that while failing), and fails if it takes longer than `timeout`.  One
     that is not `required` makes the whole degraded, not unready.  ValueError: a name or a number that cannot be.
@@ -260,12 +283,9 @@ class Checker:
             began = self._clock()
             check._began, check._overdue = began, 0
         try:
-            outcome = check.probe()
-            result = Result("degraded", outcome.reason) if isinstance(outcome, Degraded) else Result("ok")
-        except Exception as error:
-            result = Result("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+            result = _judge(check.probe())
         except BaseException as error:  # SystemExit in a probe must not end its thread
-            result = Result("failed", type(error).__name__)
+            result = Result("failed", _reason(error))
         with self._lock:
             now = self._clock()
             check._began = None

@@ -445,7 +445,7 @@ def connection(timeout: float | None = None) -> Iterator[Any]:
 def check(
     name: str, *, interval: float = 5.0, timeout: float = 1.0, required: bool = True
 ) -> Callable[[Callable[[], object]], Callable[[], object]]:
-    """Makes the decorated function a readiness check; it fails by raising."""
+    """Makes the decorated function a readiness check; it fails by raising, or by returning False."""
 
     def register(probe: Callable[[], object]) -> Callable[[], object]:
         from pkg.health import Check

@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -258,6 +259,31 @@ def test_probes_that_raise_odd_things(error: BaseException) -> None:
     check = bench.add()
     assert bench.run(check, error) == "failed"
     assert "\n" not in check.reason
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+async def forgotten() -> None:
+    """A check that nobody would await."""
+
+
+@pytest.mark.parametrize(
+    ("probe", "reason"),
+    [
+        (lambda: False, "returned False"),
+        (forgotten, "returned a coroutine: a check is an ordinary function"),
+        (Mock(side_effect=Unspeakable), "Unspeakable"),
+    ],
+)
+def test_probes_that_fail_in_their_own_way(probe: Any, reason: str) -> None:
+    bench = Bench()
+    check = Check("odd", probe)
+    bench.checker.add(check)
+    bench.checker.run_once(check)
+    assert (check.status, check.reason, check.runs) == ("failed", reason, 1)
 
 
 def test_transitions_are_logged_once_with_reason_and_duration(caplog: pytest.LogCaptureFixture) -> None:
