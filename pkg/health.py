@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 LIVENESS, READINESS = 0, 1  # expiry slots
 TICK = 0.5  # seconds between two looks; changes are published at once
 READINESS_EXPIRY = 10.0  # seconds; shorter where a required check is stale sooner
+STOP_TIMEOUT = 0.2  # for all checks together: those that hang must not use up the time of the shutdown
 MAX_BODY_SIZE = 1024  # probers match in the first KiB (GCP, Envoy)
 MAX_CHECKS = 60
 
@@ -200,7 +201,6 @@ class Checker:
         self._shown: object = None
         self._wake = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._ready_since = clock()
 
     # -------------------------------------------------------------- life
 
@@ -217,8 +217,9 @@ class Checker:
         """Ends the checks; a probe that hangs is left behind in its daemon thread."""
         self._stopping = True
         self._wake.set()
+        end = time.monotonic() + STOP_TIMEOUT
         for thread in self._threads:
-            thread.join(0.2)
+            thread.join(max(0.0, end - time.monotonic()))
 
     def _spawn(self, target: Callable[[], object], name: str) -> None:
         thread = threading.Thread(target=target, name=name, daemon=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from typing import Any
 from unittest.mock import Mock
 
@@ -432,4 +433,18 @@ def test_running_for_real() -> None:
         wait_for(lambda: front.answer("/readyz")[0] == 200)
     finally:
         checker.stop()
+    wait_for(lambda: threading.active_count() == before)
+
+
+def test_checks_that_hang_do_not_delay_the_end() -> None:
+    before = threading.active_count()
+    release = threading.Event()
+    checker = Checker(publish=lambda pages: None, renew=lambda slot, seconds: None)
+    for n in range(20):
+        checker.add(Check(f"hanging-{n}", lambda: release.wait(30)))
+    checker.start()
+    begun = time.monotonic()
+    checker.stop()
+    assert time.monotonic() - begun < 2.0
+    release.set()
     wait_for(lambda: threading.active_count() == before)
