@@ -303,7 +303,10 @@ class Checker:
         jitter = random.Random()
         while not self._stopping:
             began = time.monotonic()
-            self.run_once(check)
+            try:
+                self.run_once(check)
+            except Exception:  # not the probe's; the result counts, and the next tick publishes it
+                _log.exception("health check %s", check.name)
             # While not everything is well look twice as often, to see both the end of it and the second failure.
             interval = check.interval if check.status == "ok" and not check._bad else check.interval / 2
             # From begin to begin, and never late: how soon readiness is red must not depend on how slowly probes fail.
@@ -367,7 +370,6 @@ class Checker:
             shown = [(s.name, s.result.status, s.changed) for s in (*liveness, *readiness)]
             if shown == self._shown:
                 return
-            self._shown = shown
             pages: list[Page] = []
             for path in ("/healthz", "/livez"):
                 pages += _pages(path, path[1:], LIVENESS, liveness)
@@ -375,6 +377,7 @@ class Checker:
             if self._root:
                 pages.append(("/", *pages[-len(readiness) - 1][1:]))
             self._publish(pages)
+            self._shown = shown  # if that raised, the next tick tries again
 
     def report(self) -> dict[str, Any]:
         """Everything, with reasons: for the admin listener, not for probers."""

@@ -448,3 +448,30 @@ def test_checks_that_hang_do_not_delay_the_end() -> None:
     assert time.monotonic() - begun < 2.0
     release.set()
     wait_for(lambda: threading.active_count() == before)
+
+
+def test_a_change_that_could_not_be_published_is_published_later(caplog: pytest.LogCaptureFixture) -> None:
+    front, full = Front(), threading.Event()
+
+    def publish(pages: Any) -> None:
+        if full.is_set():
+            raise MemoryError
+        front.publish(pages)
+
+    broken = threading.Event()
+    checker = Checker(publish=publish, renew=front.renew)
+    check = Check("thing", lambda: not broken.is_set(), interval=0.05)
+    checker.add(check)
+    checker.start()
+    checker.startup_done()
+    try:
+        wait_for(lambda: front.answer("/readyz")[0] == 200)
+        full.set()
+        broken.set()
+        wait_for(lambda: "MemoryError" in caplog.text)
+        full.clear()
+        wait_for(lambda: front.answer("/readyz")[::2] == (503, "thing: failed"))
+        broken.clear()
+        wait_for(lambda: front.answer("/readyz")[0] == 200)
+    finally:
+        checker.stop()
