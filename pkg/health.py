@@ -196,6 +196,7 @@ class Checker:
         self._startup = Result("failed", "in progress")
         self._shutdown = Result("ok")
         self._application = Result("ok")
+        self._application_since = clock()
         self._workers = Result("ok")
         self._liveness = Result("ok")
         self._shown: object = None
@@ -250,12 +251,15 @@ class Checker:
 
     def set_ready(self, ready: bool, reason: str = "") -> None:
         """Readiness as the application sees it."""
-        former = self._application
-        self._set("_application", Result("ok") if ready else Result("failed", reason or "not ready"))
-        if former.status != self._application.status:
-            _log.info(
-                "the application says it is %s%s", "ready" if ready else "not ready", f": {reason}" if reason else ""
-            )
+        with self._lock:
+            former, now = self._application.status, self._clock()
+            self._set("_application", Result("ok") if ready else Result("failed", reason or "not ready"))
+            if former == self._application.status:
+                return
+            lasted, self._application_since = now - self._application_since, now
+        said, was = ("ready", "not ready") if ready else ("not ready", "ready")
+        why = f": {reason}" if reason else ""
+        _log.info("the application says it is %s%s, after %.1f s %s", said, why, lasted, was)
 
     def fail_liveness(self, reason: str) -> None:
         """The application says that this process cannot recover; there is no way back."""

@@ -300,6 +300,18 @@ def test_transitions_are_logged_once_with_reason_and_duration(caplog: pytest.Log
     ]
 
 
+def test_what_the_application_says_is_logged_once_too(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pkg.health")
+    bench = Bench()
+    for ready, reason in ((True, ""), (False, "loading"), (False, "still loading"), (True, ""), (True, "")):
+        bench.clock.now += 2.0
+        bench.checker.set_ready(ready, reason)
+    assert [r.getMessage() for r in caplog.records] == [
+        "the application says it is not ready: loading, after 4.0 s ready",
+        "the application says it is ready, after 4.0 s not ready",
+    ]
+
+
 def test_published_only_on_change_and_renewed_each_tick() -> None:
     bench = Bench()
     bench.checker.startup_done()
