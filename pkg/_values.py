@@ -193,6 +193,10 @@ def _split_database_url(url: str) -> _DatabaseUrl:
     if authority.count("@") > 1 or "@" in path:
         raise ValueError("the URL has an @ in its password or a / before the @: percent-encode them (%40, %2F)")
     userinfo, _, hosts = authority.rpartition("@")
+    if re.search("[;&=]", hosts + path):  # what another driver takes for parameters would be part of a name here
+        raise ValueError(
+            "the URL has ; & or = before its ?: parameters begin with ?, in names these are percent-encoded"
+        )
     for host in hosts.split(","):
         match = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]]*)(?::([0-9]*))?", host)
         if match is None or (match[2] and not 0 < int(match[2][:9]) < 65536):

@@ -440,6 +440,9 @@ def test_database_url(url: str, value: str, shown: str) -> None:
         f"postgres://u:{PASSWORD}@h/db?={PASSWORD}",
         f"postgres://u:{PASSWORD}@h/db?a=b={PASSWORD}",
         f"postgres://u:{PASSWORD}@h/db?target_session_attrs={PASSWORD}",
+        f"postgres://h/db;password={PASSWORD}",
+        f"postgres://h/db&password={PASSWORD}",
+        f"postgres://h&password={PASSWORD}",
         f"postgres://u:{PASSWORD}\udcff@h/db",
     ],
 )
