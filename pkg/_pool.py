@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 import psycopg_pool
-from psycopg import pq
+from psycopg import pq, rows
 from psycopg.conninfo import make_conninfo
 from psycopg_pool.pool import AddConnection
 
@@ -73,6 +73,18 @@ class Connection(psycopg.Connection[Any]):
         if counts or self.pgconn.transaction_status != _IDLE:
             self.answered = monotonic()
         return result
+
+    def restore(self) -> None:
+        """Takes back what a borrower has set for itself: the next one expects a connection as new."""
+        if self.autocommit:
+            self.autocommit = False
+        if self.isolation_level is not None:
+            self.isolation_level = None
+        if self.read_only is not None:
+            self.read_only = None
+        if self.deferrable is not None:
+            self.deferrable = None
+        self.row_factory = rows.tuple_row
 
     def is_lost(self) -> bool:
         """Whether the server has ended this idle session.  No query: it has said so, or the socket is at its end.

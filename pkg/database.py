@@ -230,6 +230,7 @@ class Database:
 
         timeout: seconds for everything, the wait, the body and the commit.  When it passes the connection is shut:
         the query in it ends with DatabaseUnavailable.  None: no end but that of the wait, `pool_timeout`.
+        What the body sets on the connection object (autocommit, row_factory, isolation_level ...) ends with it too.
 
         DatabaseUnavailable: no connection in time, or the deadline passed.
         """
@@ -257,6 +258,8 @@ class Database:
         if idle and not (self._primary and _is_read_only(conn) is not False):
             self._returned = max(self._returned, answered)
             self._proved = max(self._proved, answered)
+        if idle:
+            conn.restore()
         self._pool.putconn(conn)
 
     # ------------------------------------------------------------------ the check

@@ -658,6 +658,27 @@ def test_commit_and_rollback(server: Postgres) -> None:
         server.sql("drop table kept", database="postgres")
 
 
+def test_what_one_borrower_sets_the_next_does_not_have(server: Postgres) -> None:
+    """Above all autocommit: a transaction that raised would not be rolled back."""
+    server.sql("create table if not exists kept (a int); grant all on kept to app", database="postgres")
+    with opened(server.url, min_size=1, max_size=1) as db:
+        with db.connection() as conn:
+            conn.autocommit = True
+            conn.row_factory = psycopg.rows.dict_row
+            conn.execute("select 1")
+        with pytest.raises(KeyError), db.connection() as conn:
+            assert conn.execute("insert into kept values (2) returning a").fetchone() == (2,)
+            raise KeyError
+        assert value(db, "select count(*) from kept") == 0
+        with db.connection() as conn:
+            conn.read_only = conn.deferrable = True
+            conn.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+            conn.execute("select 1")
+        assert value(db, "show transaction_isolation") == "read committed"
+        assert value(db, "insert into kept values (1) returning a") == 1
+        server.sql("drop table kept", database="postgres")
+
+
 def test_deadlines_never_hit_a_connection_that_went_on(server: Postgres) -> None:
     """Eight threads whose deadlines pass about when their queries end: who was not late has its answer."""
     early: list[BaseException] = []
