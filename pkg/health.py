@@ -15,7 +15,6 @@ and what it returns too late counts for nothing.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import re
@@ -26,36 +25,25 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
 
+from pkg._answers import LIVENESS, READINESS, Page, Result, State, pages_of, verdict_of
+
 __all__ = ["Check", "Checker", "Degraded", "Result"]
 
 _log = logging.getLogger(__name__)
 
-LIVENESS, READINESS = 0, 1  # expiry slots
 TICK = 0.5  # seconds between two looks; changes are published at once
 READINESS_EXPIRY = 10.0  # seconds; shorter where a required check is stale sooner
 STOP_TIMEOUT = 0.2  # for all checks together: those that hang must not use up the time of the shutdown
-MAX_BODY_SIZE = 1024  # probers match in the first KiB (GCP, Envoy)
 MAX_CHECKS = 60
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 BUILT_IN = ("startup", "shutdown", "application", "interpreter", "workers")
-
-Answer = tuple[int, bytes, bytes]
-Answers = tuple[Answer, Answer, Answer]
-Page = tuple[str, int, Answers, Answers, Answers | None]
 
 
 class Degraded(NamedTuple):
     """What a probe returns when it passes, but not well: ready all the same, and shown."""
 
     reason: str
-
-
-class Result(NamedTuple):
-    """One outcome of a probe; `reason` is for the log and the admin listener, never for a prober."""
-
-    status: str  # ok, degraded, failed
-    reason: str = ""
 
 
 def _judge(outcome: Any) -> Result:
@@ -351,19 +339,19 @@ class Checker:
 
     # -------------------------------------------------------------- rendering
 
-    def _states(self) -> tuple[list[_State], list[_State]]:
+    def _states(self) -> tuple[list[State], list[State]]:
         liveness = [
-            _State("interpreter", Result("ok"), True, None),
-            _State("workers", self._workers, True, None),
-            _State("application", self._liveness, True, None),
+            State("interpreter", Result("ok"), True, None),
+            State("workers", self._workers, True, None),
+            State("application", self._liveness, True, None),
         ]
         if self._startup.status == "ok" and all(c.proved for c in self._checks.values() if c.required):
             self._proved = True  # for good: a check that is added later speaks for itself
         readiness = [
-            _State("startup", Result("ok") if self._proved else Result("failed", "in progress"), True, None),
-            _State("shutdown", self._shutdown, True, None),
-            _State("application", self._application, True, None),
-            *(_State(c.name, Result(c.status, c.reason), c.required, c.changed) for c in self._checks.values()),
+            State("startup", Result("ok") if self._proved else Result("failed", "in progress"), True, None),
+            State("shutdown", self._shutdown, True, None),
+            State("application", self._application, True, None),
+            *(State(c.name, Result(c.status, c.reason), c.required, c.changed) for c in self._checks.values()),
         ]
         return liveness, readiness
 
@@ -376,8 +364,8 @@ class Checker:
                 return
             pages: list[Page] = []
             for path in ("/healthz", "/livez"):
-                pages += _pages(path, path[1:], LIVENESS, liveness)
-            pages += _pages("/readyz", "readyz", READINESS, readiness)
+                pages += pages_of(path, path[1:], LIVENESS, liveness)
+            pages += pages_of("/readyz", "readyz", READINESS, readiness)
             if self._root:
                 pages.append(("/", *pages[-len(readiness) - 1][1:]))
             self._publish(pages)
@@ -389,8 +377,8 @@ class Checker:
             now = self._clock()
             liveness, readiness = self._states()
             return {
-                "live": _verdict(liveness) != "fail",
-                "ready": _verdict(readiness) != "fail",
+                "live": verdict_of(liveness) != "fail",
+                "ready": verdict_of(readiness) != "fail",
                 "liveness": [s.report() for s in liveness],
                 "readiness": [
                     s.report() if s.name not in self._checks else {**s.report(), **_detail(self._checks[s.name], now)}
@@ -408,102 +396,3 @@ def _detail(check: Check, now: float) -> dict[str, Any]:
         "timeout": check.timeout,
         "runs": check.runs,
     }
-
-
-class _State(NamedTuple):
-    name: str
-    result: Result
-    required: bool
-    changed: datetime | None
-
-    @property
-    def verdict(self) -> str:
-        """pass, warn or fail (draft-inadarei-api-health-check-06, 3.1)."""
-        if self.result.status == "ok":
-            return "pass"
-        return "warn" if self.result.status == "degraded" or not self.required else "fail"
-
-    def report(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "status": self.result.status,
-            "reason": self.result.reason,
-            "required": self.required,
-            "changed": self.changed.isoformat() if self.changed else None,
-        }
-
-
-def _verdict(states: Sequence[_State]) -> str:
-    verdicts = {state.verdict for state in states}
-    return "fail" if "fail" in verdicts else "warn" if "warn" in verdicts else "pass"
-
-
-# What a prober may know of a failure: whose it is.
-_PUBLIC = {"startup": "in progress", "shutdown": "draining"}
-
-
-def _pages(path: str, name: str, slot: int, states: Sequence[_State]) -> list[Page]:
-    """The page of all states, and one for each below it."""
-    draining = None
-    if slot == READINESS:
-        draining = _answers(name, [_State("shutdown", Result("failed"), True, None)])
-    expired = _answers(name, [_State("interpreter", Result("failed"), True, None)], text="interpreter: no sign of life")
-    pages: list[Page] = [(path, slot, _answers(name, states), expired, draining)]
-    for state in states:
-        below = draining if state.name == "shutdown" else None
-        pages.append((f"{path}/{state.name}", slot, _answers(state.name, [state]), expired, below))
-    return pages
-
-
-def _answers(name: str, states: Sequence[_State], text: str = "") -> Answers:
-    verdict = _verdict(states)
-    failed = next((s for s in states if s.verdict == "fail"), None)
-    plain = "ok" if failed is None else text or f"{failed.name}: {_PUBLIC.get(failed.name, 'failed')}"
-    return (
-        _answer(verdict, "text/plain; charset=utf-8", plain),
-        _answer(verdict, "text/plain; charset=utf-8", _verbose(name, states, verdict)),
-        _answer(verdict, "application/health+json", _json(states, verdict)),
-    )
-
-
-def _verbose(name: str, states: Sequence[_State], verdict: str) -> str:
-    """The lines of the Kubernetes API server (apiserver pkg/server/healthz); failures first if they do not all fit."""
-    lines = {
-        "pass": "[+]{} ok",
-        "warn": "[~]{} degraded: reason withheld",
-        "fail": "[-]{} failed: reason withheld",
-    }
-    last = f"{name} check {'failed' if verdict == 'fail' else 'passed'}\n"
-    shown = [lines[s.verdict].format(s.name) for s in states]
-    if sum(map(len, shown)) + len(shown) + len(last) > MAX_BODY_SIZE:
-        shown.sort(key=lambda line: line[1] == "+")
-        room = MAX_BODY_SIZE - len(last) - 16
-        while sum(map(len, shown)) + len(shown) > room:
-            shown.pop()
-        shown.append(f"({len(states) - len(shown)} more)")
-    return "\n".join([*shown, last])
-
-
-def _json(states: Sequence[_State], verdict: str) -> str:
-    entries = {
-        s.name: [{"status": s.verdict} | ({"time": s.changed.isoformat(timespec="seconds")} if s.changed else {})]
-        for s in sorted(states, key=lambda s: s.verdict == "pass")
-    }
-    while len(text := json.dumps({"status": verdict, "checks": entries})) > MAX_BODY_SIZE:
-        entries.popitem()
-    return text
-
-
-def _answer(verdict: str, media_type: str, text: str) -> Answer:
-    body = text.encode()
-    headers = [
-        f"Content-Type: {media_type}",
-        f"Content-Length: {len(body)}",
-        "Cache-Control: no-store",
-        "X-Content-Type-Options: nosniff",
-    ]
-    if verdict == "fail":
-        headers.append("Retry-After: 1")
-    if verdict == "warn":
-        headers.append("x-envoy-degraded: true")
-    return 503 if verdict == "fail" else 200, "".join(f"{h}\r\n" for h in headers).encode(), body

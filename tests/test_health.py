@@ -11,7 +11,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from pkg.health import MAX_BODY_SIZE, MAX_CHECKS, Check, Checker, Degraded
+from pkg._answers import MAX_BODY_SIZE
+from pkg.health import MAX_CHECKS, Check, Checker, Degraded
 from tests.client import wait_for
 
 TEXT, VERBOSE, JSON = range(3)

@@ -17,6 +17,7 @@ LAYERS = [
     {"settings", "_values"},
     {
         "health",
+        "_answers",
         "database",
         "_pool",
         "forwarded",
