@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import logging
 import os
 import select
 import socket
@@ -30,13 +31,33 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _IDLE = pq.TransactionStatus.IDLE
 
-__all__ = ["Connection", "Deadline", "Pool", "PoolTimeout", "Watchdog", "shut"]
+__all__ = [
+    "POOL_NAME",
+    "Connection",
+    "Deadline",
+    "NotNow",
+    "Pool",
+    "PoolTimeout",
+    "Watchdog",
+    "first_line",
+    "quiet",
+    "shut",
+]
+
+_log = logging.getLogger("psycopg.pool")
+
+POOL_NAME = "database"
+LOG_INTERVAL = 5.0  # seconds between two lines that say why a connection failed
 
 PoolTimeout = psycopg_pool.PoolTimeout
 
 MAX_CANCELS = 64  # waiting; the oldest is dropped: it has had its chance
 CANCEL_TIMEOUT = 5.0  # seconds, for each step of one
 MAX_WAIT = 3600.0  # seconds at a time: a wait of 300 years is an OverflowError
+
+
+class NotNow(psycopg.OperationalError):
+    """The pool wants to connect while the check says that there is no use in it."""
 
 
 class Connection(psycopg.Connection[Any]):
@@ -324,3 +345,40 @@ class Watchdog:
             thread = self._thread
         if thread is not None:
             thread.join(1.0)
+
+
+# ---------------------------------------------------------------------- what the pool logs
+
+
+def quiet() -> None:
+    """Makes psycopg_pool's log fit to be read."""
+    if _log.level == logging.NOTSET:
+        _log.setLevel(logging.WARNING)  # it says three things about each borrower at INFO
+    _log.addFilter(_terse)
+
+
+_logged = -LOG_INTERVAL
+
+
+def _terse(record: logging.LogRecord) -> bool:
+    """Of what the pool's workers say: why a connection failed, every few seconds and not for each attempt of each.
+
+    That connections are lost, replaced or given up is in the numbers, and the check says what it means.
+    """
+    global _logged
+    if not isinstance(record.args, tuple) or POOL_NAME not in record.args:
+        return not record.msg.startswith("discarding closed connection")
+    error = record.args[-1]
+    now = monotonic()
+    if not isinstance(error, Exception) or isinstance(error, NotNow) or now - _logged < LOG_INTERVAL:
+        return False
+    # As text: who keeps the record would keep the exception, its frames, and with them the connection's descriptor.
+    record.args = (POOL_NAME, first_line(error))
+    _logged = now
+    return True
+
+
+def first_line(error: BaseException | None) -> str:
+    """One line for the log.  libpq's messages name host, port, user and database, never the password."""
+    text = str(error).strip().splitlines() if error is not None else []
+    return text[0].removeprefix("connection failed: ") if text else "the server closed it"

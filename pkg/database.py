@@ -24,18 +24,17 @@ from types import TracebackType
 from typing import Any
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import PoolClosed, TooManyRequests
 
-from pkg._pool import Connection, Deadline, Pool, PoolTimeout, Watchdog, shut
-from pkg._values import parse_database_url, read_secret
-from pkg.errors import ConfigurationError, DatabaseUnavailable
+from pkg._conninfo import Source
+from pkg._pool import POOL_NAME, Connection, Deadline, NotNow, Pool, PoolTimeout, Watchdog, first_line, quiet, shut
+from pkg.errors import DatabaseUnavailable
 from pkg.health import Degraded
 
 __all__ = ["Database", "Lease", "Unavailable"]
 
 _log = logging.getLogger(__name__)
-_pool_log = logging.getLogger("psycopg.pool")
 
 # One check, in seconds.  With an interval of 2 s (1 s while failing) from begin to begin and two failures in a row,
 # readiness is red after PROOF_AGE + 2 + 0.75 + 0.25 + 0.75 = 4.25 s at most; 5 s are promised.
@@ -50,49 +49,11 @@ PROOF_AGE = 0.5  # how old an answer may be that stands for a query; a dead serv
 RECENTLY = 10.0  # a pool whose connections came back within this is saturated, not dead
 KNOWN_DOWN_TIMEOUT = 1.0  # how long a borrower waits while the check keeps failing: until the next check
 GATE_EXPIRY = 10.0  # a verdict as old as this keeps nobody from connecting
-LOG_INTERVAL = 5.0
 LAST_CANCELS = 0.5  # for cancelling, at the very end, the queries that are still running
-POOL_NAME = "database"
-
-# What libpq is told unless the URL says otherwise.  The kernel gives a dead peer up after 10 s either way: with data
-# on their way (tcp_user_timeout, milliseconds) and without (keepalives).
-_DEFAULTS = {
-    "fallback_application_name": "pkg",
-    "tcp_user_timeout": "10000",
-    "keepalives": "1",
-    "keepalives_idle": "4",
-    "keepalives_interval": "2",
-    "keepalives_count": "3",
-}
 
 
 class Unavailable(DatabaseUnavailable, psycopg.OperationalError):
     """What `connection` raises: an application may catch it as either, and if it catches neither, 503 follows."""
-
-
-class _NotNow(psycopg.OperationalError):
-    """The pool wants to connect while the check says that there is no use in it."""
-
-
-_logged = -LOG_INTERVAL
-
-
-def _terse(record: logging.LogRecord) -> bool:
-    """Of what the pool's workers say: why a connection failed, every few seconds and not for each attempt of each.
-
-    That connections are lost, replaced or given up is in the numbers, and the check says what it means.
-    """
-    global _logged
-    if not isinstance(record.args, tuple) or POOL_NAME not in record.args:
-        return not record.msg.startswith("discarding closed connection")
-    error = record.args[-1]
-    now = monotonic()
-    if not isinstance(error, Exception) or isinstance(error, _NotNow) or now - _logged < LOG_INTERVAL:
-        return False
-    # As text: who keeps the record would keep the exception, its frames, and with them the connection's descriptor.
-    record.args = (POOL_NAME, _line(error))
-    _logged = now
-    return True
 
 
 class Database:
@@ -114,8 +75,7 @@ class Database:
         pool_timeout: float = 5.0,
         connect_timeout: float = 3.0,
     ) -> None:
-        self._url = url
-        self._url_file = url_file
+        self._source = Source(url, url_file, connect_timeout)
         self._primary = role == "primary"
         self._pool_timeout = pool_timeout
         self._connect_timeout = connect_timeout
@@ -151,17 +111,8 @@ class Database:
 
         ConfigurationError: libpq does not understand the URL.
         """
-        if not self._url_file:
-            try:
-                self._complete(self._url)
-            except (psycopg.Error, ValueError):
-                # libpq's text could quote a piece of the password.
-                raise ConfigurationError(
-                    "DATABASE_URL: libpq does not understand the URL or a parameter in it"
-                ) from None
-        if _pool_log.level == logging.NOTSET:
-            _pool_log.setLevel(logging.WARNING)  # it says three things about each borrower at INFO
-        _pool_log.addFilter(_terse)
+        self._source.verify()
+        quiet()
         self._began = self._ended = monotonic()
         self._pool.open(wait=False)
 
@@ -177,30 +128,11 @@ class Database:
 
     # ------------------------------------------------------------------ connecting
 
-    def _complete(self, url: str) -> str:
-        given = conninfo_to_dict(url)
-        wanted = {**_DEFAULTS, "connect_timeout": str(round(self._connect_timeout))}
-        if "application_name" in given:
-            del wanted["fallback_application_name"]
-        return make_conninfo(url, **{name: value for name, value in wanted.items() if name not in given})
-
-    def _current_conninfo(self) -> str:
-        url = self._url
-        if self._url_file:
-            try:
-                url = parse_database_url(read_secret(self._url_file))
-            except ValueError as error:
-                raise psycopg.OperationalError(f"DATABASE_URL_FILE: {error}") from None
-        try:
-            return self._complete(url)
-        except (psycopg.Error, ValueError):
-            raise psycopg.OperationalError("libpq does not understand the URL or a parameter in it") from None
-
     def _conninfo(self) -> str:
         """For the pool's workers, which ask before each attempt."""
         if self._failures and monotonic() - self._began < GATE_EXPIRY:
-            raise _NotNow(self._reason)
-        return self._current_conninfo()
+            raise NotNow(self._reason)
+        return self._source.conninfo()
 
     def _configure(self, conn: Connection) -> None:
         conn.listen()
@@ -209,7 +141,7 @@ class Database:
             raise psycopg.OperationalError("the server is read-only, and role=primary is set")
 
     def _connect_and_ask(self) -> None:
-        conninfo = self._current_conninfo()
+        conninfo = self._source.conninfo()
         name = conninfo_to_dict(conninfo).get("application_name", "pkg")
         timeout = min(self._connect_timeout, ATTEMPT_TIMEOUT)
         conn = Connection.connect(
@@ -345,7 +277,7 @@ class Database:
                 late = self._watchdog.release(deadline)
         except (psycopg.Error, OSError) as error:
             late = monotonic() >= at
-            text = f"no answer to an empty query within {at - begun:.2f} s" if late else _line(error)
+            text = f"no answer to an empty query within {at - begun:.2f} s" if late else first_line(error)
             raise DatabaseUnavailable(text) from None
         if late:
             raise DatabaseUnavailable(f"no answer to an empty query within {at - begun:.2f} s")
@@ -426,7 +358,7 @@ class _Attempt(threading.Thread):
             database._connect_and_ask()
         except Exception as error:
             # Only its text: the exception's frames hold the connection, and with it a descriptor.
-            text = _line(error)
+            text = first_line(error)
         with database._news:
             if text:
                 self.error = DatabaseUnavailable(text)
@@ -485,7 +417,9 @@ class Lease:
             self._conn = self._deadline = None
             database._give_back(conn, conn.answered if is_open else answered)
             if lost and (error is None or isinstance(error, psycopg.Error)):
-                text = f"not done within {self._timeout:g} s" if late else f"the connection was lost: {_line(error)}"
+                text = (
+                    f"not done within {self._timeout:g} s" if late else f"the connection was lost: {first_line(error)}"
+                )
                 raise Unavailable(text) from error
 
     def shut(self) -> None:
@@ -507,9 +441,3 @@ def _is_read_only(conn: Connection) -> bool | None:
     if standby is None:
         return None
     return standby == b"on" or conn.pgconn.parameter_status(b"default_transaction_read_only") == b"on"
-
-
-def _line(error: BaseException | None) -> str:
-    """One line for the log.  libpq's messages name host, port, user and database, never the password."""
-    text = str(error).strip().splitlines() if error is not None else []
-    return text[0].removeprefix("connection failed: ") if text else "the server closed it"

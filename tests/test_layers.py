@@ -20,6 +20,7 @@ LAYERS = [
         "_answers",
         "database",
         "_pool",
+        "_conninfo",
         "forwarded",
         "lifecycle",
         "loader",

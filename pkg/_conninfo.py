@@ -1,0 +1,67 @@
+"""Where the database is: the URL of the settings as the connection string that libpq gets.
+
+It connects to nothing, and what it says holds no piece of the URL.
+"""
+
+from __future__ import annotations
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from pkg._values import parse_database_url, read_secret
+from pkg.errors import ConfigurationError
+
+__all__ = ["Source"]
+
+# What libpq is told unless the URL says otherwise.  The kernel gives a dead peer up after 10 s either way: with data
+# on their way (tcp_user_timeout, milliseconds) and without (keepalives).
+_DEFAULTS = {
+    "fallback_application_name": "pkg",
+    "tcp_user_timeout": "10000",
+    "keepalives": "1",
+    "keepalives_idle": "4",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+}
+
+_NOT_UNDERSTOOD = "libpq does not understand the URL or a parameter in it"  # its own text could quote the password
+
+
+class Source:
+    """A URL, or a file with one that is read each time, so that a rotated password is used without a restart.
+
+    connect_timeout: seconds, unless the URL says otherwise.
+    """
+
+    def __init__(self, url: str, url_file: str, connect_timeout: float) -> None:
+        self._url = url
+        self._url_file = url_file
+        self._connect_timeout = connect_timeout
+
+    def verify(self) -> None:
+        """ConfigurationError: libpq does not understand the URL.  A file may be wrong now and right later."""
+        if not self._url_file:
+            try:
+                self._complete(self._url)
+            except (psycopg.Error, ValueError):
+                raise ConfigurationError(f"DATABASE_URL: {_NOT_UNDERSTOOD}") from None
+
+    def conninfo(self) -> str:
+        """What to connect to now.  psycopg.OperationalError: the file, or the URL in it, is wrong."""
+        url = self._url
+        if self._url_file:
+            try:
+                url = parse_database_url(read_secret(self._url_file))
+            except ValueError as error:
+                raise psycopg.OperationalError(f"DATABASE_URL_FILE: {error}") from None
+        try:
+            return self._complete(url)
+        except (psycopg.Error, ValueError):
+            raise psycopg.OperationalError(_NOT_UNDERSTOOD) from None
+
+    def _complete(self, url: str) -> str:
+        given = conninfo_to_dict(url)
+        wanted = {**_DEFAULTS, "connect_timeout": str(round(self._connect_timeout))}
+        if "application_name" in given:
+            del wanted["fallback_application_name"]
+        return make_conninfo(url, **{name: value for name, value in wanted.items() if name not in given})
