@@ -240,7 +240,7 @@ class Database:
             self._ask_new()
         except DatabaseUnavailable as error:
             # A server that says no to one connection more is alive; so are those that came back lately.
-            refused = conn is None and in_use >= self._max_size and "FATAL" in str(error)
+            refused = conn is None and in_use >= self._max_size and _is_servers(str(error))
             if refused and self._began - self._returned < RECENTLY:
                 return Degraded(f"saturated: all {in_use} connections are in use, and one more: {error}")
             raise
@@ -441,3 +441,12 @@ def _is_read_only(conn: Connection) -> bool | None:
     if standby is None:
         return None
     return standby == b"on" or conn.pgconn.parameter_status(b"default_transaction_read_only") == b"on"
+
+
+def _is_servers(text: str) -> bool:
+    """Whether the server itself has said this, in any language.
+
+    libpq writes "SEVERITY:  TEXT" then, with two spaces, both in the language of the server's `lc_messages`
+    (fe-protocol3.c, pqBuildErrorMessage3); its own messages have one space.
+    """
+    return ":  " in text

@@ -449,6 +449,23 @@ def test_a_server_that_has_no_connection_more_for_a_full_pool_is_not_down(scene:
         conns[0].execute("select 1")
 
 
+@pytest.mark.parametrize(
+    ("text", "servers"),
+    [
+        ("FATAL:  sorry, too many clients already", True),
+        (
+            "VAZHNO:  ostavshiesya sloty` podklyuchenij zarezervirovany`",
+            True,
+        ),  # lc_messages = ru_RU.UTF-8, PostgreSQL 15
+        ("Connection refused", False),
+        ("server closed the connection unexpectedly", False),
+        ("timeout expired", False),
+    ],
+)
+def test_whose_word_it_was(text: str, servers: bool) -> None:
+    assert database._is_servers(f'connection to server at "127.0.0.1", port 40365 failed: {text}') is servers
+
+
 def test_a_name_of_its_own_is_kept(server: Postgres) -> None:
     with opened(server.url + "?application_name=shop", min_size=1, max_size=1) as db:
         warmed(db)
