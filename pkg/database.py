@@ -17,18 +17,16 @@ It runs no query but the check's empty one, and keeps no clock: `health` says wh
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from time import monotonic, sleep
-from types import TracebackType
-from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import PoolClosed, TooManyRequests
 
 from pkg._conninfo import Source
-from pkg._pool import POOL_NAME, Connection, Deadline, NotNow, Pool, PoolTimeout, Watchdog, first_line, quiet, shut
+from pkg._lease import Lease, Unavailable
+from pkg._pool import POOL_NAME, Connection, NotNow, Pool, PoolTimeout, Watchdog, first_line, quiet
 from pkg.errors import DatabaseUnavailable
 from pkg.health import Degraded
 
@@ -50,10 +48,6 @@ RECENTLY = 10.0  # a pool whose connections came back within this is saturated, 
 KNOWN_DOWN_TIMEOUT = 1.0  # how long a borrower waits while the check keeps failing: until the next check
 GATE_EXPIRY = 10.0  # a verdict as old as this keeps nobody from connecting
 LAST_CANCELS = 0.5  # for cancelling, at the very end, the queries that are still running
-
-
-class Unavailable(DatabaseUnavailable, psycopg.OperationalError):
-    """What `connection` raises: an application may catch it as either, and if it catches neither, 503 follows."""
 
 
 class Database:
@@ -80,7 +74,7 @@ class Database:
         self._pool_timeout = pool_timeout
         self._connect_timeout = connect_timeout
         self._max_size = max_size
-        self._watchdog = Watchdog()
+        self.watchdog = Watchdog()
         self._leases: set[Lease] = set()
         self._pool = Pool(
             self._conninfo,
@@ -124,7 +118,7 @@ class Database:
         self._pool.close(timeout / (self._pool.num_workers + 1))  # for each of its threads
         for lease in list(self._leases):
             lease.shut()
-        self._watchdog.close(LAST_CANCELS)
+        self.watchdog.close(LAST_CANCELS)
 
     # ------------------------------------------------------------------ connecting
 
@@ -170,11 +164,13 @@ class Database:
             raise ValueError(f"timeout is {timeout!r}, not a positive number of seconds")
         return Lease(self, timeout)
 
-    def _take(self, timeout: float) -> Connection:
+    def lend(self, lease: Lease, timeout: float) -> Connection:
+        """Unavailable: no connection within `timeout` seconds, or within `pool_timeout`."""
+        timeout = min(timeout, self._pool_timeout)
         if self._failures > 1:
             timeout = min(timeout, KNOWN_DOWN_TIMEOUT)
         try:
-            return self._pool.borrow(timeout)
+            conn = self._pool.borrow(timeout)
         except PoolTimeout:
             in_use = len(self._leases)
             why = (
@@ -183,9 +179,12 @@ class Database:
             raise Unavailable(f"no connection within {timeout:.3g} s{why}") from None
         except (PoolClosed, TooManyRequests) as error:
             raise Unavailable(str(error)) from None
+        self._leases.add(lease)
+        return conn
 
-    def _give_back(self, conn: Connection, answered: float) -> None:
+    def take_back(self, lease: Lease, conn: Connection, answered: float) -> None:
         """`answered`: when the server last did, in this use or before."""
+        self._leases.discard(lease)
         idle = conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
         if idle and not (self._primary and _is_read_only(conn) is not False):
             self._returned = max(self._returned, answered)
@@ -266,7 +265,7 @@ class Database:
         self._counts["check_queries"] += 1
         begun = monotonic()
         try:
-            deadline = self._watchdog.watch(conn, at)
+            deadline = self.watchdog.watch(conn, at)
             try:
                 Pool.check_connection(conn)
                 read_only = self._primary and _is_read_only(conn)
@@ -274,7 +273,7 @@ class Database:
                     read_only = bool(conn.execute("select pg_is_in_recovery()").fetchone()[0])  # type: ignore[index]
                     conn.rollback()
             finally:
-                late = self._watchdog.release(deadline)
+                late = self.watchdog.release(deadline)
         except (psycopg.Error, OSError) as error:
             late = monotonic() >= at
             text = f"no answer to an empty query within {at - begun:.2f} s" if late else first_line(error)
@@ -321,7 +320,7 @@ class Database:
         stats = dict.fromkeys(_POOL_STATS, 0)
         stats.update(self._pool.get_stats())
         stats["connections_used"] = len(self._leases)
-        stats["deadlines_passed"] = self._watchdog.fired
+        stats["deadlines_passed"] = self.watchdog.fired
         stats.update(self._counts)
         return stats
 
@@ -365,74 +364,6 @@ class _Attempt(threading.Thread):
             else:
                 database._proved = monotonic()
             database._news.notify_all()
-
-
-class Lease:
-    """A connection in somebody's hands; what `Database.connection` returns, for one `with`."""
-
-    __slots__ = ("_conn", "_database", "_deadline", "_timeout")
-
-    def __init__(self, database: Database, timeout: float | None) -> None:
-        self._database = database
-        self._timeout = timeout
-        self._conn: Connection | None = None
-        self._deadline: Deadline | None = None
-
-    def __enter__(self) -> psycopg.Connection[Any]:
-        if self._conn is not None:
-            raise RuntimeError("this connection is in use; each `with` needs a connection() of its own")
-        database, timeout = self._database, self._timeout
-        begun = monotonic()
-        conn = database._take(database._pool_timeout if timeout is None else min(timeout, database._pool_timeout))
-        if timeout is not None:
-            try:
-                self._deadline = database._watchdog.watch(conn, begun + timeout, cancel=True)
-            except BaseException:
-                database._pool.putconn(conn)
-                raise
-        self._conn = conn
-        database._leases.add(self)
-        return conn
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        database, conn, deadline = self._database, self._conn, self._deadline
-        assert conn is not None
-        lost = conn.closed  # then psycopg would not even try to commit
-        # What ends a transaction is an exchange with the server; where none is open nothing is said here.
-        is_open = conn.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE
-        answered = conn.answered
-        late = False
-        try:
-            conn.__exit__(kind, error, trace)
-        except psycopg.Error as failure:
-            kind, error = type(failure), failure
-            raise
-        finally:
-            if deadline is not None:
-                late = database._watchdog.release(deadline)
-            lost = lost or conn.closed
-            database._leases.discard(self)
-            self._conn = self._deadline = None
-            database._give_back(conn, conn.answered if is_open else answered)
-            if lost and (error is None or isinstance(error, psycopg.Error)):
-                text = (
-                    f"not done within {self._timeout:g} s" if late else f"the connection was lost: {first_line(error)}"
-                )
-                raise Unavailable(text) from error
-
-    def shut(self) -> None:
-        """Ends the connection, whoever waits in it."""
-        conn = self._conn
-        if conn is not None:
-            try:
-                fd, pid = os.dup(conn.pgconn.socket), conn.pgconn.backend_pid
-            except (psycopg.Error, OSError):
-                return
-            shut(fd)
-            os.close(fd)
-            self._database._watchdog.cancel(conn.conninfo, pid)
 
 
 def _is_read_only(conn: Connection) -> bool | None:

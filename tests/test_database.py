@@ -732,7 +732,7 @@ def test_released_deadlines_do_not_pile_up(server: Postgres) -> None:
     with opened(server.url, min_size=1, max_size=1) as db:
         warmed(db)
         before = descriptors()
-        watchdog = db._watchdog
+        watchdog = db.watchdog
         with db.connection() as conn:
             assert isinstance(conn, _pool.Connection)
             for _ in range(5000):

@@ -21,6 +21,7 @@ LAYERS = [
         "database",
         "_pool",
         "_conninfo",
+        "_lease",
         "forwarded",
         "lifecycle",
         "loader",

@@ -1,0 +1,91 @@
+"""A connection in somebody's hands: lent by the database, under a deadline, taken back at the end of a `with`.
+
+It neither makes connections nor judges the database.
+"""
+
+from __future__ import annotations
+
+import os
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from pkg._pool import Connection, Deadline, first_line, shut
+from pkg.errors import DatabaseUnavailable
+
+if TYPE_CHECKING:
+    from pkg.database import Database
+
+__all__ = ["Lease", "Unavailable"]
+
+
+class Unavailable(DatabaseUnavailable, psycopg.OperationalError):
+    """What `connection` raises: an application may catch it as either, and if it catches neither, 503 follows."""
+
+
+class Lease:
+    """What `Database.connection` returns, for one `with`.  timeout: seconds for all of it."""
+
+    __slots__ = ("_conn", "_database", "_deadline", "_timeout")
+
+    def __init__(self, database: Database, timeout: float | None) -> None:
+        self._database = database
+        self._timeout = timeout
+        self._conn: Connection | None = None
+        self._deadline: Deadline | None = None
+
+    def __enter__(self) -> psycopg.Connection[Any]:
+        if self._conn is not None:
+            raise RuntimeError("this connection is in use; each `with` needs a connection() of its own")
+        database, timeout = self._database, self._timeout
+        begun = monotonic()
+        conn = database.lend(self, float("inf") if timeout is None else timeout)
+        if timeout is not None:
+            try:
+                self._deadline = database.watchdog.watch(conn, begun + timeout, cancel=True)
+            except BaseException:
+                database.take_back(self, conn, 0.0)
+                raise
+        self._conn = conn
+        return conn
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        database, conn, deadline = self._database, self._conn, self._deadline
+        assert conn is not None
+        lost = conn.closed  # then psycopg would not even try to commit
+        # What ends a transaction is an exchange with the server; where none is open nothing is said here.
+        is_open = conn.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE
+        answered = conn.answered
+        late = False
+        try:
+            conn.__exit__(kind, error, trace)
+        except psycopg.Error as failure:
+            kind, error = type(failure), failure
+            raise
+        finally:
+            if deadline is not None:
+                late = database.watchdog.release(deadline)
+            lost = lost or conn.closed
+            self._conn = self._deadline = None
+            database.take_back(self, conn, conn.answered if is_open else answered)
+            if lost and (error is None or isinstance(error, psycopg.Error)):
+                text = (
+                    f"not done within {self._timeout:g} s" if late else f"the connection was lost: {first_line(error)}"
+                )
+                raise Unavailable(text) from error
+
+    def shut(self) -> None:
+        """Ends the connection, whoever waits in it."""
+        conn = self._conn
+        if conn is not None:
+            try:
+                fd, pid = os.dup(conn.pgconn.socket), conn.pgconn.backend_pid
+            except (psycopg.Error, OSError):
+                return
+            shut(fd)
+            os.close(fd)
+            self._database.watchdog.cancel(conn.conninfo, pid)
