@@ -15,6 +15,7 @@ import socket
 import socketserver
 import sys
 import threading
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
@@ -29,6 +30,8 @@ __all__ = ["Server"]
 _log = logging.getLogger(__name__)
 
 Handler = Callable[[Any, Any, Any], object]
+
+WORKERS_END = 0.4  # seconds that server_close() gives all workers together; who is stuck then is left behind
 
 
 class Server(ThreadingHTTPServer):
@@ -226,8 +229,9 @@ class Server(ThreadingHTTPServer):
             self._single.join()
             self._single = None
         self.socket.close()
+        end = time.monotonic() + WORKERS_END
         for worker in self._workers:
-            worker.join(1.0)
+            worker.join(max(0.0, end - time.monotonic()))
         if not any(worker.is_alive() for worker in self._workers):
             self.front = None
 
