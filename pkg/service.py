@@ -116,7 +116,7 @@ class Service:
                 self.admin.close()
             stuck = self.server.stuck_workers if self.server is not None else 0
             self.logs.close()
-            self.signals.restore()
+            self.signals.close()
             if clean and stuck:
                 # A worker that never ends, and whatever it holds, must not hold up the exit.
                 sys.stdout.flush()

@@ -5,6 +5,7 @@ It carries nothing out: `service.py` waits on the events here.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
 import logging
@@ -51,6 +52,8 @@ class Signals:
         self._former_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
         faulthandler.enable()
         faulthandler.register(signal.SIGUSR1, all_threads=True)
+        # What is registered first runs last.  Then the interpreter takes its handlers away, which leaves the default.
+        atexit.register(self._ignore)
 
     def keep(self) -> None:
         """Takes back what the application may have taken while it was imported."""
@@ -61,13 +64,16 @@ class Signals:
         if signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False) != self._write_fd:
             _log.debug("the application had taken the wake-up descriptor of signals")
 
-    def restore(self) -> None:
+    def close(self) -> None:
+        """Lets go of the front.  The handlers stay until the interpreter ends: one signal more than was needed, while
+        it does, must not turn a clean exit into a death by a signal."""
         signal.set_wakeup_fd(self._former_fd)
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-        faulthandler.unregister(signal.SIGUSR1)
         os.close(self.read_fd)
         os.close(self._write_fd)
+
+    def _ignore(self) -> None:
+        for number in self._former:
+            signal.signal(number, signal.SIG_IGN)
 
     def ask(self, name: str) -> None:
         """Begins a drain for a reason other than a signal."""

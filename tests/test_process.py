@@ -509,6 +509,19 @@ def test_duplicate_second_and_third_signal(tmp_path: Path) -> None:
         assert "third signal" in p.errors()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_duplicates_until_the_process_has_gone(tmp_path: Path, number: signal.Signals) -> None:
+    """Also while the interpreter ends, where a signal's default effect would be the exit code."""
+    with running(tmp_path, HELLO, PKG_ADMIN="off") as p:
+        began = time.monotonic()
+        while p.process.poll() is None and time.monotonic() - began < 0.8:
+            p.process.send_signal(number)
+            time.sleep(0.001)
+        assert p.process.wait(10) == 0
+        assert "0 aborted" in summary(p)
+        assert p.errors() == ""
+
+
 def test_sigint_skips_the_delay(tmp_path: Path) -> None:
     with running(tmp_path, HELLO, PKG_ADMIN="off", PKG_DRAIN_DELAY="8") as p:
         began = time.monotonic()
