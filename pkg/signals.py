@@ -44,6 +44,7 @@ class Signals:
         os.set_blocking(self.read_fd, False)
         os.set_blocking(self._write_fd, False)
         self._former_fd = -1
+        self._held = threading.local()
 
     def install(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -54,6 +55,7 @@ class Signals:
         faulthandler.register(signal.SIGUSR1, all_threads=True)
         # What is registered first runs last.  Then the interpreter takes its handlers away, which leaves the default.
         atexit.register(self._ignore)
+        os.register_at_fork(before=self._hold, after_in_parent=self._release, after_in_child=self._in_child)
 
     def keep(self) -> None:
         """Takes back what the application may have taken while it was imported."""
@@ -74,6 +76,22 @@ class Signals:
     def _ignore(self) -> None:
         for number in self._former:
             signal.signal(number, signal.SIG_IGN)
+
+    # A child of the application's (multiprocessing, os.fork) is to end at a signal as any process does.  With what it
+    # inherits it would not, and would write the signal to the front that it shares with us, which would drain.
+
+    def _hold(self) -> None:
+        """Lets no signal reach the child before it has its own handlers."""
+        self._held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._former)
+
+    def _release(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._held.mask)
+
+    def _in_child(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._release()
 
     def ask(self, name: str) -> None:
         """Begins a drain for a reason other than a signal."""

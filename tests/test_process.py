@@ -522,6 +522,36 @@ def test_duplicates_until_the_process_has_gone(tmp_path: Path, number: signal.Si
         assert p.errors() == ""
 
 
+FORKS = """
+import multiprocessing, os, signal, time
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/fork":  # at once: before the child runs a line of ours
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(20)
+            os._exit(0)
+        os.kill(pid, signal.SIGTERM)
+        code = -os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    else:
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,), daemon=True)
+        child.start()
+        child.terminate()
+        child.join()
+        code = -child.exitcode
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"%d" % code]
+"""
+
+
+@pytest.mark.parametrize("kind", ["fork", "multiprocessing"])
+def test_a_signal_to_a_child_of_the_application_is_the_childs(tmp_path: Path, kind: str) -> None:
+    with running(tmp_path, FORKS, PKG_ADMIN="off") as p:
+        for _ in range(5):
+            assert get(p.address, f"/{kind}").body == b"15"
+        assert get(p.address, "/readyz").status == 200
+        assert p.stop(signal.SIGTERM) == 0
+
+
 def test_sigint_skips_the_delay(tmp_path: Path) -> None:
     with running(tmp_path, HELLO, PKG_ADMIN="off", PKG_DRAIN_DELAY="8") as p:
         began = time.monotonic()
