@@ -34,18 +34,20 @@ def load(spec: str) -> Any:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise StartupError(f"APP {spec!r}: no module named {error.name!r}") from None
         raise _import_failed(spec, error) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # an application that exits does not serve, whatever code it exits with
         raise _import_failed(spec, error) from error
     app: Any = module
-    for part in attribute.split("."):
-        if not hasattr(app, part):
-            raise StartupError(f"APP {spec!r}: module {module_name!r} has no attribute {attribute!r}")
-        app = getattr(app, part)
-    if call:
-        try:
+    try:
+        for part in attribute.split("."):
+            if not hasattr(app, part):
+                raise StartupError(f"APP {spec!r}: module {module_name!r} has no attribute {attribute!r}")
+            app = getattr(app, part)
+        if call:
             app = app()
-        except Exception as error:
-            raise _import_failed(spec, error) from error
+    except StartupError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _import_failed(spec, error) from error
     if not callable(app):
         raise StartupError(f"APP {spec!r} is neither a WSGI callable nor a handler class")
     return app
@@ -60,5 +62,5 @@ def _import_failed(spec: str, error: BaseException) -> StartupError:
         frames.tb_frame.f_code.co_filename == __file__ or "importlib" in frames.tb_frame.f_code.co_filename
     ):
         frames = frames.tb_next
-    traceback.print_exception(type(error), error, frames or error.__traceback__)
+    traceback.print_exception(type(error), error, frames)
     return StartupError(f"APP {spec!r} cannot be imported: {type(error).__name__}: {error}".splitlines()[0])

@@ -109,12 +109,21 @@ def test_occupied_port(tmp_path: Path) -> None:
         ("application:text", 3, "neither a WSGI callable nor a handler class"),
         ("application:broken()", 3, "ZeroDivisionError"),
         ("broken:app", 3, "ValueError: on import"),
+        ("broken_exits:app", 3, "SystemExit: 0"),
+        ("application:exits()", 3, "SystemExit: no secret"),
+        ("broken_lazy:app", 3, "ImportError: when it is wanted"),
+        ("broken_syntax:app", 3, "SyntaxError"),
         ("nocolon", 2, "module:attribute"),
     ],
 )
 def test_applications_that_cannot_be_served(tmp_path: Path, app: str, code: int, words: str) -> None:
-    (tmp_path / "application.py").write_text("text = 'x'\ndef broken(): return 1 / 0\n")
+    (tmp_path / "application.py").write_text(
+        "text = 'x'\ndef broken(): return 1 / 0\ndef exits(): raise SystemExit('no secret')\n"
+    )
     (tmp_path / "broken.py").write_text("raise ValueError('on import')\n")
+    (tmp_path / "broken_exits.py").write_text("import sys; sys.exit(0)\n")
+    (tmp_path / "broken_lazy.py").write_text("def __getattr__(name): raise ImportError('when it is wanted')\n")
+    (tmp_path / "broken_syntax.py").write_text("def app(:\n")
     port = free_port()
     run = run_pkg(tmp_path, app, PORT=str(port))
     assert run.returncode == code, run.stderr
@@ -122,7 +131,7 @@ def test_applications_that_cannot_be_served(tmp_path: Path, app: str, code: int,
     assert last.startswith("pkg: ")
     assert words in last
     if app.startswith("broken"):
-        assert 'broken.py", line 1' in run.stderr  # the module's own traceback
+        assert f'{app.partition(":")[0]}.py", line 1' in run.stderr  # the module's own traceback
     assert "pkg/" not in run.stderr.replace("pkg: ", "")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), 1)
