@@ -309,8 +309,7 @@ class Service:
         self.lifecycle.drained.set()
         self._close_parts()
         self.lifecycle.advance(Phase.STOPPED)
-        if names := [t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]:
-            _log.warning("threads of the application that are no daemons hold up the exit: %s", ", ".join(names))
+        _has_lasting_threads()
         _log.info(
             "stopped: %d served while draining, %d aborted%s, after %.1f s",
             served,
@@ -334,11 +333,23 @@ class Service:
         if self.server is not None and self.server.front is not None:
             self.server.shutdown()
         self._close_parts()
+        if _has_lasting_threads():
+            end = threading.Timer(GIVE_UP, os._exit, (getattr(sys.exception(), "exit_code", 1),))
+            end.daemon = True
+            end.start()
 
     def _last_words(self, why: str) -> None:
         from pkg import _lastwords
 
         _lastwords.say(why, self.status, self.logs.flush)
+
+
+def _has_lasting_threads() -> bool:
+    """Whether the application has left threads that are no daemons; the interpreter waits for them."""
+    names = [t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
+    if names:
+        _log.warning("threads of the application that are no daemons hold up the exit: %s", ", ".join(names))
+    return bool(names)
 
 
 _LIMITS = (

@@ -109,6 +109,7 @@ def test_occupied_port(tmp_path: Path) -> None:
         ("application:text", 3, "neither a WSGI callable nor a handler class"),
         ("application:broken()", 3, "ZeroDivisionError"),
         ("broken:app", 3, "ValueError: on import"),
+        ("broken_later:app", 3, "with a thread"),
         ("broken_exits:app", 3, "SystemExit: 0"),
         ("application:exits()", 3, "SystemExit: no secret"),
         ("broken_lazy:app", 3, "ImportError: when it is wanted"),
@@ -121,6 +122,9 @@ def test_applications_that_cannot_be_served(tmp_path: Path, app: str, code: int,
         "text = 'x'\ndef broken(): return 1 / 0\ndef exits(): raise SystemExit('no secret')\n"
     )
     (tmp_path / "broken.py").write_text("raise ValueError('on import')\n")
+    (tmp_path / "broken_later.py").write_text(
+        "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); int('with a thread')\n"
+    )
     (tmp_path / "broken_exits.py").write_text("import sys; sys.exit(0)\n")
     (tmp_path / "broken_lazy.py").write_text("def __getattr__(name): raise ImportError('when it is wanted')\n")
     (tmp_path / "broken_syntax.py").write_text("def app(:\n")
