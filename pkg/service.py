@@ -269,43 +269,37 @@ class Service:
         """The stopping half of the timeline above."""
         from pkg.lifecycle import Phase
 
-        s, server, checker, signals = self.settings, self.server, self.checker, self.signals
-        begun = signals.at
-        delay = 0.0 if signals.hurry.is_set() or server is None else s.drain_delay
-        served = 0
+        s, server, signals = self.settings, self.server, self.signals
+        assert server is not None and server.front is not None and self.checker is not None
+        front, begun = server.front, signals.at
+        delay = 0.0 if signals.hurry.is_set() else s.drain_delay
+        before = front.stats()
+        _log.info(
+            "draining after %s: %d requests in flight, %d connections; "
+            "accepting for %g s more, then at most %g s to finish",
+            signals.name,
+            before["in_flight"],
+            before["connections"],
+            delay,
+            s.drain_timeout,
+        )
+        server.drain()
+        # From here on the interpreter runs, so it is watched with what tells more; see also Front.watch_signals().
+        over = begun + s.drain_delay + s.drain_timeout + GIVE_UP
+        faulthandler.dump_traceback_later(max(0.1, over - time.monotonic()), exit=True)
+        self.checker.shutting_down()
+        if delay:
+            signals.hurry.wait(max(0.0, begun + delay - time.monotonic()))
+        server.close_listener()
+        self.lifecycle.listeners_closed.set()
+        deadline = time.monotonic() + s.drain_timeout
         forced = False
-        if server is not None and server.front is not None:
-            stats = server.front.stats()
-            _log.info(
-                "draining after %s: %d requests in flight, %d connections; "
-                "accepting for %g s more, then at most %g s to finish",
-                signals.name,
-                stats["in_flight"],
-                stats["connections"],
-                delay,
-                s.drain_timeout,
-            )
-            before = stats
-            server.drain()
-            # From here on the interpreter runs, so it is watched with what tells more; see also Front.watch_signals().
-            over = begun + s.drain_delay + s.drain_timeout + GIVE_UP
-            faulthandler.dump_traceback_later(max(0.1, over - time.monotonic()), exit=True)
-            if checker is not None:
-                checker.shutting_down()
-            if delay:
-                signals.hurry.wait(max(0.0, begun + delay - time.monotonic()))
-            server.close_listener()
-            self.lifecycle.listeners_closed.set()
-            deadline = time.monotonic() + s.drain_timeout
-            if not server.join(max(0.0, s.drain_timeout - LAST_WORDS)):
-                self._last_words("the drain ends in a second")
-                if not server.join(max(0.0, deadline - time.monotonic())):
-                    forced = True
-                    server.shutdown()
-            stats = server.front.stats()
-            served, aborted = (stats[name] - before[name] for name in ("served", "aborted"))
-        else:
-            aborted = 0
+        if not server.join(max(0.0, s.drain_timeout - LAST_WORDS)):
+            self._last_words("the drain ends in a second")
+            if not server.join(max(0.0, deadline - time.monotonic())):
+                forced = True
+                server.shutdown()
+        served, aborted = (front.stats()[name] - before[name] for name in ("served", "aborted"))
         self.lifecycle.drained.set()
         self._close_parts()
         self.lifecycle.advance(Phase.STOPPED)
