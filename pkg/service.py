@@ -293,25 +293,38 @@ class Service:
         server.close_listener()
         self.lifecycle.listeners_closed.set()
         deadline = time.monotonic() + s.drain_timeout
-        forced = False
+        aborted = 0
         if not server.join(max(0.0, s.drain_timeout - LAST_WORDS)):
-            self._last_words("the drain ends in a second")
+            self._warn(deadline)
             if not server.join(max(0.0, deadline - time.monotonic())):
-                forced = True
+                aborted = -front.stats()["aborted"]
                 server.shutdown()
-        served, aborted = (front.stats()[name] - before[name] for name in ("served", "aborted"))
+                aborted += front.stats()["aborted"]
+        after = front.stats()
         self.lifecycle.drained.set()
         self._close_parts()
         self.lifecycle.advance(Phase.STOPPED)
         _has_lasting_threads()
         _log.info(
-            "stopped: %d served while draining, %d aborted%s, after %.1f s",
-            served,
+            "stopped: %d served while draining, %d aborted%s, after %.1f s; since the start %d served, %d broken off",
+            after["served"] - before["served"],
             aborted,
-            " at the deadline" if forced and aborted else "",
+            " at the deadline" if aborted else "",
             time.monotonic() - begun,
+            after["served"],
+            after["aborted"] - aborted,
         )
         return 1 if aborted else 0
+
+    def _warn(self, deadline: float) -> None:
+        """A second before the deadline; connections that only wait to be closed are nothing to be alarmed about."""
+        assert self.server is not None and self.server.front is not None
+        stats = self.server.front.stats()
+        if stats["in_flight"]:
+            self._last_words("the drain ends in a second")
+        else:
+            left = max(0.0, deadline - time.monotonic())
+            _log.info("the drain ends in %.1f s: %d connections left, no worker busy", left, stats["connections"])
 
     def _close_parts(self) -> None:
         """Takes 1.3 s at most, whatever hangs: less than GIVE_UP, or the summary would be lost."""

@@ -490,15 +490,31 @@ def test_half_a_download_is_aborted(tmp_path: Path) -> None:
         assert "1 aborted at the deadline" in summary(p)
 
 
-def test_what_clients_broke_off_before_the_drain_is_none_of_its_failures(tmp_path: Path) -> None:
-    with running(tmp_path, SLOW, PKG_ADMIN="off") as p:
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_what_clients_break_off_is_no_failure_of_the_drain(tmp_path: Path, when: str) -> None:
+    with running(tmp_path, SLOW, PKG_ADMIN="off") as p, Connection(p.address) as other:
+        other.send(b"GET /sleep/2 HTTP/1.1\r\nHost: t\r\n\r\n")
         with Connection(p.address) as c:
             c.send(b"GET /large HTTP/1.1\r\nHost: t\r\n\r\n")
             c.socket.recv(1, socket.MSG_PEEK)
+            if when == "meanwhile":
+                p.process.send_signal(signal.SIGTERM)
+                p.await_message("^draining after SIGTERM")
             c.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() resets
         p.await_message("^GET /large")
+        p.process.send_signal(signal.SIGTERM)
+        assert other.receive().body == b"sleep"
+        assert p.process.wait(10) == 0
+        assert summary(p).startswith("stopped: 1 served while draining, 0 aborted")
+        assert summary(p).endswith("since the start 1 served, 1 broken off")
+
+
+@pytest.mark.parametrize("timeout", ["0", "1.5"])
+def test_idle_connections_at_the_deadline_are_no_alarm(tmp_path: Path, timeout: str) -> None:
+    with running(tmp_path, HELLO, PKG_ADMIN="off", PKG_DRAIN_TIMEOUT=timeout) as p, Connection(p.address) as c:
+        c.request("GET", "/")
         assert p.stop(signal.SIGTERM) == 0
-        assert summary(p).startswith("stopped: 0 served while draining, 0 aborted")
+        assert {line["severity"] for line in p.lines()} == {"INFO"}
 
 
 def test_duplicate_second_and_third_signal(tmp_path: Path) -> None:
