@@ -89,7 +89,8 @@ class Server(ThreadingHTTPServer):
     def server_activate(self) -> None:
         # Accepted sockets inherit the option.  Without it a response in two segments waits 40 ms for an
         # acknowledgement that the client delays.
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.address_family != socket.AF_UNIX:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
         super().server_activate()
         self.front = _core.Front(self.socket.fileno(), **self._limits)
@@ -97,7 +98,7 @@ class Server(ThreadingHTTPServer):
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serves until `shutdown()`, or until the front has closed every connection.
 
-        On the main thread signal handlers run, at the latest after `poll_interval` seconds.
+        Every `poll_interval` seconds signal handlers run, on the main thread, and service_actions(), if overridden.
         """
         self._check_socket()
         if self._served:  # a front only goes forward; as under socketserver, the server may serve again
@@ -111,7 +112,8 @@ class Server(ThreadingHTTPServer):
                 self._serving = True
                 if self._handle is not None:
                     self._start_workers()
-            if threading.current_thread() is threading.main_thread():
+            acts = type(self).service_actions is not Server.service_actions
+            if acts or threading.current_thread() is threading.main_thread():
                 self._run_aside(front, poll_interval)
             else:
                 self._run(front)
@@ -128,8 +130,7 @@ class Server(ThreadingHTTPServer):
             with contextlib.suppress(OSError):
                 front.run()  # lets the workers go if run() was left by an exception
 
-    @classmethod
-    def _run_aside(cls, front: _core.Front, poll_interval: float) -> None:
+    def _run_aside(self, front: _core.Front, poll_interval: float) -> None:
         """Runs the front in another thread.  Were it this one, a signal that comes just before the front falls asleep
         would be seen when the next client comes."""
         errors: list[BaseException] = []
@@ -137,7 +138,7 @@ class Server(ThreadingHTTPServer):
 
         def run() -> None:
             try:
-                cls._run(front)
+                self._run(front)
             except BaseException as error:
                 errors.append(error)
             finally:
@@ -146,7 +147,7 @@ class Server(ThreadingHTTPServer):
         threading.Thread(target=run, name="front", daemon=True).start()
         try:
             while not ended.wait(poll_interval):
-                pass
+                self.service_actions()
         finally:
             front.advance(_core.Stage.STOPPED)
             ended.wait()
@@ -182,7 +183,9 @@ class Server(ThreadingHTTPServer):
             self.handle_timeout()
 
     def _check_socket(self) -> None:
-        """RuntimeError if `socket` has been wrapped since: a front would serve plain HTTP where TLS was meant."""
+        """RuntimeError where TLS is meant, with a wrapped `socket` or in get_request(): it would be plain HTTP."""
+        if type(self).get_request is not Server.get_request:
+            raise RuntimeError("get_request() is not called: the front accepts (for TLS, let a proxy in front end it)")
         if type(self.socket) is not socket.socket:
             raise RuntimeError(f"cannot serve on a {type(self.socket).__name__}: let a proxy in front end TLS")
 

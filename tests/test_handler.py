@@ -782,6 +782,61 @@ def test_a_tls_listener_is_refused() -> None:
                 use()
 
 
+def test_a_get_request_of_ones_own_is_refused() -> None:
+    """Where else TLS begins; it would never be called."""
+
+    class Wrapping(Server):
+        def get_request(self) -> tuple[Any, Any]:
+            raise NotImplementedError
+
+    with Wrapping(("127.0.0.1", 0), Ours) as server:
+        for use in (server.serve_forever, server.handle_request):
+            with pytest.raises(RuntimeError, match="get_request"):
+                use()
+
+
+def test_a_unix_socket(tmp_path: Path) -> None:
+    """As people do it with http.server, whose own server_bind() looks for host and port."""
+
+    class Unix(Server):
+        address_family = socket.AF_UNIX
+
+        def server_bind(self) -> None:
+            socketserver.TCPServer.server_bind(self)
+            self.server_name, self.server_port = "unix", 0
+
+    path = str(tmp_path / "socket")
+    with Unix(path, Ours) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            client.connect(path)
+            client.sendall(b"GET /large HTTP/1.0\r\n\r\n")
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.endswith(LARGE)
+        server.close_listener()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_service_actions() -> None:
+    class Acting(Server):
+        acted = threading.Event()
+
+        def service_actions(self) -> None:
+            self.acted.set()
+
+    with Acting(("127.0.0.1", 0), Ours) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        assert server.acted.wait(10)
+        server.shutdown()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 def test_handle_request() -> None:
     answers: list[Answer] = []
 
