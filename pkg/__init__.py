@@ -19,6 +19,7 @@ TYPE_CHECKING = False  # importing typing would take a quarter of the probe's ow
 if TYPE_CHECKING:
     from typing import Any
 
+    from pkg._api import check, connection, fail_liveness, set_ready
     from pkg.errors import (
         BodyError,
         ClientDisconnected,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     )
     from pkg.handler import RequestHandler
     from pkg.server import Server
-    from pkg.service import check, connection, fail_liveness, set_ready
 
 __all__ = [
     "BodyError",
@@ -53,10 +53,10 @@ __all__ = [
 _HOMES = {
     "RequestHandler": "handler",
     "Server": "server",
-    "check": "service",
-    "connection": "service",
-    "fail_liveness": "service",
-    "set_ready": "service",
+    "check": "_api",
+    "connection": "_api",
+    "fail_liveness": "_api",
+    "set_ready": "_api",
 }
 
 

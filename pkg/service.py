@@ -28,37 +28,28 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pkg.errors import NotRunningError, StartupError
+from pkg import _api
+from pkg.errors import StartupError
 from pkg.signals import Interrupted, Signals
 
 if TYPE_CHECKING:
     from pkg._pages import Pages
     from pkg.admin import Admin
     from pkg.database import Database
-    from pkg.health import Check, Checker
+    from pkg.health import Checker
     from pkg.server import Server
     from pkg.settings import Settings
     from pkg.status import Status
 
-__all__ = ["Service", "current"]
+__all__ = ["Service"]
 
 _log = logging.getLogger("pkg.service")
 
 LAST_WORDS = 1.0  # seconds before the deadline of the drain
 GIVE_UP = 1.5  # seconds after it: then the process ends whatever holds it up (settings leave 2 until SIGKILL)
-
-_current: Service | None = None
-_pending_checks: list[Check] = []
-
-
-def current() -> Service:
-    """The running service.  NotRunningError: there is none in this process."""
-    if _current is None:
-        raise NotRunningError("no service is running in this process; start it with `python -m pkg`")
-    return _current
 
 
 class Service:
@@ -77,7 +68,6 @@ class Service:
 
     def run(self) -> int:
         """Exit code 0: drained, nothing aborted; 1: requests aborted.  StartupError: nothing stays bound."""
-        global _current
         self.signals.install()
         from pkg import logs
         from pkg.lifecycle import Lifecycle, Phase
@@ -91,7 +81,6 @@ class Service:
         try:
             try:
                 self._start()
-                _current = self
                 self.lifecycle.advance(Phase.READY)
                 _log.info(
                     "serving %s on %s:%d after %.0f ms",
@@ -109,7 +98,7 @@ class Service:
             clean = True
             return code
         finally:
-            _current = None
+            _api.leave()
             if not clean:
                 self._abort()
             if self.admin is not None:
@@ -177,12 +166,11 @@ class Service:
             self._open_database()
         else:
             _log.info("no DATABASE_URL: there is no connection pool and no database check")
-        global _current
-        _current = self  # the application may register checks while it is imported
+        _api.enter(self)  # the application may register checks while it is imported
         with self.signals.interrupting():
             handler = self._handler()
         self.signals.keep()
-        for check in _pending_checks:
+        for check in _api.early_checks:
             self.checker.add(check)
         server.host(handler)
         self.checker.startup_done()
@@ -445,48 +433,3 @@ def _no_application(request: Any, client_address: Any, server: Any) -> None:
     response.add_header("Content-Type", "text/plain; charset=utf-8")
     response.end(b"not found\n")
     request.finish()
-
-
-# ------------------------------------------------------------------ what an application may call (see pkg/__init__.py)
-
-
-@contextlib.contextmanager
-def connection(timeout: float | None = None) -> Iterator[Any]:
-    """A connection of the pool, for the body of a `with`."""
-    database = current().database
-    if database is None:
-        raise NotRunningError("the service has no database: DATABASE_URL is not set")
-    with database.connection(timeout=timeout) as conn:
-        yield conn
-
-
-def check(
-    name: str, *, interval: float = 5.0, timeout: float = 1.0, required: bool = True
-) -> Callable[[Callable[[], object]], Callable[[], object]]:
-    """Makes the decorated function a readiness check; it fails by raising, or by returning False."""
-
-    def register(probe: Callable[[], object]) -> Callable[[], object]:
-        from pkg.health import Check
-
-        made = Check(name, probe, interval=interval, timeout=timeout, required=required)
-        if _current is not None and _current.checker is not None:
-            _current.checker.add(made)
-        else:
-            _pending_checks.append(made)
-        return probe
-
-    return register
-
-
-def set_ready(ready: bool, reason: str = "") -> None:
-    """Readiness as the application sees it: the check `application`."""
-    checker = current().checker
-    assert checker is not None
-    checker.set_ready(ready, reason)
-
-
-def fail_liveness(reason: str) -> None:
-    """Says that this process cannot recover by itself: /healthz is 503 from now on."""
-    checker = current().checker
-    assert checker is not None
-    checker.fail_liveness(reason)

@@ -36,7 +36,7 @@ LAYERS = [
         "_memory",
     },
     {"admin", "wsgi", "handler", "server", "status", "_statusz", "_pages", "_reply", "_lastwords"},
-    {"service"},
+    {"service", "_api"},
     {"cli", "__main__", "__init__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

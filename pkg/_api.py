@@ -1,0 +1,80 @@
+"""What an application may call while it is served; `pkg` exports these names.
+
+It only finds the running service and its part: what a call does is that part's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from pkg.errors import NotRunningError
+
+if TYPE_CHECKING:
+    from pkg.health import Check
+    from pkg.service import Service
+
+__all__ = ["check", "connection", "fail_liveness", "set_ready"]
+
+_current: Service | None = None
+early_checks: list[Check] = []  # of modules that were imported before there was a service
+
+
+def enter(service: Service) -> None:
+    global _current
+    _current = service
+
+
+def leave() -> None:
+    global _current
+    _current = None
+
+
+def current() -> Service:
+    """The running service.  NotRunningError: there is none in this process."""
+    if _current is None:
+        raise NotRunningError("no service is running in this process; start it with `python -m pkg`")
+    return _current
+
+
+@contextlib.contextmanager
+def connection(timeout: float | None = None) -> Iterator[Any]:
+    """A connection of the pool, for the body of a `with`."""
+    database = current().database
+    if database is None:
+        raise NotRunningError("the service has no database: DATABASE_URL is not set")
+    with database.connection(timeout=timeout) as conn:
+        yield conn
+
+
+def check(
+    name: str, *, interval: float = 5.0, timeout: float = 1.0, required: bool = True
+) -> Callable[[Callable[[], object]], Callable[[], object]]:
+    """Makes the decorated function a readiness check; it fails by raising, or by returning False."""
+
+    def register(probe: Callable[[], object]) -> Callable[[], object]:
+        from pkg.health import Check
+
+        made = Check(name, probe, interval=interval, timeout=timeout, required=required)
+        if _current is not None and _current.checker is not None:
+            _current.checker.add(made)
+        else:
+            early_checks.append(made)
+        return probe
+
+    return register
+
+
+def set_ready(ready: bool, reason: str = "") -> None:
+    """Readiness as the application sees it: the check `application`."""
+    checker = current().checker
+    assert checker is not None
+    checker.set_ready(ready, reason)
+
+
+def fail_liveness(reason: str) -> None:
+    """Says that this process cannot recover by itself: /healthz is 503 from now on."""
+    checker = current().checker
+    assert checker is not None
+    checker.fail_liveness(reason)
