@@ -28,7 +28,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pkg import _api
@@ -122,18 +122,17 @@ class Service:
 
     def _start(self) -> None:
         from pkg._lastwords import Stall
+        from pkg._observers import observers
         from pkg.health import Checker
         from pkg.server import Server
 
         s = self.settings
-        before: Callable[[Any], object] | None
-        before, access = _observers() if s.access_log else (None, None)
         proxies: Sequence[Any] = ()
         if s.trusted_proxies:
-            from pkg.forwarded import Forwarded, networks
+            from pkg.forwarded import networks
 
             proxies = networks(s.trusted_proxies)
-            before = _after(Forwarded(proxies), before)
+        before, access = observers(access_log=s.access_log, proxies=proxies)
         try:
             self.server = server = Server(
                 (s.host, s.port),
@@ -384,45 +383,6 @@ def _connections(wanted: int) -> int:
     if possible < wanted:
         _log.info("at most %d connections: the limit of open files is %d", possible, soft)
     return min(wanted, possible)
-
-
-def _observers() -> tuple[Callable[[Any], None], Callable[[Any], None]]:
-    """What happens ahead of each request, and at its end, while there is an access log."""
-    from pkg import logs
-
-    def before(request: Any) -> None:
-        """Gives the request its ids, and every record that is logged while it is served."""
-        request_id = logs.parse_request_id(request.header(b"x-request-id")) or logs.new_request_id()
-        parent = logs.trace_parent(request.header)
-        request.request_id = request_id.encode()
-        request.context = ids = (parent.trace_id, parent.span_id, request_id) if parent else ("", "", request_id)
-        logs.bind(*ids)  # not taken back: the worker's next request has its own
-
-    def access(request: Any) -> None:
-        logs.access(
-            request.method,
-            request.target,
-            request.status,
-            request.duration,
-            request.content_length or 0,
-            request.response_size,
-            request.client_address[0],
-            request.header(b"user-agent"),
-            *(request.context or ()),
-        )
-
-    return before, access
-
-
-def _after(first: Callable[[Any], object], then: Callable[[Any], object] | None) -> Callable[[Any], object]:
-    if then is None:
-        return first
-
-    def both(request: Any) -> None:
-        first(request)
-        then(request)
-
-    return both
 
 
 def _no_application(request: Any, client_address: Any, server: Any) -> None:

@@ -35,7 +35,7 @@ LAYERS = [
         "profile",
         "_memory",
     },
-    {"admin", "wsgi", "handler", "server", "status", "_statusz", "_pages", "_reply", "_lastwords"},
+    {"admin", "wsgi", "handler", "server", "status", "_statusz", "_pages", "_reply", "_lastwords", "_observers"},
     {"service", "_api"},
     {"cli", "__main__", "__init__"},
 ]

@@ -1,0 +1,59 @@
+"""What happens to each request ahead of its handler and at its end: who sent it, its ids, its access record.
+
+It answers nothing and keeps nothing: the server calls it, `forwarded` and `logs` do the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pkg import logs
+
+__all__ = ["observers"]
+
+Observer = Callable[[Any], object]
+
+
+def observers(*, access_log: bool, proxies: Sequence[Any]) -> tuple[Observer | None, Observer | None]:
+    """What a Server takes as `before` and `access`.  `proxies`: the networks whose X-Forwarded headers are believed."""
+    before: Observer | None = _begin if access_log else None
+    if proxies:
+        from pkg.forwarded import Forwarded
+
+        before = _after(Forwarded(proxies), before)
+    return before, _access if access_log else None
+
+
+def _begin(request: Any) -> None:
+    """Gives the request its ids, and every record that is logged while it is served."""
+    request_id = logs.parse_request_id(request.header(b"x-request-id")) or logs.new_request_id()
+    parent = logs.trace_parent(request.header)
+    request.request_id = request_id.encode()
+    request.context = ids = (parent.trace_id, parent.span_id, request_id) if parent else ("", "", request_id)
+    logs.bind(*ids)  # not taken back: the worker's next request has its own
+
+
+def _access(request: Any) -> None:
+    logs.access(
+        request.method,
+        request.target,
+        request.status,
+        request.duration,
+        request.content_length or 0,
+        request.response_size,
+        request.client_address[0],
+        request.header(b"user-agent"),
+        *(request.context or ()),
+    )
+
+
+def _after(first: Observer, then: Observer | None) -> Observer:
+    if then is None:
+        return first
+
+    def both(request: Any) -> None:
+        first(request)
+        then(request)
+
+    return both
