@@ -1,4 +1,4 @@
-"""How the text of a setting becomes a value and is shown again: numbers, durations, sizes, addresses, secrets.
+"""What a setting is, and how its text becomes a value and is shown again: durations, sizes, addresses, secrets.
 
 It knows no setting by name; which setting takes what is said in `settings`.
 """
@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -292,3 +292,68 @@ ADDRESS = Kind("HOST:PORT|off", _address)
 NETWORKS = Kind("CIDR,...", _networks)
 URL = Kind("URL", parse_database_url, redact_url)
 TOKEN = Kind("TOKEN", _token)
+
+
+class Setting(Generic[T]):
+    """One setting, declared as an attribute of `Settings`; it is also the descriptor that reads the value."""
+
+    def __init__(
+        self,
+        kind: Kind[T],
+        default: T,
+        help: str,
+        low: T | None = None,
+        high: T | None = None,
+        *,
+        environment: str = "",
+        flag: str = "",
+        secret: bool = False,
+    ) -> None:
+        self.kind = kind
+        self.default = default
+        self.help = help
+        self.low = low
+        self.high = high
+        self.environment = environment
+        self.flag = flag
+        self.secret = secret
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        self.environment = self.environment or f"PKG_{name.upper()}"
+        self.flag = self.flag or "--" + name.replace("_", "-")
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Setting[T]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+    def __get__(self, instance: Any, owner: type) -> Setting[T] | T:
+        if instance is None:
+            return self
+        value: T = instance._values[self.name]
+        return value
+
+    def parse(self, text: str) -> T:
+        """The value of a text; raises ValueError with a phrase that says what is wrong, never with a secret in it."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("is not valid UTF-8") from None
+        value = self.kind.parse(text.strip())
+        low: Any = self.low
+        high: Any = self.high
+        if low is not None and not low <= value <= high:
+            raise ValueError(f"is not from {self.kind.show(low)} to {self.kind.show(high)}")
+        return value
+
+    def show(self, value: T) -> str:
+        """The value as a person writes it; a secret as three stars."""
+        if self.secret:
+            return HIDDEN if value else ""
+        return self.kind.show(value)
+
+    def bounds(self) -> str:
+        """ "1 to 1024", or "" for a setting without bounds."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"{self.kind.show(self.low)} to {self.kind.show(self.high)}"
