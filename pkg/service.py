@@ -91,8 +91,9 @@ class Service:
                 if self.admin is not None:
                     self.admin.prime()
                 self.signals.drain.wait()
-            except Interrupted:
-                pass  # what has been started by now is drained like the rest
+            except Interrupted:  # what has been started by now is drained like the rest
+                assert self.server is not None
+                self.server.host(_unavailable)
             self.lifecycle.advance(Phase.DRAINING, self.signals.name)
             code = self._drain()
             clean = True
@@ -386,10 +387,21 @@ def _connections(wanted: int) -> int:
 
 
 def _no_application(request: Any, client_address: Any, server: Any) -> None:
+    _answer(request, 404, "Not Found", b"not found\n")
+
+
+def _unavailable(request: Any, client_address: Any, server: Any) -> None:
+    """For requests that wait for an application whose import was interrupted."""
+    _answer(request, 503, "Service Unavailable", b"shutting down\n", ("Retry-After", "1"))
+
+
+def _answer(request: Any, status: int, reason: str, body: bytes, *headers: tuple[str, str]) -> None:
     from pkg import _core
 
     response = _core.Response(request)
-    response.start(404, "Not Found")
+    response.start(status, reason)
     response.add_header("Content-Type", "text/plain; charset=utf-8")
-    response.end(b"not found\n")
+    for name, value in headers:
+        response.add_header(name, value)
+    response.end(body)
     request.finish()

@@ -627,6 +627,20 @@ def test_signal_during_the_import(tmp_path: Path) -> None:
         assert "0 aborted" in summary(p)
 
 
+def test_requests_that_wait_for_an_interrupted_import_are_refused(tmp_path: Path) -> None:
+    address = ("127.0.0.1", free_port())
+    source = f"import time\ntime.sleep(60)\n{HELLO}"
+    with running(tmp_path, source, ready=False, PORT=str(address[1]), PKG_ADMIN="off") as p:
+        wait_for(lambda: status_of(address, "/healthz") == 200)
+        with Connection(address) as c:
+            c.send(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n")
+            p.process.send_signal(signal.SIGTERM)
+            answer = c.receive()
+            assert (answer.status, answer.header("retry-after"), answer.closes) == (503, "1", True)
+        assert p.process.wait(10) == 0
+        assert "0 aborted" in summary(p)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_at_any_moment_of_start_up(tmp_path: Path, number: signal.Signals) -> None:
     """From the moment that it is caught, in steps, until after the start."""
