@@ -131,7 +131,10 @@ def _address(text: str) -> str:
     address = parse_address(text)
     if address is None:
         return "off"
-    host, port = address
+    return show_address(*address)
+
+
+def show_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from pkg import _api
 from pkg.errors import StartupError
+from pkg.settings import parse_address, show_address
 from pkg.signals import Interrupted, Signals
 
 if TYPE_CHECKING:
@@ -83,9 +84,9 @@ class Service:
                 self._start()
                 self.lifecycle.advance(Phase.READY)
                 _log.info(
-                    "serving %s on %s:%d after %.0f ms",
+                    "serving %s on %s after %.0f ms",
                     s.app or "health pages",
-                    *self.address,
+                    show_address(*self.address),
                     (time.monotonic() - self.started) * 1000,
                 )
                 if self.admin is not None:
@@ -146,7 +147,8 @@ class Service:
                 **{name: getattr(s, name) for name in _LIMITS},
             )
         except OSError as error:
-            raise StartupError(f"cannot listen on {s.host}:{s.port}: {error.strerror or error}") from None
+            address = show_address(s.host, s.port)
+            raise StartupError(f"cannot listen on {address}: {error.strerror or error}") from None
         front = server.front
         assert front is not None
         front.watch_signals(self.signals.read_fd, signal.SIGUSR1, s.drain_delay + s.drain_timeout + GIVE_UP)
@@ -191,7 +193,6 @@ class Service:
 
     def _open_admin(self) -> None:
         from pkg.admin import Admin
-        from pkg.settings import parse_address
 
         s = self.settings
         address = parse_address(s.admin)
@@ -228,7 +229,7 @@ class Service:
             database=lambda: self.database,
             logs=self.logs,
             app=s.app,
-            address="{}:{}".format(*self.address),
+            address=show_address(*self.address),
             settings=[{"name": row.name, "value": row.value, "origin": row.origin} for row in s.describe()],
             began=self.started,
         )

@@ -37,6 +37,7 @@ from pkg._values import (
     parse_database_url,
     read_secret,
     redact_url,
+    show_address,
 )
 from pkg.errors import ConfigurationError
 
@@ -52,6 +53,7 @@ __all__ = [
     "parse_database_url",
     "read_secret",
     "redact_url",
+    "show_address",
 ]
 
 _DAY = 86400.0

@@ -101,6 +101,19 @@ def test_occupied_port(tmp_path: Path) -> None:
     assert run.stderr.splitlines() == [f"pkg: cannot listen on 127.0.0.1:{port}: Address already in use"]
 
 
+def test_an_occupied_port_of_ipv6(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET6) as taken:
+        try:
+            taken.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        taken.listen()
+        port = taken.getsockname()[1]
+        run = run_pkg(tmp_path, PORT=str(port), HOST="::1")
+    assert run.returncode == 3
+    assert run.stderr.splitlines() == [f"pkg: cannot listen on [::1]:{port}: Address already in use"]
+
+
 @pytest.mark.parametrize(
     ("app", "code", "words"),
     [
