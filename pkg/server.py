@@ -100,14 +100,14 @@ class Server(ThreadingHTTPServer):
 
         Every `poll_interval` seconds signal handlers run, on the main thread, and service_actions(), if overridden.
         """
-        self._check_socket()
-        if self._served:  # a front only goes forward; as under socketserver, the server may serve again
-            self.front = _core.Front(self.socket.fileno(), **self._limits)
-            self._workers.clear()
-        front = self._front()
-        self._served = True
         self._ended.clear()
         try:
+            self._check_socket()
+            if self._served:  # a front only goes forward; as under socketserver, the server may serve again
+                self.front = _core.Front(self.socket.fileno(), **self._limits)
+                self._workers.clear()
+            front = self._front()
+            self._served = True
             with self._lock:
                 self._serving = True
                 if self._handle is not None:
@@ -120,6 +120,11 @@ class Server(ThreadingHTTPServer):
         finally:
             self._serving = False
             self._ended.set()
+
+    def start(self) -> None:
+        """Serves in a thread of its own; `drain()`, `join()` and `shutdown()` may follow before that has begun."""
+        self._ended.clear()
+        threading.Thread(target=self.serve_forever, name="front", daemon=True).start()
 
     @staticmethod
     def _run(front: _core.Front) -> None:

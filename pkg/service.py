@@ -162,7 +162,7 @@ class Service:
         )
         self._open_admin()
         self.checker.start()
-        threading.Thread(target=server.serve_forever, name="front", daemon=True).start()
+        server.start()
 
         if s.database_url or s.database_url_file:
             self._open_database()

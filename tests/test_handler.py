@@ -821,6 +821,23 @@ def test_a_unix_socket(tmp_path: Path) -> None:
         assert not thread.is_alive()
 
 
+def test_an_end_that_comes_before_the_thread_has_begun() -> None:
+    class Late(Server):
+        begin = threading.Event()
+
+        def serve_forever(self, poll_interval: float = 0.5) -> None:
+            self.begin.wait(10)
+            super().serve_forever(poll_interval)
+
+    with Late(("127.0.0.1", 0), Ours) as server, Connection(server.server_address) as c:
+        server.start()
+        server.close_listener()
+        assert not server.join(0)
+        server.begin.set()
+        assert ask(c, "/large").body == LARGE
+        assert server.join(10)
+
+
 def test_service_actions() -> None:
     class Acting(Server):
         acted = threading.Event()
