@@ -428,13 +428,18 @@ def test_what_never_ends_is_aborted_at_the_deadline(tmp_path: Path, kind: str) -
             assert any("worker-" in line["message"] + str(line) for line in p.lines()), "no stack of the worker"
 
 
+# SIGINT skips the delay, and the watchdog, which allows for it, comes that much later: time for a busy machine, too
+# little for eight workers that are waited for one after the other.
+ALL_STUCK = {"PKG_ADMIN": "off", "PKG_THREADS": "8", "PKG_DRAIN_DELAY": "4", "PKG_DRAIN_TIMEOUT": "2"}
+
+
 def test_every_worker_stuck_costs_no_summary(tmp_path: Path) -> None:
-    with running(tmp_path, SLOW, PKG_ADMIN="off", PKG_DRAIN_TIMEOUT="2") as p, contextlib.ExitStack() as stack:
+    with running(tmp_path, SLOW, **ALL_STUCK) as p, contextlib.ExitStack() as stack:
         for n in range(8):
             c = stack.enter_context(Connection(p.address))
             c.send(f"GET /{('lock', 'sleep/60')[n % 2]} HTTP/1.1\r\nHost: t\r\n\r\n".encode())
-        p.process.send_signal(signal.SIGTERM)
-        assert p.process.wait(30) == 1
+        p.process.send_signal(signal.SIGINT)
+        assert p.process.wait(15) == 1
         assert "8 aborted at the deadline" in summary(p)
         assert p.errors() == ""
 
@@ -443,20 +448,17 @@ def test_every_worker_stuck_costs_no_summary(tmp_path: Path) -> None:
 def test_queries_that_never_end_are_aborted_at_the_deadline(tmp_path: Path, frozen: bool) -> None:
     query = "select count(*) from pg_stat_activity where usename = 'app' and query like 'select pg_sleep%'"
     with Postgres() as server, contextlib.ExitStack() as stack:
-        options = {"PKG_ADMIN": "off", "PKG_DRAIN_TIMEOUT": "2", "DATABASE_URL": server.url}
-        with running(tmp_path, SLOW, **options) as p:
+        with running(tmp_path, SLOW, **ALL_STUCK, DATABASE_URL=server.url) as p:
             wait_for(lambda: get(p.address, "/readyz").status == 200)
-            for _ in range(4):
+            for _ in range(8):
                 stack.enter_context(Connection(p.address)).send(b"GET /query/60 HTTP/1.1\r\nHost: t\r\n\r\n")
-            wait_for(lambda: server.sql(query) == 4)
+            wait_for(lambda: server.sql(query) == 8)
             if frozen:
                 server.pause()
                 stack.callback(server.resume)
-            began = time.monotonic()
-            p.process.send_signal(signal.SIGTERM)
-            assert p.process.wait(30) == 1
-            assert time.monotonic() - began < 15
-            assert "4 aborted at the deadline" in summary(p)
+            p.process.send_signal(signal.SIGINT)
+            assert p.process.wait(15) == 1
+            assert "8 aborted at the deadline" in summary(p)
             assert p.errors() == ""
             if not frozen:
                 wait_for(lambda: server.sql(query) == 0, message="the end of the queries on the server")
