@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import faulthandler
 import logging
+import math
 import os
 import signal
 import threading
@@ -22,6 +23,7 @@ __all__ = ["Interrupted", "Signals"]
 _log = logging.getLogger(__name__)
 
 DUPLICATE = 1.0  # seconds: a second signal so soon is the same one sent twice (supervisors do)
+LOOK = 0.5  # seconds: how late a signal is seen at worst
 
 
 class Interrupted(BaseException):
@@ -112,6 +114,19 @@ class Signals:
             yield
         finally:
             self._interrupts = False
+
+    @staticmethod
+    def wait(event: threading.Event, timeout: float = math.inf) -> bool:
+        """event.wait() for the main thread, during which signals are handled.
+
+        In short waits: a signal that comes while the interpreter lock is on its way to another thread, just before the
+        wait, does not end it, nor does one that another thread gets (signal.raise_signal in a worker).
+        """
+        end = time.monotonic() + timeout
+        while not event.wait(max(0.0, min(LOOK, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                return False
+        return True
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

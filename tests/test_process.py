@@ -447,21 +447,24 @@ def test_every_worker_stuck_costs_no_summary(tmp_path: Path) -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_queries_that_never_end_are_aborted_at_the_deadline(tmp_path: Path, frozen: bool) -> None:
     query = "select count(*) from pg_stat_activity where usename = 'app' and query like 'select pg_sleep%'"
-    with Postgres() as server, contextlib.ExitStack() as stack:
-        with running(tmp_path, SLOW, **ALL_STUCK, DATABASE_URL=server.url) as p:
-            wait_for(lambda: get(p.address, "/readyz").status == 200)
-            for _ in range(8):
-                stack.enter_context(Connection(p.address)).send(b"GET /query/60 HTTP/1.1\r\nHost: t\r\n\r\n")
-            wait_for(lambda: server.sql(query) == 8)
-            if frozen:
-                server.pause()
-                stack.callback(server.resume)
-            p.process.send_signal(signal.SIGINT)
-            assert p.process.wait(15) == 1
-            assert "8 aborted at the deadline" in summary(p)
-            assert p.errors() == ""
-            if not frozen:
-                wait_for(lambda: server.sql(query) == 0, message="the end of the queries on the server")
+    with (
+        Postgres() as server,
+        contextlib.ExitStack() as stack,
+        running(tmp_path, SLOW, **ALL_STUCK, DATABASE_URL=server.url) as p,
+    ):
+        wait_for(lambda: get(p.address, "/readyz").status == 200)
+        for _ in range(8):
+            stack.enter_context(Connection(p.address)).send(b"GET /query/60 HTTP/1.1\r\nHost: t\r\n\r\n")
+        wait_for(lambda: server.sql(query) == 8)
+        if frozen:
+            server.pause()
+            stack.callback(server.resume)
+        p.process.send_signal(signal.SIGINT)
+        assert p.process.wait(15) == 1
+        assert "8 aborted at the deadline" in summary(p)
+        assert p.errors() == ""
+        if not frozen:
+            wait_for(lambda: server.sql(query) == 0, message="the end of the queries on the server")
 
 
 @pytest.mark.parametrize("size", [100, 3_000_000])  # collected by the front, and read by the application
@@ -564,6 +567,27 @@ def test_duplicates_until_the_process_has_gone(tmp_path: Path, number: signal.Si
         assert p.process.wait(10) == 0
         assert "0 aborted" in summary(p)
         assert p.errors() == ""
+
+
+RAISES = """
+import signal
+def app(environ, start_response):
+    signal.raise_signal(signal.SIGTERM)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"raised"]
+"""
+
+
+def test_a_signal_that_another_thread_gets(tmp_path: Path) -> None:
+    """It does not end what the main thread waits in; nor does one that comes just as the wait begins."""
+    with running(tmp_path, RAISES, PKG_ADMIN="off", PKG_DRAIN_DELAY="60", PKG_GRACE_PERIOD="90") as p:
+        began = time.monotonic()
+        assert get(p.address, "/").body == b"raised"
+        p.await_message("^draining after SIGTERM")
+        time.sleep(max(0.0, began + 1.6 - time.monotonic()))  # later it is no duplicate
+        assert get(p.address, "/").body == b"raised"  # and skips the delay
+        assert p.process.wait(20) == 0
+        assert "0 aborted" in summary(p)
 
 
 FORKS = """
