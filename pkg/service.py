@@ -91,7 +91,7 @@ class Service:
                 )
                 if self.admin is not None:
                     self.admin.prime()
-                self.signals.wait(self.signals.drain)
+                self.signals.drain.wait()
             except Interrupted:  # what has been started by now is drained like the rest
                 assert self.server is not None
                 self.server.host(_unavailable)
@@ -278,7 +278,7 @@ class Service:
         faulthandler.dump_traceback_later(max(0.1, over - time.monotonic()), exit=True)
         self.checker.shutting_down()
         if delay:
-            signals.wait(signals.hurry, begun + delay - time.monotonic())
+            signals.hurry.wait(begun + delay - time.monotonic())
         server.close_listener()
         self.lifecycle.listeners_closed.set()
         deadline = time.monotonic() + s.drain_timeout

@@ -1,6 +1,6 @@
 """What SIGTERM and SIGINT ask for, counted and timed; and SIGUSR1, which writes every stack.
 
-It carries nothing out: `service.py` waits on the events here.
+It carries nothing out: `service.py` waits on the flags here.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -30,12 +31,40 @@ class Interrupted(BaseException):
     """A signal while the application is imported; not an Exception, so that no import swallows it."""
 
 
+class Flag:
+    """An event that a signal handler may set: threading.Event.set() takes a lock which the wait that the handler has
+    interrupted may hold, for ever then.  One thread waits."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._news: SimpleQueue[None] = SimpleQueue()
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        self._news.put(None)
+
+    def wait(self, timeout: float = math.inf) -> bool:
+        """Whether it is set within `timeout` seconds; for the main thread, during whose wait signals are handled.
+
+        In short waits: a signal that comes while the interpreter lock is on its way to another thread, just before the
+        wait, does not end it, nor does one that another thread gets (signal.raise_signal in a worker).
+        """
+        end = time.monotonic() + timeout
+        while not self._is_set and (left := end - time.monotonic()) > 0:
+            with contextlib.suppress(Empty):
+                self._news.get(timeout=min(LOOK, left))
+        return self._is_set
+
+
 class Signals:
     """What signals ask for.  The first one drains; a second, not a duplicate, cuts the delay; a third exits at once."""
 
     def __init__(self) -> None:
-        self.drain = threading.Event()
-        self.hurry = threading.Event()
+        self.drain = Flag()
+        self.hurry = Flag()
         self.name = ""
         self.at = 0.0
         self._interrupts = False
@@ -114,19 +143,6 @@ class Signals:
             yield
         finally:
             self._interrupts = False
-
-    @staticmethod
-    def wait(event: threading.Event, timeout: float = math.inf) -> bool:
-        """event.wait() for the main thread, during which signals are handled.
-
-        In short waits: a signal that comes while the interpreter lock is on its way to another thread, just before the
-        wait, does not end it, nor does one that another thread gets (signal.raise_signal in a worker).
-        """
-        end = time.monotonic() + timeout
-        while not event.wait(max(0.0, min(LOOK, end - time.monotonic()))):
-            if time.monotonic() >= end:
-                return False
-        return True
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

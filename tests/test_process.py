@@ -698,6 +698,40 @@ def is_caught(p: Process, number: signal.Signals) -> bool:
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 
+def test_a_signal_at_any_moment_of_the_wait() -> None:
+    """The handler runs between any two lines of what the main thread waits in; it must not wait for what that holds."""
+    lines = 0
+
+    def wait(signals: Signals, at: int) -> None:
+        def trace(frame: Any, event: str, _: object) -> Any:
+            nonlocal lines
+            if event == "line":
+                lines += 1
+                if lines == at:
+                    sys.settrace(None)
+                    signals._on_signal(signal.SIGTERM, None)
+            return trace
+
+        sys.settrace(trace)
+        try:
+            signals.drain.wait(0.01)
+        finally:
+            sys.settrace(None)
+
+    for at in range(1, 100):
+        lines, signals = 0, Signals()
+        thread = threading.Thread(target=wait, args=(signals, at), daemon=True)
+        thread.start()
+        thread.join(10)
+        os.close(signals.read_fd)
+        os.close(signals._write_fd)
+        assert not thread.is_alive(), f"no way out of a signal at line {at}"
+        assert signals.drain.is_set() == (lines >= at)
+        if lines < at:
+            break
+    assert 1 < at < 99
+
+
 def test_a_signal_before_the_import_keeps_it_from_beginning() -> None:
     signals = Signals()
     try:
