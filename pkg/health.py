@@ -35,7 +35,6 @@ TICK = 0.5  # seconds between two looks; changes are published at once
 READINESS_EXPIRY = 10.0  # seconds; shorter where a required check is stale sooner
 STOP_TIMEOUT = 0.2  # for all checks together: those that hang must not use up the time of the shutdown
 MAX_CHECKS = 60
-STOP_TIMEOUT = 0.2  # for all threads together; a probe that hangs is left behind
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 BUILT_IN = ("startup", "shutdown", "application", "interpreter", "workers")
