@@ -136,7 +136,8 @@ class Pages:
         if query.form == "json":
             return json_reply(document)
         if query.form == "html":
-            return Reply(_statusz.html(document).encode(), "text/html; charset=utf-8")
+            page = _statusz.html(document).encode("utf-8", "backslashreplace")
+            return Reply(page, "text/html; charset=utf-8")
         return text(_statusz.text(document))
 
     def _metrics(self, query: Query) -> Reply:

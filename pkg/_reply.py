@@ -26,7 +26,9 @@ class Reply(NamedTuple):
 
 
 def json_reply(document: Any, status: int = 200) -> Reply:
-    return Reply(json.dumps(document, indent=2, default=str).encode() + b"\n", "application/json", status)
+    # As UTF-8 and not in escapes: those of a lone surrogate (a reason with a file's name in it) strict parsers refuse.
+    text = json.dumps(document, indent=2, default=str, ensure_ascii=False)
+    return Reply(text.encode("utf-8", "replace") + b"\n", "application/json", status)
 
 
 def text(text: str, status: int = 200) -> Reply:

@@ -354,6 +354,25 @@ def test_statusz_shows_reasons(world: World) -> None:
         world.checker.stop()
 
 
+def test_text_that_is_no_text(world: World) -> None:
+    """A reason may hold any string: a file's name whose bytes are no UTF-8 comes with lone surrogates."""
+
+    def fails() -> None:
+        raise OSError("no such file: \udcff.pem")
+
+    world.checker.add(Check("certificate", fails))
+    world.checker.start()
+    try:
+        wait_for(lambda: "no such file" in world.ask("/statusz")[2])
+        status, _, html = world.ask("/statusz", Accept="text/html")
+        assert status == 200 and ".pem" in html
+        status, _, text = world.ask("/statusz", Accept="application/json")
+        assert status == 200 and ".pem" in text
+        json.dumps(json.loads(text), ensure_ascii=False).encode()  # what a strict parser takes
+    finally:
+        world.checker.stop()
+
+
 @contextlib.contextmanager
 def waiting_requests(world: World, *targets: str) -> Iterator[None]:
     """Requests in flight, sent and not answered."""
