@@ -293,12 +293,11 @@ _STYLE = """
 body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:74rem;margin:0 auto;padding:1.5rem 1.25rem 3rem}
 header{display:flex;flex-wrap:wrap;align-items:center;gap:.75rem;margin-bottom:.35rem}
-h1{font-size:1.5rem;margin:0;letter-spacing:-.01em}
+h1{font-size:1.5rem;margin:0;letter-spacing:-.01em;overflow-wrap:anywhere}
 h2{font-size:.95rem;margin:0 0 .5rem}
 .pill{padding:.15rem .7rem;border-radius:1rem;font-weight:600;font-size:.9rem}
-.facts,nav{color:var(--dim);margin:0 0 .35rem}
-.facts span{margin-right:1.4rem;white-space:nowrap}
-nav a{margin-right:1rem}
+.facts,nav{display:flex;flex-wrap:wrap;gap:0 1.2rem;color:var(--dim);margin:0 0 .35rem}
+.facts span{overflow-wrap:anywhere}
 a{color:var(--link);text-decoration:none}a:hover{text-decoration:underline}
 .findings,.card{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.9rem 1.1rem;
 margin-top:1rem}
@@ -306,16 +305,20 @@ margin-top:1rem}
 .findings li{padding:.35rem 0;display:flex;gap:.75rem;align-items:baseline}
 .findings li+li{border-top:1px solid var(--line)}
 .findings .pill{font-size:.78rem;flex:none;width:4.6rem;text-align:center;padding:.05rem 0}
+.findings li span{overflow-wrap:anywhere}
 .findings a{margin-left:auto;white-space:nowrap;padding-left:1rem}
-.narrow{columns:20rem;column-gap:1rem;margin-top:1rem}.narrow .card{break-inside:avoid;margin:0 0 1rem}
-.narrow+.card{margin-top:0}
+@media(max-width:40rem){.findings li{flex-wrap:wrap}.findings li span+span{order:1;width:100%}}
+.narrow{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(25rem,100%),1fr));gap:1rem;align-items:start;
+margin-top:1rem}
+.narrow .card{margin:0;min-width:0}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:.9rem}
 th{text-align:left;color:var(--dim);font-weight:500;font-size:.8rem;padding:.1rem .9rem .25rem 0}
+tbody td:first-child,td.dim{white-space:nowrap}
 td{padding:.24rem .9rem .24rem 0;border-top:1px solid var(--line);vertical-align:top}
 .pairs tr:first-child td{border-top:0}.pairs td:first-child{color:var(--dim);white-space:nowrap}
 .pairs td:last-child{text-align:right;padding-right:0;font-variant-numeric:tabular-nums}
-.code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.84rem;overflow-wrap:anywhere}
+.code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.84rem;overflow-wrap:break-word}
 .good{color:var(--good)}.bad{color:var(--bad)}.warn{color:var(--warn)}.dim{color:var(--dim)}
 .pill.good{background:var(--goodbg)}.pill.bad,.pill.error{background:var(--badbg);color:var(--bad)}
 .pill.warn,.pill.warning{background:var(--warnbg);color:var(--warn)}.pill.note{background:var(--line);color:var(--dim)}
