@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pkg import logs
+from pkg import context, logs
 
 __all__ = ["observers"]
 
@@ -27,11 +27,11 @@ def observers(*, access_log: bool, proxies: Sequence[Any]) -> tuple[Observer | N
 
 def _begin(request: Any) -> None:
     """Gives the request its ids, and every record that is logged while it is served."""
-    request_id = logs.parse_request_id(request.header(b"x-request-id")) or logs.new_request_id()
-    parent = logs.trace_parent(request.header)
+    request_id = context.parse_request_id(request.header(b"x-request-id")) or context.new_request_id()
+    parent = context.trace_parent(request.header)
     request.request_id = request_id.encode()
     request.context = ids = (parent.trace_id, parent.span_id, request_id) if parent else ("", "", request_id)
-    logs.bind(*ids)  # not taken back: the worker's next request has its own
+    context.bind(*ids)  # not taken back: the worker's next request has its own
 
 
 def _access(request: Any) -> None:

@@ -26,6 +26,7 @@ LAYERS = [
         "lifecycle",
         "loader",
         "signals",
+        "context",
         "logs",
         "metrics",
         "_output",
