@@ -238,21 +238,9 @@ def _config(arguments: list[str], environ: Mapping[str, str]) -> int:
 
 # --- admin ---------------------------------------------------------------------------------------------------------
 
-_PAGES = {
-    "status": ("GET", "/statusz", "version, phase, settings, checks with reasons, pool, who probes"),
-    "threads": ("GET", "/debug/threads", "every thread's stack"),
-    "requests": ("GET", "/debug/requests", "requests in flight"),
-    "pool": ("GET", "/debug/pool", "the database pool"),
-    "metrics": ("GET", "/metrics", "metrics, in Prometheus' text format"),
-    "memory": ("GET", "/debug/memory", "who holds memory (tracemalloc, if it was switched on)"),
-    "profile": ("GET", "/debug/profile", "stacks sampled for some seconds: folded, or with --json for speedscope"),
-    "log-level": ("POST", "/debug/log-level", "another log level; it reverts by itself"),
-    "drain": ("POST", "/drain", "drain and exit, as SIGTERM does"),
-}
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-
 
 def _admin(arguments: list[str], environ: Mapping[str, str]) -> int:
+    from pkg._client import PAGES, ask
     from pkg.errors import Error
     from pkg.settings import load, parse_address
 
@@ -260,7 +248,7 @@ def _admin(arguments: list[str], environ: Mapping[str, str]) -> int:
         prog="python -m pkg admin", description="Talks to the admin listener of the server in this container."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (_, _, text) in _PAGES.items():
+    for name, (_, _, text) in PAGES.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--json", action="store_true", help="as JSON, for programs")
         command.add_argument("--timeout", type=float, default=10.0, metavar="S", help="seconds to wait; default 10")
@@ -280,14 +268,13 @@ def _admin(arguments: list[str], environ: Mapping[str, str]) -> int:
     address = parse_address(settings.admin)
     if address is None:
         raise Error("the admin listener is off (PKG_ADMIN)")
-    host, port = _WILDCARDS.get(address[0], address[0]), address[1]
 
-    method, path, _ = _PAGES[options.command]
+    method, path, _ = PAGES[options.command]
     query = [f"{key}={getattr(options, key):g}" for key in ("seconds",) if getattr(options, key, None) is not None]
     query += [f"level={options.level}"] if options.command == "log-level" else []
     timeout = options.timeout + (getattr(options, "seconds", None) or 10.0 if options.command == "profile" else 0.0)
-    status, body = _ask(
-        (host, port),
+    status, body = ask(
+        address,
         method,
         f"{path}?{'&'.join(query)}" if query else path,
         {"Accept": "application/json" if options.json else "text/plain"}
@@ -299,24 +286,6 @@ def _admin(arguments: list[str], environ: Mapping[str, str]) -> int:
     sys.stdout.buffer.write(body if body.endswith(b"\n") or not body else body + b"\n")
     sys.stdout.buffer.flush()
     return 0
-
-
-def _ask(
-    address: tuple[str, int], method: str, target: str, headers: Mapping[str, str], timeout: float
-) -> tuple[int, bytes]:
-    import http.client
-
-    from pkg.errors import Error
-
-    connection = http.client.HTTPConnection(*address, timeout=timeout)
-    try:
-        connection.request(method, target, headers=dict(headers))
-        response = connection.getresponse()
-        return response.status, response.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise Error(f"no answer from the admin listener at {address[0]} port {address[1]}: {error}") from None
-    finally:
-        connection.close()
 
 
 # --- probe ---------------------------------------------------------------------------------------------------------
