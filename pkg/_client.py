@@ -19,7 +19,7 @@ PAGES = {
     "requests": ("GET", "/debug/requests", "requests in flight"),
     "pool": ("GET", "/debug/pool", "the database pool"),
     "metrics": ("GET", "/metrics", "metrics, in Prometheus' text format"),
-    "memory": ("GET", "/debug/memory", "who holds memory (tracemalloc, if it was switched on)"),
+    "memory": ("GET", "/debug/memory", "who holds memory; --seconds switches tracing on (tracemalloc)"),
     "profile": ("GET", "/debug/profile", "stacks sampled for some seconds: folded, or with --json for speedscope"),
     "log-level": ("POST", "/debug/log-level", "another log level; it reverts by itself"),
     "drain": ("POST", "/drain", "drain and exit, as SIGTERM does"),

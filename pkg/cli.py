@@ -68,9 +68,24 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             _complain(line)
         return error.exit_code
     except BrokenPipeError:
-        # `... | head`: nobody is left to tell.  The interpreter must not try to flush at exit and complain.
+        return 1  # `... | head`: nobody is left to tell
+
+
+def _write(data: bytes) -> None:
+    """Prints what was asked for.  BrokenPipeError: nobody reads it; Error: it cannot be written."""
+    from pkg.errors import Error
+
+    if sys.stdout is None:
+        raise Error("stdout is closed")
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        # The interpreter must not try to flush at exit and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise Error(f"stdout: {error.strerror}") from None
 
 
 def _complain(line: str) -> None:
@@ -214,13 +229,14 @@ def _config(arguments: list[str], environ: Mapping[str, str]) -> int:
     if options is not None and options.markdown:
         from pkg.settings import markdown
 
-        print(markdown())
+        _write(f"{markdown()}\n".encode())
         return 0
     rows = settings.describe()
     if options is not None and options.json:
         import json
 
-        print(json.dumps({"settings": [row._asdict() for row in rows], "warnings": settings.warnings}, indent=2))
+        document = {"settings": [row._asdict() for row in rows], "warnings": settings.warnings}
+        _write(json.dumps(document, indent=2).encode() + b"\n")
         return 0
     source = {"environment": "environment", "flag": "flag"}
     table = [("SETTING", "VALUE", "ORIGIN", "DEFAULT")]
@@ -228,15 +244,20 @@ def _config(arguments: list[str], environ: Mapping[str, str]) -> int:
         named = f"{row.origin} {getattr(row, source[row.origin])}" if row.origin in source else row.origin
         table.append((row.name, row.value or "-", named, row.default or "-"))
     widths = [max(len(line[column]) for line in table) for column in range(3)]
-    for line in table:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]]).rstrip())
-    sys.stdout.flush()
+    lines = [[*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]] for line in table]
+    _write("".join(f"{'  '.join(line).rstrip()}\n" for line in lines).encode("utf-8", "backslashreplace"))
     for warning in settings.warnings:
         _complain(f"warning: {warning}")
     return 0
 
 
 # --- admin ---------------------------------------------------------------------------------------------------------
+
+_FOR_A_WHILE = {
+    "profile": "seconds to sample; default 10",
+    "log-level": "seconds until it reverts; default 300",
+    "memory": "trace allocations for so many seconds, from now on",
+}
 
 
 def _admin(arguments: list[str], environ: Mapping[str, str]) -> int:
@@ -251,12 +272,11 @@ def _admin(arguments: list[str], environ: Mapping[str, str]) -> int:
     for name, (_, _, text) in PAGES.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--json", action="store_true", help="as JSON, for programs")
-        command.add_argument("--timeout", type=float, default=10.0, metavar="S", help="seconds to wait; default 10")
+        command.add_argument("--timeout", type=_seconds, default=10.0, metavar="S", help="seconds to wait; default 10")
         command.add_argument("--admin", metavar="HOST:PORT", help="the listener's address [PKG_ADMIN]")
         command.add_argument("--admin-token-file", metavar="PATH", help="file with its token [PKG_ADMIN_TOKEN_FILE]")
-        if name in ("profile", "log-level"):
-            meaning = "to sample" if name == "profile" else "until it reverts"
-            command.add_argument("--seconds", type=float, metavar="S", help=f"seconds {meaning}")
+        if name in _FOR_A_WHILE:
+            command.add_argument("--seconds", type=_seconds, metavar="S", help=_FOR_A_WHILE[name])
         if name == "log-level":
             command.add_argument("level", metavar="LEVEL", choices=("debug", "info", "warning", "error", "critical"))
     options = parser.parse_args(arguments)
@@ -270,6 +290,8 @@ def _admin(arguments: list[str], environ: Mapping[str, str]) -> int:
         raise Error("the admin listener is off (PKG_ADMIN)")
 
     method, path, _ = PAGES[options.command]
+    if options.command == "memory" and options.seconds is not None:
+        method = "POST"
     query = [f"{key}={getattr(options, key):g}" for key in ("seconds",) if getattr(options, key, None) is not None]
     query += [f"level={options.level}"] if options.command == "log-level" else []
     timeout = options.timeout + (getattr(options, "seconds", None) or 10.0 if options.command == "profile" else 0.0)
@@ -283,9 +305,20 @@ def _admin(arguments: list[str], environ: Mapping[str, str]) -> int:
     )
     if status >= 300:
         raise Error(f"the admin listener answered {status}: {_one_line(body)}")
-    sys.stdout.buffer.write(body if body.endswith(b"\n") or not body else body + b"\n")
-    sys.stdout.buffer.flush()
+    _write(body if body.endswith(b"\n") or not body else body + b"\n")
     return 0
+
+
+def _seconds(text: str) -> float:
+    import argparse
+
+    try:
+        value = float(text.removesuffix("s"))
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!a} is not a number of seconds up to 3600")
+    return value
 
 
 # --- probe ---------------------------------------------------------------------------------------------------------

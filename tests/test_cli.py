@@ -506,6 +506,7 @@ def page(status: str, body: bytes) -> bytes:
         (["pool"], "GET /debug/pool", "text/plain"),
         (["metrics"], "GET /metrics", "text/plain"),
         (["memory"], "GET /debug/memory", "text/plain"),
+        (["memory", "--seconds", "60s"], "POST /debug/memory?seconds=60", "text/plain"),
         (["profile"], "GET /debug/profile", "text/plain"),
         (["profile", "--seconds", "2.5", "--json"], "GET /debug/profile?seconds=2.5", "application/json"),
         (["log-level", "debug"], "POST /debug/log-level?level=debug", "text/plain"),
@@ -580,6 +581,11 @@ def test_admin_not_reachable(capsys: pytest.CaptureFixture[str]) -> None:
         (["log-level"], {}),
         (["log-level", "loud"], {}),
         (["threads", "--timeout", "x"], {}),
+        (["threads", "--timeout", "0"], {}),
+        (["threads", "--timeout", "-1"], {}),
+        (["threads", "--timeout", "nan"], {}),
+        (["threads", "--timeout", "1e300"], {}),
+        (["profile", "--seconds", "nan"], {}),
         (["threads"], {"PKG_ADMIN": "nonsense"}),
         (["threads", "--admin", "0.0.0.0:1"], {}),
     ],
@@ -595,3 +601,16 @@ def test_admin_of_a_process_into_a_broken_pipe(answering: Callable[..., Answerin
     command = f'"{sys.executable}" -m pkg admin threads --admin 127.0.0.1:{server.port} | head -c 1'
     result = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, timeout=60)
     assert (result.stdout, result.stderr) == (b"x", b"")
+
+
+@pytest.mark.parametrize("arguments", ["admin threads --admin 127.0.0.1:PORT", "config", "config --json"])
+@pytest.mark.parametrize(
+    ("stdout", "line"), [(">&-", b"stdout is closed"), (">/dev/full", b"stdout: No space left on device")]
+)
+def test_answers_that_cannot_be_written(
+    answering: Callable[..., Answering], arguments: str, stdout: str, line: bytes
+) -> None:
+    server = answering(page("200 OK", b"x"))
+    command = f'"{sys.executable}" -m pkg {arguments.replace("PORT", str(server.port))} {stdout}'
+    result = subprocess.run(["sh", "-c", command], cwd=ROOT, stderr=subprocess.PIPE, timeout=60)
+    assert (result.returncode, result.stderr) == (1, b"pkg: %s\n" % line)
