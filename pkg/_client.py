@@ -18,7 +18,7 @@ PAGES = {
     "threads": ("GET", "/debug/threads", "every thread's stack"),
     "requests": ("GET", "/debug/requests", "requests in flight"),
     "pool": ("GET", "/debug/pool", "the database pool"),
-    "metrics": ("GET", "/metrics", "metrics, in Prometheus' text format"),
+    "metrics": ("GET", "/metrics", "metrics, in Prometheus' text format or JSON"),
     "memory": ("GET", "/debug/memory", "who holds memory; --seconds switches tracing on (tracemalloc)"),
     "profile": ("GET", "/debug/profile", "stacks sampled for some seconds: folded, or with --json for speedscope"),
     "log-level": ("POST", "/debug/log-level", "another log level; it reverts by itself"),

@@ -141,9 +141,14 @@ class Pages:
         return text(_statusz.text(document))
 
     def _metrics(self, query: Query) -> Reply:
+        page = self._status.metrics()
         openmetrics = "application/openmetrics-text" in query.accept
-        page = self._status.metrics(openmetrics=openmetrics)
-        return Reply(page.encode(), metrics.OPENMETRICS if openmetrics else metrics.TEXT)
+        if query.form == "json" and not openmetrics:
+            return json_reply(page.document())
+        return Reply(
+            page.text(openmetrics=openmetrics).encode("utf-8", "backslashreplace"),
+            metrics.OPENMETRICS if openmetrics else metrics.TEXT,
+        )
 
     def _threads_page(self, query: Query) -> Reply:
         taken = stacks.capture()

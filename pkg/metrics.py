@@ -1,4 +1,4 @@
-"""Metrics in Prometheus' text format, pulled from the parts whenever somebody asks.
+"""Metrics in Prometheus' text format or as JSON, pulled from the parts whenever somebody asks.
 
 It keeps no state and nothing imports it but who serves the page: parts count for themselves, here is how that is said.
 
@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-__all__ = ["OPENMETRICS", "TEXT", "Exposition", "process", "render"]
+__all__ = ["OPENMETRICS", "TEXT", "Exposition", "collect", "process", "render"]
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -28,11 +28,10 @@ Labels = Mapping[str, object]
 
 
 class Exposition:
-    """Builds the page: families in the order in which they are added."""
+    """The page: families in the order in which they are added."""
 
-    def __init__(self, *, openmetrics: bool = False) -> None:
-        self._lines: list[str] = []
-        self._openmetrics = openmetrics
+    def __init__(self) -> None:
+        self._families: list[tuple[str, Kind, str, list[tuple[str, Labels, float]]]] = []
 
     def family(
         self, name: str, kind: Kind, help: str, samples: Iterable[tuple[str, Labels, float]] | float | None
@@ -43,12 +42,10 @@ class Exposition:
         """
         if isinstance(samples, int | float):
             samples = (("", {}, samples),)
-        lines = [self._sample(name, kind, *sample) for sample in samples or ()]
-        if not lines:
-            return
-        shown = f"{name}_total" if kind == "counter" and not self._openmetrics else name
-        text = help.replace("\\", r"\\").replace("\n", r"\n")
-        self._lines += [f"# HELP {shown} {text}", f"# TYPE {shown} {kind}", *lines]
+        if found := list(samples or ()):
+            total = "_total" if kind == "counter" else ""
+            named = [(f"{name}{suffix}{total}", labels, value) for suffix, labels, value in found]
+            self._families.append((name, kind, help, named))
 
     def histogram(
         self,
@@ -67,14 +64,31 @@ class Exposition:
             samples += [("_count", labels, count), ("_sum", labels, total)]
         self.family(name, "histogram", help, samples)
 
-    def _sample(self, name: str, kind: Kind, suffix: str, labels: Labels, value: float) -> str:
-        if kind == "counter":
-            suffix = "_total"
-        text = ",".join(f'{key}="{_escape(str(label))}"' for key, label in labels.items())
-        return f"{name}{suffix}{{{text}}} {_number(value)}" if text else f"{name}{suffix} {_number(value)}"
+    def text(self, *, openmetrics: bool = False) -> str:
+        lines = []
+        for name, kind, help, samples in self._families:
+            shown = f"{name}_total" if kind == "counter" and not openmetrics else name
+            help = help.replace("\\", r"\\").replace("\n", r"\n")
+            lines += [f"# HELP {shown} {help}", f"# TYPE {shown} {kind}"]
+            for sample, labels, value in samples:
+                text = ",".join(f'{key}="{_escape(str(label))}"' for key, label in labels.items())
+                lines.append(f"{sample}{{{text}}} {_number(value)}" if text else f"{sample} {_number(value)}")
+        return "\n".join([*lines, *(["# EOF"] if openmetrics else []), ""])
 
-    def text(self) -> str:
-        return "\n".join([*self._lines, *(["# EOF"] if self._openmetrics else []), ""])
+    def document(self) -> list[dict[str, Any]]:
+        """The same as plain data, for programs that are no Prometheus."""
+        return [
+            {
+                "name": name,
+                "type": kind,
+                "help": help,
+                "samples": [
+                    {"name": sample, "labels": {key: str(label) for key, label in labels.items()}, "value": value}
+                    for sample, labels, value in samples
+                ],
+            }
+            for name, kind, help, samples in self._families
+        ]
 
 
 def _escape(label: str) -> str:
@@ -212,7 +226,8 @@ def _add_pool(page: Exposition, stats: Mapping[str, Any]) -> None:
 
     size, available = number("pool_size"), number("pool_available")
     prefix = "db_client_connection"
-    count = [("", {**_POOL_NAME, "state": "idle"}, available), ("", {**_POOL_NAME, "state": "used"}, size - available)]
+    state = f"{prefix}_state"
+    count = [("", {**_POOL_NAME, state: "idle"}, available), ("", {**_POOL_NAME, state: "used"}, size - available)]
     page.family(f"{prefix}_count", "gauge", "Connections of the pool by state.", count)
     for name, kind, key, help in (
         ("max", "gauge", "pool_max", "Most connections the pool may have."),
@@ -255,7 +270,7 @@ def _add_health(page: Exposition, report: Mapping[str, Any]) -> None:
         page.family(name, "gauge", help, samples)
 
 
-def render(
+def collect(
     *,
     front: Any,
     threads: int,
@@ -264,12 +279,11 @@ def render(
     pool: Mapping[str, Any] | None = None,
     logs: Mapping[str, int] | None = None,
     version: str = "",
-    openmetrics: bool = False,
-) -> str:
+) -> Exposition:
     """The whole page.  `front` has stats(), durations() and bounds of theirs; `health` is the checker's report."""
     from pkg import _core
 
-    page = Exposition(openmetrics=openmetrics)
+    page = Exposition()
     page.histogram(
         "http_server_request_duration_seconds",
         "Duration of requests from a complete head to the end of the response, probes left out; "
@@ -294,4 +308,9 @@ def render(
     page.family("pkg_info", "gauge", "What runs.", [("", {"version": version}, 1)])
     _add_process(page)
     _add_python(page)
-    return page.text()
+    return page
+
+
+def render(*, openmetrics: bool = False, **parts: Any) -> str:
+    """The page of `collect` as text."""
+    return collect(**parts).text(openmetrics=openmetrics)

@@ -74,8 +74,8 @@ class Status:
         database = self.database()
         return None if database is None else dict(database.stats())
 
-    def metrics(self, *, openmetrics: bool = False) -> str:
-        return metrics.render(
+    def metrics(self) -> metrics.Exposition:
+        return metrics.collect(
             front=self.front,
             threads=self.threads,
             phase=self.lifecycle.phase.value,
@@ -83,7 +83,6 @@ class Status:
             pool=self.pool(),
             logs=self.logs.stats(),
             version=self.version,
-            openmetrics=openmetrics,
         )
 
     def requests(self, taken: Iterable[stacks.Stack] | None = None) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
@@ -120,6 +121,20 @@ def test_openmetrics() -> None:
     assert samples["http_server_request_duration_seconds_count"] == 15
 
 
+def test_json_says_the_same() -> None:
+    parts: Any = {"front": Front([("GET", 200, [1] * 15, 3.0)]), "threads": 8, "phase": "ready", "health": HEALTH}
+    page = metrics.collect(**parts, pool=POOL)
+    document = json.loads(json.dumps(page.document()))
+    samples = {
+        (sample["name"], tuple(sorted(sample["labels"].items()))): sample["value"]
+        for family in document
+        for sample in family["samples"]
+    }
+    assert samples == values(page.text())
+    types = {family["name"]: family["type"] for family in document}
+    assert types["pkg_requests"] == "counter" and types["http_server_request_duration_seconds"] == "histogram"
+
+
 def test_histogram() -> None:
     counts = [3, 0, 2, *[0] * 11, 1]
     text = page(front=Front([("GET", 200, counts, 12.5), ("_OTHER", 400, [0] * 14 + [2], 25)]))
@@ -147,8 +162,8 @@ def test_workers_and_queue() -> None:
 def test_pool() -> None:
     text = page()
     pool = {"db_client_connection_pool_name": "main"}
-    assert value(text, "db_client_connection_count", **pool, state="used") == 4
-    assert value(text, "db_client_connection_count", **pool, state="idle") == 3
+    assert value(text, "db_client_connection_count", **pool, db_client_connection_state="used") == 4
+    assert value(text, "db_client_connection_count", **pool, db_client_connection_state="idle") == 3
     assert value(text, "db_client_connection_max", **pool) == 10
     assert value(text, "db_client_connection_pending_requests", **pool) == 4
     assert value(text, "db_client_connection_timeouts_total", **pool) == 5
