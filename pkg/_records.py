@@ -85,10 +85,10 @@ def _json_value(value: Any) -> str:
             return str(value)
         if kind in (dict, list, tuple):
             with suppress(TypeError, ValueError, RecursionError):
-                # Encoded twice so that lone surrogates inside are found; rare enough.
-                encoded = dumps(value, default=str, allow_nan=False)
-                encoded.encode("ascii")
-                if len(encoded) <= MAX_FIELD and "\\ud" not in encoded and "\x7f" not in encoded:
+                encoded = dumps(value, default=str, allow_nan=False).replace("\x7f", "\\u007f")
+                if "\\ud" in encoded:  # an emoji, or a lone surrogate, which is a ValueError here
+                    dumps(value, default=str, ensure_ascii=False).encode()
+                if len(encoded) <= MAX_FIELD:
                     return encoded
         return _quote(_clip(str(value), MAX_FIELD))
     except Exception as error:
@@ -155,13 +155,15 @@ def _take_apart(record: logging.LogRecord, ids: Ids) -> _Fields:
 
 def json_record(record: logging.LogRecord, ids: Ids = _NO_IDS) -> bytes:
     at, severity, logger, message, stacktrace, fields = _take_apart(record, ids)
+    key = "exception.stacktrace" if "exception.type" in fields else "code.stacktrace"
+    if stacktrace and key in fields:  # once in an object; the stack is what it is wanted for
+        fields[f"extra.{key}"] = fields.pop(key)
     parts = [
         f'{{"timestamp":"{_timestamp(at)}","severity":{_quote(severity)}'
         f',"message":{_quote(_clip(message, MAX_MESSAGE))},"logger":{_quote(logger)}'
     ]
     parts += [f"{_quote(str(name))}:{_json_value(value)}" for name, value in fields.items()]
     if stacktrace:
-        key = "exception.stacktrace" if "exception.type" in fields else "code.stacktrace"
         parts.append(f'"{key}":{_quote(_clip_middle(stacktrace, MAX_STACKTRACE))}')
     return (",".join(parts) + "}\n").encode("ascii")
 

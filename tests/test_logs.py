@@ -179,6 +179,11 @@ def _seconds(text: str) -> float:
         ({"k\n\x7f": "v\x7f\u2028"}, {"k\n\x7f": "v\x7f\u2028"}),
         ({"s": "\ud83d\ude00 \udc80"}, {"s": "\N{GRINNING FACE} \ufffd"}),
         ({"l": ["\udc80"]}, {"l": "['\\udc80']"}),
+        # Not text once and an object another time, by what a user writes: stores of logs refuse one of the two.
+        (
+            {"d": {"note": "\N{GRINNING FACE}\x7f", "path": "C:\\ud"}},
+            {"d": {"note": "\N{GRINNING FACE}\x7f", "path": "C:\\ud"}},
+        ),
         ({"s": "x" * 8193}, {"s": "x" * 8192 + "... (1 more)"}),
     ],
 )
@@ -232,6 +237,20 @@ def test_exception(written: Callable[..., list[str]]) -> None:
     assert "test_logs.py" in record["code.stacktrace"]
     record = one(written(lambda: log.error("m", exc_info=UnprintableError())))
     assert record["exception.type"].endswith("UnprintableError") and record["message"] == "m"
+
+
+def test_no_key_twice(written: Callable[..., list[str]]) -> None:
+    def act() -> None:
+        try:
+            raise ValueError
+        except ValueError:
+            log.exception("m", extra={"exception.stacktrace": "mine", "exception.type": "mine"})
+
+    (line,) = written(act)
+    keys = [key for key, _ in json.loads(line, object_pairs_hook=lambda pairs: pairs)]
+    assert len(keys) == len(set(keys))
+    record = json.loads(line)
+    assert record["exception.stacktrace"].startswith("Traceback") and record["extra.exception.stacktrace"] == "mine"
 
 
 class UnprintableError(Exception):
