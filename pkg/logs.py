@@ -8,6 +8,7 @@ The rules:
 - The queue is bounded in lines and in bytes.  What does not fit is dropped and counted, never waited for; one line says
   how many were lost once there is room again.
 - The writer alone touches the descriptor.  A full pipe, a closed one, a full disk cost lines, not the service.
+- A forked child has no writer thread.  It writes its lines itself, and what is not taken at once is lost.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ LEVELS = {
 }
 
 
+_Item = bytes | Access | threading.Event  # what is queued: a line, a request, whoever waits for all before
+
+
 class Sink:
     """The queue, its writer thread, and what `configure` changed in `logging`.  Made by `configure` only."""
 
@@ -68,7 +72,7 @@ class Sink:
         self._access_log = access_log
         self._access_from = 0
         self._render_access = text_access if text else json_access
-        self._queue: SimpleQueue[bytes | Access | threading.Event] = SimpleQueue()
+        self._queue: SimpleQueue[_Item] = SimpleQueue()
         # Each counter has one writer: callers (under the handler's lock) or the writer thread.
         self._bytes_put = 0
         self._bytes_taken = 0
@@ -184,6 +188,14 @@ class Sink:
             if poller.poll(0):  # a blocked stderr must not hold up the end
                 os.write(2, line[:PIPE_BUF])
 
+    def _forked(self) -> None:
+        """In the child: what is queued is the parent's to write."""
+        self._queue = _Direct(self)
+        self._bytes_put = self._bytes_taken = 0
+        self._refused_lock = threading.RLock()
+        self._is_midline = False
+        self._closing_at = 0.0  # never wait for the output
+
     # -- the writer thread
 
     def _run(self) -> None:
@@ -209,14 +221,17 @@ class Sink:
                 except Empty:
                     is_idle = True
                     break
-            if lines:
-                self._write(lines)
-            if self.dropped > self._reported and (markers or time.monotonic() >= self._report_at):
-                self._report()
-            for marker in markers:
-                marker.set()
+            self._take(lines, markers)
             if self._end.is_set() and self._queue.empty():
                 return
+
+    def _take(self, lines: list[bytes], markers: list[threading.Event]) -> None:
+        if lines:
+            self._write(lines)
+        if self.dropped > self._reported and (markers or time.monotonic() >= self._report_at):
+            self._report()
+        for marker in markers:
+            marker.set()
 
     def _line(self, item: bytes | Access) -> bytes:
         if isinstance(item, bytes):
@@ -277,6 +292,19 @@ class Sink:
         self._lost, self._written = lost, written
 
 
+class _Direct(SimpleQueue[_Item]):
+    """In a forked child in place of the queue: what is put there is written at once."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def put(self, item: _Item, block: bool = True, timeout: float | None = None) -> None:
+        if isinstance(item, threading.Event):
+            self._sink._take([], [item])
+        elif line := self._sink._line(item):
+            self._sink._take([line], [])
+
+
 class _Handler(logging.Handler):
     """The end of the line for records of `logging`."""
 
@@ -295,6 +323,14 @@ class _Handler(logging.Handler):
 
 
 _sink: Sink | None = None
+
+
+def _after_fork() -> None:
+    if _sink is not None:
+        _sink._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def configure(

@@ -569,6 +569,48 @@ def test_logging_from_a_signal_handler(written: Callable[..., list[str]]) -> Non
     assert messages.count("main") == 200 and "signal" in messages
 
 
+def test_a_forked_child_logs_as_its_parent_does() -> None:
+    """It has no writer thread, and multiprocessing ends it without atexit."""
+    code = """
+import logging, os
+from pkg import logs
+sink = logs.configure(format="json")
+logging.info("parent")
+pid = os.fork()
+if pid == 0:
+    logging.info("child", extra={"pid": os.getpid()})
+    assert logs._sink.flush() and logs._sink.stats()["queued"] == 0
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+if os.fork() == 0:
+    logs.access("GET", "/child", 200, 0.1, 0, 0, "127.0.0.1")
+    raise SystemExit(0 if sink.close(10) else 1)
+assert os.wait()[1] == 0
+logging.info("later")
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    messages = [json.loads(line)["message"] for line in result.stdout.splitlines()]
+    assert sorted(messages) == ["GET /child 200", "child", "later", "parent"]
+
+
+def test_a_forked_child_does_not_wait_for_a_full_pipe(pipe: Pipe) -> None:
+    pipe.fill()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+        pid = os.fork()
+    if pid == 0:
+        try:
+            for _ in range(100):
+                log.info("from the child")
+        finally:
+            os._exit(0 if pipe.sink.dropped >= 100 else 1)
+    ended: list[tuple[int, int]] = []
+    wait_until(lambda: bool(ended.append(os.waitpid(pid, os.WNOHANG)) or ended[-1][0]), "the child to end")
+    assert ended[-1] == (pid, 0)
+
+
 def test_many_threads_lose_nothing(written: Callable[..., list[str]]) -> None:
     def work(number: int) -> None:
         for n in range(500):
