@@ -64,6 +64,10 @@ def compute():
 def wait():
     threading.Event().wait()
 
+def take_a_signal():
+    import signal
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
 def give_up():
     import pkg
     pkg.fail_liveness("the cache is corrupt")
@@ -378,6 +382,20 @@ def test_workers_stay_when_another_was_faster() -> None:
         for client in clients:
             client.join()
         assert server.stuck_workers == 4  # alive, that is
+
+
+def test_a_signal_that_does_not_wake_the_main_thread(tmp_path: Path) -> None:
+    """Taken by a worker, as by chance: or come when the main thread was about to sleep.  It drains all the same."""
+    with drilling(tmp_path) as drill:
+
+        def waits() -> bool:
+            (main,) = (t for t in drill.json("/debug/threads") if t["name"] == "MainThread")
+            return main["frames"][-1]["function"] == "wait"
+
+        wait_for(waits)
+        assert get(drill.service.address, "/take_a_signal").body == b"done"
+        drill.service.await_message("^draining after SIGINT")
+        assert drill.service.process.wait(15) == 0
 
 
 def test_the_admin_listener_outlives_a_flood(tmp_path: Path) -> None:
