@@ -4,7 +4,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -567,15 +569,27 @@ static enum pages_format format_wanted(const buffer *b, const http1_head *h)
     return PAGES_TEXT;
 }
 
+void front_say(const char *format, ...)
+{
+    struct pollfd pfd = {.fd = STDERR_FILENO, .events = POLLOUT}; /* room for PIPE_BUF bytes, pipe(7) */
+    va_list arguments;
+
+    if (poll(&pfd, 1, 0) != 1)
+        return;
+    va_start(arguments, format);
+    vdprintf(STDERR_FILENO, format, arguments);
+    va_end(arguments);
+}
+
 void front_last_words(front *f, const char *why)
 {
     front_flight flights[64];
     size_t n = front_requests(f, flights, 64);
 
-    dprintf(STDERR_FILENO, "%s: the interpreter shows no sign of life; %zu requests in flight\n", why, n);
+    front_say("%s: the interpreter shows no sign of life; %zu requests in flight\n", why, n);
     for (size_t i = 0; i < n; i++)
-        dprintf(STDERR_FILENO, "  %s %s, %.3f s, thread %llu\n", flights[i].method, flights[i].target,
-                (double)flights[i].age / 1e9, (unsigned long long)flights[i].thread);
+        front_say("  %s %s, %.3f s, thread %llu\n", flights[i].method, flights[i].target,
+                  (double)flights[i].age / 1e9, (unsigned long long)flights[i].thread);
     if (f->last_words != 0)
         pthread_kill(pthread_self(), f->last_words);
 }

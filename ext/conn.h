@@ -193,6 +193,9 @@ int buffer_grow(front *f, front_conn *c, size_t wanted, size_t max);
  * FRONT_OK or FRONT_E_*. */
 int body_decode(front *f, front_conn *c);
 
+/* A line to stderr if it can be taken at once: nobody may have to wait for who does not read it. */
+void front_say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
 /* For the log, straight to stderr: `why`, the requests in flight, and every Python stack (by the signal last_words). */
 void front_last_words(front *f, const char *why);
 

@@ -532,7 +532,7 @@ static void expire(front *f)
 static void give_up(front *f)
 {
     front_last_words(f, "the drain has passed its deadline");
-    dprintf(STDERR_FILENO, "stopped: %u aborted at the deadline\n", (unsigned)atomic_load(&f->n_worker));
+    front_say("stopped: %u aborted at the deadline\n", (unsigned)atomic_load(&f->n_worker));
     _exit(1);
 }
 
@@ -556,7 +556,7 @@ static void on_signal(front *f)
         if (f->n_signals == 1 && f->give_up != 0)
             f->gives_up = f->now + f->give_up;
         if (f->n_signals == 3) {
-            dprintf(STDERR_FILENO, "pkg: third signal, leaving at once\n");
+            front_say("pkg: third signal, leaving at once\n");
             _exit(1);
         }
     }

@@ -6,14 +6,13 @@ It decides nothing: who says them knows why.
 from __future__ import annotations
 
 import faulthandler
-import io
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from pkg import stacks
+from pkg._output import last_words
 
 __all__ = ["Stall", "say"]
 
@@ -46,8 +45,7 @@ def say(why: str, status: Any, flush: Callable[[float], bool]) -> None:
         record.stack_info = stacks.text(frames, indent="")
         _log.handle(record)
     if not flush(FLUSH_TIMEOUT):
-        with suppress(OSError, ValueError, io.UnsupportedOperation):
-            faulthandler.dump_traceback(all_threads=True)
+        faulthandler.dump_traceback(last_words(), all_threads=True)
 
 
 class Stall:

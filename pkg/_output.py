@@ -5,15 +5,34 @@ It keeps nothing back and retries nothing: `logs` decides what becomes of what w
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import select
 import stat
 from contextlib import suppress
+from functools import cache
 from typing import IO, Any
 
 _RWF_NOWAIT = 0x00000008  # linux/fs.h; the os module names it for reading only
 PIPE_BUF = 4096
+LAST_WORDS_SIZE = 1 << 20  # room for the stacks of a thousand threads, however slow the reader
+
+
+@cache
+def last_words() -> int:
+    """A descriptor for stderr that never waits for its reader: stacks are written with the interpreter lock held.
+
+    2 itself if stderr is no pipe, or may not be opened anew.
+    """
+    with suppress(OSError):
+        if stat.S_ISFIFO(os.fstat(2).st_mode):
+            # Opened anew: O_NONBLOCK on 2 would be for everybody who has it, and make the application's prints fail.
+            descriptor = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with suppress(OSError):
+                fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, LAST_WORDS_SIZE)
+            return descriptor
+    return 2
 
 
 class Output:

@@ -32,6 +32,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pkg import _api
+from pkg._output import last_words
 from pkg.errors import StartupError
 from pkg.settings import parse_address, show_address
 from pkg.signals import Interrupted, Signals
@@ -275,7 +276,7 @@ class Service:
         server.drain()
         # From here on the interpreter runs, so it is watched with what tells more; see also Front.watch_signals().
         over = begun + s.drain_delay + s.drain_timeout + GIVE_UP
-        faulthandler.dump_traceback_later(max(0.1, over - time.monotonic()), exit=True)
+        faulthandler.dump_traceback_later(max(0.1, over - time.monotonic()), exit=True, file=last_words())
         self.checker.shutting_down()
         if delay:
             signals.hurry.wait(begun + delay - time.monotonic())

@@ -19,6 +19,8 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
+from pkg._output import last_words
+
 __all__ = ["Interrupted", "Signals"]
 
 _log = logging.getLogger(__name__)
@@ -82,8 +84,8 @@ class Signals:
             self._former[number] = signal.signal(number, self._on_signal)
         # The number of every signal also goes to the front, which needs no interpreter lock to read it.
         self._former_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
-        faulthandler.enable()
-        faulthandler.register(signal.SIGUSR1, all_threads=True)
+        faulthandler.enable(last_words())
+        faulthandler.register(signal.SIGUSR1, last_words(), all_threads=True)
         # What is registered first runs last.  Then the interpreter takes its handlers away, which leaves the default.
         atexit.register(self._ignore)
         os.register_at_fork(before=self._hold, after_in_parent=self._release, after_in_child=self._in_child)
@@ -159,5 +161,6 @@ class Signals:
         elif self._count == 2:
             self.hurry.set()
         else:
-            os.write(2, b"pkg: third signal, leaving at once\n")
+            with contextlib.suppress(OSError):
+                os.write(last_words(), b"pkg: third signal, leaving at once\n")
             os._exit(1)

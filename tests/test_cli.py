@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -322,6 +323,19 @@ def test_serve_fills_closed_descriptors() -> None:
     command = f'exec "{sys.executable}" -c "$CODE" <&- >&- 2>&-'
     result = subprocess.run(["sh", "-c", command], cwd=ROOT, env=os.environ | {"CODE": code}, timeout=60)
     assert result.returncode == 13
+
+
+def test_serve_without_stderr() -> None:
+    command = f'exec "{sys.executable}" -m pkg 2>&-'
+    environ = os.environ | {"PORT": "0", "HOST": "127.0.0.1", "PKG_ADMIN": "off", "LOG_FORMAT": "json"}
+    with subprocess.Popen(["sh", "-c", command], cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert any("serving health pages" in line for line in process.stdout), "it has ended"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 # --- probe

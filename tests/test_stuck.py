@@ -5,10 +5,13 @@ log, the cause has to be named.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -304,6 +307,64 @@ def test_a_computation_that_keeps_others_waiting(tmp_path: Path) -> None:
         most = max(stacks, key=lambda stack: stacks[stack])
         assert most.startswith("worker-") and "compute (application.py:" in most
         drill.await_finding("GET /compute", "in compute")
+
+
+# --- nobody reads ---------------------------------------------------------------------------------------------------
+
+
+def full_pipe() -> tuple[int, int]:
+    """A pipe as large as may be, which takes not one byte more."""
+    read, write = os.pipe()
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 1 << 20)
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, b"x" * 4096)
+    os.set_blocking(write, True)
+    return read, write
+
+
+def test_nobody_reads_stdout_and_stderr(tmp_path: Path) -> None:
+    """Stacks are written with the interpreter lock held: if that waited for a reader, so would everything."""
+    (tmp_path / "application.py").write_text(APPLICATION)
+    address, admin = ("127.0.0.1", free_port()), ("127.0.0.1", free_port())
+    settings = {"HOST": address[0], "PORT": str(address[1]), "PKG_ADMIN": f"127.0.0.1:{admin[1]}"}
+    settings |= {"PKG_DRAIN_TIMEOUT": "1.5", "PKG_LIVENESS_TIMEOUT": "1"}
+    read, write = full_pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pkg", "application:app"],
+        cwd=tmp_path,
+        env=os.environ | settings,
+        stdout=write,
+        stderr=write,
+    )
+    os.close(write)
+    try:
+
+        def is_ready() -> bool:
+            with contextlib.suppress(OSError):
+                return get(address, "/readyz").status == 200
+            return False
+
+        wait_for(is_ready)
+        process.send_signal(signal.SIGUSR1)
+        for _ in range(3):
+            assert get(address, "/").body == b"done"
+        assert ask(admin, "/debug/threads")[0] == 200
+        with Connection(address) as held, Connection(address) as c:
+            held.send(b"GET /hold_the_lock HTTP/1.1\r\nHost: x\r\n\r\n")
+            wait_for(lambda: c.request("GET", "/healthz").status == 503)  # says why to stderr
+            wait_for(lambda: c.request("GET", "/healthz").status == 200)
+            assert held.receive().status == 200
+            held.send(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+            wait_for(lambda: json.loads(ask(admin, "/debug/requests?format=json")[2]))
+            process.send_signal(signal.SIGINT)
+            assert process.wait(15) == 1  # with last words, and nobody to hear them
+    finally:
+        process.kill()
+        process.wait()
+        os.close(read)
 
 
 # --- start and end -------------------------------------------------------------------------------------------------
