@@ -29,14 +29,15 @@ class Memory:
         import tracemalloc
 
         with self._lock:
+            if self._timer is None and tracemalloc.is_tracing():
+                return  # somebody wants it for good (PYTHONTRACEMALLOC)
+            timer = threading.Timer(seconds, self.stop)
+            timer.daemon = True
+            timer.start()  # first: without a thread for it nothing would end the tracing
             if self._timer is not None:
                 self._timer.cancel()
-            elif tracemalloc.is_tracing():
-                return  # somebody wants it for good (PYTHONTRACEMALLOC)
+            self._timer = timer
             tracemalloc.start()
-            self._timer = threading.Timer(seconds, self.stop)
-            self._timer.daemon = True
-            self._timer.start()
 
     def stop(self) -> None:
         """Ends what `start` began."""

@@ -272,15 +272,15 @@ class _Levels:
 
     def change(self, level: str, seconds: float) -> None:
         with self._lock:
+            timer = threading.Timer(seconds, self.revert)
+            timer.daemon = True
+            timer.start()  # first: without a thread for it nothing would take the level back
             if self._timer is not None:
                 self._timer.cancel()
             if self._usual is None:
                 self._usual = self._level()
+            self._timer, self._until = timer, time.monotonic() + seconds
             self._set(level)
-            self._until = time.monotonic() + seconds
-            self._timer = threading.Timer(seconds, self.revert)
-            self._timer.daemon = True
-            self._timer.start()
         _log.warning("log level %s for %g s, then %s again", level, seconds, self._usual)
 
     def revert(self) -> None:

@@ -290,7 +290,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "0")
         if not length.isascii() or not length.isdigit():
             raise Problem(400, "Content-Length is no number")
-        if int(length[:20]) > MAX_BODY_SIZE:
+        if len(length) > 20 or int(length) > MAX_BODY_SIZE:
             raise Problem(413, "the body is too large")
         left = int(length) - len(data)
         while left > 0 and (more := self._receive(deadline)):

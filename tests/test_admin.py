@@ -250,6 +250,7 @@ GOOD = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"400"),
         (b"POST /drain HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100000, b"413"),
         (b"POST /drain HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", b"400"),
+        (b"POST /drain HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + b"0" * 4999 + b"1\r\n\r\n", b"413"),
         (b"POST /drain HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"411"),
         (b"GET /?" + b"&".join([b"a=1"] * 50) + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b"400"),
     ],
@@ -261,6 +262,38 @@ def test_wrong_input(world: World, data: bytes, status: bytes) -> None:
     assert b"<" not in answer and b"Traceback" not in answer
     assert world.drained == []
     assert exchange(world.address, GOOD).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("body", [b"x", b"xy", b"xyz!", b"x" * 4096])
+def test_a_body_that_comes_late_does_not_reset_the_connection(world: World, body: bytes) -> None:
+    """Whatever is still unread at close() would take the reply away."""
+    with socket.create_connection(world.address, 10) as s:
+        s.sendall(b"POST /drain HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
+        s.settimeout(0.2)
+        with pytest.raises(TimeoutError):  # it waits for all of the body
+            s.recv(1)
+        s.settimeout(10)
+        s.sendall(body)
+        received = b""
+        while more := s.recv(65536):
+            received += more
+    assert received.startswith(b"HTTP/1.1 202 ") and world.drained == ["POST /drain"]
+
+
+def test_what_ends_by_itself_is_not_begun_without_a_thread_for_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import tracemalloc
+
+    def refuse(self: threading.Timer) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Timer, "start", refuse)
+    assert world.ask("/debug/log-level?level=debug", "POST")[0] == 500
+    assert world.ask("/debug/memory?seconds=5", "POST")[0] == 500
+    assert world.levels.past == ["info"] and not tracemalloc.is_tracing()
+    assert world.json("/debug/log-level")["reverts_in"] is None
+    assert "can't start new thread" in caplog.text
 
 
 def test_slow_clients_do_not_shut_others_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
