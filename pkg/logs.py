@@ -40,9 +40,12 @@ __all__ = [
 MAX_ACCESS_LINES = 14336
 MAX_LINES = 16384
 MAX_BYTES = 16 << 20
-# Bounds of what an access record keeps while it waits, in characters.
+# Bounds of what an access record keeps while it waits, in characters.  Long ones stop earlier still: clients choose how
+# long, and MAX_ACCESS_LINES of them would be more memory than many a container has.
 MAX_PATH = 4096
 MAX_USER_AGENT = 1024
+LONG = 256
+MAX_LONG_LINES = 2048
 
 _GATHER = (
     0.005  # seconds in which lines gather, so that one system call and one turn of the interpreter lock carry many
@@ -382,7 +385,8 @@ def access(
     if sink is None or status < sink._access_from:
         return
     queue = sink._queue
-    if queue.qsize() >= MAX_ACCESS_LINES:
+    is_long = len(target) > LONG or (user_agent is not None and len(user_agent) > LONG)
+    if queue.qsize() >= (MAX_LONG_LINES if is_long else MAX_ACCESS_LINES):
         sink._refuse()
         return
     if len(target) > MAX_PATH:

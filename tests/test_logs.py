@@ -678,6 +678,20 @@ def test_full_pipe_bounds_the_bytes(pipe: Pipe) -> None:
     assert pipe.sink.dropped > 0
 
 
+def test_full_pipe_bounds_the_bytes_of_access_records(pipe: Pipe) -> None:
+    """Clients choose how long theirs are."""
+    pipe.fill()
+    target, agent = "/" + "x" * 8000, "y" * 8000
+    for _ in range(logs.MAX_LONG_LINES + 500):
+        logs.access("GET", target, 200, 0.1, 0, 0, "127.0.0.1", agent)
+    assert pipe.sink.stats()["queued"] <= logs.MAX_LONG_LINES
+    assert pipe.sink.dropped >= 400
+    assert logs.MAX_LONG_LINES * (logs.MAX_PATH + logs.MAX_USER_AGENT) < logs.MAX_BYTES
+    dropped = pipe.sink.dropped
+    logs.access("GET", "/", 200, 0.1, 0, 0, "127.0.0.1", "curl/8")
+    assert pipe.sink.dropped == dropped, "there is room for others"
+
+
 def test_close_does_not_wait_for_a_full_pipe(pipe: Pipe) -> None:
     pipe.fill()
     started = time.monotonic()
