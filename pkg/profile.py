@@ -74,6 +74,8 @@ class Profile:
 
     def speedscope(self, name: str = "pkg") -> dict[str, Any]:
         """The file format of speedscope.app (jlfwong/speedscope: src/lib/file-format-spec.ts)."""
+        # One thread at least: speedscope does not open a file without.
+        samples = self._samples or {f"idle: {self.idle} samples, in none the application at work": []}
         frames: dict[CodeType, int] = {}
         stacks = [[frames.setdefault(code, len(frames)) for code in key] for key in self._numbers]
         return {
@@ -93,7 +95,7 @@ class Profile:
                     "samples": [stacks[number] for number in numbers],
                     "weights": [round(self.interval, 6)] * len(numbers),
                 }
-                for thread, numbers in sorted(self._samples.items())
+                for thread, numbers in sorted(samples.items())
             ],
         }
 

@@ -21,7 +21,7 @@ from pkg._pages import Pages
 from pkg.admin import THREADS, Admin
 from pkg.health import Check, Checker, Degraded
 from pkg.lifecycle import Lifecycle, Phase
-from pkg.profile import Profiler
+from pkg.profile import Profile, Profiler
 from pkg.status import Status, diagnose
 from tests.client import get, wait_for
 from tests.processes import ask, free_port, running
@@ -540,6 +540,13 @@ def test_profile_for_speedscope(world: World) -> None:
     assert all(0 <= index < len(frames) for stack in profile["samples"] for index in stack)
     innermost_first = [frames[index]["name"] for index in reversed(profile["samples"][-1])]
     assert innermost_first.index("App.wait_here" if "App.wait_here" in innermost_first else "wait_here") > 0
+
+
+def test_profile_of_an_idle_service_can_be_opened() -> None:
+    """speedscope: src/lib/file-format.ts shows one of the profiles, so there has to be one."""
+    (profile,) = Profile(0.01).speedscope()["profiles"]
+    assert profile["name"].startswith("idle: 0 samples")
+    assert (profile["type"], profile["samples"], profile["weights"]) == ("sampled", [], [])
 
 
 @pytest.mark.parametrize(
