@@ -60,11 +60,25 @@ class NotNow(psycopg.OperationalError):
     """The pool wants to connect while the check says that there is no use in it."""
 
 
+class LastWord:
+    """What the server said when it ended the session, if it did.
+
+    It does not know its connection: one that knew itself would keep its memory, and an unclosed one its descriptor,
+    until the garbage collector came.
+    """
+
+    text = ""
+
+    def __call__(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        if diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
+            self.text = diagnostic.message_primary or "the server ended the session"
+
+
 class Connection(psycopg.Connection[Any]):
     """A connection that can tell without asking that it is dead."""
 
     conninfo = ""  # what another connection to the same server needs
-    told = ""  # the server's last word, if it ended the session
+    last_word: LastWord | None = None  # of a connection that listens
     answered = 0.0  # monotonic, when the server last did
 
     @classmethod
@@ -121,7 +135,7 @@ class Connection(psycopg.Connection[Any]):
             while poller.poll(0):
                 pgconn.consume_input()
                 pgconn.is_busy()  # parses what has come
-                if self.told:
+                if self.last_word is not None and self.last_word.text:
                     return True
         except (psycopg.Error, OSError, ValueError):
             return True
@@ -129,11 +143,8 @@ class Connection(psycopg.Connection[Any]):
 
     def listen(self) -> None:
         """Takes note of the server's last word."""
-        self.add_notice_handler(self._on_notice)
-
-    def _on_notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
-        if diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
-            self.told = diagnostic.message_primary or "the server ended the session"
+        self.last_word = LastWord()
+        self.add_notice_handler(self.last_word)
 
 
 class Pool(psycopg_pool.ConnectionPool[Connection]):

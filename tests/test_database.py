@@ -10,6 +10,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -882,6 +883,22 @@ def test_attempts_that_time_out_leave_no_descriptor_to_the_garbage_collector(sce
             wait_for(lambda: "database-check-connects" not in threads(), 10)
             assert descriptors() <= before
             scene.proxy.mode = Mode.PASS
+    finally:
+        gc.enable()
+
+
+def test_a_lost_connection_is_not_left_to_the_garbage_collector(server: Postgres) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        with opened(server.url, min_size=1, max_size=1) as db:
+            warmed(db)
+            with pytest.raises(Unavailable), db.connection() as conn:
+                lost = weakref.ref(conn)
+                server.terminate()
+                conn.execute("select 1")
+            del conn
+            wait_for(lambda: lost() is None)
     finally:
         gc.enable()
 
