@@ -27,20 +27,23 @@ static void proceed(front *f, front_conn *c);
 static size_t buffer_max(const front *f, const front_conn *c);
 static bool answer_page(front *f, front_conn *c, const http1_head *h);
 
-/* Registered once, for everything, edge-triggered.  Reports what is already there. */
-int conn_watch(front *f, front_conn *c)
+/* Watches for everything, edge-triggered, and reports what is already there: also if it has been reported before. */
+static int conn_watch_anew(front *f, front_conn *c)
 {
     struct epoll_event ev = {
         .events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
         .data.u64 = (uint64_t)c->generation << 32 | (uint32_t)(c - f->conns),
     };
 
-    if (c->watched)
-        return FRONT_OK;
-    if (epoll_ctl(f->epoll_fd, EPOLL_CTL_ADD, c->fd, &ev) == -1)
+    if (epoll_ctl(f->epoll_fd, c->watched ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, c->fd, &ev) == -1)
         return -errno;
     c->watched = true;
     return FRONT_OK;
+}
+
+int conn_watch(front *f, front_conn *c)
+{
+    return c->watched ? FRONT_OK : conn_watch_anew(f, c);
 }
 
 /* ------------------------------------------------------------- lists, slots */
@@ -259,7 +262,9 @@ void conn_readable(front *f, front_conn *c)
     proceed(f, c);
 }
 
-/* Nothing more can be done with what has been read: wait for an edge, or for the next turn. */
+/* Nothing more can be done with what has been read: wait for an edge.  What the last read has left in the socket makes one
+ * in the next turn; the connection does not go through CONN_AGAIN for it, as each turn there would begin its deadline
+ * anew, and a client that fills its buffer to the last byte, one byte at a time, could wait for ever. */
 static void want_more(front *f, front_conn *c, enum conn_state state)
 {
     if (c->eof) { /* the rest will not come; a request cut short is not worth an answer (RFC 9112 8) */
@@ -268,15 +273,11 @@ static void want_more(front *f, front_conn *c, enum conn_state state)
     }
     if (c->in != NULL && c->in->len == 0)
         buffer_drop(f, c);
-    if (c->overflow && state != CONN_AGAIN)
+    if (c->overflow)
         state = CONN_OVERFLOW;
-    if (!c->watched) { /* reports what is already there */
-        if (conn_watch(f, c) != 0) {
-            conn_close(f, c);
-            return;
-        }
-    } else if (!c->drained) {
-        state = CONN_AGAIN;
+    if ((!c->watched || !c->drained) && conn_watch_anew(f, c) != 0) {
+        conn_close(f, c);
+        return;
     }
     if (c->state != state) /* a partial read does not extend the deadline */
         conn_set_state(f, c, state);
@@ -665,7 +666,10 @@ static bool answer_page(front *f, front_conn *c, const http1_head *h)
     note_prober(f, c, h, a->status);
     size_t len = pages_render(a, date_now(f), extra, h->method_id == HTTP1_HEAD, out);
     conn_next(c);
-    return answer(f, c, out, len);
+    if (!answer(f, c, out, len))
+        return false;
+    conn_set_state(f, c, CONN_IDLE); /* the deadline begins anew */
+    return true;
 }
 
 /* A terse error of our own; the connection ends with it. */

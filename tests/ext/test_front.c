@@ -623,6 +623,67 @@ static void deadlines_of_the_loop(void)
     rig_stop(&r);
 }
 
+/* A read that fills its buffer to the last byte is looked at again in the next turn.  That is no way to get more time. */
+static void a_full_buffer_prolongs_no_deadline(void)
+{
+    static char head[4096];
+    front_limits limits = rig_limits();
+    rig r;
+
+    limits.header_timeout = 400 * MS;
+    limits.body_timeout = 150 * MS;
+    limits.min_body_rate = 1000;
+    rig_start(&r, &limits, 1);
+    for (int chunked = 0; chunked < 2; chunked++) {
+        client c;
+        size_t n = (size_t)sprintf(head, "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nA: ");
+        memset(head + n, 'a', sizeof head - n);
+        if (chunked)
+            memcpy(head + 2047 - 4, "\r\n\r\n", 4); /* one byte of the first buffer is left for the body */
+        dial(&r, &c);
+        say_bytes(&c, head, chunked ? 2047 : 2048);
+        int64_t begin = front_now();
+        struct pollfd ended = {.fd = c.fd, .events = POLLIN};
+        for (int i = 0; poll(&ended, 1, chunked ? 40 : 300) == 0; i++) {
+            REQUIRE(front_now() - begin < 3 * SEC, "still waited for, %d", chunked);
+            if (chunked)
+                say(&c, i == 0 ? "1" : i == 1 ? ";" : "x"); /* the extension of a chunk's size */
+            else if (i < 4)
+                for (int k = 0; k < 1 << i; k++)
+                    say_bytes(&c, head + n, 2048);
+        }
+        reply a = hear(&c);
+        REQUIRE(a.status == 408 && a.close, "%s", a.head);
+        REQUIRE(front_now() - begin < 900 * MS, "%lld ms", (long long)((front_now() - begin) / MS));
+        hang_up(&c);
+    }
+    rig_stop(&r);
+}
+
+/* A probe that has been answered is the end of one wait and the beginning of the next. */
+static void answered_probes_begin_deadlines_anew(void)
+{
+    front_limits limits = rig_limits();
+    rig r;
+    client c;
+
+    limits.idle_timeout = limits.header_timeout = 700 * MS;
+    rig_start(&r, &limits, 0);
+    rig_publish(&r);
+    for (int partial = 0; partial < 2; partial++) {
+        dial(&r, &c);
+        if (partial)
+            say(&c, "GET /healthz");
+        for (int64_t begin = front_now(); front_now() - begin < 1500 * MS; usleep(50000)) {
+            say(&c, partial ? " HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz" : GET("/healthz"));
+            reply a = hear(&c);
+            REQUIRE(a.status == 200 && !a.close, "%d %s", partial, a.head);
+        }
+        hang_up(&c);
+    }
+    rig_stop(&r);
+}
+
 static void deadlines_of_a_reader(void)
 {
     front_limits limits = rig_limits();
@@ -1482,6 +1543,8 @@ static const test tests[] = {
     {"pipelined", pipelined, 0},
     {"nothing_waits_for_the_loop", nothing_waits_for_the_loop, ALONE},
     {"deadlines_of_the_loop", deadlines_of_the_loop, 0},
+    {"a_full_buffer_prolongs_no_deadline", a_full_buffer_prolongs_no_deadline, 0},
+    {"answered_probes_begin_deadlines_anew", answered_probes_begin_deadlines_anew, 0},
     {"deadlines_of_a_reader", deadlines_of_a_reader, 0},
     {"deadlines_of_a_writer", deadlines_of_a_writer, 0},
     {"queue_limits", queue_limits, 0},
