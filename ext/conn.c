@@ -193,6 +193,7 @@ static buffer *buffer_new(front *f)
     }
     b->cap = BUFFER_SIZE;
     b->len = b->head_len = b->body_len = b->raw = 0;
+    b->head.method_id = HTTP1_OTHER; /* until it is known, for conn_refuse() */
     return b;
 }
 
@@ -672,14 +673,17 @@ static bool answer_page(front *f, front_conn *c, const http1_head *h)
     return true;
 }
 
-/* A terse error of our own; the connection ends with it. */
+/* A terse error of our own; the connection ends with it.  The answer to HEAD has no content, whatever its status (RFC 9110
+ * 9.3.2); a head that was refused has its method all the same, unless the error was in that. */
 void conn_refuse(front *f, front_conn *c, unsigned status, const char *text)
 {
     char out[512];
+    bool is_head = c->in != NULL && c->in->head.method_id == HTTP1_HEAD;
     int len = snprintf(out, sizeof out,
                        "HTTP/1.1 %u %s\r\nDate: %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %zu\r\n"
                        "%sConnection: close\r\n\r\n%s",
-                       status, pages_reason(status), date_now(f), strlen(text), status == 503 ? "Retry-After: 1\r\n" : "", text);
+                       status, pages_reason(status), date_now(f), strlen(text), status == 503 ? "Retry-After: 1\r\n" : "",
+                       is_head ? "" : text);
     c->close = c->linger = true;
     bool has_head = c->in != NULL && c->in->head_len != 0, was_queued = c->state == CONN_WORKER;
     pthread_mutex_lock(&f->mutex);

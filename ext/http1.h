@@ -114,7 +114,8 @@ typedef struct {
     http1_span name, value; /* the value without white space around it */
 } http1_header;
 
-/* A parsed head.  Meaningful only after http1_parse_head() returned a length. */
+/* A parsed head.  Meaningful only after http1_parse_head() returned a length; but for `method_id`, which after an error
+ * is what had been read by then, as the answer to HEAD has no content. */
 typedef struct {
     http1_span method, target; /* as received */
     http1_span path, query;    /* of origin- and absolute-form; absolute-form may have no path; query without '?' */

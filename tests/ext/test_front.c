@@ -444,6 +444,46 @@ static void refusals(void)
 }
 
 /* Bodies that pass the limit or break only when the worker reads them. */
+/* What answers HEAD has no content, also if it is a refusal (RFC 9110 9.3.2): whether the loop refuses, or the queue is full. */
+static void refusals_of_head(void)
+{
+    static const struct {
+        const char *request;
+        int status;
+    } cases[] = {
+        {"HEAD / HTTP/1.1\r\n\r\n", 400},
+        {"HEAD / HTTP/1.1\r\nHost: x y\r\n\r\n", 400},
+        {"HEAD / HTTP/1.1\r\nHost: x\r\nA : b\r\n\r\n", 400},
+        {"HEAD / HTTP/2.0\r\nHost: x\r\n\r\n", 505},
+        {"HEAD / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", 400},
+        {"HEAD / HTTP/1.1\r\nHost: x\r\nContent-Length: 8388609\r\n\r\n", 413},
+        {"HEAD /echo HTTP/1.1\r\nHost: x\r\n\r\n", 503},
+        {"HEAD /echo", 408},
+        {"\r\nGET / HTTP/1.1\r\nHost: x y\r\n\r\n", -400}, /* and others have: nothing of HEAD is left in a buffer */
+        {"PROXY x\r\n", -400},
+    };
+    front_limits limits = rig_limits();
+    rig r;
+    client c;
+
+    limits.header_timeout = 300 * MS;
+    limits.max_queue = 0;
+    limits.proxies[0] = (front_network){.address = {[10] = 0xff, [11] = 0xff, [12] = 127}, .bits = 104};
+    limits.n_proxies = 1;
+    rig_start(&r, &limits, 1);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        bool is_head = cases[i].status > 0;
+        dial(&r, &c);
+        say(&c, cases[i].request);
+        reply a = hear_any(&c, is_head);
+        REQUIRE(a.status == abs(cases[i].status) && a.close, "%s%s", cases[i].request, a.head);
+        REQUIRE(is_head || a.body_len > 0, "%s%s", cases[i].request, a.head);
+        hear_end(&c);
+        hang_up(&c);
+    }
+    rig_stop(&r);
+}
+
 static void refused_by_the_reader(void)
 {
     front_limits limits = rig_limits();
@@ -1539,6 +1579,7 @@ static const test tests[] = {
     {"bodies", bodies, 0},
     {"expectations", expectations, 0},
     {"refusals", refusals, 0},
+    {"refusals_of_head", refusals_of_head, 0},
     {"refused_by_the_reader", refused_by_the_reader, 0},
     {"pipelined", pipelined, 0},
     {"nothing_waits_for_the_loop", nothing_waits_for_the_loop, ALONE},

@@ -227,7 +227,7 @@ static void judge(client *c, bool ended)
         /* Its request. */
         int n = http1_parse_head(p, (size_t)(end - p), 0, &LIMITS.head, &h);
         const bool parsed = n > 0;
-        if (parsed && h.method_id == HTTP1_HEAD && !by_worker && status != 400 && status != 408 && status != 413 && status != 503)
+        if (h.method_id == HTTP1_HEAD && !by_worker)
             body_len = 0;
         const char *body = blank + 4;
         if ((size_t)(a_end - body) < body_len) {
