@@ -105,6 +105,7 @@ cdef dict make_environ(Request request, dict base):
     cdef http1.http1_head *head = &request.head
     cdef http1.http1_header *header
     cdef dict environ = PyDict_Copy(base)
+    cdef Py_ssize_t names
     cdef int i
     for i in range(head.n_headers):
         header = &head.headers[i]
@@ -112,8 +113,9 @@ cdef dict make_environ(Request request, dict base):
         if key is None:
             continue
         value = text_at(data, header.value)
+        names = len(environ)
         former = <object>PyDict_SetDefault(environ, key, value)
-        if former is not value:   # RFC 9110 5.3; cookies are joined by semicolons (RFC 6265 5.4)
+        if len(environ) == names:   # RFC 9110 5.3; cookies are joined by semicolons (RFC 6265 5.4)
             environ[key] = f"{former}; {value}" if key == "HTTP_COOKIE" else f"{former},{value}"
     if head.form == http1.HTTP1_ABSOLUTE:
         environ["HTTP_HOST"] = text_at(data, head.authority)   # RFC 9112 3.2.2: the target's, not the field's
@@ -124,7 +126,8 @@ cdef dict make_environ(Request request, dict base):
     environ["REQUEST_METHOD"] = method_names[head.method_id] or text_at(data, head.method)
     target = text_at(data, head.target)
     environ["RAW_URI"] = environ["REQUEST_URI"] = target
-    environ["PATH_INFO"] = unquote(data + head.path.pos, head.path.len)
+    # An absolute target without a path means the root (RFC 9112 3.2.1); PEP 3333 wants one of the two names set.
+    environ["PATH_INFO"] = unquote(data + head.path.pos, head.path.len) if head.path.len else "/"
     environ["QUERY_STRING"] = text_at(data, head.query) if head.query.len else ""
     environ["SERVER_PROTOCOL"] = "HTTP/1.1" if head.minor else "HTTP/1.0"
     address, port = get_address(request)

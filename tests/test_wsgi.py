@@ -62,7 +62,8 @@ def test_environ() -> None:
         c.send(
             b"POST /a%20b/%C3%A9;x?q=%20&r HTTP/1.1\r\nHost: example:81\r\n"
             b"Content-Type: text/x\r\nContent-Length: 2\r\n"
-            b"Cookie: a=1\r\nX-Many: one\r\nx-many: two\r\ncookie: b=2\r\nX_Hidden: no\r\nX-Obs: \xe9\r\n\r\nhi"
+            b"Cookie: a=1\r\nX-Many: one\r\nx-many: two\r\ncookie: b=2\r\nX_Hidden: no\r\nX-Obs: \xe9\r\n"
+            b"X-Twice: 1\r\nX-Twice: 1\r\n\r\nhi"
         )
         assert c.receive().status == 204
     assert seen["REQUEST_METHOD"] == "POST"
@@ -75,6 +76,7 @@ def test_environ() -> None:
     assert seen["HTTP_HOST"] == "example:81"
     assert seen["HTTP_COOKIE"] == "a=1; b=2"
     assert seen["HTTP_X_MANY"] == "one,two"
+    assert seen["HTTP_X_TWICE"] == "1,1"
     assert seen["HTTP_X_OBS"] == "\xe9"
     assert seen["SERVER_PROTOCOL"] == "HTTP/1.1"
     assert seen["REMOTE_ADDR"] == "127.0.0.1"
@@ -93,6 +95,9 @@ def test_absolute_form_overrules_host() -> None:
     with serving_app(app) as server, Connection(server.server_address) as c:
         c.send(b"GET http://target.example/p?q HTTP/1.1\r\nHost: other.example\r\n\r\n")
         assert c.receive().body == b"target.example /p"
+        for rest in (b"", b"?q"):
+            c.send(b"GET http://target.example%b HTTP/1.1\r\nHost: other.example\r\n\r\n" % rest)
+            assert c.receive().body == b"target.example /"
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 65536, 65537, 300_000, 3_000_000])
