@@ -9,7 +9,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Copy, PyDict_SetDefault
 from cpython.unicode cimport PyUnicode_DecodeLatin1
-from libc.errno cimport EAGAIN, EPIPE
+from libc.errno cimport EAGAIN, EINVAL, EIO, EPIPE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy
@@ -19,7 +19,9 @@ cimport http1
 cimport pages as p
 cimport tally
 
+import io
 import os
+import stat
 import sys
 import time
 

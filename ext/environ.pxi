@@ -158,16 +158,31 @@ class FileWrapper:
         raise StopIteration
 
 
+cdef object file_behind(filelike):
+    """The file whose own read() is the file-like object's; None if the bytes are another's (gzip, for one, has the
+    fileno() of what it unpacks).  Proxies such as those of tempfile and Django hand its method out."""
+    read = getattr(filelike, "read", None)
+    source = getattr(getattr(read, "__wrapped__", read), "__self__", None)
+    if type(source) is io.BufferedReader or type(source) is io.BufferedRandom:
+        return source if type(source.raw) is io.FileIO else None
+    return source if type(source) is io.FileIO else None
+
+
 cdef bint send_wrapped(Response response, wrapper) except -1:
     """True if the file went out by sendfile."""
-    import stat
+    if response.sent and (response.length < 0 or response.chunked):
+        return False   # write() has begun a body whose length is not known
     try:
-        fd = wrapper.filelike.fileno()
+        source = file_behind(wrapper.filelike)
+        if source is None:
+            return False
+        fd = source.fileno()
         info = os.fstat(fd)
-        offset = wrapper.filelike.tell()
+        offset = source.tell()
     except (AttributeError, OSError, ValueError):
         return False
-    if not stat.S_ISREG(info.st_mode) or info.st_size < offset:
+    # Files of /proc have no size and yet something to read.
+    if not stat.S_ISREG(info.st_mode) or info.st_size == 0 or info.st_size < offset:
         return False
     response.send_file(fd, offset, info.st_size - offset)
     return True

@@ -322,6 +322,8 @@ cdef class Response:
             raise ValueError("the response is finished")
         with nogil:
             rv = c.front_send_file(self.request.front._front, self.request.conn, fd, offset, count, True)
+        if rv == -EIO or rv == -EINVAL:
+            raise ResponseError(f"the file cannot be read, or ends before the {self.length} bytes announced")
         if rv < 0:
             raise ClientDisconnected("the client has closed the connection, or does not read")
         self.written += count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import logging
@@ -9,6 +10,7 @@ import socket
 import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 from wsgiref.validate import validator
 
@@ -412,6 +414,72 @@ def test_file_wrapper(size: int) -> None:
                 assert answer.header("content-length") == str(size)
             assert c.request("HEAD", "/file").header("content-length") == str(size)
             assert c.request("GET", "/memory").body == data
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_file_wrapper_gives_what_read_gives(version: str, tmp_path: Path) -> None:
+    """The descriptor is not always what the file-like object reads; the length is known where it is."""
+    (tmp_path / "plain").write_bytes(b"0123456789")
+    with gzip.open(tmp_path / "packed", "wb") as packed:
+        packed.write(b"unpacked")
+    temporary = tempfile.NamedTemporaryFile()  # noqa: SIM115 - the wrapper closes it
+    temporary.write(b"temporary")
+    temporary.seek(0)
+
+    class Doubling(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(size) * 2
+
+    files: dict[str, tuple[Any, bytes, bool]] = {
+        "/plain": (open(tmp_path / "plain", "rb"), b"0123456789", True),  # noqa: SIM115
+        "/unbuffered": (open(tmp_path / "plain", "rb", buffering=0), b"0123456789", True),  # noqa: SIM115
+        "/temporary": (temporary, b"temporary", True),
+        "/unpacked": (gzip.open(tmp_path / "packed"), b"unpacked", False),  # noqa: SIM115
+        "/buffered": (io.BufferedReader(gzip.open(tmp_path / "packed")), b"unpacked", False),  # type: ignore[arg-type]  # noqa: SIM115
+        "/own": (Doubling(tmp_path / "plain"), b"0123456789" * 2, False),
+        "/sizeless": (open("/proc/self/cmdline", "rb"), Path("/proc/self/cmdline").read_bytes(), False),  # noqa: SIM115
+    }
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", PLAIN)
+        return environ["wsgi.file_wrapper"](files[environ["PATH_INFO"]][0])
+
+    with serving_app(app) as server:
+        for target, (_, body, known) in files.items():
+            with Connection(server.server_address) as c:
+                answer = c.request("GET", target, version=version)
+            assert answer.body == body, target
+            assert answer.header("content-length") == (str(len(body)) if known else None), target
+    assert all(file.closed for file, _, _ in files.values())
+
+
+@pytest.mark.parametrize("length", [None, 4, 14])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_file_after_write(length: int | None, version: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+    headers = PLAIN if length is None else [*PLAIN, ("Content-Length", str(length))]
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", headers)(b"head")
+        return environ["wsgi.file_wrapper"](open(tmp_path / "file", "rb"))
+
+    with serving_app(app) as server, Connection(server.server_address) as c:
+        assert c.request("GET", "/", version=version).body == b"head0123456789"[:length]
+
+
+def test_a_file_shorter_than_announced_is_cut_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    path = Path("/sys/kernel/uevent_seqnum")  # sysfs calls every file a page long
+    if not path.exists() or path.stat().st_size <= len(path.read_bytes()):
+        pytest.skip("no sysfs here")
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", PLAIN)
+        return environ["wsgi.file_wrapper"](open(path, "rb"))
+
+    with serving_app(app) as server, Connection(server.server_address) as c:
+        with pytest.raises((EOFError, ConnectionError)):
+            c.request("GET", "/")
+        wait_for(lambda: "the file cannot be read, or ends before" in caplog.text)
 
 
 def test_a_slow_reader_costs_no_thread() -> None:
