@@ -48,6 +48,7 @@ cdef class Request:
     cdef public int status           # of the final response, 0 before it
     cdef public uint64_t response_size
     cdef public str scheme           # https behind a proxy that says so; None: as the connection is
+    cdef bint answered               # all of a response has been handed to the front
     cdef public object context       # whatever the host wants to remember
     cdef public bytes request_id     # said as X-Request-Id in the response, unless the application says its own
 
@@ -190,7 +191,9 @@ cdef inline void finish_request(Request request, bint keep_alive, bint abort) no
     request._body = None   # it refers back: without the cycle both go at once, not with the next collection
     # What the head has said is kept: a connection that the client was told stays open is not closed because a drain has
     # begun since.  The client may have its next request on the way.
-    c.front_finish(request.front._front, conn, keep_alive and request.keep_alive, abort, <unsigned>request.status)
+    # And a client whose response is whole need not know of what has failed behind it.
+    c.front_finish(request.front._front, conn, keep_alive and request.keep_alive, abort and not request.answered,
+                   <unsigned>request.status)
 
 
 cdef Request new_request(Front front, c.front_request *taken):

@@ -216,7 +216,7 @@ cdef class Response:
         cdef char[20] size_line
         cdef int n = 0, i
         cdef Py_ssize_t left
-        cdef size_t keep
+        cdef bint whole
         if self.ended:
             raise ResponseError("a write after the end of the response")
         if not self.sent:
@@ -275,11 +275,12 @@ cdef class Response:
                 raise ResponseError(f"{self.written} bytes of body where {self.length} were announced")
             self.ended = True
             raise ResponseError(f"{self.written} bytes of body where {self.length} were announced")
-        keep = <size_t>-1 if last or (self.length >= 0 and self.written == self.length) else 0
+        whole = last or (self.length >= 0 and self.written == self.length)
         self.sent = True
         self.request.status = self.status
         if n > 0:
-            send_all(self.request, iov, n, keep)
+            send_all(self.request, iov, n, <size_t>-1 if whole else 0)
+        self.request.answered = whole or self.bodiless
         self.request.response_size = self.written
         self.ended = last
         return 0
@@ -330,4 +331,4 @@ cdef class Response:
         self.request.response_size = self.written
         if self.written != self.length:
             raise ResponseError(f"{self.written} bytes of body where {self.length} were announced")
-        self.ended = True
+        self.request.answered = self.ended = True

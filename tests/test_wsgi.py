@@ -339,6 +339,34 @@ def test_close_is_called_whatever_happens() -> None:
     assert closed == ["/good", "/fail"]
 
 
+@pytest.mark.parametrize("where", ["close", "generator"])
+def test_what_fails_behind_a_whole_response_does_not_cut_it(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    body = b"x" * (16 << 20)  # more than the sockets take: some is left with the front
+
+    class Result:
+        def __iter__(self) -> Any:
+            yield body
+            if where == "generator":
+                raise RuntimeError("too late")
+
+        def close(self) -> None:
+            if where == "close":
+                raise RuntimeError("too late")
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [*PLAIN, ("Content-Length", str(len(body)))])
+        return Result()
+
+    limits = {"response_buffer_size": 16 << 20, "buffer_size": 32 << 20}
+    with serving_app(app, **limits) as server, Connection(server.server_address) as c:
+        c.send(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n")
+        wait_for(lambda: "too late" in caplog.text)
+        wait_for(lambda: server.front.stats()["in_flight"] == 0)  # type: ignore[union-attr]
+        assert c.receive().body == body
+        assert c.is_closed()
+        assert server.front.stats()["aborted"] == 0  # type: ignore[union-attr]
+
+
 def test_a_generator_ends_when_its_client_goes() -> None:
     closed = threading.Event()
 
