@@ -257,6 +257,8 @@ cdef int serve_wsgi(Request request, app, dict base) except -1:
                     raise ResponseError(f"the response body is {type(data).__name__}, not bytes")
                 if PyBytes_GET_SIZE(data) > 0:
                     response.emit(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), False)
+                    if response.bodiless:
+                        break   # nobody gets the rest, and it may have no end
             response.end()
     finally:
         close = getattr(result, "close", None)

@@ -86,7 +86,7 @@ cdef class Response:
         self.length = -1
         self.has_date = self.has_request_id = self.self_framed = False
         self.status = status
-        self.bodiless = status == 204 or status == 304
+        self.bodiless = status == 204 or status == 304 or self.request.head.method_id == http1.HTTP1_HEAD
         self.put(b"HTTP/1.1 ", 9)
         self.put(line, length)
         self.put(b"\r\n", 2)
@@ -190,7 +190,7 @@ cdef class Response:
                 r.keep_alive = False                      # the body ends with the connection
             else:
                 self.put(b"Transfer-Encoding: chunked\r\n", 28)
-                self.chunked = r.head.method_id != http1.HTTP1_HEAD
+                self.chunked = True
         if not self.has_date:
             self.put(b"Date: ", 6)
             self.put(response_date(), 29)
@@ -204,8 +204,6 @@ cdef class Response:
         elif r.head.minor == 0:
             self.put(b"Connection: keep-alive\r\n", 24)
         self.put(b"\r\n", 2)
-        if r.head.method_id == http1.HTTP1_HEAD:
-            self.bodiless = True
         return 0
 
     # ------------------------------------------------------------------ body
@@ -220,9 +218,10 @@ cdef class Response:
         if self.ended:
             raise ResponseError("a write after the end of the response")
         if not self.sent:
+            # No body where there can be none says nothing of how long it would be (RFC 9110 8.6).
             if last and self.length < 0 and not self.self_framed and not (self.bodiless and length == 0):
                 self.length = length
-            if self.length >= 0 and length > self.length and self.request.head.method_id != http1.HTTP1_HEAD:
+            if self.length >= 0 and length > self.length and not self.bodiless:
                 raise ResponseError(f"{length} bytes of body where {self.length} were announced")
             self.close_head()
             iov[n].iov_base = self.head

@@ -195,6 +195,40 @@ def test_framing_of_responses() -> None:
         assert (old.body, old.header("transfer-encoding"), old.closes) == (b"abc", None, True)
 
 
+def test_head_claims_nothing_of_a_body_it_does_not_know() -> None:
+    """Applications answer HEAD with no body at all, and may leave the length out (RFC 9110 8.6)."""
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", PLAIN)
+        return [] if environ["PATH_INFO"] == "/none" else [b""] if environ["PATH_INFO"] == "/empty" else [b"hello"]
+
+    with serving_app(app) as server, Connection(server.server_address) as c:
+        for version in ("1.1", "1.0"):
+            for target, length in (("/none", None), ("/empty", None), ("/", "5")):
+                answer = c.request("HEAD", target, "Connection: keep-alive\r\n", version=version)
+                assert (answer.status, answer.header("content-length"), answer.closes) == (200, length, False)
+                assert answer.header("transfer-encoding") is None
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", "200 OK"), ("GET", "204 No Content"), ("GET", "304 Same")])
+def test_a_body_that_nobody_gets_is_not_waited_for(method: str, status: str) -> None:
+    """A stream of events has no end; were it run for HEAD, its thread would never come back."""
+    closed = threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response(status, [])
+        try:
+            while True:
+                yield b"event\n"
+        finally:
+            closed.set()
+
+    with serving_app(app, threads=1) as server, Connection(server.server_address) as c:
+        assert c.request(method, "/").status == int(status[:3])
+        assert closed.wait(10)
+        assert c.request(method, "/").status == int(status[:3])
+
+
 def answering_list(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     start_response("200 OK", PLAIN)
     return [b"whole"]
