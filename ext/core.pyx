@@ -20,6 +20,7 @@ cimport pages as p
 cimport tally
 
 import io
+import logging
 import os
 import stat
 import sys
@@ -30,6 +31,8 @@ from pkg.errors import (
     ClientDisconnected,
     ResponseError,
 )
+
+log = logging.getLogger("pkg.server")
 
 include "request.pxi"
 include "response.pxi"
@@ -154,16 +157,19 @@ cdef class Front:
                 return
             request = new_request(self, &taken)
             try:
-                if before is not None:
-                    before(request)
-                handle(request, get_address(request), server)
-            except BaseException:   # SystemExit in a handler ends the request, not the worker
-                failed(request, get_address(request))
-            finally:
-                if request.conn is not NULL:
-                    finish_request(request, request.status != 0, request.status == 0)
-            if after is not None:
-                after(request)
+                try:
+                    if before is not None:
+                        before(request)
+                    handle(request, get_address(request), server)
+                except BaseException:   # SystemExit in a handler ends the request, not the worker
+                    failed(request, get_address(request))
+                finally:
+                    if request.conn is not NULL:
+                        finish_request(request, request.status != 0, request.status == 0)
+                if after is not None:
+                    after(request)
+            except BaseException:   # of failed or after: the worker goes on here, too
+                log.exception("%s %s: what follows a request has failed", request.method, request.target)
             request = None
 
     def publish(self, table):

@@ -267,13 +267,17 @@ class Server(ThreadingHTTPServer):
     def _serve(self, request: _core.Request) -> None:
         """The way of a request through the methods that subclasses may override, as in socketserver."""
         try:
-            if self.verify_request(request, request.client_address):
-                self.process_request(request, request.client_address)
-            else:
+            try:
+                if self.verify_request(request, request.client_address):
+                    self.process_request(request, request.client_address)
+                else:
+                    self.shutdown_request(request)
+            except BaseException:  # of an override: the worker goes on
+                self.handle_error(request, request.client_address)
                 self.shutdown_request(request)
-        except BaseException:  # of an override: the worker goes on
-            self.handle_error(request, request.client_address)
-            self.shutdown_request(request)
+        except BaseException:
+            _log.exception("%s %s: what follows a request has failed", request.method, request.target)
+            Server.shutdown_request(self, request)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether the request is served; for subclasses to override."""

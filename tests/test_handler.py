@@ -969,6 +969,28 @@ def test_handle_error_alone_may_be_overridden() -> None:
     assert [str(e) for e in errors] == ["secret"]
 
 
+@pytest.mark.parametrize("overridden", [(), ("verify_request",), ("shutdown_request",)])
+def test_no_failure_behind_a_request_ends_the_worker(
+    overridden: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """handle_error() and the access log may fail, too; the worker is one of few."""
+
+    def fail(self: Any, *args: Any) -> None:
+        raise ValueError("behind")
+
+    def same(self: Any, *args: Any) -> Any:
+        return Server.verify_request(self, *args)
+
+    methods = {name: same if name == "verify_request" else fail for name in overridden}
+    broken = type("Broken", (Server,), {"handle_error": fail, **methods})
+    with running(broken(("127.0.0.1", 0), Ours, threads=1, access=lambda request: fail(None))) as server:
+        for _ in range(2):
+            with pytest.raises((EOFError, ConnectionError)):
+                get(server.server_address, "/fail")
+            assert get(server.server_address, "/").body == b"plain"
+    assert caplog.text.count("ValueError: behind") >= 4
+
+
 def test_process_request_may_use_threads_of_its_own() -> None:
     """The mix-in that everybody writes: a thread for each request, by socketserver's own method."""
     threads: set[str] = set()
