@@ -5,9 +5,12 @@ The environ and the response are made in C (`_core.WSGIHandler`); here is what s
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
+import threading
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 from pkg import _core
@@ -15,21 +18,21 @@ from pkg.errors import StartupError
 
 __all__ = ["Application"]
 
-CO_COROUTINE = 0x80  # inspect.CO_COROUTINE, without the time that importing inspect takes
+CO_VARARGS, CO_COROUTINE = 0x04, 0x80  # as in inspect, without the time that importing it takes
 
 
 class _Errors(io.TextIOBase):
-    """`wsgi.errors`: whole lines go to the log."""
+    """`wsgi.errors`: whole lines go to the log.  All requests share it, so each thread has a line of its own."""
 
     def __init__(self) -> None:
         self._log = logging.getLogger("wsgi.errors")
-        self._partial = ""
+        self._line = threading.local()
 
     def writable(self) -> bool:
         return True
 
     def write(self, text: str) -> int:
-        *lines, self._partial = (self._partial + text).split("\n")
+        *lines, self._line.begun = (self._begun() + text).split("\n")
         for line in lines:
             self._log.error("%s", line)
         return len(text)
@@ -39,24 +42,36 @@ class _Errors(io.TextIOBase):
             self.write(line)
 
     def flush(self) -> None:
-        if self._partial:
+        if self._begun():
             self.write("\n")
 
+    def _begun(self) -> str:
+        return getattr(self._line, "begun", "")
 
-def _is_coroutine(app: Any) -> bool:
-    code = getattr(app, "__code__", None) or getattr(app.__call__, "__code__", None)
-    return bool(code is not None and code.co_flags & CO_COROUTINE)
+
+def _check(app: Any) -> None:
+    """StartupError for the two that are given by mistake: each request would fail, and all checks pass."""
+    inner: Any = app.func if isinstance(app, functools.partial) else app
+    code = getattr(inner, "__code__", None) or getattr(inner.__call__, "__code__", None)
+    if code is not None and code.co_flags & CO_COROUTINE:
+        raise StartupError("the application is asynchronous (ASGI); this host serves WSGI and handler classes")
+    if isinstance(app, FunctionType) and not app.__code__.co_flags & CO_VARARGS:
+        most = app.__code__.co_argcount
+        if not most - len(app.__defaults__ or ()) <= 2 <= most:
+            raise StartupError(
+                f"{app.__qualname__}() cannot be called with (environ, start_response), as WSGI does;"
+                f" if it makes the application, say module:{app.__qualname__}()"
+            )
 
 
 class Application(_core.WSGIHandler):
     """A WSGI callable as the handler of a `Server`.  `name` and `port` are what the environ says of the server.
 
-    StartupError: it is a coroutine function, so no WSGI callable.
+    StartupError: it is a coroutine function, or a function of other arguments, so no WSGI callable.
     """
 
     def __init__(self, app: Callable[..., Any], *, name: str, port: int) -> None:
-        if _is_coroutine(app):
-            raise StartupError("the application is asynchronous (ASGI); this host serves WSGI and handler classes")
+        _check(app)
         environ: dict[str, Any] = {
             "SCRIPT_NAME": "",
             "SERVER_NAME": name,

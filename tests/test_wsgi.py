@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import io
@@ -629,7 +630,78 @@ async def asynchronous(scope: Any, receive: Any, send: Any) -> None:
     pass
 
 
-@pytest.mark.parametrize("app", [Asynchronous(), asynchronous])
+@pytest.mark.parametrize("app", [Asynchronous(), asynchronous, functools.partial(asynchronous)])
 def test_asgi_applications_are_refused_at_once(app: Any) -> None:
     with pytest.raises(StartupError, match="ASGI"):
         Application(app, name="127.0.0.1", port=80)
+
+
+def create_app() -> Any:
+    return answering_list
+
+
+def configured(name: str) -> Any:
+    return answering_list
+
+
+def scoped(scope: Any, receive: Any, send: Any) -> Any:
+    return asynchronous(scope, receive, send)
+
+
+@pytest.mark.parametrize("app", [create_app, configured, scoped])
+def test_functions_of_other_arguments_are_refused_at_once(app: Any) -> None:
+    with pytest.raises(StartupError, match=rf"say module:{app.__name__}\(\)"):
+        Application(app, name="127.0.0.1", port=80)
+
+
+def test_functions_that_take_two_arguments_are_applications() -> None:
+    def with_default(environ: Any, start_response: Any, prefix: str = "") -> Any:
+        return answering_list(environ, start_response)
+
+    def decorated(*args: Any, **kwargs: Any) -> Any:
+        return answering_list(*args, **kwargs)
+
+    class Made:
+        """The class that PEP 3333 has for an example."""
+
+        def __init__(self, environ: Any, start_response: Any) -> None:
+            self.result = answering_list(environ, start_response)
+
+        def __iter__(self) -> Any:
+            return iter(self.result)
+
+    method = Bound().method
+    for app in (with_default, decorated, Made, method, functools.partial(with_default, prefix="/"), lambda e, s: []):
+        Application(app, name="127.0.0.1", port=80)
+    with serving_app(Made) as server:
+        assert get(server.server_address, "/").body == b"whole"
+
+
+class Bound:
+    def method(self, environ: Any, start_response: Any) -> Any:
+        return answering_list(environ, start_response)
+
+
+def test_lines_of_wsgi_errors_belong_to_one_request_each(caplog: pytest.LogCaptureFixture) -> None:
+    both = threading.Barrier(2)
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        name = environ["PATH_INFO"]
+        errors = environ["wsgi.errors"]
+        errors.write(f"{name} begun")
+        both.wait(10)
+        errors.write(", ended\nand")
+        both.wait(10)
+        print(" more of", name, file=errors, end="")
+        errors.flush()
+        start_response("200 OK", PLAIN)
+        return [b""]
+
+    with serving_app(app, threads=2) as server:
+        clients = [threading.Thread(target=get, args=(server.server_address, target)) for target in ("/a", "/b")]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join(10)
+    lines = sorted(r.getMessage() for r in caplog.records if r.name == "wsgi.errors")
+    assert lines == ["/a begun, ended", "/b begun, ended", "and more of /a", "and more of /b"]
