@@ -64,6 +64,7 @@ struct front_conn {
     bool pending;                   /* M: an edge was seen while with_worker */
     bool queued;                    /* M */
     atomic_bool gone;               /* reset by the peer */
+    atomic_bool interrupted;        /* whoever waits in front_read or front_send is to come back */
     buffer *in;                     /* O; NULL while idle */
     uint64_t body_left;             /* O: bytes of a Content-Length body still to come */
     uint64_t body_read;             /* O: decoded bytes read so far */

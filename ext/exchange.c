@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #define MILLISECOND 1000000LL
+#define INTERRUPTION (100 * MILLISECOND) /* how often who waits looks whether it should */
 
 static uint64_t thread_id(void)
 {
@@ -168,11 +169,13 @@ int front_take(front *f, front_request *out, int64_t timeout)
 static int wait_socket(front_conn *c, short events, int64_t deadline)
 {
     for (;;) {
-        if (atomic_load_explicit(&c->gone, memory_order_relaxed))
+        if (atomic_load_explicit(&c->gone, memory_order_relaxed) || atomic_load_explicit(&c->interrupted, memory_order_relaxed))
             return -EPIPE;
         int64_t left = deadline - front_now();
         if (left <= 0)
             return FRONT_E_LATE;
+        if (left > INTERRUPTION)
+            left = INTERRUPTION;
         struct pollfd p = {.fd = c->fd, .events = events};
         int n = poll(&p, 1, (int)((left + MILLISECOND - 1) / MILLISECOND));
         if (n > 0)
@@ -305,6 +308,11 @@ uint64_t front_body_left(const front_conn *c)
 bool front_is_gone(front_conn *c)
 {
     return atomic_load_explicit(&c->gone, memory_order_relaxed);
+}
+
+void front_interrupt(front_conn *c)
+{
+    atomic_store_explicit(&c->interrupted, true, memory_order_relaxed);
 }
 
 /* ------------------------------------------------------------------------ send */

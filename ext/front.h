@@ -154,6 +154,7 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
 bool front_body_pending(const front_conn *c); /* some of the body has not been read from the socket yet */
 uint64_t front_body_left(const front_conn *c);    /* what front_read() will give of a body of known length */
 bool front_is_gone(front_conn *c);            /* the peer reset the connection */
+void front_interrupt(front_conn *c);          /* makes another thread's front_read, front_send and the like fail soon */
 void front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned status); /* status: 0 if none was sent */
 
 void front_count(front *f, front_counters *out);

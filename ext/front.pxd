@@ -150,6 +150,7 @@ cdef extern from "front.h" nogil:
     bint front_body_pending(const front_conn *c)
     uint64_t front_body_left(const front_conn *c)
     bint front_is_gone(front_conn *c)
+    void front_interrupt(front_conn *c)
     void front_finish(front *f, front_conn *c, bint keep_alive, bint abort, unsigned status)
 
     void front_count(front *f, front_counters *out)

@@ -31,6 +31,16 @@ cdef object raise_body(ssize_t rv):
     raise ClientDisconnected("the client has closed the connection")
 
 
+cdef enum:
+    READING = 1
+    WRITING = 2
+
+cdef struct front_end:
+    c.front_conn *conn
+    bint keep_alive
+    bint abort
+
+
 @cython.freelist(16)
 @cython.final
 cdef class Request:
@@ -49,6 +59,8 @@ cdef class Request:
     cdef public uint64_t response_size
     cdef public str scheme           # https behind a proxy that says so; None: as the connection is
     cdef bint answered               # all of a response has been handed to the front
+    cdef int busy                    # READING and WRITING: what threads do with conn without the interpreter lock
+    cdef front_end end               # how conn goes back once they are done, if that was not at once
     cdef public object context       # whatever the host wants to remember
     cdef public bytes request_id     # said as X-Request-Id in the response, unless the application says its own
 
@@ -131,7 +143,8 @@ cdef class Request:
 
     @property
     def is_gone(self):
-        return self.conn is NULL or c.front_is_gone(self.conn)
+        cdef c.front_conn *conn = self.conn
+        return conn is NULL or c.front_is_gone(conn)
 
     def send(self, bytes data):
         cdef c.iovec iov
@@ -183,17 +196,54 @@ cdef inline Body get_body(Request request):
     return request._body
 
 
-cdef inline void finish_request(Request request, bint keep_alive, bint abort) noexcept:
-    cdef c.front_conn *conn = request.conn
+cdef inline c.front_conn *enter(Request request, int what) except NULL:
+    """The connection, for one call into the front; leave() is to follow.  The application may have threads of its own
+    that still read or write when its response has ended: the connection goes back when the last of them has left."""
+    cdef c.front_conn *conn
+    cdef int busy
+    with cython.critical_section(request):
+        conn = request.conn
+        busy = request.busy
+        if conn is not NULL and not busy & what:
+            request.busy = busy | what
     if conn is NULL:
-        return
-    request.conn = NULL
-    request._body = None   # it refers back: without the cycle both go at once, not with the next collection
+        raise ValueError("the request is finished")
+    if busy & what:
+        raise RuntimeError("another thread is reading this request" if what == READING
+                           else "another thread is writing this response")
+    return conn
+
+
+cdef inline void leave(Request request, int what) noexcept:
+    cdef c.front_conn *conn
+    with cython.critical_section(request):
+        request.busy &= ~what
+        conn = request.end.conn if request.busy == 0 else NULL
+        if conn is not NULL:
+            request.end.conn = NULL
+    if conn is not NULL:
+        c.front_finish(request.front._front, conn, request.end.keep_alive, request.end.abort, <unsigned>request.status)
+
+
+cdef inline void finish_request(Request request, bint keep_alive, bint abort) noexcept:
+    cdef c.front_conn *conn
     # What the head has said is kept: a connection that the client was told stays open is not closed because a drain has
     # begun since.  The client may have its next request on the way.
+    keep_alive = keep_alive and request.keep_alive
     # And a client whose response is whole need not know of what has failed behind it.
-    c.front_finish(request.front._front, conn, keep_alive and request.keep_alive, abort and not request.answered,
-                   <unsigned>request.status)
+    abort = abort and not request.answered
+    with cython.critical_section(request):
+        conn = request.conn
+        request.conn = NULL
+        request._body = None   # it refers back: without the cycle both go at once, not with the next collection
+        if conn is not NULL and request.busy != 0:
+            request.end.keep_alive = False
+            request.end.abort = abort or request.busy & WRITING
+            request.end.conn = conn
+            c.front_interrupt(conn)
+            conn = NULL
+    if conn is not NULL:
+        c.front_finish(request.front._front, conn, keep_alive, abort, <unsigned>request.status)
 
 
 cdef Request new_request(Front front, c.front_request *taken):
@@ -214,13 +264,13 @@ cdef Request new_request(Front front, c.front_request *taken):
 
 cdef int send_all(Request request, c.iovec *iov, int n, size_t keep) except -1:
     """Sends with the lock held while the socket takes it, which is nearly always; else waits without the lock."""
-    cdef int rv
-    if request.conn is NULL:
-        raise ValueError("the response is finished")
-    rv = c.front_send(request.front._front, request.conn, iov, n, keep, False)
+    cdef c.front_conn *conn = enter(request, WRITING)
+    cdef c.front *front = request.front._front
+    cdef int rv = c.front_send(front, conn, iov, n, keep, False)
     if rv == c.FRONT_AGAIN:
         with nogil:
-            rv = c.front_send(request.front._front, request.conn, iov, n, keep, True)
+            rv = c.front_send(front, conn, iov, n, keep, True)
+    leave(request, WRITING)
     if rv < 0:
         raise ClientDisconnected("the client has closed the connection, or does not read")
     return 0
@@ -229,7 +279,10 @@ cdef int send_all(Request request, c.iovec *iov, int n, size_t keep) except -1:
 @cython.freelist(16)
 @cython.final
 cdef class Body:
-    """A request body as a binary file: all of it if it had arrived, else read through the front."""
+    """A request body as a binary file: all of it if it had arrived, else read through the front.
+
+    The critical sections are for free-threaded builds, where nothing else keeps `data` and `pos` together.
+    """
 
     cdef Request request
     cdef bytes data           # read from the front and not yet given out: data[pos:]
@@ -239,27 +292,29 @@ cdef class Body:
     cdef bint fill(self, Py_ssize_t wanted) except -1:
         """Replaces data, of which all has been given out, by what comes next; False at the end of the body."""
         cdef ssize_t n
-        cdef char *at
         cdef Py_ssize_t size = 65536 if wanted < 65536 else 262144
+        cdef bytes data
+        cdef char *at
+        cdef c.front *front = self.request.front._front
+        cdef c.front_conn *conn
         if self.complete:
             return False
-        if self.request.conn is NULL:
-            raise ValueError("the request is finished")
-        self.data = PyBytes_FromStringAndSize(NULL, size)
-        self.pos = 0
-        at = PyBytes_AS_STRING(self.data)
-        n = c.front_read(self.request.front._front, self.request.conn, at, size, False)
+        data = PyBytes_FromStringAndSize(NULL, size)
+        at = PyBytes_AS_STRING(data)
+        conn = enter(self.request, READING)
+        n = c.front_read(front, conn, at, size, False)
         if n == -EAGAIN:
             with nogil:
-                n = c.front_read(self.request.front._front, self.request.conn, at, size, True)
+                n = c.front_read(front, conn, at, size, True)
+        leave(self.request, READING)
+        self.data = data[:n] if n > 0 else b""
+        self.pos = 0
         if n <= 0:
-            self.data = b""
             if n == 0:
                 self.complete = True
                 return False
             self.request.keep_alive = False
             raise_body(n)
-        self.data = self.data[:n]
         return True
 
     cdef bytes read_long(self, Py_ssize_t wanted):
@@ -268,28 +323,30 @@ cdef class Body:
         cdef bytes result
         cdef char *at
         cdef ssize_t n = 1
-        if self.request.conn is NULL:
-            raise ValueError("the request is finished")
-        most = got + <Py_ssize_t>c.front_body_left(self.request.conn)
-        if wanted < 0 or wanted > most:
-            wanted = most
-        result = PyBytes_FromStringAndSize(NULL, wanted)
-        at = PyBytes_AS_STRING(result)
-        memcpy(at, PyBytes_AS_STRING(self.data) + self.pos, got)
-        self.data = b""
-        self.pos = 0
-        with nogil:
-            while got < wanted and n > 0:
-                n = c.front_read(self.request.front._front, self.request.conn, at + got, wanted - got, True)
-                got += n
+        cdef c.front *front = self.request.front._front
+        cdef c.front_conn *conn = enter(self.request, READING)
+        try:
+            most = got + <Py_ssize_t>c.front_body_left(conn)
+            if wanted < 0 or wanted > most:
+                wanted = most
+            result = PyBytes_FromStringAndSize(NULL, wanted)
+            at = PyBytes_AS_STRING(result)
+            memcpy(at, PyBytes_AS_STRING(self.data) + self.pos, got)
+            self.data = b""
+            self.pos = 0
+            with nogil:
+                while got < wanted and n > 0:
+                    n = c.front_read(front, conn, at + got, wanted - got, True)
+                    got += n
+            self.complete = n >= 0 and c.front_body_left(conn) == 0
+        finally:
+            leave(self.request, READING)
         if n < 0:
             self.request.keep_alive = False
             raise_body(n)
-        self.complete = c.front_body_left(self.request.conn) == 0
         return result
 
-    def read(self, size=-1):
-        cdef Py_ssize_t wanted = -1 if size is None else size
+    cdef bytes get(self, Py_ssize_t wanted):
         cdef Py_ssize_t there = PyBytes_GET_SIZE(self.data) - self.pos
         cdef list parts
         if 0 <= wanted <= there or self.complete:
@@ -316,12 +373,17 @@ cdef class Body:
             there += n
         return b"".join(parts)
 
+    @cython.critical_section
+    def read(self, size=-1):
+        return self.get(-1 if size is None else size)
+
+    @cython.critical_section
     def read1(self, size=-1):
         cdef Py_ssize_t wanted = -1 if size is None else size
         if wanted == 0 or (self.pos == PyBytes_GET_SIZE(self.data) and not self.fill(65536)):
             return b""
         there = PyBytes_GET_SIZE(self.data) - self.pos
-        return self.read(there if wanted < 0 or wanted > there else wanted)
+        return self.get(there if wanted < 0 or wanted > there else wanted)
 
     def readinto(self, buffer):
         cdef unsigned char[::1] into = buffer
@@ -329,20 +391,23 @@ cdef class Body:
         memoryview(buffer).cast("B")[:len(data)] = data
         return len(data)
 
+    @cython.critical_section
     def readline(self, size=-1):
         cdef Py_ssize_t limit = -1 if size is None else size
         cdef Py_ssize_t end, total = 0
+        cdef bytes data
         cdef list parts = []
         while limit < 0 or total < limit:
             if self.pos == PyBytes_GET_SIZE(self.data) and not self.fill(65536):
                 break
-            end = self.data.find(b"\n", self.pos) + 1
+            data = self.data
+            end = data.find(b"\n", self.pos) + 1
             found = end > 0
             if not found:
-                end = PyBytes_GET_SIZE(self.data)
+                end = PyBytes_GET_SIZE(data)
             if limit >= 0 and end - self.pos > limit - total:
                 end = self.pos + limit - total
-            parts.append(self.data[self.pos:end])
+            parts.append(data[self.pos:end])
             total += end - self.pos
             self.pos = end
             if found:

@@ -48,6 +48,8 @@ cdef class Response:
     cdef readonly bint ended
 
     def __cinit__(self, Request request not None):
+        if request.front is None:
+            raise ValueError("the request has no connection")
         self.request = request
         self.length = -1
 
@@ -306,6 +308,8 @@ cdef class Response:
 
     def send_file(self, int fd, int64_t offset, int64_t count):
         """The rest of the response: `count` bytes of a regular file from `offset`, by sendfile(2)."""
+        cdef c.front *front
+        cdef c.front_conn *conn
         cdef int rv
         if self.length < 0 and self.written == 0 and not self.sent and not self.self_framed:
             self.length = count
@@ -318,10 +322,11 @@ cdef class Response:
             return
         if self.chunked or self.length < 0:
             raise ResponseError("send_file needs a known length")
-        if self.request.conn is NULL:
-            raise ValueError("the response is finished")
+        front = self.request.front._front
+        conn = enter(self.request, WRITING)
         with nogil:
-            rv = c.front_send_file(self.request.front._front, self.request.conn, fd, offset, count, True)
+            rv = c.front_send_file(front, conn, fd, offset, count, True)
+        leave(self.request, WRITING)
         if rv == -EIO or rv == -EINVAL:
             raise ResponseError(f"the file cannot be read, or ends before the {self.length} bytes announced")
         if rv < 0:

@@ -131,7 +131,10 @@ class Request:
         """Gives the connection back; `abort` cuts it, so that the client sees an incomplete response."""
 
 class Body:
-    """A request body as a binary file.  BodyError: late, too large, malformed or cut short; ClientDisconnected."""
+    """A request body as a binary file.  BodyError: late, too large, malformed or cut short; ClientDisconnected.
+
+    ValueError: the request is finished; RuntimeError: another thread is reading.
+    """
 
     closed: bool
     def read(self, size: int | None = -1, /) -> bytes: ...

@@ -17,7 +17,7 @@ from wsgiref.validate import validator
 
 import pytest
 
-from pkg.errors import StartupError
+from pkg.errors import ClientDisconnected, StartupError
 from pkg.wsgi import Application
 from tests.client import Connection, get, wait_for
 from tests.servers import serving_app
@@ -419,6 +419,75 @@ def test_a_generator_ends_when_its_client_goes() -> None:
         c.socket.recv(100)
         c.close()
         assert closed.wait(10)
+
+
+def test_a_thread_that_reads_on_after_the_response(caplog: pytest.LogCaptureFixture) -> None:
+    """It gets an exception, and nothing of what comes next on the connection or in its memory."""
+    outcomes: list[Any] = []
+    reading = threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        body = environ["wsgi.input"]
+
+        def read_on() -> None:
+            try:
+                outcomes.append(body.read(5))
+                reading.set()
+                outcomes.append(body.read(5))
+            except Exception as error:
+                outcomes.append(error)
+
+        if environ["PATH_INFO"] == "/whole":
+            start_response("200 OK", PLAIN)
+            return [body.read()]
+        reading.clear()
+        threading.Thread(target=read_on, daemon=True).start()
+        assert reading.wait(10)
+        time.sleep(0.05)  # it waits in the front by now
+        start_response("202 Accepted", [*PLAIN, ("Content-Length", "5")])
+        return [b"later"]
+
+    with serving_app(app, body_buffer_size=1, linger_timeout=0.2) as server:
+        for n in range(3):
+            with Connection(server.server_address) as c:
+                c.send(b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 1000\r\n\r\n01234")
+                answer = c.receive()
+                assert (answer.body, answer.closes) == (b"later", True)
+                assert c.is_closed()
+                with Connection(server.server_address) as other:
+                    assert other.request("POST", "/whole", body=b"other" * 100).body == b"other" * 100
+            wait_for(lambda n=n: len(outcomes) == 2 * n + 2)  # type: ignore[misc]
+            assert outcomes[-2] == b"01234"
+            assert isinstance(outcomes[-1], (ClientDisconnected, ValueError)), outcomes
+        assert server.front.stats()["in_flight"] == 0  # type: ignore[union-attr]
+
+
+def test_one_thread_at_a_time_reads_a_body() -> None:
+    refused: list[str] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        parts: list[bytes] = []
+
+        def read() -> None:
+            try:
+                parts.append(environ["wsgi.input"].read())
+            except RuntimeError as error:
+                refused.append(str(error))
+
+        readers = [threading.Thread(target=read) for _ in range(2)]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        start_response("200 OK", PLAIN)
+        return parts
+
+    with serving_app(app, body_buffer_size=1) as server, Connection(server.server_address) as c:
+        c.send(b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 100000\r\n\r\nx")
+        wait_for(lambda: refused)
+        c.send(b"x" * 99_999)
+        assert c.receive().body == b"x" * 100_000
+    assert refused == ["another thread is reading this request"]
 
 
 def test_expect_continue() -> None:
