@@ -336,6 +336,11 @@ static void iov_advance(struct iovec *iov, int n, size_t by)
     }
 }
 
+void front_answer(front_conn *c)
+{
+    c->expect = false;
+}
+
 /* Leaves what is in iov with the loop. */
 static int leave(front *f, front_conn *c, struct iovec *iov, int n, size_t total)
 {

@@ -149,6 +149,7 @@ void front_renew(front *f, unsigned slot, int64_t nanoseconds);
 /* Worker side. */
 int front_take(front *f, front_request *out, int64_t timeout); /* nanoseconds; 0: do not wait; < 0: for ever */
 ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait); /* 0 at the end; -EAGAIN without wait */
+void front_answer(front_conn *c); /* a final response begins: what is read after it is not asked for by 100 Continue */
 int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, bool wait); /* advances iov */
 int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len, bool leave);
 bool front_body_pending(const front_conn *c); /* some of the body has not been read from the socket yet */

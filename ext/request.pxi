@@ -150,6 +150,8 @@ cdef class Request:
         cdef c.iovec iov
         iov.iov_base = PyBytes_AS_STRING(data)
         iov.iov_len = PyBytes_GET_SIZE(data)
+        if self.status != 0 and self.conn is not NULL:
+            c.front_answer(self.conn)
         send_all(self, &iov, 1, 0)
         self.response_size += PyBytes_GET_SIZE(data)
 

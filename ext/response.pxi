@@ -170,6 +170,7 @@ cdef class Response:
     cdef int close_head(self) except -1:
         """Framing, Date, Connection, blank line: what the server has to say."""
         cdef Request r = self.request
+        cdef c.front_conn *conn = r.conn
         cdef char[24] digits
         cdef int n = 24
         cdef int64_t value = self.length
@@ -199,7 +200,9 @@ cdef class Response:
             self.put(b"\r\n", 2)
         if r.request_id is not None and not self.has_request_id:
             self.put_request_id(r.request_id)
-        if c.front_stage_now(r.front._front) != c.FRONT_SERVING or (r.conn is not NULL and c.front_body_pending(r.conn)):
+        if conn is not NULL:
+            c.front_answer(conn)
+        if c.front_stage_now(r.front._front) != c.FRONT_SERVING or (conn is not NULL and c.front_body_pending(conn)):
             r.keep_alive = False
         if not r.keep_alive:
             self.put(b"Connection: close\r\n", 19)

@@ -512,6 +512,24 @@ def test_expect_continue() -> None:
         assert (answer.status, answer.interim, answer.closes) == (403, [], True)
 
 
+def test_no_100_continue_within_a_response() -> None:
+    """An application that begins to answer before it reads; the client sends its body all the same."""
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", PLAIN)
+        yield b"begun, "
+        yield environ["wsgi.input"].read()
+
+    head = b"POST / HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+    with serving_app(app) as server, Connection(server.server_address) as c:
+        c.send(head)
+        begun = b""
+        while not begun.endswith(b"begun, \r\n"):
+            begun += c.socket.recv(1000)
+        c.send(b"hello")
+        assert b"".join(iter(lambda: c.socket.recv(1000), b"")) == b"5\r\nhello\r\n0\r\n\r\n"
+
+
 def test_pipelined_requests_are_answered_in_order() -> None:
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         start_response("200 OK", PLAIN)
