@@ -8,6 +8,9 @@ import hashlib
 import io
 import logging
 import socket
+import subprocess
+import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -680,6 +683,14 @@ def test_threads_serve_side_by_side() -> None:
         assert [c.receive().body for c in connections] == [b"together"] * 4
         for c in connections:
             c.close()
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has the lock")
+def test_a_free_threaded_python_stays_so() -> None:
+    """An extension that does not declare itself brings the interpreter lock back for all when it is imported."""
+    program = "import sys, pkg.service, pkg.server, pkg.database, psycopg.pq; print(sys._is_gil_enabled())"
+    command = [sys.executable, "-W", "error", "-c", program]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_queue_full_and_queue_timeout_are_503() -> None:
