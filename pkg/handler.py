@@ -33,7 +33,21 @@ Buffer = bytes | bytearray | memoryview
 _log = logging.getLogger(__name__)
 
 
-class RequestHandler(BaseHTTPRequestHandler):
+# As in http.server: what a client has sent must not end a line of the log, or colour a terminal.
+_ESCAPES = {code: rf"\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {ord("\\"): r"\\"}
+
+
+class _Logged(BaseHTTPRequestHandler):
+    """What handlers say goes to the log."""
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Nothing: the server writes one access line for each request."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        _log.info("%s %s", self.address_string(), (format % args).translate(_ESCAPES))
+
+
+class RequestHandler(_Logged):
     """The base of handlers that want the whole speed.  Responses without Content-Length are chunked."""
 
     protocol_version = "HTTP/1.1"
@@ -157,14 +171,6 @@ class RequestHandler(BaseHTTPRequestHandler):
     def flush_headers(self) -> None:
         if self._response is not None:
             self._response.flush()
-
-    # -------------------------------------------------------------- logging
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Nothing: the server writes one access line for each request."""
-
-    def log_message(self, format: str, *args: Any) -> None:
-        _log.info("%s %s", self.address_string(), format % args)
 
 
 class _Writer(io.BufferedIOBase):
@@ -290,7 +296,7 @@ class _ConnectionWriter(io.BufferedIOBase):
         return self._connection.send(data)
 
 
-class _Replayed(BaseHTTPRequestHandler):
+class _Replayed(_Logged):
     """Goes behind a replayed class in its bases: what is left of `http.server`, made safe."""
 
     _begun = False

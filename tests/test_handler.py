@@ -521,16 +521,26 @@ def test_log_methods_are_called(kind: Any) -> None:
     ]
 
 
-def test_our_log_request_says_nothing_and_log_message_logs(caplog: pytest.LogCaptureFixture) -> None:
-    class Plain(RequestHandler):
+@pytest.mark.parametrize("base", [RequestHandler, BaseHTTPRequestHandler, "replayed"])
+def test_log_request_says_nothing_and_log_message_logs(
+    base: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Plain(BaseHTTPRequestHandler if base == "replayed" else base):  # type: ignore[misc]
         def do_GET(self) -> None:
-            self.log_message("said %s", "once")
+            self.log_message("said %s", "once\n\x1b[31mtwice \\ \x9b")
             self.send_response(204)
             self.end_headers()
 
+        if base == "replayed":
+
+            def handle(self) -> None:
+                super().handle()
+
     with caplog.at_level(logging.INFO), connected(Plain) as c:
         assert ask(c, "/").status == 204
-    assert [r.getMessage() for r in caplog.records] == ["127.0.0.1 said once"]
+    said = r"127.0.0.1 said once\x0a\x1b[31mtwice \\ \x9b"
+    assert [r.getMessage() for r in caplog.records if r.name == "pkg.handler"] == [said]
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("base", [RequestHandler, BaseHTTPRequestHandler])
