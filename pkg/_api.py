@@ -5,13 +5,15 @@ It only finds the running service and its part: what a call does is that part's 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from pkg.errors import NotRunningError
 
 if TYPE_CHECKING:
+    import psycopg
+
     from pkg.health import Check
     from pkg.service import Service
 
@@ -38,14 +40,12 @@ def current() -> Service:
     return _current
 
 
-@contextlib.contextmanager
-def connection(timeout: float | None = None) -> Iterator[Any]:
+def connection(timeout: float | None = None) -> AbstractContextManager[psycopg.Connection[Any]]:
     """A connection of the pool, for the body of a `with`."""
     database = current().database
     if database is None:
         raise NotRunningError("the service has no database: DATABASE_URL is not set")
-    with database.connection(timeout=timeout) as conn:
-        yield conn
+    return database.connection(timeout=timeout)
 
 
 def check(

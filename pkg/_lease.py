@@ -46,7 +46,7 @@ class Lease:
             try:
                 self._deadline = database.watchdog.watch(conn, begun + timeout, cancel=True)
             except BaseException:
-                database.take_back(self, conn, 0.0)
+                database.take_back(self, conn)
                 raise
         self._conn = conn
         return conn
@@ -57,9 +57,6 @@ class Lease:
         database, conn, deadline = self._database, self._conn, self._deadline
         assert conn is not None
         lost = conn.closed  # then psycopg would not even try to commit
-        # What ends a transaction is an exchange with the server; where none is open nothing is said here.
-        is_open = conn.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE
-        answered = conn.answered
         late = False
         try:
             conn.__exit__(kind, error, trace)
@@ -71,7 +68,7 @@ class Lease:
                 late = database.watchdog.release(deadline)
             lost = lost or conn.closed
             self._conn = self._deadline = None
-            database.take_back(self, conn, conn.answered if is_open else answered)
+            database.take_back(self, conn)
             if lost and (error is None or isinstance(error, psycopg.Error)):
                 text = (
                     f"not done within {self._timeout:g} s" if late else f"the connection was lost: {first_line(error)}"

@@ -14,10 +14,10 @@ import socket
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Self
 
 import psycopg
 import psycopg_pool
@@ -25,10 +25,6 @@ from psycopg import pq, rows
 from psycopg.conninfo import make_conninfo
 from psycopg_pool.pool import AddConnection
 
-if TYPE_CHECKING:
-    from psycopg.abc import PQGen
-
-T = TypeVar("T")
 _IDLE = pq.TransactionStatus.IDLE
 
 __all__ = [
@@ -74,12 +70,31 @@ class LastWord:
             self.text = diagnostic.message_primary or "the server ended the session"
 
 
+class _Cursor(psycopg.Cursor[Any]):
+    """Of a connection in autocommit mode, where no end of a transaction says that the server answers."""
+
+    def execute(self, *args: Any, **options: Any) -> Self:
+        super().execute(*args, **options)
+        return self._has_answer()
+
+    def executemany(self, *args: Any, **options: Any) -> None:
+        super().executemany(*args, **options)
+        self._has_answer()
+
+    def _has_answer(self) -> Self:
+        connection = self.connection
+        assert isinstance(connection, Connection)
+        connection.answered = monotonic()
+        return self
+
+
 class Connection(psycopg.Connection[Any]):
     """A connection that can tell without asking that it is dead."""
 
     conninfo = ""  # what another connection to the same server needs
     last_word: LastWord | None = None  # of a connection that listens
-    answered = 0.0  # monotonic, when the server last did
+    answered = 0.0  # monotonic, when the server last did, at the end of a transaction or in autocommit mode
+    _poller: select.poll | None = None
 
     @classmethod
     def connect(cls, conninfo: str = "", **options: Any) -> Connection:
@@ -98,16 +113,31 @@ class Connection(psycopg.Connection[Any]):
         conn.conninfo = make_conninfo(conninfo, **{name: value.decode() for name, value in where.items() if value})
         return conn
 
-    def wait(self, gen: PQGen[T], *args: Any, **options: Any) -> T:
-        """psycopg's, through which every exchange with the server goes, and a commit of nothing, which is none.
+    # What ends a transaction is an exchange with the server, and its answer proof that it lives; at the end of none
+    # nothing is said.  To watch every exchange, in wait(), would cost each of them more.
 
-        Without autocommit an exchange begins or ends in a transaction.
-        """
-        counts = self.autocommit or self.pgconn.transaction_status != _IDLE
-        result = super().wait(gen, *args, **options)
-        if counts or self.pgconn.transaction_status != _IDLE:
+    def commit(self) -> None:
+        is_open = self.pgconn.transaction_status != _IDLE
+        super().commit()
+        if is_open:
             self.answered = monotonic()
-        return result
+
+    def rollback(self) -> None:
+        is_open = self.pgconn.transaction_status != _IDLE
+        super().rollback()
+        if is_open:
+            self.answered = monotonic()
+
+    @contextlib.contextmanager
+    def transaction(self, *args: Any, **options: Any) -> Iterator[psycopg.Transaction]:
+        with super().transaction(*args, **options) as transaction:
+            yield transaction
+        self.answered = monotonic()
+
+    def set_autocommit(self, value: bool) -> None:
+        super().set_autocommit(value)
+        if value and self.cursor_factory is psycopg.Cursor:
+            self.cursor_factory = _Cursor
 
     def restore(self) -> None:
         """Takes back what a borrower has set for itself: the next one expects a connection as new."""
@@ -120,6 +150,7 @@ class Connection(psycopg.Connection[Any]):
         if self.deferrable is not None:
             self.deferrable = None
         self.row_factory = rows.tuple_row
+        self.cursor_factory = psycopg.Cursor
 
     def is_lost(self) -> bool:
         """Whether the server has ended this idle session.  No query: it has said so, or the socket is at its end.
@@ -129,9 +160,13 @@ class Connection(psycopg.Connection[Any]):
         idle connection but notices, notifications and changed parameters, which are harmless.
         """
         pgconn = self.pgconn
+        if self.closed:
+            return True
         try:
-            poller = select.poll()
-            poller.register(pgconn.socket, select.POLLIN | select.POLLRDHUP)
+            poller = self._poller
+            if poller is None:
+                poller = self._poller = select.poll()
+                poller.register(pgconn.socket, select.POLLIN | select.POLLRDHUP)
             while poller.poll(0):
                 pgconn.consume_input()
                 pgconn.is_busy()  # parses what has come

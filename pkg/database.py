@@ -182,15 +182,17 @@ class Database:
         self._leases.add(lease)
         return conn
 
-    def take_back(self, lease: Lease, conn: Connection, answered: float) -> None:
-        """`answered`: when the server last did, in this use or before."""
+    def take_back(self, lease: Lease, conn: Connection) -> None:
+        """The pool's again; what it proves is when the server last answered, in this use or before."""
         self._leases.discard(lease)
-        idle = conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
-        if idle and not (self._primary and _is_read_only(conn) is not False):
-            self._returned = max(self._returned, answered)
-            self._proved = max(self._proved, answered)
-        if idle:
-            conn.restore()
+        if conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+            if conn.answered > self._returned and not (self._primary and _is_read_only(conn) is not False):
+                self._returned = conn.answered
+                self._proved = max(self._proved, conn.answered)
+            try:
+                conn.restore()
+            except psycopg.Error:  # left in a pipeline, say
+                conn.close()
         self._pool.putconn(conn)
 
     # ------------------------------------------------------------------ the check
