@@ -98,6 +98,7 @@ struct front {
     int64_t listener_closes; /* last stage: when the backlog counts as empty */
     int64_t farthest;       /* L: the longest round trip to a client, nanoseconds, looked at while draining */
     bool relaxed;           /* L: workers get on with short requests, and lead */
+    int64_t backlog;        /* L: after a turn that brought requests, how long half of those waiting keep all workers busy */
     int error;              /* L: what the loop has failed with */
     int64_t listener_retry; /* when to listen again after accept failed; 0: not waiting */
     _Atomic int stage, wanted_stage;

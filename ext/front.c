@@ -27,7 +27,7 @@
 #define DISTANCES   1000 /* connections asked for their round trip at the end */
 #define OVERFLOW_TIMEOUT SECOND
 #define RETRY_ACCEPT (100 * MILLISECOND)
-#define NAP MILLISECOND /* while workers lead: a probe that comes while all of them are busy waits so long */
+#define NAP MILLISECOND /* how long the thread in front_run() leaves the loop alone at most: a probe waits so long then */
 #define MIN_QUIET (5 * MILLISECOND) /* handshakes under way get so long to finish before the listener closes, or as */
 #define MAX_QUIET (500 * MILLISECOND) /* long as two round trips of the client farthest away */
 
@@ -119,9 +119,11 @@ int front_run(front *f)
     pthread_mutex_lock(&f->lead); /* from here on, while a worker leads */
     while (atomic_load(&f->stage) != FRONT_STOPPED && f->error == 0) {
         f->relaxed = workers_lead(f);
-        if (front_turn(f, f->relaxed ? 0 : front_timeout(f), false) == FRONT_OK && f->relaxed) {
+        int rv = front_turn(f, f->relaxed ? 0 : front_timeout(f), false);
+        int64_t nap = f->relaxed ? NAP : f->backlog;
+        if (rv == FRONT_OK && nap >= LONG_REQUEST) {
             pthread_mutex_unlock(&f->lead);
-            nanosleep(&(struct timespec){.tv_nsec = NAP}, NULL);
+            nanosleep(&(struct timespec){.tv_nsec = nap < NAP ? (long)nap : (long)NAP}, NULL);
             pthread_mutex_lock(&f->lead);
         }
     }
@@ -410,6 +412,7 @@ static void hand_over(front *f, bool taking)
     front_conn *refused = NULL, *c;
 
     pthread_mutex_lock(&f->mutex);
+    bool some = f->batch.first != NULL;
     while ((c = f->batch.first) != NULL) {
         list_remove(&f->batch, c);
         if (f->n_ready >= f->limits.max_queue) {
@@ -427,6 +430,10 @@ static void hand_over(front *f, bool taking)
         (f->n_woken == 0 || f->now - f->ready.first->arrived > MILLISECOND))
         wake_one(f);
     bool returned = f->returned.first != NULL;
+    /* Who comes while all workers are busy, and more waits for them, only waits longer in the queue. */
+    f->backlog = 0;
+    if (some && f->n_idle_workers == 0 && f->n_taken > 0)
+        f->backlog = f->n_ready * f->service_time / f->n_taken / 2;
     pthread_mutex_unlock(&f->mutex);
 
     while ((c = refused) != NULL) {

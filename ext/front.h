@@ -30,6 +30,9 @@
  * looks once, and sleeps for a millisecond as long as requests get done.  As soon as none does, because the workers wait
  * for the interpreter lock or for something else, it leads again and stays: probes never wait for a worker.
  * (Hello world with 32 connections on one core: 7.7 us of CPU a request if the loop always hands over, 6.3 like this.)
+ * Where long requests queue up, who comes only waits longer, and waking the loop for each takes the core from a worker
+ * that holds the interpreter lock: so it looks at most so often that half the queue is done meanwhile, or each millisecond.
+ * (A one-row query, the same way: 0.67 wake-ups of the loop a request -> 0.10, 103 us -> 93.)
  *
  * Shutdown is a stage that only grows (enum front_stage).
  *
