@@ -147,7 +147,10 @@ cdef class Front:
         """
         cdef c.front_request taken
         cdef Request request
+        cdef WSGIHandler wsgi = None   # called without the way through Python
         cdef int rv
+        if isinstance(handle, WSGIHandler) and type(handle).__call__ is WSGIHandler.__call__:
+            wsgi = handle
         while True:
             rv = c.front_take(self._front, &taken, 0)
             if rv == c.FRONT_TIMEOUT:
@@ -155,12 +158,20 @@ cdef class Front:
                     rv = c.front_take(self._front, &taken, -1)
             if rv != c.FRONT_OK:
                 return
-            request = new_request(self, &taken)
+            try:
+                request = new_request(self, &taken)
+            except MemoryError:
+                c.front_finish(self._front, taken.conn, False, True, 0)
+                continue
             try:
                 try:
                     if before is not None:
                         before(request)
-                    handle(request, get_address(request), server)
+                    if wsgi is not None:
+                        serve_wsgi(request, wsgi.app, wsgi.environ)
+                        finish_request(request, True, False)
+                    else:
+                        handle(request, get_address(request), server)
                 except BaseException:   # SystemExit in a handler ends the request, not the worker
                     failed(request, get_address(request))
                 finally:

@@ -104,6 +104,9 @@ cdef class Response:
         self.begin(status, text, length)
 
     def add_header(self, name, value):
+        self.put_header(name, value)
+
+    cdef int put_header(self, name, value) except -1:
         cdef Py_ssize_t n, v, i
         cdef const char *a = latin1(name, &n, b"header name")
         cdef const char *b = latin1(value, &v, b"header value")
@@ -119,14 +122,14 @@ cdef class Response:
                 raise ResponseError(f"control character in the value of header {name!r}")
         if n == 14 and is_name(a, n, b"content-length", 14):
             self.set_length(b, v)
-            return
+            return 0
         if n == 10 and is_name(a, n, b"connection", 10):
             # Persistence is the server's to say; an application may only end it (RFC 9112 9.6).
             if "close" in value.lower():
                 self.request.keep_alive = False
-            return
+            return 0
         if n == 10 and is_name(a, n, b"keep-alive", 10):
-            return
+            return 0
         if n == 4 and is_name(a, n, b"date", 4):
             self.has_date = True
         elif n == 12 and is_name(a, n, b"x-request-id", 12):
@@ -141,6 +144,7 @@ cdef class Response:
         self.put(b": ", 2)
         self.put(b, v)
         self.put(b"\r\n", 2)
+        return 0
 
     cdef int set_length(self, const char *text, Py_ssize_t length) except -1:
         cdef int64_t value = 0
