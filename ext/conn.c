@@ -324,7 +324,24 @@ static void to_worker(front *f, front_conn *c)
     count_add(&f->count.requests, 1);
     conn_set_state(f, c, CONN_WORKER);
     atomic_fetch_add_explicit(&f->n_worker, 1, memory_order_relaxed);
+    c->unread = !c->complete;
+    f->n_unread += c->unread;
     list_push(&f->batch, c);
+}
+
+/* Whether every second worker may have to wait for its client.  An expected body is collected here then: clients that
+ * announce bodies and send none shall not stop the others. */
+static bool may_be_kept(front *f)
+{
+    pthread_mutex_lock(&f->mutex);
+    uint32_t workers = f->n_taken + f->n_idle_workers;
+    pthread_mutex_unlock(&f->mutex);
+    return f->n_unread > 0 && 2 * f->n_unread >= workers;
+}
+
+static bool say_continue(front_conn *c)
+{
+    return send(c->fd, continue_text, sizeof continue_text - 1, MSG_NOSIGNAL) == sizeof continue_text - 1;
 }
 
 /* What to do with a complete head.  True: answered, go on with the next request. */
@@ -361,6 +378,8 @@ static bool on_head(front *f, front_conn *c)
         c->expect = has_body && h->expect_continue && b->len == b->raw;
         if (h->chunked)
             http1_chunked_init(&c->decoder);
+        if (c->expect && may_be_kept(f))
+            c->expect = !say_continue(c);
         if (c->complete || c->expect) { /* who expects 100 (Continue) waits for the application to want the body */
             to_worker(f, c);
             return false;

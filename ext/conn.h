@@ -56,6 +56,7 @@ struct front_conn {
     bool reserve;                   /* L: on the descriptor kept for such moments */
     bool eof;                       /* O: the peer has said FIN, and all before it has been read */
     bool hup;                       /* L: the peer has said FIN; there may be bytes before it */
+    bool unread;                    /* L: handed over before all of the body had come */
     bool drained;                   /* O: the loop's last read left nothing in the socket */
     bool chunked, expect, complete; /* O: body framing; `complete`: all of it has been read from the socket */
     bool close;                     /* O: close once the response is out */
@@ -106,6 +107,7 @@ struct front {
 
     front_conn *conns;              /* limits.max_connections + OVERFLOW slots, touched from the front as needed */
     uint32_t n_slots, n_used, n_overflow;
+    uint32_t n_unread;              /* L: connections handed over before all of the body had come */
     _Atomic uint32_t n_open;
     front_conn *free;
     conn_list waiting[CONN_STATES]; /* L */
@@ -143,6 +145,8 @@ struct front {
 
 #define LONG_REQUEST (100 * 1000LL) /* nanoseconds: the interpreter lock is likely to be free for others meanwhile */
 #define BUFFER_SIZE 2048 /* first block: holds nearly every head, keeps 10,000 slow clients small */
+
+static const char continue_text[] = "HTTP/1.1 100 Continue\r\n\r\n";
 
 static inline void count_add(_Atomic uint64_t *counter, uint64_t n)
 {

@@ -211,8 +211,7 @@ static int wait_body(front *f, front_conn *c)
 
 static int say_continue(front *f, front_conn *c)
 {
-    static const char text[] = "HTTP/1.1 100 Continue\r\n\r\n";
-    struct iovec iov = {.iov_base = (char *)(uintptr_t)text, .iov_len = sizeof text - 1};
+    struct iovec iov = {.iov_base = (char *)(uintptr_t)continue_text, .iov_len = sizeof continue_text - 1};
 
     c->expect = false;
     return front_send(f, c, &iov, 1, 0, true);

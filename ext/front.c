@@ -364,6 +364,14 @@ static void take_pages(front *f)
     }
 }
 
+/* The connection is in nobody's hands but ours again. */
+static void from_worker(front *f, front_conn *c)
+{
+    atomic_fetch_sub_explicit(&f->n_worker, 1, memory_order_relaxed);
+    f->n_unread -= c->unread;
+    c->unread = false;
+}
+
 /* Connections that workers have given back. */
 static void take_back(front *f)
 {
@@ -374,7 +382,7 @@ static void take_back(front *f)
 
     for (; c != NULL; c = next) {
         next = c->next;
-        atomic_fetch_sub_explicit(&f->n_worker, 1, memory_order_relaxed);
+        from_worker(f, c);
         bool pending = c->pending;
         c->pending = false;
         if (c->fd == -1) {
@@ -439,7 +447,7 @@ static void hand_over(front *f, bool taking)
     while ((c = refused) != NULL) {
         refused = c->next;
         c->next = NULL;
-        atomic_fetch_sub_explicit(&f->n_worker, 1, memory_order_relaxed);
+        from_worker(f, c);
         count_add(&f->count.shed, 1);
         conn_refuse(f, c, 503, "too many requests waiting\n");
     }
@@ -460,7 +468,7 @@ static void expire_queue(front *f)
         f->n_ready--;
         c->with_worker = c->queued = false;
         pthread_mutex_unlock(&f->mutex);
-        atomic_fetch_sub_explicit(&f->n_worker, 1, memory_order_relaxed);
+        from_worker(f, c);
         count_add(&f->count.timeouts, 1);
         conn_refuse(f, c, 503, "no worker became free in time\n");
     }

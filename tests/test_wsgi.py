@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -513,6 +514,25 @@ def test_expect_continue() -> None:
         c.send(f"POST /refuse HTTP/1.1\r\nHost: t\r\n{head}".encode())
         answer = c.receive()
         assert (answer.status, answer.interim, answer.closes) == (403, [], True)
+
+
+def test_clients_that_keep_expected_bodies_back_do_not_keep_all_workers() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        body = environ["wsgi.input"].read()
+        start_response("200 OK", PLAIN)
+        return [body]
+
+    head = b"POST / HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+    with serving_app(app, threads=2, queue_timeout=5) as server, contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(Connection(server.server_address)) for _ in range(4)]
+        for c in slow:
+            c.send(head)
+            assert c.socket.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        with Connection(server.server_address) as other:
+            assert other.request("POST", "/", body=b"other").body == b"other"
+        for c in slow:
+            c.send(b"hello")
+            assert c.receive().body == b"hello"
 
 
 def test_no_100_continue_within_a_response() -> None:
