@@ -281,7 +281,6 @@ class Service:
         if delay:
             signals.hurry.wait(begun + delay - time.monotonic())
         server.close_listener()
-        self.lifecycle.listeners_closed.set()
         deadline = time.monotonic() + s.drain_timeout
         aborted = 0
         if not server.join(max(0.0, s.drain_timeout - LAST_WORDS)):
@@ -291,7 +290,6 @@ class Service:
                 server.shutdown()
                 aborted += front.stats()["aborted"]
         after = front.stats()
-        self.lifecycle.drained.set()
         self._close_parts()
         self.lifecycle.advance(Phase.STOPPED)
         _has_lasting_threads()

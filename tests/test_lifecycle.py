@@ -26,7 +26,7 @@ PATHS = {
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.product(Phase, Phase)))
 def test_transitions(before: Phase, after: Phase) -> None:
-    life = Lifecycle(clock=iter(range(100)).__next__)
+    life = Lifecycle()
     for phase in PATHS[before]:
         life.advance(phase)
     assert life.phase is before
@@ -37,16 +37,3 @@ def test_transitions(before: Phase, after: Phase) -> None:
         with pytest.raises(ValueError, match=f"no way from {before.value} to {after.value}"):
             life.advance(after)
         assert life.phase is before
-
-
-def test_signals_and_subscribers() -> None:
-    life, seen = Lifecycle(), []
-    life.subscribe(lambda phase, reason: seen.append((phase, reason)))
-    life.advance(Phase.READY)
-    assert life.started.is_set()
-    assert not life.draining.is_set()
-    life.advance(Phase.DRAINING, "SIGTERM")
-    life.advance(Phase.STOPPED)
-    assert life.draining.is_set()
-    assert life.stopped.is_set()
-    assert seen == [(Phase.READY, ""), (Phase.DRAINING, "SIGTERM"), (Phase.STOPPED, "")]
