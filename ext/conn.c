@@ -1,21 +1,16 @@
-/* conn.c - the loop's side of one connection: reading, framing requests, answering, flushing, closing. */
+/* conn.c - the loop's side of one connection: reading, framing requests, flushing, closing. */
 #define _GNU_SOURCE
 #include "conn.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #define PIPELINE 16  /* requests of one connection in one turn, for fairness */
@@ -25,7 +20,6 @@
 static void on_linger(front *f, front_conn *c);
 static void proceed(front *f, front_conn *c);
 static size_t buffer_max(const front *f, const front_conn *c);
-static bool answer_page(front *f, front_conn *c, const http1_head *h);
 
 /* Watches for everything, edge-triggered, and reports what is already there: also if it has been reported before. */
 static int conn_watch_anew(front *f, front_conn *c)
@@ -358,7 +352,7 @@ static bool on_head(front *f, front_conn *c)
             c->close = c->linger = true;
             b->raw = b->len;
         }
-        return answer_page(f, c, h);
+        return conn_answer_page(f, c, h);
     }
     if (h->bad_host) {
         conn_refuse(f, c, 400, "invalid Host\n");
@@ -503,212 +497,6 @@ static void proceed(front *f, front_conn *c)
     }
     c->drained = false;
     conn_set_state(f, c, CONN_AGAIN);
-}
-
-/* ------------------------------------------------------------------ answering */
-
-static const char *date_now(front *f)
-{
-    time_t second = time(NULL);
-
-    if (second != f->date_second) {
-        f->date_second = second;
-        pages_date(second, f->date);
-    }
-    return f->date;
-}
-
-/* Sends a short response; false if the connection is not ready for the next request (flushing, or at its end). */
-static bool answer(front *f, front_conn *c, const char *bytes, size_t len)
-{
-    ssize_t n = TEMP_FAILURE_RETRY(send(c->fd, bytes, len, MSG_NOSIGNAL));
-
-    if (n == -1 && errno != EAGAIN) {
-        count_add(&f->count.resets, 1);
-        conn_close(f, c);
-        return false;
-    }
-    size_t sent = n > 0 ? (size_t)n : 0;
-    count_add(&f->count.bytes_out, sent);
-    if (sent < len) { /* the client does not read: so we stop reading from it */
-        if ((c->out = malloc(len - sent)) == NULL) {
-            conn_close(f, c);
-            return false;
-        }
-        c->out_len = len - sent;
-        c->out_pos = c->out_mark = 0;
-        memcpy(c->out, bytes + sent, c->out_len);
-        atomic_fetch_add(&f->buffered, c->out_len);
-        if (conn_watch(f, c) != 0) {
-            conn_close(f, c);
-            return false;
-        }
-        conn_set_state(f, c, CONN_FLUSH);
-        return false;
-    }
-    if (c->close) {
-        conn_end(f, c);
-        return false;
-    }
-    return true;
-}
-
-static bool contains(const char *text, size_t len, const char *word)
-{
-    return memmem(text, len, word, strlen(word)) != NULL;
-}
-
-/* Whether one of the query's parameters is `word`, or begins with it and '='. */
-static bool has_parameter(const char *query, size_t len, const char *word)
-{
-    size_t n = strlen(word);
-
-    for (const char *end = query + len, *next; query < end; query = next + 1) {
-        if ((next = memchr(query, '&', (size_t)(end - query))) == NULL)
-            next = end;
-        if ((size_t)(next - query) >= n && memcmp(query, word, n) == 0 && (query + n == next || query[n] == '='))
-            return true;
-    }
-    return false;
-}
-
-static enum pages_format format_wanted(const buffer *b, const http1_head *h)
-{
-    const char *query = b->data + h->query.pos;
-
-    if (has_parameter(query, h->query.len, "format=json"))
-        return PAGES_JSON;
-    if (has_parameter(query, h->query.len, "verbose"))
-        return PAGES_VERBOSE;
-    for (unsigned i = 0; i < h->n_headers; i++) {
-        const http1_header *x = &h->headers[i];
-        if (x->name.len == 6 && strncasecmp(b->data + x->name.pos, "accept", 6) == 0 &&
-            (contains(b->data + x->value.pos, x->value.len, "application/health+json") ||
-             contains(b->data + x->value.pos, x->value.len, "application/json")))
-            return PAGES_JSON;
-    }
-    return PAGES_TEXT;
-}
-
-void front_say(const char *format, ...)
-{
-    struct pollfd pfd = {.fd = STDERR_FILENO, .events = POLLOUT}; /* room for PIPE_BUF bytes, pipe(7) */
-    va_list arguments;
-
-    if (poll(&pfd, 1, 0) != 1)
-        return;
-    va_start(arguments, format);
-    vdprintf(STDERR_FILENO, format, arguments);
-    va_end(arguments);
-}
-
-void front_last_words(front *f, const char *why)
-{
-    front_flight flights[64];
-    size_t n = front_requests(f, flights, 64);
-
-    front_say("%s: the interpreter shows no sign of life; %zu requests in flight\n", why, n);
-    for (size_t i = 0; i < n; i++)
-        front_say("  %s %s, %.3f s, thread %llu\n", flights[i].method, flights[i].target,
-                  (double)flights[i].age / 1e9, (unsigned long long)flights[i].thread);
-    if (f->last_words != 0)
-        pthread_kill(pthread_self(), f->last_words);
-}
-
-static const pages_answer *page_answer(front *f, const page *p, enum pages_format format)
-{
-    enum pages_set set = PAGES_FRESH;
-
-    if (atomic_load(&f->stage) >= FRONT_TERMINATING && p->answers[PAGES_DRAINING][format].status != 0) {
-        set = PAGES_DRAINING;
-    } else if (f->now >= atomic_load_explicit(&f->expires[p->slot], memory_order_relaxed)) {
-        set = PAGES_EXPIRED;
-        count_add(&f->count.stale, 1);
-        if (p->slot == 0 && f->last_words != 0 && !f->mourned) {
-            f->mourned = true;
-            front_last_words(f, "liveness is failing"); /* the process may be killed for the answer that follows */
-        }
-    } else if (p->slot == 0) {
-        f->mourned = false;
-    }
-    return &p->answers[set][format];
-}
-
-static void note_prober(front *f, const front_conn *c, const http1_head *h, unsigned status)
-{
-    const char *data = c->in->data, *agent = "";
-    size_t agent_len = 0, path_len = h->path.len;
-    uint8_t address[16] = {[10] = 0xff, [11] = 0xff};
-
-    for (unsigned i = 0; i < h->n_headers; i++)
-        if (h->headers[i].name.len == 10 && strncasecmp(data + h->headers[i].name.pos, "user-agent", 10) == 0) {
-            agent = data + h->headers[i].value.pos;
-            agent_len = h->headers[i].value.len;
-            break;
-        }
-    if (c->peer.any.sa_family == AF_INET)
-        memcpy(address + 12, &c->peer.v4.sin_addr, 4);
-    else if (c->peer.any.sa_family == AF_INET6)
-        memcpy(address, &c->peer.v6.sin6_addr, 16);
-    if (h->form == HTTP1_ASTERISK)
-        tally_probe(&f->probers, address, agent, agent_len, "*", 1, status, f->now);
-    else
-        tally_probe(&f->probers, address, agent, agent_len, data + h->path.pos,
-                    path_len > 1 && data[h->path.pos + path_len - 1] == '/' ? path_len - 1 : path_len, status, f->now);
-}
-
-static bool answer_page(front *f, front_conn *c, const http1_head *h)
-{
-    static char empty[] = "Content-Length: 0\r\n", allow[] = "Allow: GET, HEAD, OPTIONS\r\nContent-Length: 0\r\n";
-    static const pages_answer not_allowed = {405, sizeof allow - 1, 0, allow};
-    static const pages_answer options = {200, sizeof empty - 1, 0, empty};
-    static const pages_answer none = {503, sizeof empty - 1, 0, empty};
-    buffer *b = c->in;
-    const pages_answer *a;
-    char out[PAGES_MAX_SIZE], extra[64] = "";
-
-    if (h->form == HTTP1_ASTERISK) {
-        a = &options;
-    } else if (h->method_id != HTTP1_GET && h->method_id != HTTP1_HEAD && h->method_id != HTTP1_OPTIONS) {
-        a = &not_allowed;
-    } else {
-        a = page_answer(f, pages_find(f->pages, b->data + h->path.pos, h->path.len), format_wanted(b, h));
-        if (a->status == 0)
-            a = &none;
-    }
-    if (h->method_id == HTTP1_OPTIONS)
-        strcat(extra, "Allow: GET, HEAD, OPTIONS\r\n");
-    if (c->close)
-        strcat(extra, "Connection: close\r\n");
-    else if (h->minor == 0)
-        strcat(extra, "Connection: keep-alive\r\n");
-    count_add(&f->count.probes, 1);
-    note_prober(f, c, h, a->status);
-    size_t len = pages_render(a, date_now(f), extra, h->method_id == HTTP1_HEAD, out);
-    conn_next(c);
-    if (!answer(f, c, out, len))
-        return false;
-    conn_set_state(f, c, CONN_IDLE); /* the deadline begins anew */
-    return true;
-}
-
-/* A terse error of our own; the connection ends with it.  The answer to HEAD has no content, whatever its status (RFC 9110
- * 9.3.2); a head that was refused has its method all the same, unless the error was in that. */
-void conn_refuse(front *f, front_conn *c, unsigned status, const char *text)
-{
-    char out[512];
-    bool is_head = c->in != NULL && c->in->head.method_id == HTTP1_HEAD;
-    int len = snprintf(out, sizeof out,
-                       "HTTP/1.1 %u %s\r\nDate: %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %zu\r\n"
-                       "%sConnection: close\r\n\r\n%s",
-                       status, pages_reason(status), date_now(f), strlen(text), status == 503 ? "Retry-After: 1\r\n" : "",
-                       is_head ? "" : text);
-    c->close = c->linger = true;
-    bool has_head = c->in != NULL && c->in->head_len != 0, was_queued = c->state == CONN_WORKER;
-    pthread_mutex_lock(&f->mutex);
-    tally_add(&f->durations, has_head ? c->in->head.method_id : HTTP1_OTHER, status, was_queued ? f->now - c->arrived : 0);
-    pthread_mutex_unlock(&f->mutex);
-    answer(f, c, out, (size_t)len);
 }
 
 /* The response is out and the connection is to be closed. */

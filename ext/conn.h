@@ -1,6 +1,6 @@
 /*
- * conn.h - what front.c (the loop), conn.c (a connection in the loop's hands) and exchange.c (the workers' side)
- * share; nobody else includes it.
+ * conn.h - what front.c (the loop), conn.c (a connection in the loop's hands), answer.c (what the loop says by itself)
+ * and exchange.c (the workers' side) share; nobody else includes it.
  *
  * Who may touch what:
  *   L  the leader, under front.lead    M  under front.mutex    O  the connection's owner (see front.h)
@@ -185,7 +185,6 @@ void conn_event(front *f, front_conn *c, uint32_t events);
 void conn_readable(front *f, front_conn *c);
 void conn_next(front_conn *c); /* moves what follows the request just answered to the front of the buffer */
 void conn_flush(front *f, front_conn *c);
-void conn_refuse(front *f, front_conn *c, unsigned status, const char *text);
 void conn_end(front *f, front_conn *c);    /* the response is out and the connection is to be closed */
 void conn_linger(front *f, front_conn *c); /* FIN, then discard until the peer is done */
 void conn_close(front *f, front_conn *c);  /* the one place where a connection ends */
@@ -198,6 +197,10 @@ int buffer_grow(front *f, front_conn *c, size_t wanted, size_t max);
 /* Decodes in place what lies between raw and len of the buffer; sets c->complete at the end of the body.
  * FRONT_OK or FRONT_E_*. */
 int body_decode(front *f, front_conn *c);
+
+/* answer.c: for the loop thread, too. */
+bool conn_answer_page(front *f, front_conn *c, const http1_head *h); /* false if the connection is not ready for more */
+void conn_refuse(front *f, front_conn *c, unsigned status, const char *text);
 
 /* A line to stderr if it can be taken at once: nobody may have to wait for who does not read it. */
 void front_say(const char *format, ...) __attribute__((format(printf, 1, 2)));
