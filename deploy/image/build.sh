@@ -6,6 +6,7 @@
 #   IMAGE           name and tag; default pkg:VERSION, with -debug or -builder behind it for those
 #   ENGINE          docker or podman
 #   RUNTIME_IMAGE   and DEBUG_IMAGE, BUILDER_IMAGE: other bases than the Dockerfile names; a release gives digests
+#                   (and --no-cache, or libpq stays as it was when its layer was made)
 #   PIP_CONFIG_FILE pip's settings, a file
 #   PIP_CERT        the certificates that pip trusts, a file; default those of this machine.  Both go in as secrets
 #
@@ -44,8 +45,17 @@ runtime=${RUNTIME_IMAGE:-$(default RUNTIME_IMAGE)}
 debug=${DEBUG_IMAGE:-$(default DEBUG_IMAGE)}
 builder=${BUILDER_IMAGE:-$(default BUILDER_IMAGE)}
 
-pullable() { "$engine" image inspect "$1" >/dev/null 2>&1 || timeout 300 "$engine" pull -q "$1" >/dev/null 2>&1; }
-if [ -z "${RUNTIME_IMAGE:-}" ] && ! pullable "$runtime"; then
+# A tag moves with security updates: what is here under it may be old.  A base that the caller names is pulled if it is
+# not here, so that a digest is what it says and a local name does.
+here() { "$engine" image inspect "$1" >/dev/null 2>&1; }
+pull() { timeout 300 "$engine" pull -q "$1" >/dev/null 2>&1; }
+renewed() { pull "$1" || here "$1"; }
+if [ -n "${RUNTIME_IMAGE:-}" ]; then
+    here "$runtime" || pull "$runtime" || die "$runtime is not here and cannot be pulled"
+elif renewed "$runtime"; then
+    [ -n "${BUILDER_IMAGE:-}" ] || renewed "$builder" || die "$builder cannot be pulled"
+    [ -n "${DEBUG_IMAGE:-}" ] || [ "$target" != debug ] || renewed "$debug" || die "$debug cannot be pulled"
+else
     say "$runtime cannot be pulled: building on stand-ins made from Debian's packages, not for shipping"
     bases=$(python3 tests/image/standin.py --engine "$engine")
     eval "$bases"  # builder, runtime and debug
@@ -56,7 +66,10 @@ fi
 : "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct 2>/dev/null || echo 1767225600)}"
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [ -z "$(git status --porcelain -- Dockerfile deploy/image ext pkg setup.py pyproject.toml 2>/dev/null)" ] || revision=$revision-dirty
-digest=$("$engine" image inspect --format '{{if .RepoDigests}}{{index .RepoDigests 0}}{{else}}{{.Id}}{{end}}' "$runtime" 2>/dev/null || true)
+case $runtime in
+    *@*) digest=${runtime##*@} ;;
+    *) digest=$("$engine" image inspect --format '{{if .RepoDigests}}{{index .RepoDigests 0}}{{else}}{{.Id}}{{end}}' "$runtime") ;;
+esac
 
 set -- "$@" --target "$target" --tag "$image" \
     --build-arg RUNTIME_IMAGE="$runtime" --build-arg DEBUG_IMAGE="$debug" --build-arg BUILDER_IMAGE="$builder" \

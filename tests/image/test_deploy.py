@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -200,3 +201,59 @@ def test_psycopg_and_its_c_part_are_of_one_version() -> None:
     pins = dict(re.findall(r"^([a-z-]+)==(\S+)", (ROOT / "deploy/image/runtime.lock").read_text(), re.M))
     assert set(pins) == {"psycopg", "psycopg-c", "psycopg-pool"}
     assert pins["psycopg"] == pins["psycopg-c"]
+
+
+# ------------------------------------------------------------------------------------------------ the build's bases
+
+BASES = dict(re.findall(r"^ARG ([A-Z]+_IMAGE)=(\S+)$", (ROOT / "Dockerfile").read_text(), re.M))
+
+# Knows the images in the file `here`, can pull those in `registry`, and writes down what it was asked.
+ENGINE = """#!/bin/sh
+cd "${0%/*}"
+echo "$*" >>asked
+for name; do :; done
+case $1 in
+    pull) grep -qxF "$name" registry && echo "$name" >>here ;;
+    image) grep -qxF "$name" here && echo "repository@sha256:digest-of-$name" ;;
+esac
+"""
+
+
+def asked(folder: Path, *arguments: str, here: str = "", registry: str = "", **environment: str) -> list[str]:
+    """What deploy/image/build.sh asks of the engine."""
+    for name, content in (("docker", ENGINE), ("here", here), ("registry", registry)):
+        (folder / name).write_text(content + "\n" * (name != "docker"))
+    (folder / "docker").chmod(0o755)
+    clean = {key: value for key, value in os.environ.items() if key not in {*BASES, "IMAGE"}}
+    done = subprocess.run(
+        [str(DEPLOY / "image/build.sh"), *arguments], capture_output=True, text=True, timeout=60,
+        env={**clean, "PATH": f"{folder}:{os.environ['PATH']}", "ENGINE": "docker", **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return (folder / "asked").read_text().splitlines()
+
+
+def test_a_base_by_tag_is_renewed_though_one_is_here(tmp_path: Path) -> None:
+    names = "\n".join(BASES.values())
+    *before, build = asked(tmp_path, "debug", here=names, registry=names)
+    assert {line.split()[-1] for line in before if line.startswith("pull ")} == set(BASES.values())
+    assert f"BASE_DIGEST=sha256:digest-of-{BASES['RUNTIME_IMAGE']} " in build
+
+
+def test_a_base_by_tag_will_do_where_no_registry_is_reached(tmp_path: Path) -> None:
+    *_, build = asked(tmp_path, here="\n".join(BASES.values()))
+    assert f"--build-arg RUNTIME_IMAGE={BASES['RUNTIME_IMAGE']} " in build
+
+
+def test_a_base_by_digest_is_the_label_s(tmp_path: Path) -> None:
+    """A release's machine has none of its bases yet."""
+    base = "gcr.io/distroless/python3-debian13@sha256:" + "1234abcd" * 8
+    *_, build = asked(tmp_path, registry=base, RUNTIME_IMAGE=base)
+    assert f"--build-arg RUNTIME_IMAGE={base} " in build
+    assert f"--build-arg BASE_DIGEST={base.partition('@')[2]} " in build
+
+
+def test_a_local_base_is_asked_of_no_registry(tmp_path: Path) -> None:
+    *before, build = asked(tmp_path, here="localhost/own:1", RUNTIME_IMAGE="localhost/own:1")
+    assert not [line for line in before if line.startswith("pull ")]
+    assert "BASE_DIGEST=sha256:digest-of-localhost/own:1 " in build
