@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pkg.settings import load
+from pkg.settings import Settings, load
 from tests.image.conftest import needed, unavailable
 from tests.image.engine import ROOT
 
@@ -49,6 +49,12 @@ def container(manifests: Manifests) -> dict[str, Any]:
     (found,) = pod(manifests)["containers"]
     assert isinstance(found, dict)
     return found
+
+
+def settings_of(manifests: Manifests) -> Settings:
+    environment = {entry["name"]: entry["value"] for entry in container(manifests)["env"] if "value" in entry}
+    del environment["DATABASE_URL_FILE"]  # not here
+    return load(environment)
 
 
 def test_all_kinds_are_there(manifests: Manifests) -> None:
@@ -93,8 +99,7 @@ def test_pods_keep_to_the_restricted_profile(manifests: Manifests) -> None:
 
 
 def test_the_grace_period_agrees_with_the_drain(manifests: Manifests) -> None:
-    environment = {entry["name"]: entry["value"] for entry in container(manifests)["env"] if "value" in entry}
-    settings = load({name: value for name, value in environment.items() if name != "DATABASE_URL_FILE"})
+    settings = settings_of(manifests)
     assert settings.warnings == () or list(settings.warnings) == []
     grace = pod(manifests)["terminationGracePeriodSeconds"]
     assert grace == settings.grace_period
@@ -141,6 +146,13 @@ def test_only_the_service_s_port_is_open() -> None:
     assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 5432}
 
 
+def test_the_largest_deployment_s_pools_fit_the_database(manifests: Manifests) -> None:
+    """PostgreSQL's max_connections is 100, of which superuser_reserved_connections takes 3."""
+    surge = manifests["Deployment"]["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
+    pods = manifests["HorizontalPodAutoscaler"]["spec"]["maxReplicas"] + surge
+    assert pods * settings_of(manifests).pool_max_size <= 100 - 3
+
+
 def test_staging_runs_the_debug_image() -> None:
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)
     assert version is not None
@@ -168,6 +180,7 @@ def test_compose_runs_it_as_in_production() -> None:
     assert service["ports"] == [f"127.0.0.1:{settings.port}:{settings.port}"]
     assert service["healthcheck"]["test"] == ["CMD", "/usr/bin/python3", "-m", "pkg", "probe", "--ready"]
     assert set(service["depends_on"]) < set(document["services"])
+    assert service["pull_policy"] == "build"
     base = (ROOT / "pyproject.toml").read_text()
     assert f'version = "{service["image"].partition(":")[2]}"' in base
 
