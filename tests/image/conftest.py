@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
@@ -124,10 +125,20 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def certificates() -> Iterator[Path]:
     """A folder with ca.pem, other-ca.pem, and server.pem with server.key for 127.0.0.1, signed by the former."""
-    folder = tmp_path_factory.mktemp("certificates")
+    # Not one of pytest's: the container's user and the server's must get in, and whichever pytest is started next
+    # closes those to all but its own.
+    with tempfile.TemporaryDirectory(prefix="certificates-") as name:
+        folder = Path(name)
+        make_certificates(folder)
+        for path in folder.iterdir():
+            path.chmod(0o644)
+        folder.chmod(0o755)
+        yield folder
 
+
+def make_certificates(folder: Path) -> None:
     def openssl(*arguments: str) -> None:
         done = subprocess.run(["openssl", *arguments], cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -141,14 +152,6 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
         "-days", "2", "-extfile", "names", "-out", "server.pem",
     )  # fmt: skip
-    for path in folder.iterdir():
-        path.chmod(0o644)
-    # pytest's own folders are closed to others; the container's user and the server's must get in.
-    for parent in (folder, *folder.parents):
-        if parent.stat().st_uid == os.geteuid() and parent != Path("/") and "pytest" in parent.name:
-            parent.chmod(0o755)
-    folder.chmod(0o755)
-    return folder
 
 
 @pytest.fixture(scope="session")
