@@ -7,6 +7,8 @@
 ARG BUILDER_IMAGE=docker.io/library/debian:13-slim
 ARG RUNTIME_IMAGE=gcr.io/distroless/python3-debian13:nonroot
 ARG DEBUG_IMAGE=gcr.io/distroless/python3-debian13:debug-nonroot
+# Of every file that is added, whatever the commit: no cache looks at times, so others would stay behind in it.
+ARG FILE_TIME=1767225600
 
 # ---------------------------------------------------------------------------------------------------------- builder
 FROM ${BUILDER_IMAGE} AS builder
@@ -46,7 +48,7 @@ COPY pkg pkg
 RUN touch README.md; pip wheel -q --no-build-isolation --no-deps -w /wheels .
 
 # What is laid over the base, without what only a compiler or an editor reads.  /app is where a user's application goes.
-ARG SOURCE_DATE_EPOCH=1767225600
+ARG FILE_TIME
 # The locks pinned what is in /wheels.
 # hadolint ignore=DL3013
 RUN site=/rootfs$(/usr/bin/python3 -c 'import site; print(site.getsitepackages()[0])'); \
@@ -56,11 +58,11 @@ RUN site=/rootfs$(/usr/bin/python3 -c 'import site; print(site.getsitepackages()
     rm -r "${site:?}/bin"; \
     mkdir /rootfs/app; \
     find /rootfs -type d -exec chmod 755 {} +; \
-    find /rootfs -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+    find /rootfs -exec touch -h -d "@$FILE_TIME" {} +
 
 # --------------------------------------------------------------------------------------------------------- bytecode
 FROM ${RUNTIME_IMAGE} AS bytecode
-ARG SOURCE_DATE_EPOCH=1767225600
+ARG FILE_TIME
 COPY --from=builder /rootfs /
 COPY deploy/image/bytecode.py /
 # Of this stage only /pyc is used.

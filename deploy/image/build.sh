@@ -25,8 +25,8 @@ esac
 
 engine=${ENGINE:-}
 if [ -z "$engine" ]; then
-    # A docker command may be there without its daemon.
-    if docker version >/dev/null 2>&1; then engine=docker
+    # A docker command may be there without its daemon, or be podman under Docker's name.
+    if said=$(docker version 2>/dev/null) && [ "${said##*Podman*}" ]; then engine=docker
     elif podman version >/dev/null 2>&1; then engine=podman
     else die "neither a Docker daemon nor podman is here; on Debian: apt-get install podman runc"
     fi
@@ -48,7 +48,7 @@ builder=${BUILDER_IMAGE:-$(default BUILDER_IMAGE)}
 # A tag moves with security updates: what is here under it may be old.  A base that the caller names is pulled if it is
 # not here, so that a digest is what it says and a local name does.
 here() { "$engine" image inspect "$1" >/dev/null 2>&1; }
-pull() { timeout 300 "$engine" pull -q "$1" >/dev/null 2>&1; }
+pull() { say "pulling $1"; timeout 300 "$engine" pull -q "$1" >/dev/null 2>&1; }
 renewed() { pull "$1" || here "$1"; }
 if [ -n "${RUNTIME_IMAGE:-}" ]; then
     here "$runtime" || pull "$runtime" || die "$runtime is not here and cannot be pulled"
@@ -62,7 +62,7 @@ else
     image=${IMAGE:-pkg:standin$suffix}
 fi
 
-# The same commit gives the same bytes.
+# The same commit gives the same bytes.  This is when the image says it was made; its files are of the Dockerfile's FILE_TIME.
 : "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct 2>/dev/null || echo 1767225600)}"
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [ -z "$(git status --porcelain -- Dockerfile deploy/image ext pkg setup.py pyproject.toml 2>/dev/null)" ] || revision=$revision-dirty
@@ -73,7 +73,6 @@ esac
 
 set -- "$@" --target "$target" --tag "$image" \
     --build-arg RUNTIME_IMAGE="$runtime" --build-arg DEBUG_IMAGE="$debug" --build-arg BUILDER_IMAGE="$builder" \
-    --build-arg SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" \
     --build-arg VERSION="$version" --build-arg REVISION="$revision" \
     --build-arg CREATED="$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)" \
     --build-arg BASE_NAME="$runtime" --build-arg BASE_DIGEST="${digest##*@}"
@@ -83,9 +82,9 @@ certificates=${PIP_CERT:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}
 
 if [ "$engine" = podman ]; then
     # OCI's format has no HEALTHCHECK.
-    set -- "$@" --format docker --timestamp "$SOURCE_DATE_EPOCH"
+    podman build "$@" --format docker --timestamp "$(default FILE_TIME)" .
+    podman save --format docker-archive "$image" | python3 deploy/image/normalize.py "$SOURCE_DATE_EPOCH" | podman load -q >&2
 else
-    export DOCKER_BUILDKIT=1
+    DOCKER_BUILDKIT=1 docker build "$@" --build-arg SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" .
 fi
-"$engine" build "$@" .
 say "$image built with $engine on $runtime"

@@ -94,7 +94,7 @@ def main(out, package):
     files = apart(sources, package)
     for path in files:
         apart(compiled, out, path)
-    when = float(os.environ["SOURCE_DATE_EPOCH"])
+    when = float(os.environ["FILE_TIME"])
     for folder, _, names in os.walk(out):
         for path in (folder, *(os.path.join(folder, name) for name in names)):
             os.utime(path, (when, when))

@@ -80,7 +80,7 @@ class Engine:
         self.environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
         named = os.environ.get("ENGINE")
         for name in [named] if named else ["docker", "podman"]:
-            # A docker command may be there without its daemon.
+            # A docker command may be there without its daemon, or be podman under Docker's name.
             if shutil.which(name) and self._works(name):
                 self.name = name
                 break
@@ -122,9 +122,10 @@ class Engine:
     @staticmethod
     def _works(name: str) -> bool:
         try:
-            return subprocess.run([name, "version"], capture_output=True, timeout=60).returncode == 0
+            done = subprocess.run([name, "version"], capture_output=True, text=True, timeout=60)
         except (OSError, subprocess.TimeoutExpired):
             return False
+        return done.returncode == 0 and (name == "podman" or "Podman" not in done.stdout)
 
     def image_name(self, tag: str) -> str:
         """A name that no other run has; the image of that name goes when the engine does."""
@@ -159,6 +160,12 @@ class Engine:
     def inspect(self, image: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.run("image", "inspect", image).stdout)[0]
         return found
+
+    def has_source_date_epoch(self) -> bool:
+        """Docker's builder takes an image's time from it since Docker 23."""
+        return (
+            self.name == "podman" or int(self.run("version", "--format={{.Server.Version}}").stdout.split(".")[0]) >= 23
+        )
 
     def digests(self, image: str) -> list[str]:
         """Of the unpacked layers, the lowest first."""

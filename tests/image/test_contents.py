@@ -333,9 +333,22 @@ def test_the_debug_image_has_a_shell_and_otherwise_the_same_files(
 
 
 def test_built_again_it_is_the_same_to_the_byte(engine: Engine, image: str) -> None:
+    """Whatever was cached when the first was built, at whatever commit."""
     again = engine.build("runtime", "--no-cache", tag="again")
+    one, other = engine.inspect(image), engine.inspect(again)
     assert engine.digests(again) == engine.digests(image)
-    assert engine.inspect(again)["Config"] == engine.inspect(image)["Config"]
+    assert other["Config"] == one["Config"]
+    if engine.has_source_date_epoch():
+        assert other["Created"] == one["Created"]
+        assert other["Id"] == one["Id"]
+        assert other.get("Digest") == one.get("Digest")  # podman's, of the manifest
+
+
+def test_layers_do_not_change_with_the_commit(engine: Engine, image: str) -> None:
+    later = engine.build("runtime", tag="later", SOURCE_DATE_EPOCH="1893456000")
+    assert engine.digests(later) == engine.digests(image)
+    if engine.has_source_date_epoch():
+        assert engine.inspect(later)["Created"].startswith("2030-01-01")
 
 
 # ------------------------------------------------------------------------------------------------- bill of materials

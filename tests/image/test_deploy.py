@@ -232,15 +232,17 @@ esac
 """
 
 
-def asked(folder: Path, *arguments: str, here: str = "", registry: str = "", **environment: str) -> list[str]:
+def asked(
+    folder: Path, *arguments: str, here: str = "", registry: str = "", engine: str = "docker", **environment: str
+) -> list[str]:
     """What deploy/image/build.sh asks of the engine."""
-    for name, content in (("docker", ENGINE), ("here", here), ("registry", registry)):
-        (folder / name).write_text(content + "\n" * (name != "docker"))
-    (folder / "docker").chmod(0o755)
+    for name, content in ((engine, ENGINE), ("here", f"{here}\n"), ("registry", f"{registry}\n")):
+        (folder / name).write_text(content)
+    (folder / engine).chmod(0o755)
     clean = {key: value for key, value in os.environ.items() if key not in {*BASES, "IMAGE"}}
     done = subprocess.run(
         [str(DEPLOY / "image/build.sh"), *arguments], capture_output=True, text=True, timeout=60,
-        env={**clean, "PATH": f"{folder}:{os.environ['PATH']}", "ENGINE": "docker", **environment},
+        env={**clean, "PATH": f"{folder}:{os.environ['PATH']}", "ENGINE": engine, **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return (folder / "asked").read_text().splitlines()
@@ -270,3 +272,12 @@ def test_a_local_base_is_asked_of_no_registry(tmp_path: Path) -> None:
     *before, build = asked(tmp_path, here="localhost/own:1", RUNTIME_IMAGE="localhost/own:1")
     assert not [line for line in before if line.startswith("pull ")]
     assert "BASE_DIGEST=sha256:digest-of-localhost/own:1 " in build
+
+
+def test_podman_under_docker_s_name_is_podman(tmp_path: Path) -> None:
+    """Debian's and Fedora's podman-docker.  Without Docker's format the image would have no HEALTHCHECK."""
+    (tmp_path / "docker").write_text("#!/bin/sh\necho 'Client: Podman Engine'\n")
+    (tmp_path / "docker").chmod(0o755)
+    lines = asked(tmp_path, here="\n".join(BASES.values()), engine="podman", ENGINE="")
+    (build,) = [line for line in lines if line.startswith("build ")]
+    assert " --format docker " in build
