@@ -368,8 +368,8 @@ static bool on_head(front *f, front_conn *c)
         c->body_left = h->content_length;
         c->body_read = c->body_mark = 0;
         c->body_waited = 0;
-        c->complete = !has_body;
-        c->expect = has_body && h->expect_continue && b->len == b->raw;
+        atomic_init(&c->complete, !has_body); /* nobody else has it yet */
+        atomic_init(&c->expect, has_body && h->expect_continue && b->len == b->raw);
         if (h->chunked)
             http1_chunked_init(&c->decoder);
         if (c->expect && may_be_kept(f))

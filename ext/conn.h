@@ -58,7 +58,9 @@ struct front_conn {
     bool hup;                       /* L: the peer has said FIN; there may be bytes before it */
     bool unread;                    /* L: handed over before all of the body had come */
     bool drained;                   /* O: the loop's last read left nothing in the socket */
-    bool chunked, expect, complete; /* O: body framing; `complete`: all of it has been read from the socket */
+    bool chunked;                   /* O: body framing */
+    atomic_bool expect, complete;   /* O: 100 (Continue) is to be said; all of the body has been read from the socket.  An
+                                     * application may read the body in one thread and answer in another */
     bool close;                     /* O: close once the response is out */
     bool linger;                    /* O: not at the client's request, so it may be sending: read on after FIN */
     bool with_worker;               /* M */

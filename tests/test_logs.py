@@ -527,12 +527,16 @@ def test_applications_that_configure_logging_do_not_silence_the_service(written:
 
     def act() -> None:
         own = logging.getLogger("pkg.checks")
+        others = [
+            x for x in logging.Logger.manager.loggerDict.values() if isinstance(x, logging.Logger) and not x.disabled
+        ]
         logging.config.dictConfig({"version": 1, "root": {"level": "ERROR", "handlers": []}})
         own.error("disabled by dictConfig")
         assert logs._sink is not None
         logs._sink.reclaim()
         own.error("heard")
-        log.disabled = False
+        for logger in others:  # of other tests
+            logger.disabled = False
 
     assert [json.loads(line)["message"] for line in written(act)] == ["heard"]
 
