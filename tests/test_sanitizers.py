@@ -20,6 +20,7 @@ SANITIZERS = {
     "address,undefined": (["libasan.so", "libubsan.so"], "__asan_init"),
     "thread": (["libtsan.so"], "__tsan_init"),
 }
+WARNING, OUT_OF_MEMORY = "WARNING: ThreadSanitizer", "ThreadSanitizer failed to allocate"
 
 
 def library(name: str) -> str:
@@ -62,11 +63,19 @@ def test_extension(sanitizer: str, tmp_path: Path) -> None:
         "LD_PRELOAD": " ".join(map(library, libraries)),
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter keeps memory at its end
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        "TSAN_OPTIONS": "exitcode=66 halt_on_error=1 report_signal_unsafe=0",
+        # Reports go to a file: a test that captures stderr would take one along.
+        "TSAN_OPTIONS": f"exitcode=66 halt_on_error=1 report_signal_unsafe=0 log_path={tmp_path}/report",
     }
     # Without address randomisation: ThreadSanitizer's fixed addresses are at times taken otherwise.
     command = ["setarch", "--addr-no-randomize", sys.executable]
     command += ["-m", "pytest", "-q", "-x", "-s", "-m", "not slow", "-p", "no:cacheprovider", *SUITES]
-    run = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
-    assert run.returncode == 0, (run.stdout + run.stderr)[-8000:]
-    assert "WARNING: ThreadSanitizer" not in run.stderr
+    for _ in range(3):
+        run = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+        reports = [path.read_text() for path in tmp_path.glob("report.*")]
+        # One run in twenty or so GCC 12's ThreadSanitizer asks the kernel for 500 TB, and ends; that says nothing of us.
+        if not reports or not all(OUT_OF_MEMORY in report and WARNING not in report for report in reports):
+            break
+        for path in tmp_path.glob("report.*"):
+            path.unlink()
+    assert run.returncode == 0, (run.stdout + run.stderr)[-8000:] + "".join(reports)
+    assert not reports
