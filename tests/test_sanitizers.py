@@ -72,7 +72,7 @@ def test_extension(sanitizer: str, tmp_path: Path) -> None:
     for _ in range(3):
         run = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
         reports = [path.read_text() for path in tmp_path.glob("report.*")]
-        # One run in twenty or so GCC 12's ThreadSanitizer asks the kernel for 500 TB, and ends; that says nothing of us.
+        # In one run of twenty GCC 12's ThreadSanitizer asks the kernel for 500 TB, and ends; that says nothing of us.
         if not reports or not all(OUT_OF_MEMORY in report and WARNING not in report for report in reports):
             break
         for path in tmp_path.glob("report.*"):
