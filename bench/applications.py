@@ -14,7 +14,6 @@ The WSGI side is one function because that is the least all servers can host; wo
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import contextlib
 import functools
@@ -23,8 +22,10 @@ import json
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 BUSY = 0.05  # seconds of CPU
 HOLD = 3.0  # seconds
@@ -108,6 +109,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor
+
     return ThreadPoolExecutor(THREADS)
 
 
@@ -123,6 +126,8 @@ async def asgi(scope: dict[str, Any], receive: Receive, send: Send) -> None:
             more = message.get("more_body", False)
         body = b"%d" % size
     else:
+        import asyncio  # not above: what hosts WSGI would have it in memory for nothing
+
         body = await asyncio.get_running_loop().run_in_executor(_threads(), WORK[path])
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -197,15 +197,13 @@ def footprint(results: Results) -> str:
             added += f" (took {m['connections']:,})"
         body.append([
             _title(name), f"{m['idle_pss'] / 1e6:.0f} MB" if m else "", added, f"{s['ms']:.0f} ms" if s else "",
-            f"{r['lost']:,} of {r['lost'] + r['answered']:,}" if r else "",
+            *([f"{r['lost']:,} of {r['lost'] + r['answered']:,}" if r else ""] if restarts else []),
         ])  # fmt: skip
-    count = max((r["restarts"] for r in restarts.values()), default=0)
+    lost = [f"lost in {max(r['restarts'] for r in restarts.values())} restarts"] if restarts else []
     most = max((m["connections"] for m in memory.values()), default=0)
     alone = startup.get("interpreter alone")
     started = f"first 200 (interpreter alone {alone['ms']:.0f} ms)" if alone else "first 200"
-    return _table(
-        "Footprint", ["server", "idle", f"{most:,} idle connections add", started, f"lost in {count} restarts"], body
-    )
+    return _table("Footprint", ["server", "idle", f"{most:,} idle connections add", started, *lost], body)
 
 
 def parsing(results: Results) -> str:
