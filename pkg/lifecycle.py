@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import threading
+import time
 
 __all__ = ["Lifecycle", "Phase"]
 
@@ -32,16 +33,17 @@ _NEXT = {
 
 
 class Lifecycle:
-    """The present phase, and `reason`: why it was entered."""
+    """The present phase; `reason` and `since` (time.monotonic()): why and when it was entered."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.phase = Phase.STARTING
         self.reason = ""
+        self.since = time.monotonic()
 
     def advance(self, phase: Phase, reason: str = "") -> None:
         """Enters `phase`.  ValueError: there is no way to it from the present one."""
         with self._lock:
             if phase not in _NEXT[self.phase]:
                 raise ValueError(f"no way from {self.phase.value} to {phase.value}")
-            self.phase, self.reason = phase, reason
+            self.phase, self.reason, self.since = phase, reason, time.monotonic()

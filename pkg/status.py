@@ -12,9 +12,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pkg import metrics, stacks
+
+if TYPE_CHECKING:
+    from pkg.lifecycle import Lifecycle
 
 __all__ = ["Status", "diagnose"]
 
@@ -38,7 +41,7 @@ class Status:
         *,
         front: Any,
         threads: int,
-        lifecycle: Any,
+        lifecycle: Lifecycle,
         checker: Any,
         database: Callable[[], Any],
         logs: Any,
