@@ -337,7 +337,7 @@ static void iov_advance(struct iovec *iov, int n, size_t by)
 
 void front_answer(front_conn *c)
 {
-    c->expect = false;
+    atomic_store_explicit(&c->expect, false, memory_order_relaxed); /* for each response: without a barrier */
 }
 
 /* Leaves what is in iov with the loop. */

@@ -160,7 +160,7 @@ class Connection(psycopg.Connection[Any]):
         idle connection but notices, notifications and changed parameters, which are harmless.
         """
         pgconn = self.pgconn
-        if self.closed:
+        if self.closed:  # its descriptor may be another's by now
             return True
         try:
             poller = self._poller
