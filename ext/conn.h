@@ -102,6 +102,8 @@ struct front {
     int64_t farthest;       /* L: the longest round trip to a client, nanoseconds, looked at while draining */
     bool relaxed;           /* L: workers get on with short requests, and lead */
     int64_t backlog;        /* L: after a turn that brought requests, how long half of those waiting keep all workers busy */
+    bool short_slices;      /* of the thread in front_run(): what it has asked the scheduler for, */
+    int strain;             /* and how much it needs them */
     int error;              /* L: what the loop has failed with */
     int64_t listener_retry; /* when to listen again after accept failed; 0: not waiting */
     _Atomic int stage, wanted_stage;

@@ -40,9 +40,11 @@ class Lease:
         if self._conn is not None:
             raise RuntimeError("this connection is in use; each `with` needs a connection() of its own")
         database, timeout = self._database, self._timeout
-        begun = monotonic()
-        conn = database.lend(self, float("inf") if timeout is None else timeout)
-        if timeout is not None:
+        if timeout is None:
+            conn = database.lend(self)
+        else:
+            begun = monotonic()
+            conn = database.lend(self, timeout)
             try:
                 self._deadline = database.watchdog.watch(conn, begun + timeout, cancel=True)
             except BaseException:
@@ -59,7 +61,10 @@ class Lease:
         lost = conn.closed  # then psycopg would not even try to commit
         late = False
         try:
-            conn.__exit__(kind, error, trace)
+            if kind is None and not lost:
+                conn.commit()
+            else:
+                conn.__exit__(kind, error, trace)
         except psycopg.Error as failure:
             kind, error = type(failure), failure
             raise

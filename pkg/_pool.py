@@ -9,7 +9,6 @@ import contextlib
 import heapq
 import logging
 import os
-import select
 import socket
 import threading
 import traceback
@@ -25,9 +24,11 @@ from psycopg import pq, rows
 from psycopg.conninfo import make_conninfo
 from psycopg_pool.pool import AddConnection
 
-_IDLE = pq.TransactionStatus.IDLE
+IDLE = pq.TransactionStatus.IDLE
+_BAD = pq.ConnStatus.BAD
 
 __all__ = [
+    "IDLE",
     "POOL_NAME",
     "Connection",
     "Deadline",
@@ -94,7 +95,6 @@ class Connection(psycopg.Connection[Any]):
     conninfo = ""  # what another connection to the same server needs
     last_word: LastWord | None = None  # of a connection that listens
     answered = 0.0  # monotonic, when the server last did, at the end of a transaction or in autocommit mode
-    _poller: select.poll | None = None
 
     @classmethod
     def connect(cls, conninfo: str = "", **options: Any) -> Connection:
@@ -117,13 +117,13 @@ class Connection(psycopg.Connection[Any]):
     # nothing is said.  To watch every exchange, in wait(), would cost each of them more.
 
     def commit(self) -> None:
-        is_open = self.pgconn.transaction_status != _IDLE
+        is_open = self.pgconn.transaction_status != IDLE
         super().commit()
         if is_open:
             self.answered = monotonic()
 
     def rollback(self) -> None:
-        is_open = self.pgconn.transaction_status != _IDLE
+        is_open = self.pgconn.transaction_status != IDLE
         super().rollback()
         if is_open:
             self.answered = monotonic()
@@ -160,21 +160,13 @@ class Connection(psycopg.Connection[Any]):
         idle connection but notices, notifications and changed parameters, which are harmless.
         """
         pgconn = self.pgconn
-        if self.closed:  # its descriptor may be another's by now
-            return True
         try:
-            poller = self._poller
-            if poller is None:
-                poller = self._poller = select.poll()
-                poller.register(pgconn.socket, select.POLLIN | select.POLLRDHUP)
-            while poller.poll(0):
-                pgconn.consume_input()
-                pgconn.is_busy()  # parses what has come
-                if self.last_word is not None and self.last_word.text:
-                    return True
-        except (psycopg.Error, OSError, ValueError):
+            pgconn.consume_input()  # one recv(), without letting go of the interpreter lock as poll() would
+            pgconn.is_busy()  # parses what has come
+        except psycopg.Error:
             return True
-        return pgconn.status == pq.ConnStatus.BAD
+        last_word = self.last_word
+        return (last_word is not None and last_word.text != "") or pgconn.status == _BAD
 
     def listen(self) -> None:
         """Takes note of the server's last word."""
@@ -203,13 +195,16 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
 
     def borrow(self, timeout: float) -> Connection:
         """A connection that is not known to be dead.  PoolTimeout: none within `timeout` seconds."""
+        self._check_open_getconn()
+        self._stats[self._REQUESTS_NUM] += 1
         end = monotonic() + timeout
         while True:
-            conn = self.getconn(max(0.001, end - monotonic()))
+            conn = self._getconn_unchecked(timeout)  # getconn() has a loop for `check=` around it
             if not conn.is_lost():
                 return conn
             conn.close()
             self.putconn(conn)  # which replaces it
+            timeout = max(0.001, end - monotonic())
 
     def prune(self) -> int:
         """Replaces idle connections that are known to be dead, without asking; how many they were."""

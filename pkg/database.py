@@ -26,7 +26,7 @@ from psycopg_pool import PoolClosed, TooManyRequests
 
 from pkg._conninfo import Source
 from pkg._lease import Lease, Unavailable
-from pkg._pool import POOL_NAME, Connection, NotNow, Pool, PoolTimeout, Watchdog, first_line, quiet
+from pkg._pool import IDLE, POOL_NAME, Connection, NotNow, Pool, PoolTimeout, Watchdog, first_line, quiet
 from pkg.errors import DatabaseUnavailable
 from pkg.health import Degraded
 
@@ -164,9 +164,9 @@ class Database:
             raise ValueError(f"timeout is {timeout!r}, not a positive number of seconds")
         return Lease(self, timeout)
 
-    def lend(self, lease: Lease, timeout: float) -> Connection:
+    def lend(self, lease: Lease, timeout: float | None = None) -> Connection:
         """Unavailable: no connection within `timeout` seconds, or within `pool_timeout`."""
-        timeout = min(timeout, self._pool_timeout)
+        timeout = self._pool_timeout if timeout is None else min(timeout, self._pool_timeout)
         if self._failures > 1:
             timeout = min(timeout, KNOWN_DOWN_TIMEOUT)
         try:
@@ -185,7 +185,7 @@ class Database:
     def take_back(self, lease: Lease, conn: Connection) -> None:
         """The pool's again; what it proves is when the server last answered, in this use or before."""
         self._leases.discard(lease)
-        if conn.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+        if conn.pgconn.transaction_status == IDLE:
             if conn.answered > self._returned and not (self._primary and _is_read_only(conn) is not False):
                 self._returned = conn.answered
                 self._proved = max(self._proved, conn.answered)
