@@ -46,7 +46,7 @@ static bool answer(front *f, front_conn *c, const char *bytes, size_t len)
         c->out_pos = c->out_mark = 0;
         memcpy(c->out, bytes + sent, c->out_len);
         atomic_fetch_add(&f->buffered, c->out_len);
-        if (conn_watch(f, c) != 0) {
+        if (conn_watch(f, c, WATCH_OUT) != 0) {
             conn_close(f, c);
             return false;
         }

@@ -21,23 +21,29 @@ static void on_linger(front *f, front_conn *c);
 static void proceed(front *f, front_conn *c);
 static size_t buffer_max(const front *f, const front_conn *c);
 
-/* Watches for everything, edge-triggered, and reports what is already there: also if it has been reported before. */
-static int conn_watch_anew(front *f, front_conn *c)
+static int watch(front *f, front_conn *c, uint32_t events)
 {
     struct epoll_event ev = {
-        .events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+        .events = events,
         .data.u64 = (uint64_t)c->generation << 32 | (uint32_t)(c - f->conns),
     };
 
-    if (epoll_ctl(f->epoll_fd, c->watched ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, c->fd, &ev) == -1)
+    if (epoll_ctl(f->epoll_fd, c->registered ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, c->fd, &ev) == -1)
         return -errno;
-    c->watched = true;
+    c->registered = true;
+    c->watched = events;
     return FRONT_OK;
 }
 
-int conn_watch(front *f, front_conn *c)
+/* Reports what is there already, too: also if it has been reported before. */
+static int conn_watch_anew(front *f, front_conn *c)
 {
-    return c->watched ? FRONT_OK : conn_watch_anew(f, c);
+    return watch(f, c, WATCH_IN | c->watched);
+}
+
+int conn_watch(front *f, front_conn *c, uint32_t events)
+{
+    return (c->watched & events) == events ? FRONT_OK : watch(f, c, events | c->watched);
 }
 
 /* ------------------------------------------------------------- lists, slots */
@@ -132,7 +138,7 @@ void conn_linger(front *f, front_conn *c)
     out_drop(f, c);
     buffer_drop(f, c);
     shutdown(c->fd, SHUT_WR);
-    if (c->eof || c->reserve || conn_watch(f, c) != 0) { /* the reserve descriptor is wanted for the next */
+    if (c->eof || c->reserve || conn_watch(f, c, WATCH_IN) != 0) { /* the reserve descriptor is wanted for the next */
         conn_close(f, c);
         return;
     }
@@ -222,7 +228,8 @@ static size_t received(const front_conn *c)
     return ioctl(c->fd, FIONREAD, &n) == 0 && n > 0 ? (size_t)n : 0;
 }
 
-/* Reads once, so that nobody holds up the others; a read that fills its buffer is followed by one in the next turn. */
+/* Reads once, so that nobody holds up the others; a read that fills its buffer is followed by one in the next turn, or at
+ * once if the buffer can grow, as it does only a few times. */
 void conn_readable(front *f, front_conn *c)
 {
     buffer *b = c->in;
@@ -270,7 +277,7 @@ static void want_more(front *f, front_conn *c, enum conn_state state)
         buffer_drop(f, c);
     if (c->overflow)
         state = CONN_OVERFLOW;
-    if ((!c->watched || !c->drained) && conn_watch_anew(f, c) != 0) {
+    if ((!(c->watched & EPOLLIN) || !c->drained) && conn_watch_anew(f, c) != 0) {
         conn_close(f, c);
         return;
     }
@@ -305,10 +312,10 @@ void conn_next(front_conn *c)
 static void to_worker(front *f, front_conn *c)
 {
     if (!c->complete && !c->expect) { /* the worker reads on: edges would only wake the loop for each part */
-        if (c->watched)
-            epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, c->fd, NULL);
-        c->watched = c->drained = false;
-    } else if (!c->close && conn_watch(f, c) != 0) {
+        if (c->registered)
+            watch(f, c, WATCH_RESET);
+        c->drained = false;
+    } else if (!c->close && conn_watch(f, c, WATCH_IN) != 0) {
         conn_close(f, c);
         return;
     }
@@ -423,13 +430,14 @@ static void on_body(front *f, front_conn *c)
         to_worker(f, c);
     else if (c->eof)
         conn_refuse(f, c, 400, "body cut short\n");
-    else if (c->in->len == c->in->cap && buffer_grow(f, c, c->in->len + received(c), body_room(f, c)) != FRONT_OK)
-        to_worker(f, c); /* no room to collect more: the worker reads the rest */
-    else {
+    else if (c->in->len < c->in->cap) {
         if (c->drained)
             acknowledge(c->fd);
         want_more(f, c, CONN_BODY);
-    }
+    } else if (buffer_grow(f, c, c->in->len + received(c), body_room(f, c)) == FRONT_OK)
+        conn_readable(f, c);
+    else
+        to_worker(f, c); /* no room to collect more: the worker reads the rest */
 }
 
 /* The PROXY header at the beginning of a connection, if there is one.  False: more is wanted, or it was malformed. */
@@ -485,10 +493,12 @@ static void proceed(front *f, front_conn *c)
             /* Some clients send an empty line after a body (RFC 9112 2.2): that begins no request. */
             bool empty_line = b->len <= 2 && memcmp(b->data, "\r\n", b->len) == 0;
             b->raw = b->len;
-            if (b->len == b->cap && buffer_grow(f, c, 0, f->limits.head.max_head_size) != FRONT_OK) /* b is no more */
-                conn_refuse(f, c, 431, "request head too large\n");
-            else
+            if (b->len < b->cap)
                 want_more(f, c, empty_line ? CONN_IDLE : CONN_HEAD);
+            else if (buffer_grow(f, c, 0, f->limits.head.max_head_size) == FRONT_OK) /* b is no more */
+                conn_readable(f, c); /* the rest, most likely */
+            else
+                conn_refuse(f, c, 431, "request head too large\n");
             return;
         }
         b->head_len = b->raw = (size_t)n;

@@ -11,6 +11,7 @@
 #include <linux/tcp.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 
 #include "front.h"
@@ -50,7 +51,8 @@ struct front_conn {
     int fd;                         /* O */
     uint32_t generation;            /* L */
     enum conn_state state;          /* L */
-    bool watched;                   /* O: registered with epoll */
+    uint32_t watched;               /* O: what epoll reports */
+    bool registered;                /* O: with epoll */
     bool overflow;                  /* L: beyond max_connections; closes after its first answer */
     bool proxied;                   /* L: may begin with a PROXY header, not read yet */
     bool reserve;                   /* L: on the descriptor kept for such moments */
@@ -85,9 +87,8 @@ struct front_conn {
 };
 
 typedef struct waiter {
-    struct waiter *below;
-    pthread_cond_t cond;
-    bool woken;
+    struct waiter *below; /* M */
+    atomic_uint woken;    /* a futex; written with the mutex held */
 } waiter;
 
 struct front {
@@ -148,6 +149,9 @@ struct front {
 };
 
 #define LONG_REQUEST (100 * 1000LL) /* nanoseconds: the interpreter lock is likely to be free for others meanwhile */
+#define WATCH_RESET EPOLLET /* that, epoll always reports */
+#define WATCH_IN (EPOLLIN | EPOLLRDHUP | EPOLLET)
+#define WATCH_OUT (WATCH_IN | EPOLLOUT)
 #define BUFFER_SIZE 2048 /* first block: holds nearly every head, keeps 10,000 slow clients small */
 
 static const char continue_text[] = "HTTP/1.1 100 Continue\r\n\r\n";
@@ -184,7 +188,6 @@ static inline void list_remove(conn_list *l, front_conn *c)
 /* conn.c: all for the loop thread.  Where a function may close the connection, its caller looks at it no more. */
 front_conn *conn_new(front *f, int fd); /* NULL: no slot */
 void conn_set_state(front *f, front_conn *c, enum conn_state state);
-int conn_watch(front *f, front_conn *c);
 void conn_event(front *f, front_conn *c, uint32_t events);
 void conn_readable(front *f, front_conn *c);
 void conn_next(front_conn *c); /* moves what follows the request just answered to the front of the buffer */
@@ -193,6 +196,9 @@ void conn_end(front *f, front_conn *c);    /* the response is out and the connec
 void conn_linger(front *f, front_conn *c); /* FIN, then discard until the peer is done */
 void conn_close(front *f, front_conn *c);  /* the one place where a connection ends */
 void buffer_drop(front *f, front_conn *c);
+
+/* Has edges of these events reported from now on.  For the connection's owner.  FRONT_OK or a negative errno. */
+int conn_watch(front *f, front_conn *c, uint32_t events);
 
 /* Room for `wanted` bytes in c->in, and for twice as many as now, within `max` for all of it.
  * FRONT_OK, -ENOBUFS (budget or max), -ENOMEM. */
@@ -230,6 +236,7 @@ static inline bool more_do_more(const front *f)
 }
 
 void front_ring(front *f);
-void wake_one(front *f); /* the idle worker that fell asleep last; with the mutex held */
+waiter *pop_idle(front *f); /* the idle worker that fell asleep last; with the mutex held */
+void rouse(waiter *w);      /* wakes it; better without the mutex, which it wants.  NULL: nobody */
 
 #endif

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,10 +28,12 @@ static uint64_t thread_id(void)
 
 /* ------------------------------------------------------------------------ take */
 
-static front_conn *pop_ready(front *f)
+/* With the mutex held.  `next`: whom the caller is to rouse() without it, or NULL. */
+static front_conn *pop_ready(front *f, waiter **next)
 {
     front_conn *c = f->ready.first;
 
+    *next = NULL;
     if (c == NULL)
         return NULL;
     list_remove(&f->ready, c);
@@ -40,54 +43,58 @@ static front_conn *pop_ready(front *f)
     list_push(&f->taken, c);
     f->n_taken++;
     if (f->ready.first != NULL && f->n_idle_workers > 0 && f->n_woken == 0 && more_do_more(f))
-        wake_one(f);
+        *next = pop_idle(f);
     return c;
 }
 
-void wake_one(front *f)
+/* A condition variable would do, but who returns from its wait marks the mutex as contended, which costs the next one to
+ * unlock it a system call, and who is woken while we hold the mutex waits again at once. */
+static long futex(atomic_uint *word, int operation, unsigned value, const struct timespec *until)
+{
+    return syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, until, NULL, FUTEX_BITSET_MATCH_ANY);
+}
+
+waiter *pop_idle(front *f)
 {
     waiter *w = f->idle_workers;
 
     f->idle_workers = w->below;
     f->n_idle_workers--;
     f->n_woken++;
-    w->woken = true;
-    pthread_cond_signal(&w->cond);
+    atomic_store(&w->woken, 1);
+    return w;
 }
 
-static void waiter_open(waiter *w)
+void rouse(waiter *w)
 {
-    pthread_condattr_t attr;
-
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&w->cond, &attr);
-    pthread_condattr_destroy(&attr);
+    if (w != NULL) /* it may be awake and gone: the kernel takes the address for a name only */
+        futex(&w->woken, FUTEX_WAKE, 1, NULL);
 }
 
-static void sleep_idle(front *f, waiter *w, int64_t timeout)
+/* With the mutex held, which is released meanwhile.  timeout: nanoseconds, < 0: for ever. */
+static void sleep_idle(front *f, int64_t timeout)
 {
-    int rv = 0;
+    waiter w = {.below = f->idle_workers};
     struct timespec until;
+    int64_t at = front_now() + timeout;
+    bool late = false;
 
-    w->woken = false;
-    w->below = f->idle_workers;
-    f->idle_workers = w;
+    f->idle_workers = &w;
     f->n_idle_workers++;
-    if (timeout > 0) {
-        int64_t at = front_now() + timeout;
-        until.tv_sec = (time_t)(at / 1000000000);
-        until.tv_nsec = (long)(at % 1000000000);
+    until.tv_sec = (time_t)(at / 1000000000);
+    until.tv_nsec = (long)(at % 1000000000);
+    while (!atomic_load(&w.woken) && !late) {
+        pthread_mutex_unlock(&f->mutex);
+        late = futex(&w.woken, FUTEX_WAIT_BITSET, 0, timeout < 0 ? NULL : &until) == -1 && errno == ETIMEDOUT;
+        pthread_mutex_lock(&f->mutex);
     }
-    while (!w->woken && rv == 0)
-        rv = timeout < 0 ? pthread_cond_wait(&w->cond, &f->mutex) : pthread_cond_timedwait(&w->cond, &f->mutex, &until);
-    if (w->woken) {
+    if (atomic_load(&w.woken)) {
         f->n_woken--;
         return;
     }
     for (waiter **p = &f->idle_workers; *p != NULL; p = &(*p)->below) /* timed out: leave the stack */
-        if (*p == w) {
-            *p = w->below;
+        if (*p == &w) {
+            *p = w.below;
             f->n_idle_workers--;
             break;
         }
@@ -99,9 +106,11 @@ static front_conn *lead(front *f)
     front_conn *c = NULL;
 
     while (c == NULL && atomic_load(&f->stage) != FRONT_STOPPED && front_turn(f, front_timeout(f), true) == FRONT_OK) {
+        waiter *next;
         pthread_mutex_lock(&f->mutex);
-        c = pop_ready(f);
+        c = pop_ready(f, &next);
         pthread_mutex_unlock(&f->mutex);
+        rouse(next);
     }
     return c;
 }
@@ -115,11 +124,10 @@ static bool may_lead(front *f)
 int front_take(front *f, front_request *out, int64_t timeout)
 {
     front_conn *c = NULL;
-    waiter w;
-    bool slept = false;
+    waiter *next = NULL;
 
     pthread_mutex_lock(&f->mutex);
-    while (!f->closed && (c = pop_ready(f)) == NULL && timeout != 0) {
+    while (!f->closed && (c = pop_ready(f, &next)) == NULL && timeout != 0) {
         if (timeout < 0 && may_lead(f)) {
             pthread_mutex_unlock(&f->mutex);
             c = f->error == 0 ? lead(f) : NULL;
@@ -131,20 +139,15 @@ int front_take(front *f, front_request *out, int64_t timeout)
             if (!failed)
                 continue;
         }
-        if (!slept) {
-            waiter_open(&w);
-            slept = true;
-        }
-        sleep_idle(f, &w, timeout);
+        sleep_idle(f, timeout);
         if (timeout > 0) {
-            c = f->closed ? NULL : pop_ready(f);
+            c = f->closed ? NULL : pop_ready(f, &next);
             break;
         }
     }
-    if (slept)
-        pthread_cond_destroy(&w.cond);
     bool closed = f->closed;
     pthread_mutex_unlock(&f->mutex);
+    rouse(next);
     if (c == NULL)
         return closed ? FRONT_CLOSED : FRONT_TIMEOUT;
 
@@ -457,6 +460,8 @@ void front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned
         c->close = c->linger = true;
     if (!c->complete)
         c->close = c->linger = true; /* the rest of the body can't be told from a request */
+    if (!c->close && !abort && !(c->watched & EPOLLIN)) /* what has come meanwhile is reported now, so nobody has to look for it */
+        c->drained = conn_watch(f, c, WATCH_IN) == FRONT_OK;
     int fd = -1;
 
     pthread_mutex_lock(&f->mutex);

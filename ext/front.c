@@ -178,7 +178,7 @@ static void stop_workers(front *f)
     pthread_mutex_lock(&f->mutex);
     f->closed = true;
     while (f->idle_workers != NULL)
-        wake_one(f);
+        rouse(pop_idle(f));
     for (front_conn *c = f->taken.first; c != NULL; c = c->next) {
         atomic_store(&c->gone, true);
         shutdown(c->fd, SHUT_RDWR);
@@ -308,7 +308,7 @@ static void conn_start(front *f, int fd, const void *peer, size_t peer_len, bool
             f->eager -= f->eager > 0;
         else
             f->eager = EAGER;
-    } else if (conn_watch(f, c) != FRONT_OK) {
+    } else if (conn_watch(f, c, WATCH_IN) != FRONT_OK) {
         conn_close(f, c);
     }
 }
@@ -415,7 +415,7 @@ static void take_back(front *f)
             conn_close(f, c);
         } else if (c->out != NULL || c->file != -1) {
             conn_set_state(f, c, CONN_FLUSH);
-            if (conn_watch(f, c) != 0) {
+            if (conn_watch(f, c, WATCH_OUT) != 0) {
                 conn_close(f, c);
                 continue;
             }
@@ -444,6 +444,7 @@ static void take_back(front *f)
 static void hand_over(front *f, bool taking)
 {
     front_conn *refused = NULL, *c;
+    waiter *next = NULL;
 
     pthread_mutex_lock(&f->mutex);
     bool some = f->batch.first != NULL;
@@ -462,13 +463,14 @@ static void hand_over(front *f, bool taking)
     }
     if (f->ready.first != NULL && f->n_idle_workers > 0 && !taking && (more_do_more(f) || !f->relaxed || f->n_taken == 0) &&
         (f->n_woken == 0 || f->now - f->ready.first->arrived > MILLISECOND))
-        wake_one(f);
+        next = pop_idle(f);
     bool returned = f->returned.first != NULL;
     /* Who comes while all workers are busy, and more waits for them, only waits longer in the queue. */
     f->backlog = 0;
     if (some && f->n_idle_workers == 0 && f->n_taken > 0)
         f->backlog = f->n_ready * f->service_time / f->n_taken / 2;
     pthread_mutex_unlock(&f->mutex);
+    rouse(next);
 
     while ((c = refused) != NULL) {
         refused = c->next;
