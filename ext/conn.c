@@ -311,11 +311,11 @@ void conn_next(front_conn *c)
 
 static void to_worker(front *f, front_conn *c)
 {
-    if (!c->complete && !c->expect) { /* the worker reads on: edges would only wake the loop for each part */
-        if (c->registered)
-            watch(f, c, WATCH_RESET);
+    bool reads_on = !c->complete && !c->expect; /* the worker does: edges would only wake the loop for each part */
+
+    if (reads_on)
         c->drained = false;
-    } else if (!c->close && conn_watch(f, c, WATCH_IN) != 0) {
+    if (reads_on ? watch(f, c, WATCH_RESET) != 0 : !c->close && conn_watch(f, c, WATCH_IN) != 0) {
         conn_close(f, c);
         return;
     }

@@ -1058,6 +1058,39 @@ static void resets_in_every_state(void)
     rig_stop(&r);
 }
 
+/* By an application that does something else before it reads on. */
+static void resets_amid_a_body_are_seen(void)
+{
+    static char big[200000];
+    rig r;
+    client c;
+    int seen = 0;
+
+    rig_start(&r, NULL, 1);
+    for (int i = 0; i < 10; i++) {
+        rig_hold(&r, true);
+        dial(&r, &c);
+        if (i % 2) /* a connection that has been watched before */
+            ask(&c, GET("/echo"));
+        say(&c, "POST /hold HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n");
+        say_bytes(&c, big, 80000);
+        EVENTUALLY(atomic_load(&r.holding) == 1);
+        if (i % 4 < 2) {
+            reset(&c);
+            seen++;
+            EVENTUALLY(atomic_load(&r.gone) == seen);
+        } else { /* and the request behind it is read without help */
+            rig_hold(&r, false);
+            say_bytes(&c, big, 20000);
+            say(&c, GET("/echo/behind"));
+            REQUIRE(hear(&c).status == 200);
+            REQUIRE(contains(hear(&c).body, "/echo/behind"));
+            hang_up(&c);
+        }
+    }
+    rig_stop(&r);
+}
+
 static void cut_responses_are_seen_as_such(void)
 {
     rig r;
@@ -1592,6 +1625,7 @@ static const test tests[] = {
     {"too_many_connections", too_many_connections, 0},
     {"descriptors_run_out", descriptors_run_out, ALONE},
     {"resets_in_every_state", resets_in_every_state, 0},
+    {"resets_amid_a_body_are_seen", resets_amid_a_body_are_seen, 0},
     {"cut_responses_are_seen_as_such", cut_responses_are_seen_as_such, 0},
     {"pipelines_without_reading", pipelines_without_reading, 0},
     {"slow_readers_hold_nobody_up", slow_readers_hold_nobody_up, 0},
