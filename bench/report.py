@@ -72,8 +72,11 @@ def goals(results: Results) -> str:
             beside = f"; the others {_duration(min(others))} to {_duration(max(others))}" if others else ""
             judge(f"Probe p99, {words}", "under 5 ms", _duration(ours) + beside, ours < 5)
 
-    hello = {r["server"]: r["cpu_us"] for r in results.get("hosting", [])
-             if (r["case"], r["connections"]) == ("hello", 32) and r["cpu_us"]}  # fmt: skip
+    hosted: dict[str, dict[str, float]] = {}
+    for row in results.get("hosting", []):
+        if row["connections"] == 32 and row["cpu_us"]:
+            hosted.setdefault(row["case"], {})[row["server"]] = row["cpu_us"]
+    hello = hosted.pop("hello", {})
     for name, factor in (("fastpysgi", 1.0), ("bjoern", 1.0), ("granian", 1.8), ("gunicorn", 15.0)):
         if "pkg" in hello and name in hello:
             ours, theirs = hello["pkg"], hello[name]
@@ -84,6 +87,14 @@ def goals(results: Results) -> str:
                 f"{ours:.1f} µs, {theirs / ours:.1f} times",
                 ours * factor <= theirs,
             )
+
+    for case, costs in hosted.items():
+        others = {name: cost for name, cost in costs.items() if name != "pkg"}
+        if "pkg" in costs and others:
+            best = min(others, key=others.__getitem__)
+            ours, theirs = costs["pkg"], others[best]
+            judge(f"{case[0].upper()}{case[1:]}, CPU per request", f"the best other, {_title(best)}: {theirs:.1f} µs",
+                  f"{ours:.1f} µs, {theirs / ours:.2f} times", ours <= theirs)  # fmt: skip
 
     parse = {(r["level"], r["parser"], r["case"]): r["ns"] for r in results.get("parsing", [])}
     for level, mine, theirs, factor, how in (

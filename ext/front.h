@@ -14,7 +14,8 @@
  *
  * Sockets are watched edge-triggered and registered once, so giving a connection back costs no epoll_ctl.  The
  * price is a rule: an edge seen while a worker owns the connection is remembered under the mutex, and whoever
- * comes second acts on it - the worker rings the loop, or the loop finds the connection in `returned`.
+ * comes second acts on it - the worker rings the loop, or the loop finds the connection in `returned`.  While a worker
+ * reads a body on, only resets are reported; at the end it has the rest reported again, by itself.
  *
  * Events carry slot and generation; a generation ends when the slot is recycled, so stale events die by themselves.
  *
