@@ -12,10 +12,10 @@
  * front_take() and front_finish() the worker owns the connection's buffers and its socket; the loop only notes
  * that something happened there (`pending`), so nothing else needs a lock.
  *
- * Sockets are watched edge-triggered and registered once, so giving a connection back costs no epoll_ctl.  The
+ * Sockets are watched edge-triggered and registered once, so giving a connection back mostly costs no epoll_ctl.  The
  * price is a rule: an edge seen while a worker owns the connection is remembered under the mutex, and whoever
  * comes second acts on it - the worker rings the loop, or the loop finds the connection in `returned`.  While a worker
- * reads a body on, only resets are reported; at the end it has the rest reported again, by itself.
+ * reads a body on, only resets are reported (WATCH_RESET); at its end the worker itself has the rest reported again.
  *
  * Events carry slot and generation; a generation ends when the slot is recycled, so stale events die by themselves.
  *

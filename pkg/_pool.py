@@ -65,8 +65,10 @@ class LastWord:
     """
 
     text = ""
+    heard = False  # anything, since somebody last looked
 
     def __call__(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        self.heard = True
         if diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
             self.text = diagnostic.message_primary or "the server ended the session"
 
@@ -156,17 +158,22 @@ class Connection(psycopg.Connection[Any]):
         """Whether the server has ended this idle session.  No query: it has said so, or the socket is at its end.
 
         A server that stops, or ends a session, first sends a FATAL message (PostgreSQL 55.2.3, "Function of the
-        `ErrorResponse` in idle state"), then closes; a server that died has closed.  Nothing else is readable on an
-        idle connection but notices, notifications and changed parameters, which are harmless.
+        `ErrorResponse` in idle state"), then closes; one that stops at once, or because a process of it has crashed,
+        sends a warning; a server that died has closed.  Nothing else is readable on an idle connection but notices,
+        notifications and changed parameters, which are harmless.
         """
-        pgconn = self.pgconn
+        pgconn, last_word = self.pgconn, self.last_word
         try:
-            pgconn.consume_input()  # one recv(), without letting go of the interpreter lock as poll() would
-            pgconn.is_busy()  # parses what has come
+            while True:
+                pgconn.consume_input()  # one recv(), without letting go of the interpreter lock as poll() would
+                pgconn.is_busy()  # parses what has come
+                if last_word is None or not last_word.heard:
+                    return pgconn.status == _BAD
+                if last_word.text:
+                    return True
+                last_word.heard = False  # behind a message there may be the end
         except psycopg.Error:
             return True
-        last_word = self.last_word
-        return (last_word is not None and last_word.text != "") or pgconn.status == _BAD
 
     def listen(self) -> None:
         """Takes note of the server's last word."""
@@ -195,8 +202,8 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
 
     def borrow(self, timeout: float) -> Connection:
         """A connection that is not known to be dead.  PoolTimeout: none within `timeout` seconds."""
-        self._check_open_getconn()
         self._stats[self._REQUESTS_NUM] += 1
+        self._check_open_getconn()
         end = monotonic() + timeout
         while True:
             conn = self._getconn_unchecked(timeout)  # getconn() has a loop for `check=` around it
@@ -394,7 +401,7 @@ class Watchdog:
 def quiet() -> None:
     """Makes psycopg_pool's log fit to be read."""
     if _log.level == logging.NOTSET:
-        _log.setLevel(logging.WARNING)  # it says three things about each borrower at INFO
+        _log.setLevel(logging.WARNING)  # at INFO it says something about each borrower
     _log.addFilter(_terse)
 
 

@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import random
+import signal
 import threading
 import time
 import weakref
@@ -263,12 +264,37 @@ def test_a_database_that_is_down_at_start(server: Postgres) -> None:
         assert value(db, timeout=1.0) == 1
 
 
-def test_a_restart_between_two_requests_is_not_noticed_by_them(server: Postgres) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL], ids=lambda how: how.name)
+def test_a_restart_between_two_requests_is_not_noticed_by_them(server: Postgres, how: signal.Signals) -> None:
+    """A fast stop ends sessions with a FATAL message, an immediate one with a warning (57P01), a death with none."""
     with opened(server.url, min_size=6) as db:
         warmed(db)
-        server.restart()
+        server.kill() if how is signal.SIGKILL else server.stop(how)
+        server.start()
         for _ in range(10):
             assert value(db, timeout=1.0) == 1
+
+
+def test_the_crash_of_somebody_elses_session_is_not_noticed(server: Postgres) -> None:
+    """The server then ends all others with a warning (57P02), and is back after a moment."""
+    with opened(server.url, min_size=6) as db:
+        warmed(db)
+        with psycopg.connect(server.url_of(PASSWORD)) as crashes, psycopg.connect(server.url_of(PASSWORD)) as bystander:
+            os.kill(crashes.info.backend_pid, signal.SIGKILL)
+            with pytest.raises(psycopg.OperationalError):
+                for _ in range(1000):
+                    bystander.execute("select pg_sleep(0.01)")
+        wait_for(lambda: answers(server))
+        for _ in range(10):
+            assert value(db, timeout=1.0) == 1
+
+
+def answers(server: Postgres) -> bool:
+    try:
+        server.sql("select 1")
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 def test_a_restart_between_two_checks_is_no_failure(server: Postgres) -> None:
