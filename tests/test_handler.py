@@ -1025,10 +1025,11 @@ def test_stock_server_class_is_the_base() -> None:
 
 
 PROGRAM = """
-import sys
+import signal
 from http.server import SimpleHTTPRequestHandler
 from pkg.server import Server
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
 with Server(("127.0.0.1", 0), SimpleHTTPRequestHandler) as httpd:
     print(httpd.server_port, flush=True)
     try:
