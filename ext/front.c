@@ -31,6 +31,7 @@
 #define LATE NAP   /* a nap that takes so much longer has been late */
 #define STRAIN 250 /* of one that was; each other takes off 1 */
 #define MAX_STRAIN (4 * STRAIN)
+#define PAUSE (100 * MILLISECOND) /* after such a time without anything to do, what comes may be another load */
 #define MIN_QUIET (5 * MILLISECOND) /* handshakes under way get so long to finish before the listener closes, or as */
 #define MAX_QUIET (500 * MILLISECOND) /* long as two round trips of the client farthest away */
 
@@ -144,7 +145,10 @@ int front_run(front *f)
         int timeout = f->relaxed || napped ? 0 : front_timeout(f);
         if (timeout != 0)
             want_short_slices(f, true); /* whatever ends the wait is not to wait itself */
+        int64_t before = f->now;
         int rv = front_turn(f, timeout, false);
+        if (f->now - before > PAUSE)
+            f->strain = 0;
         int64_t length = f->relaxed ? NAP : f->backlog;
         napped = rv == FRONT_OK && length >= LONG_REQUEST;
         if (napped) {
