@@ -260,7 +260,7 @@ def notes(results: Results) -> str:
         return ""
     machine = meta["machine"]
     lines = [
-        f"Measured {meta['date']} each section in one run{' (quick)' if meta['quick'] else ''}, on {machine['cpu']}, "
+        f"Measured {meta['date']}, each section in one run{' (quick)' if meta['quick'] else ''}, on {machine['cpu']}, "
         f"{machine['kernel']}, Python {machine['python']}; server on one core, load on another, loopback; one process, "
         f"{meta['threads']} threads where a server has threads, access logs off, rounds interleaved, medians. "
         f"CPU is that of the server's whole process tree; an answer other than 2xx counts as none.{_spread(results)} "
