@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from pkg._pool import Connection, Deadline, first_line, shut
+from pkg._connection import Connection
+from pkg._pool import Deadline, first_line, shut
 from pkg.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:

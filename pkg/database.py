@@ -24,9 +24,10 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import PoolClosed, TooManyRequests
 
+from pkg._connection import IDLE, Connection
 from pkg._conninfo import Source
 from pkg._lease import Lease, Unavailable
-from pkg._pool import IDLE, POOL_NAME, Connection, NotNow, Pool, PoolTimeout, Watchdog, first_line, quiet
+from pkg._pool import POOL_NAME, NotNow, Pool, PoolTimeout, Watchdog, first_line, quiet
 from pkg.errors import DatabaseUnavailable
 from pkg.health import Degraded
 

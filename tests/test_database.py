@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import psycopg
 import pytest
 
-from pkg import _pool, database
+from pkg import database
+from pkg._connection import Connection
 from pkg.database import Database, Unavailable
 from pkg.errors import ConfigurationError, DatabaseUnavailable
 from pkg.health import Degraded
@@ -761,7 +762,7 @@ def test_released_deadlines_do_not_pile_up(server: Postgres) -> None:
         before = descriptors()
         watchdog = db.watchdog
         with db.connection() as conn:
-            assert isinstance(conn, _pool.Connection)
+            assert isinstance(conn, Connection)
             for _ in range(5000):
                 watchdog.release(watchdog.watch(conn, time.monotonic() + 30))
             assert len(watchdog._heap) < 200
