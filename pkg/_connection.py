@@ -6,16 +6,24 @@ import contextlib
 import traceback
 from collections.abc import Iterator
 from time import monotonic
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 from psycopg import pq, rows
+from psycopg._preparing import Prepare
+from psycopg._queries import PostgresQuery
+from psycopg.abc import PQGen
 from psycopg.conninfo import make_conninfo
+from psycopg.generators import execute, fetch_many
+from psycopg.pq.abc import PGresult
 
 IDLE = pq.TransactionStatus.IDLE
 _BAD = pq.ConnStatus.BAD
+_FATAL_ERROR = pq.ExecStatus.FATAL_ERROR
+_PIPELINE_SYNC = pq.ExecStatus.PIPELINE_SYNC
+_HAS_PIPELINES = psycopg.Pipeline.is_supported()
 
-__all__ = ["IDLE", "Connection"]
+__all__ = ["IDLE", "Connection", "Cursor"]
 
 
 class LastWord:
@@ -34,22 +42,84 @@ class LastWord:
             self.text = diagnostic.message_primary or "the server ended the session"
 
 
-class _Cursor(psycopg.Cursor[Any]):
-    """Of a connection in autocommit mode, where no end of a transaction says that the server answers."""
+class Cursor(psycopg.Cursor[Any]):
+    """Sends BEGIN along with the first statement of a transaction; psycopg sends it a round trip ahead.
 
-    def execute(self, *args: Any, **options: Any) -> Self:
-        super().execute(*args, **options)
-        return self._has_answer()
+    pgjdbc and Npgsql do so, too.  It takes libpq's pipeline mode, where a message holds one statement and none that
+    copies.  One with parameters is such, and one that is prepared by now; before any other, BEGIN goes alone.
+
+    What is used and overridden here, with a leading underscore, is the same in psycopg 3.2 and 3.3.
+    """
+
+    __slots__ = ()
+    _conn: Connection
+
+    def _execute_gen(
+        self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
+    ) -> PQGen[None]:
+        conn = self._conn
+        if self._pgconn.transaction_status == IDLE and not (conn.autocommit or conn._pipeline or self._closed):
+            yield from self._begin_and_execute_gen(query, params, prepare, binary)
+            return
+        yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
+        if conn.autocommit:
+            conn.answered = monotonic()  # no end of a transaction will say so
 
     def executemany(self, *args: Any, **options: Any) -> None:
         super().executemany(*args, **options)
-        self._has_answer()
+        if self._conn.autocommit:
+            self._conn.answered = monotonic()
 
-    def _has_answer(self) -> Self:
-        connection = self.connection
-        assert isinstance(connection, Connection)
-        connection.answered = monotonic()
-        return self
+    def _begin_and_execute_gen(self, query: Any, params: Any, prepare: bool | None, binary: bool | None) -> PQGen[None]:
+        conn = self._conn
+        conn.begins_later = True
+        try:
+            yield from self._start_query(query)
+        finally:
+            conn.begins_later = False
+        statement = self._convert_query(query, params)
+        prep, name = self._get_prepared(statement, prepare)
+        if _HAS_PIPELINES and (prep is Prepare.YES or (prep is Prepare.NO and statement.params)):
+            answers = yield from self._begin_and_send_gen(statement, name, binary)
+            self._check_results(answers[0])
+            results = answers[1]
+            key = conn._prepared.maybe_add_to_cache(statement, prep, name)
+            if key is not None:
+                conn._prepared.validate(key, prep, name, results)
+            self._check_results(results)
+            self._set_results(results)
+        else:
+            yield from conn._start_query()
+            yield from self._maybe_prepare_gen(statement, prepare=prepare, binary=binary)
+        self._last_query = query
+        yield from conn._prepared.maintain_gen(conn)
+
+    def _begin_and_send_gen(
+        self, statement: PostgresQuery, name: bytes, binary: bool | None
+    ) -> PQGen[list[list[PGresult]]]:
+        """The results of both, and what came behind.
+
+        name: of the prepared statement, or empty.
+        """
+        pgconn = self._pgconn
+        pgconn.enter_pipeline_mode()
+        try:
+            pgconn.send_query_params(self._conn._get_tx_start_command(), None)
+            if name:
+                self._send_query_prepared(name, statement, binary=binary)
+            else:
+                self._execute_send(statement, binary=binary)
+        finally:  # a statement that cannot be sent leaves a transaction begun, as psycopg does
+            pgconn.pipeline_sync()
+            answers = [(yield from execute(pgconn))]
+            try:
+                while answers[-1] and answers[-1][0].status != _PIPELINE_SYNC:
+                    answers.append((yield from fetch_many(pgconn)))
+                pgconn.exit_pipeline_mode()
+            except psycopg.Error:  # the connection is lost; if the server said why, it did so before
+                if not any(result.status == _FATAL_ERROR for results in answers for result in results):
+                    raise
+        return answers
 
 
 class Connection(psycopg.Connection[Any]):
@@ -58,6 +128,11 @@ class Connection(psycopg.Connection[Any]):
     conninfo = ""  # what another connection to the same server needs
     last_word: LastWord | None = None  # of a connection that listens
     answered = 0.0  # monotonic, when the server last did, at the end of a transaction or in autocommit mode
+    begins_later = False  # the cursor sends BEGIN, after what it prepares
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.cursor_factory = Cursor
 
     @classmethod
     def connect(cls, conninfo: str = "", **options: Any) -> Connection:
@@ -97,10 +172,9 @@ class Connection(psycopg.Connection[Any]):
             yield transaction
         self.answered = monotonic()
 
-    def set_autocommit(self, value: bool) -> None:
-        super().set_autocommit(value)
-        if value and self.cursor_factory is psycopg.Cursor:
-            self.cursor_factory = _Cursor
+    def _start_query(self) -> PQGen[None]:
+        if not self.begins_later:
+            yield from super()._start_query()
 
     def restore(self) -> None:
         """Takes back what a borrower has set for itself: the next one expects a connection as new."""
@@ -113,7 +187,7 @@ class Connection(psycopg.Connection[Any]):
         if self.deferrable is not None:
             self.deferrable = None
         self.row_factory = rows.tuple_row
-        self.cursor_factory = psycopg.Cursor
+        self.cursor_factory = Cursor
 
     def is_lost(self) -> bool:
         """Whether the server has ended this idle session.  No query: it has said so, or the socket is at its end.
