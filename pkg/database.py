@@ -56,7 +56,8 @@ class Database:
 
     url, url_file: one of them; the file is read for each new connection, so that a rotated password is used without a
     restart.  role: `primary` refuses servers that are read-only.  pool_timeout: the longest wait for a connection;
-    connect_timeout: for making one (libpq takes whole seconds, at least 2).  All in seconds.
+    connect_timeout: for making one (libpq takes whole seconds, at least 2).  All in seconds.  prepare: statements that
+    a connection repeats; not where a pooler in between gives each transaction another session and does not know them.
     """
 
     def __init__(
@@ -69,12 +70,14 @@ class Database:
         max_size: int = 10,
         pool_timeout: float = 5.0,
         connect_timeout: float = 3.0,
+        prepare: bool = True,
     ) -> None:
         self._source = Source(url, url_file, connect_timeout)
         self._primary = role == "primary"
         self._pool_timeout = pool_timeout
         self._connect_timeout = connect_timeout
         self._max_size = max_size
+        self._prepare = prepare
         self.watchdog = Watchdog()
         self._leases: set[Lease] = set()
         self._pool = Pool(
@@ -131,6 +134,8 @@ class Database:
 
     def _configure(self, conn: Connection) -> None:
         conn.listen()
+        if not self._prepare:
+            conn.prepare_threshold = None
         if self._primary and _is_read_only(conn) is True:
             conn.close()
             raise psycopg.OperationalError("the server is read-only, and role=primary is set")

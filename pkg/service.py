@@ -249,6 +249,7 @@ class Service:
             max_size=s.pool_max_size,
             pool_timeout=s.pool_timeout,
             connect_timeout=s.connect_timeout,
+            prepare=s.prepare_statements,
         )
         self.database.open()
         self.checker.add(Check("database", self.database.check, interval=s.check_interval))

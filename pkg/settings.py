@@ -111,6 +111,11 @@ class Settings:
     pool_max_size = Setting(INTEGER, 10, "Connections at most; who wants one more waits", 1, 1000)
     pool_timeout = Setting(DURATION, 5.0, "Longest wait for a connection; then DatabaseUnavailable", 0.01, 600.0)
     connect_timeout = Setting(DURATION, 3.0, "Longest time to connect; then the attempt has failed", 1.0, 60.0)
+    prepare_statements = Setting(
+        BOOLEAN,
+        True,
+        "Prepare what a connection repeats; false behind PgBouncer before 1.24 with pool_mode=transaction",
+    )
     check_interval = Setting(DURATION, 2.0, "Time between two checks of the database", 0.1, 60.0)
 
     max_connections = Setting(INTEGER, 10000, "Connections at a time; on more only probes are answered", 1, 1_000_000)
