@@ -12,11 +12,13 @@ from cpython.unicode cimport PyUnicode_DecodeLatin1
 from libc.errno cimport EAGAIN, EINVAL, EIO, EPIPE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memchr, memcmp, memcpy
+from libc.string cimport memchr, memcmp, memcpy, memset
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 cimport front as c
 cimport http1
 cimport pages as p
+cimport record as r
 cimport tally
 
 import io
@@ -34,7 +36,15 @@ from pkg.errors import (
 
 log = logging.getLogger("pkg.server")
 
+cdef extern from "Python.h":
+    int PyUnicode_KIND(object text)
+    void *PyUnicode_DATA(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
+    int PyUnicode_1BYTE_KIND
+
+
 include "request.pxi"
+include "access.pxi"
 include "response.pxi"
 include "environ.pxi"
 

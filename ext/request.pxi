@@ -99,6 +99,16 @@ cdef class Request:
                 return text_at(data, self.head.headers[i].value)
         return default
 
+    def has_header(self, tuple names not None):
+        cdef const char *data = self.raw
+        cdef bytes name
+        cdef int i
+        for i in range(self.head.n_headers):
+            for name in names:
+                if is_name(data + self.head.headers[i].name.pos, self.head.headers[i].name.len, name, len(name)):
+                    return True
+        return False
+
     @property
     def content_length(self):
         return self.head.content_length if self.head.has_length else None
@@ -145,6 +155,9 @@ cdef class Request:
     def is_gone(self):
         cdef c.front_conn *conn = self.conn
         return conn is NULL or c.front_is_gone(conn)
+
+    def access_line(self):
+        return render_access(self)
 
     def send(self, bytes data):
         cdef c.iovec iov

@@ -6,12 +6,6 @@ for _i in range(256):
     token_char[_i] = chr(_i) in "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
     value_char[_i] = (_i >= 32 and _i != 127) or _i == 9
 
-cdef extern from "Python.h":
-    int PyUnicode_KIND(object text)
-    void *PyUnicode_DATA(object text)
-    Py_ssize_t PyUnicode_GET_LENGTH(object text)
-    int PyUnicode_1BYTE_KIND
-
 cdef extern from "response.h":
     const char *response_date() nogil
 

@@ -125,6 +125,11 @@ class Request:
     """The client has reset the connection."""
     def header(self, name: bytes, default: str | None = None) -> str | None:
         """The first header of that name, given in lower case."""
+    def access_line(self) -> bytes | None:
+        """The access record of now as `_records.json_access` renders it; None: that has to, as something is long or
+        needs escaping."""
+    def has_header(self, names: tuple[bytes, ...]) -> bool:
+        """Whether there is a header of one of these names, given in lower case."""
     def send(self, data: bytes) -> None:
         """Writes to the connection, round any response framing.  ClientDisconnected."""
     def finish(self, keep_alive: bool = True, abort: bool = False) -> None:

@@ -22,30 +22,20 @@ def observers(*, access_log: bool, proxies: Sequence[Any]) -> tuple[Observer | N
         from pkg.forwarded import Forwarded
 
         before = _after(Forwarded(proxies), before)
-    return before, _access if access_log else None
+    return before, logs.access_of if access_log else None
 
 
 def _begin(request: Any) -> None:
     """Gives the request its ids, and every record that is logged while it is served."""
-    request_id = context.parse_request_id(request.header(b"x-request-id")) or context.new_request_id()
-    parent = context.trace_parent(request.header)
+    request_id = parent = None
+    if request.has_header(context.ID_HEADERS):
+        request_id = context.parse_request_id(request.header(b"x-request-id"))
+        parent = context.trace_parent(request.header)
+    request_id = request_id or context.new_request_id()
+    trace_id, span_id = (parent.trace_id, parent.span_id) if parent else ("", "")
     request.request_id = request_id.encode()
-    request.context = ids = (parent.trace_id, parent.span_id, request_id) if parent else ("", "", request_id)
-    context.bind(*ids)  # not taken back: the worker's next request has its own
-
-
-def _access(request: Any) -> None:
-    logs.access(
-        request.method,
-        request.target,
-        request.status,
-        request.duration,
-        request.content_length or 0,
-        request.response_size,
-        request.client_address[0],
-        request.header(b"user-agent"),
-        *(request.context or ()),
-    )
+    request.context = trace_id, span_id, request_id
+    context.bind(trace_id, span_id, request_id)  # not taken back: the worker's next request has its own
 
 
 def _after(first: Observer, then: Observer | None) -> Observer:

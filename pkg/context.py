@@ -17,6 +17,7 @@ from typing import NamedTuple
 from pkg._records import Ids
 
 __all__ = [
+    "ID_HEADERS",
     "TraceParent",
     "bind",
     "ids",
@@ -80,6 +81,9 @@ def parse_cloud_trace(value: str | None) -> TraceParent | None:
     return TraceParent(match[1], f"{span:016x}" if 0 < span < 1 << 64 else "", int(match[3] == "1"))
 
 
+ID_HEADERS = (b"x-request-id", b"traceparent", b"x-cloud-trace-context", b"x-amzn-trace-id")
+
+
 def trace_parent(header: Callable[[bytes], str | None]) -> TraceParent | None:
     """The trace that a request belongs to, by the first of the headers that says one well; `header` looks one up."""
     return (
@@ -106,7 +110,7 @@ _source = _Source()
 
 def new_request_id() -> str:
     """32 lowercase hexadecimal digits."""
-    return f"{_source.bits(128):032x}"
+    return _source.bits(128).to_bytes(16, "big").hex()  # a third of what formatting takes
 
 
 _ids: ContextVar[Ids] = ContextVar("pkg.context", default=("", "", ""))

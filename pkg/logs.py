@@ -4,7 +4,7 @@ It is not a logging framework: applications use `logging`, this is where their r
 
 The rules:
 - A caller only puts into a queue.  Application records are rendered by the caller, since their arguments may change and
-  their context is the caller's; access records are bare tuples, rendered by the writer.
+  their context is the caller's; access records by the C core if they are JSON without escapes, else by the writer.
 - The queue is bounded in lines and in bytes.  What does not fit is dropped and counted, never waited for; one line says
   how many were lost once there is room again.
 - The writer alone touches the descriptor.  A full pipe, a closed one, a full disk cost lines, not the service.
@@ -23,15 +23,19 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pkg import context
 from pkg._output import PIPE_BUF, Output
 from pkg._records import Access, json_access, json_record, text_access, text_record
 
+if TYPE_CHECKING:
+    from pkg._core import Request
+
 __all__ = [
     "Sink",
     "access",
+    "access_of",
     "configure",
     "stats",
 ]
@@ -63,7 +67,8 @@ LEVELS = {
 }
 
 
-_Item = bytes | Access | threading.Event  # what is queued: a line, a request, whoever waits for all before
+# What is queued: a line, an access record and one that is a line already, whoever waits for all before.
+_Item = bytes | Access | tuple[bytes] | threading.Event
 
 
 class Sink:
@@ -236,10 +241,12 @@ class Sink:
         for marker in markers:
             marker.set()
 
-    def _line(self, item: bytes | Access) -> bytes:
+    def _line(self, item: bytes | Access | tuple[bytes]) -> bytes:
         if isinstance(item, bytes):
             self._bytes_taken += len(item)
             return item
+        if len(item) == 1:
+            return item[0]
         try:
             return self._render_access(item)
         except Exception:  # a field of a wrong type must not end all logging
@@ -409,6 +416,30 @@ def access(
             request_id,
         )
     )
+
+
+def access_of(request: Request) -> None:
+    """The access record of a request that has ended, likewise."""
+    sink = _sink
+    if sink is None or request.status < sink._access_from:
+        return
+    line = None if sink._text else request.access_line()
+    if line is None:
+        access(
+            request.method,
+            request.target,
+            request.status,
+            request.duration,
+            request.content_length or 0,
+            request.response_size,
+            request.client_address[0],
+            request.header(b"user-agent"),
+            *(request.context or ()),
+        )
+    elif sink._queue.qsize() >= MAX_ACCESS_LINES:
+        sink._refuse()
+    else:
+        sink._queue.put((line,))
 
 
 def stats() -> Mapping[str, int]:

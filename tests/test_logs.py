@@ -27,10 +27,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from pkg import _records, context, logs
+from pkg import _core, _records, context, logs
 
 ROOT = Path(__file__).parent.parent
 DEADLINE = 30.0
+HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 log = logging.getLogger("shop")
 
 
@@ -356,6 +357,72 @@ def test_access(written: Callable[..., list[str]]) -> None:
     }
 
 
+def ended(head: bytes, *ids: str, status: int = 200, client: str = "127.0.0.1") -> _core.Request:
+    request = _core.parse_head(head)
+    assert request is not None
+    request.status, request.response_size, request.client_address = status, 12, (client, 1)
+    request.context = ids or None
+    return request
+
+
+# Texts as clients send them: most without what has to be escaped, of all lengths.
+_plain = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=300)
+_any = st.one_of(_plain, st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f")))
+_ids = st.one_of(st.just(""), _plain, st.text(max_size=20))
+
+
+@hypothesis_settings(database=None, deadline=None)
+@given(
+    target=_plain.filter(lambda text: "#" not in text),
+    agent=_any,
+    status=st.sampled_from([200, 404, 499, 500, 599]),
+    client=st.sampled_from(["127.0.0.1", "2001:db8::1", "", "unknown"]),
+    ids=st.one_of(st.just(()), st.tuples(_ids, _ids, _ids)),
+    length=st.integers(0, 2**40),
+)
+def test_access_lines_of_the_core_are_those_of_python(
+    target: str, agent: str, status: int, client: str, ids: tuple[str, ...], length: int
+) -> None:
+    head = f"GET /{target} HTTP/1.1\r\nHost: a\r\nUser-Agent: {agent}\r\nContent-Length: {length}\r\n\r\n"
+    request = ended(head.encode("latin-1"), *ids, status=status, client=client)
+    before = time.time()
+    line = request.access_line()
+    given = (request.method, request.target, status, request.duration, length, 12, client)
+    python = _records.json_access((before, *given, request.header(b"user-agent"), *(ids or (None, None, None))))
+    if line is None:
+        assert len(python) > 500 or not python.isascii() or b"\\" in python
+        return
+    ours, theirs = json.loads(line), json.loads(python)
+    at = [datetime.datetime.fromisoformat(record.pop("timestamp")).timestamp() for record in (ours, theirs)]
+    assert at[1] - at[0] + 60 >= 0 and -1e-5 <= at[0] - at[1] < 60
+    assert -1 < ours.pop("duration") - theirs.pop("duration") <= 0
+    assert list(ours.items()) == list(theirs.items())
+    assert line.count(b"\n") == 1 and line.endswith(b"}\n")
+
+
+@pytest.mark.parametrize(
+    ("head", "is_rendered"),
+    [
+        (b"GET /a/b?token=secret HTTP/1.1\r\nHost: a\r\nUser-Agent: curl/8\r\n\r\n", True),
+        (b'GET /a/b?token=secret HTTP/1.1\r\nHost: a\r\nUser-Agent: "curl"\r\n\r\n', False),
+        (b"GET /a/b?token=secret HTTP/1.1\r\nHost: a\r\nUser-Agent: " + b"x" * 900 + b"\r\n\r\n", False),
+    ],
+)
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_access_of_a_request(written: Callable[..., list[str]], head: bytes, is_rendered: bool, format: str) -> None:
+    request = ended(head, "", "", "r1")
+    assert (request.access_line() is not None) == is_rendered
+    line = one_line(written(lambda: logs.access_of(request), format=format))
+    assert "GET /a/b 200" in line and "r1" in line and "secret" not in line
+    if format == "json":
+        assert json.loads(line)["user_agent.original"] == request.header(b"user-agent")
+
+
+def one_line(lines: list[str]) -> str:
+    (line,) = lines
+    return line
+
+
 def test_access_without_what_is_not_known(written: Callable[..., list[str]]) -> None:
     record = one(written(lambda: logs.access("GET", "/", 500, 0.0, 0, 0, "", None)))
     assert record["severity"] == "ERROR"
@@ -393,9 +460,11 @@ def test_access_and_levels(written: Callable[..., list[str]], options: dict[str,
     def act() -> None:
         for status in (200, 404, 500):
             logs.access("GET", "/", status, 0.0, 0, 0, "c")
+            logs.access_of(ended(HEAD, status=status))
 
     lines = written(act, **options)
-    assert [json.loads(line)["http.response.status_code"] for line in lines] == statuses
+    assert [json.loads(line)["http.response.status_code"] for line in lines][::2] == statuses
+    assert len(lines) == 2 * len(statuses)
 
 
 def test_wrong_access_record_does_not_end_logging(written: Callable[..., list[str]]) -> None:
@@ -418,6 +487,7 @@ def written_ignoring_loss(act: Callable[[], None]) -> list[dict[str, Any]]:
 
 def test_access_without_a_sink_is_nothing() -> None:
     logs.access("GET", "/", 200, 0.0, 0, 0, "c")
+    logs.access_of(ended(HEAD))
     assert logs.stats() == {}
 
 
@@ -693,7 +763,14 @@ def test_full_pipe_bounds_the_bytes_of_access_records(pipe: Pipe) -> None:
     assert logs.MAX_LONG_LINES * (logs.MAX_PATH + logs.MAX_USER_AGENT) < logs.MAX_BYTES
     dropped = pipe.sink.dropped
     logs.access("GET", "/", 200, 0.1, 0, 0, "127.0.0.1", "curl/8")
+    request = ended(HEAD)
+    line = request.access_line()
+    while pipe.sink.stats()["queued"] < logs.MAX_ACCESS_LINES:
+        logs.access_of(request)
     assert pipe.sink.dropped == dropped, "there is room for others"
+    logs.access_of(request)
+    assert pipe.sink.dropped == dropped + 1
+    assert line is not None and logs.MAX_ACCESS_LINES * 1024 < logs.MAX_BYTES, "a line is at most RECORD_MAX_SIZE"
 
 
 def test_close_does_not_wait_for_a_full_pipe(pipe: Pipe) -> None:

@@ -1,0 +1,49 @@
+# A request's access record as a line of JSON.
+
+cdef inline r.record_text text_of(const char *data, http1.http1_span span) noexcept:
+    cdef r.record_text text
+    text.at = data + span.pos
+    text.len = span.len
+    return text
+
+
+cdef inline bint put_text(r.record_text *out, text) except -1:
+    """False: the characters are no bytes."""
+    if not isinstance(text, str) or PyUnicode_KIND(text) != PyUnicode_1BYTE_KIND:
+        return False
+    out.at = <const char *>PyUnicode_DATA(text)
+    out.len = <size_t>PyUnicode_GET_LENGTH(text)
+    return True
+
+
+cdef bytes render_access(Request request):
+    cdef char[r.RECORD_MAX_SIZE] out
+    cdef const char *data = request.raw
+    cdef const char *query
+    cdef r.record record
+    cdef timespec now
+    cdef size_t n
+    cdef int i
+    memset(&record, 0, sizeof(record))
+    clock_gettime(CLOCK_REALTIME, &now)
+    record.when = <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
+    record.duration = c.front_now() - request.arrived
+    record.received = request.head.content_length if request.head.has_length else 0
+    record.sent = request.response_size
+    record.status = <unsigned>request.status
+    record.method = text_of(data, request.head.method)
+    record.path = text_of(data, request.head.target)
+    query = <const char *>memchr(record.path.at, c'?', record.path.len)
+    if query is not NULL:   # it may hold secrets
+        record.path.len = <size_t>(query - record.path.at)
+    for i in range(request.head.n_headers):
+        if is_name(data + request.head.headers[i].name.pos, request.head.headers[i].name.len, b"user-agent", 10):
+            record.agent = text_of(data, request.head.headers[i].value)
+            break
+    address = get_address(request)[0]
+    trace_id, span_id, request_id = request.context or ("", "", "")
+    if not (put_text(&record.client, address) and put_text(&record.trace_id, trace_id)
+            and put_text(&record.span_id, span_id) and put_text(&record.request_id, request_id)):
+        return None
+    n = r.record_json(&record, out)
+    return PyBytes_FromStringAndSize(out, <Py_ssize_t>n) if n > 0 else None
