@@ -264,6 +264,7 @@ def notes(results: Results) -> str:
         f"{machine['kernel']}, Python {machine['python']}; server on one core, load on another, loopback; one process, "
         f"{meta['threads']} threads where a server has threads, access logs off, rounds interleaved, medians. "
         f"CPU is that of the server's whole process tree; an answer other than 2xx counts as none.{_spread(results)} "
+        "The query runs in a block of `pkg.connection()`, elsewhere of psycopg_pool's `connection()`. "
         "Command lines and single rounds are in `bench/results.json`."
     ]
     lines += [f"Not measured: {_title(name)}: {reason}" for name, reason in meta["missing"].items()]

@@ -40,8 +40,11 @@ cdef bytes render_access(Request request):
         if is_name(data + request.head.headers[i].name.pos, request.head.headers[i].name.len, b"user-agent", 10):
             record.agent = text_of(data, request.head.headers[i].value)
             break
-    address = get_address(request)[0]
-    trace_id, span_id, request_id = request.context or ("", "", "")
+    address, _ = get_address(request)
+    ids = ("", "", "") if request.context is None else request.context
+    if type(ids) is not tuple or len(ids) != 3:
+        return None
+    trace_id, span_id, request_id = ids
     if not (put_text(&record.client, address) and put_text(&record.trace_id, trace_id)
             and put_text(&record.span_id, span_id) and put_text(&record.request_id, request_id)):
         return None

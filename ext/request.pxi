@@ -137,6 +137,8 @@ cdef class Request:
 
     @client_address.setter
     def client_address(self, tuple address not None):
+        if len(address) != 2:
+            raise ValueError(f"{address!r} is not an address and a port")
         self.address = address
 
     @property

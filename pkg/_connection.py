@@ -10,17 +10,19 @@ from typing import Any
 
 import psycopg
 from psycopg import pq, rows
-from psycopg._preparing import Prepare
+from psycopg._preparing import Prepare, PrepareManager
 from psycopg._queries import PostgresQuery
 from psycopg.abc import PQGen
 from psycopg.conninfo import make_conninfo
-from psycopg.generators import execute, fetch_many
+from psycopg.generators import fetch_many, send
 from psycopg.pq.abc import PGresult
 
 IDLE = pq.TransactionStatus.IDLE
 _BAD = pq.ConnStatus.BAD
 _FATAL_ERROR = pq.ExecStatus.FATAL_ERROR
+_COPIES = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
 _PIPELINE_SYNC = pq.ExecStatus.PIPELINE_SYNC
+_SQLSTATE = pq.DiagnosticField.SQLSTATE
 _HAS_PIPELINES = psycopg.Pipeline.is_supported()
 
 __all__ = ["IDLE", "Connection", "Cursor"]
@@ -45,8 +47,8 @@ class LastWord:
 class Cursor(psycopg.Cursor[Any]):
     """Sends BEGIN along with the first statement of a transaction; psycopg sends it a round trip ahead.
 
-    pgjdbc and Npgsql do so, too.  It takes libpq's pipeline mode, where a message holds one statement and none that
-    copies.  One with parameters is such, and one that is prepared by now; before any other, BEGIN goes alone.
+    pgjdbc and Npgsql do so, too.  It takes libpq's pipeline mode, where a message holds one statement, and COPY is not
+    provided for.  One with parameters will do, and one that is prepared by now; before any other, BEGIN goes alone.
 
     What is used and overridden here, with a leading underscore, is the same in psycopg 3.2 and 3.3.
     """
@@ -97,29 +99,65 @@ class Cursor(psycopg.Cursor[Any]):
     def _begin_and_send_gen(
         self, statement: PostgresQuery, name: bytes, binary: bool | None
     ) -> PQGen[list[list[PGresult]]]:
-        """The results of both, and what came behind.
+        """The results of both; of the first alone if the connection was lost with it, and the server said why.
 
         name: of the prepared statement, or empty.
         """
         pgconn = self._pgconn
-        pgconn.enter_pipeline_mode()
+        unsent = None
         try:
+            pgconn.enter_pipeline_mode()
             pgconn.send_query_params(self._conn._get_tx_start_command(), None)
-            if name:
-                self._send_query_prepared(name, statement, binary=binary)
-            else:
-                self._execute_send(statement, binary=binary)
-        finally:  # a statement that cannot be sent leaves a transaction begun, as psycopg does
-            pgconn.pipeline_sync()
-            answers = [(yield from execute(pgconn))]
             try:
-                while answers[-1] and answers[-1][0].status != _PIPELINE_SYNC:
-                    answers.append((yield from fetch_many(pgconn)))
-                pgconn.exit_pipeline_mode()
-            except psycopg.Error:  # the connection is lost; if the server said why, it did so before
-                if not any(result.status == _FATAL_ERROR for results in answers for result in results):
-                    raise
+                if name:
+                    self._send_query_prepared(name, statement, binary=binary)
+                else:
+                    self._execute_send(statement, binary=binary)
+            except psycopg.Error as error:  # too many parameters, say; a transaction is begun, as it is by psycopg
+                unsent = error
+            try:
+                pgconn.pipeline_sync()
+                yield from send(pgconn)
+            except psycopg.OperationalError:
+                if pgconn.status != _BAD:
+                    raise  # else reading tells why the connection was lost
+            answers = yield from self._answers_gen()
+        except BaseException:
+            if pgconn.status != _BAD and pgconn.pipeline_status:
+                pgconn.finish()  # in the middle of an exchange that nobody will end
+            raise
+        if unsent is not None:
+            raise unsent
         return answers
+
+    def _answers_gen(self) -> PQGen[list[list[PGresult]]]:
+        """What comes until the pipeline's end, and leaves it; or until the connection's."""
+        pgconn = self._pgconn
+        answers: list[list[PGresult]] = []
+        while True:
+            try:
+                results = yield from fetch_many(pgconn)
+            except psycopg.Error:
+                if _has_said_why(answers):
+                    return answers
+                raise
+            if results and results[0].status == _PIPELINE_SYNC:
+                pgconn.exit_pipeline_mode()
+                return answers
+            answers.append(results)
+            # A COPY after all, with a parameter in a comment: libpq would say so for ever.
+            if not results or results[-1].status in _COPIES:
+                return answers
+            if pgconn.status == _BAD:
+                if _has_said_why(answers):
+                    return answers
+                if results[-1].status == _FATAL_ERROR:  # in libpq's own words
+                    raise psycopg.OperationalError(results[-1].get_error_message())
+
+
+def _has_said_why(answers: list[list[PGresult]]) -> bool:
+    """Whether an error of the server's own is among them."""
+    return any(result.error_field(_SQLSTATE) for results in answers for result in results)
 
 
 class Connection(psycopg.Connection[Any]):
@@ -128,6 +166,7 @@ class Connection(psycopg.Connection[Any]):
     conninfo = ""  # what another connection to the same server needs
     last_word: LastWord | None = None  # of a connection that listens
     answered = 0.0  # monotonic, when the server last did, at the end of a transaction or in autocommit mode
+    usual_threshold = PrepareManager.prepare_threshold  # of executions before a statement is prepared; None: it is not
     begins_later = False  # the cursor sends BEGIN, after what it prepares
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -177,7 +216,12 @@ class Connection(psycopg.Connection[Any]):
             yield from super()._start_query()
 
     def restore(self) -> None:
-        """Takes back what a borrower has set for itself: the next one expects a connection as new."""
+        """Takes back what a borrower has set for itself: the next one expects a connection as new.
+
+        psycopg.Error: that cannot be done.
+        """
+        if self.pgconn.pipeline_status:
+            raise psycopg.ProgrammingError("left in a pipeline")
         if self.autocommit:
             self.autocommit = False
         if self.isolation_level is not None:
@@ -188,6 +232,7 @@ class Connection(psycopg.Connection[Any]):
             self.deferrable = None
         self.row_factory = rows.tuple_row
         self.cursor_factory = Cursor
+        self.prepare_threshold = self.usual_threshold
 
     def is_lost(self) -> bool:
         """Whether the server has ended this idle session.  No query: it has said so, or the socket is at its end.

@@ -135,7 +135,7 @@ class Database:
     def _configure(self, conn: Connection) -> None:
         conn.listen()
         if not self._prepare:
-            conn.prepare_threshold = None
+            conn.usual_threshold = conn.prepare_threshold = None
         if self._primary and _is_read_only(conn) is True:
             conn.close()
             raise psycopg.OperationalError("the server is read-only, and role=primary is set")
@@ -197,7 +197,7 @@ class Database:
                 self._proved = max(self._proved, conn.answered)
             try:
                 conn.restore()
-            except psycopg.Error:  # left in a pipeline, say
+            except psycopg.Error:
                 conn.close()
         self._pool.putconn(conn)
 

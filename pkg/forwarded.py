@@ -11,6 +11,8 @@ from typing import Any
 
 __all__ = ["Forwarded", "networks"]
 
+MAX_ADDRESS = 64  # characters; the scope of an IPv6 address ("fe80::1%eth0") has no limit of its own
+
 
 def networks(text: str) -> list[IPv4Network | IPv6Network]:
     """The networks of a list such as `10.0.0.0/8,fd00::/8`."""
@@ -41,6 +43,8 @@ class Forwarded:
             for hop in value.split(",")
         ]
         for hop in reversed(hops):  # each proxy has appended whom it saw; the first one that is no proxy is the client
+            if len(hop) > MAX_ADDRESS:
+                break
             try:
                 ip_address(hop)
             except ValueError:

@@ -15,7 +15,8 @@ import psycopg
 import pytest
 from psycopg import pq, rows
 
-from pkg._connection import Connection
+from pkg._connection import Connection, Cursor
+from pkg._pool import shut
 from tests.client import wait_for
 from tests.faults.postgres import Postgres
 
@@ -207,6 +208,52 @@ def test_an_interrupted_statement(server: Postgres, conn: Connection) -> None:
     assert conn.info.transaction_status == INERROR
     conn.rollback()
     assert conn.execute("SELECT %s::int", [1]).fetchone() == (1,)
+
+
+@pytest.mark.parametrize("size", [1000, 200_000, 20_000_000])
+@pytest.mark.parametrize("how", ["terminated", "shut"])
+def test_a_large_statement_on_a_lost_connection(server: Postgres, conn: Connection, how: str, size: int) -> None:
+    """Sending it fails; what the server has said before is still to be read."""
+    if how == "terminated":
+        server.terminate()
+        wait_for(lambda: server.backends() == 0, 10, "the sessions to end")
+        expected: Any = (psycopg.errors.AdminShutdown, "57P01")
+    else:
+        shut(conn.fileno())
+        expected = (psycopg.OperationalError, None)
+    with pytest.raises(psycopg.Error) as info:
+        conn.execute("SELECT length(%s)", ["x" * size])
+    assert (type(info.value), info.value.sqlstate) == expected
+    assert "connection" in str(info.value) and "pipeline" not in str(info.value)
+    assert conn.closed
+
+
+@pytest.mark.parametrize("query", ["COPY (SELECT 1) TO STDOUT (NULL '%s')", "COPY t FROM STDIN /* %s */"])
+def test_a_copy_with_a_parameter(conn: Connection, query: str) -> None:
+    """In a string or a comment it goes unnoticed, and libpq reports the COPY for as long as it is asked."""
+    conn.execute("CREATE TEMPORARY TABLE t (a int)")
+    conn.commit()
+    assert failure(lambda: conn.execute(query, [5])) == (psycopg.ProgrammingError, None)
+    assert conn.info.transaction_status == ACTIVE
+    conn.close()
+
+
+@pytest.mark.parametrize("at", ["_get_tx_start_command", "_send", "_answers"])
+def test_what_is_interrupted_in_the_middle_is_not_used_again(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    owner, name = {
+        "_get_tx_start_command": (Connection, "_get_tx_start_command"),
+        "_send": (Cursor, "_execute_send"),
+        "_answers": (Cursor, "_answers_gen"),
+    }[at]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, name, interrupt)
+        conn.execute("SELECT %s::int", [1])
+    assert conn.closed
 
 
 def test_large_statements_and_answers(conn: Connection) -> None:

@@ -721,6 +721,13 @@ def test_what_one_borrower_sets_the_next_does_not_have(server: Postgres) -> None
             conn.execute("select 1")
         assert value(db, "show transaction_isolation") == "read committed"
         assert value(db, "insert into kept values (1) returning a") == 1
+        with db.connection() as conn:
+            conn.prepare_threshold = 0
+        with db.connection() as conn:
+            assert conn.prepare_threshold == 5
+            conn.pgconn.enter_pipeline_mode()
+        with db.connection() as conn:
+            assert conn.execute("select 1; select 2").fetchone() == (1,)
         server.sql("drop table kept", database="postgres")
 
 

@@ -31,6 +31,8 @@ def who(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         (LOOPBACK, "X-Forwarded-For: 10.9.9.9, 10.1.2.3\r\n", "10.9.9.9 0 http"),
         (LOOPBACK, "X-Forwarded-For: evil, 10.1.2.3\r\n", "10.1.2.3 0 http"),
         (LOOPBACK, "X-Forwarded-For: 2001:db8::1, fd00::2\r\n", "2001:db8::1 0 http"),
+        (LOOPBACK, "X-Forwarded-For: fe80::1%eth0, fd00::2\r\n", "fe80::1%eth0 0 http"),
+        (LOOPBACK, f"X-Forwarded-For: fe80::1%{'e' * 60}, fd00::2\r\n", "fd00::2 0 http"),
         (LOOPBACK, "X-Forwarded-Proto: gopher\r\n", None),
         (LOOPBACK, "X-Forwarded-For: unknown\r\n", None),
         ([ip_network("192.0.2.0/24")], "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n", None),

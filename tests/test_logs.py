@@ -418,6 +418,17 @@ def test_access_of_a_request(written: Callable[..., list[str]], head: bytes, is_
         assert json.loads(line)["user_agent.original"] == request.header(b"user-agent")
 
 
+def test_access_of_a_request_whose_context_is_something_else(written: Callable[..., list[str]]) -> None:
+    request = ended(HEAD)
+    for context_ in ((), ("a", "b"), (1, 2, 3), "abc", ("\N{SNOWMAN}", "", "")):
+        request.context = context_
+        assert request.access_line() is None
+    request.context = (TRACE, SPAN)
+    assert one(written(lambda: logs.access_of(request)))["span_id"] == SPAN
+    with pytest.raises(ValueError, match="not an address and a port"):
+        request.client_address = ()  # type: ignore[assignment]
+
+
 def one_line(lines: list[str]) -> str:
     (line,) = lines
     return line

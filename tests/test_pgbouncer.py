@@ -104,6 +104,10 @@ def test_transactions_that_change_sessions(url: str) -> None:
         for thread in threads:
             thread.join()
         assert failures == []
+        with db.connection() as conn:
+            conn.prepare_threshold = 0
+        with db.connection() as conn:
+            assert conn.prepare_threshold is None
         assert len(sessions) > 1
         assert db.check() is None
 
