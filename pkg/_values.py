@@ -107,6 +107,12 @@ def _app(text: str) -> str:
     return text
 
 
+def _path_prefix(text: str) -> str:
+    if not re.fullmatch(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*", text):
+        raise ValueError("is not a path such as /shop, without a slash at its end")
+    return text
+
+
 def _host(text: str) -> str:
     host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     if not re.fullmatch(r"[A-Za-z0-9._-]+|(?=[^:]*:[^:]*:)[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?", host):
@@ -290,6 +296,7 @@ DURATION = Kind("DURATION", _duration, _show_duration)
 SIZE = Kind("SIZE", _size, _show_size)
 BOOLEAN = Kind("BOOL", _boolean, lambda value: "true" if value else "false")
 APP = Kind("APP", _app)
+PATH_PREFIX = Kind("PATH", _path_prefix)
 HOST = Kind("HOST", _host)
 ADDRESS = Kind("HOST:PORT|off", _address)
 NETWORKS = Kind("CIDR,...", _networks)

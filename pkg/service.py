@@ -190,7 +190,7 @@ class Service:
         inner = app.func if isinstance(app, functools.partial) else app
         if isinstance(inner, type) and issubclass(inner, BaseRequestHandler):
             return app
-        return Application(app, name=self.address[0], port=self.address[1])
+        return Application(app, name=self.address[0], port=self.address[1], script_name=self.settings.script_name)
 
     def _open_admin(self) -> None:
         from pkg.admin import Admin

@@ -25,6 +25,7 @@ from pkg._values import (
     INTEGER,
     NETWORKS,
     PATH,
+    PATH_PREFIX,
     PORT,
     SIZE,
     TOKEN,
@@ -85,6 +86,9 @@ class Settings:
         "",
         "module:attribute, a WSGI callable or an http.server handler class; none: health pages only",
         flag="APP",
+    )
+    script_name = Setting(
+        PATH_PREFIX, "", "Path at which a proxy has mounted the WSGI application", environment="SCRIPT_NAME"
     )
     threads = Setting(INTEGER, 8, "Worker threads, so many requests run at a time; more wait", 1, 1024)
     trusted_proxies = Setting(

@@ -64,16 +64,32 @@ def _check(app: Any) -> None:
             )
 
 
+def _mounted(app: Callable[..., Any], script_name: str) -> Callable[..., Any]:
+    """The application without that path before PATH_INFO; some proxies have taken it off, others leave it there."""
+
+    def call(environ: dict[str, Any], start_response: Any) -> Any:
+        path = environ["PATH_INFO"]
+        if path.startswith(script_name) and path[len(script_name) :][:1] in ("", "/"):
+            environ["PATH_INFO"] = path[len(script_name) :]
+        return app(environ, start_response)
+
+    return call
+
+
 class Application(_core.WSGIHandler):
     """A WSGI callable as the handler of a `Server`.  `name` and `port` are what the environ says of the server.
+
+    script_name: the path, without a slash at its end, at which a proxy has mounted the application.
 
     StartupError: it is a coroutine function, or a function of other arguments, so no WSGI callable.
     """
 
-    def __init__(self, app: Callable[..., Any], *, name: str, port: int) -> None:
+    def __init__(self, app: Callable[..., Any], *, name: str, port: int, script_name: str = "") -> None:
         _check(app)
+        if script_name:
+            app = _mounted(app, script_name)
         environ: dict[str, Any] = {
-            "SCRIPT_NAME": "",
+            "SCRIPT_NAME": script_name,
             "SERVER_NAME": name,
             "SERVER_PORT": str(port),
             "SERVER_SOFTWARE": "pkg",

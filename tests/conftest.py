@@ -22,6 +22,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             "DATABASE_URL_FILE",
             "PORT",
             "HOST",
+            "SCRIPT_NAME",
             "LOG_LEVEL",
             "LOG_FORMAT",
         }:

@@ -27,7 +27,7 @@ def serving(handler: Any, **options: Any) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def serving_app(app: Any, **options: Any) -> Iterator[Server]:
+def serving_app(app: Any, script_name: str = "", **options: Any) -> Iterator[Server]:
     """The same with a WSGI application."""
-    with serving(Application(app, name="127.0.0.1", port=80), **options) as server:
+    with serving(Application(app, name="127.0.0.1", port=80, script_name=script_name), **options) as server:
         yield server

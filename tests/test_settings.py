@@ -47,6 +47,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "host": "0.0.0.0",
         "port": "8080",
         "app": "",
+        "script_name": "",
         "threads": "8",
         "trusted_proxies": "",
         "proxy_protocol": "false",
@@ -90,7 +91,7 @@ def test_defaults_are_those_of_the_contract() -> None:
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_declaration_is_complete(setting: Setting[object]) -> None:
-    well_known = {"host", "port", "database_url", "database_url_file", "log_level", "log_format"}
+    well_known = {"host", "port", "database_url", "database_url_file", "log_level", "log_format", "script_name"}
     upper = setting.name.upper()
     assert setting.environment == (upper if setting.name in well_known else f"PKG_{upper}")
     assert setting.flag == ("APP" if setting.name == "app" else "--" + setting.name.replace("_", "-"))
@@ -183,6 +184,7 @@ def test_false(text: str) -> None:
         ({"HOST": "fe80::1%eth0"}, "host", "fe80::1%eth0"),
         ({"HOST": "localhost"}, "host", "localhost"),
         ({"PKG_APP": "shop.web:make.app"}, "app", "shop.web:make.app"),
+        ({"SCRIPT_NAME": "/shop/v1.2"}, "script_name", "/shop/v1.2"),
         ({"LOG_LEVEL": "WARN"}, "log_level", "warning"),
         ({"LOG_FORMAT": "Text"}, "log_format", "text"),
         ({"PKG_ADMIN": "OFF"}, "admin", "off"),
@@ -230,6 +232,8 @@ def test_accepted(environ: dict[str, str], name: str, value: object) -> None:
         ({"PKG_APP": "shop"}, "PKG_APP: 'shop' is not module:attribute or module:factory()"),
         ({"PKG_APP": "shop:app:x"}, "PKG_APP: 'shop:app:x' is not module:attribute or module:factory()"),
         ({"PKG_APP": "shop/web.py:app"}, "PKG_APP: 'shop/web.py:app' is not module:attribute or module:factory()"),
+        ({"SCRIPT_NAME": "/shop/"}, "SCRIPT_NAME: '/shop/' is not a path such as /shop, without a slash at its end"),
+        ({"SCRIPT_NAME": "shop"}, "SCRIPT_NAME: 'shop' is not a path such as /shop, without a slash at its end"),
         ({"HOST": "0.0.0.0:80"}, "HOST: '0.0.0.0:80' is not a host name or an IP address (the port is PORT)"),
         ({"HOST": "http://x"}, "HOST: 'http://x' is not a host name or an IP address (the port is PORT)"),
         ({"PKG_ADMIN": "9901"}, "PKG_ADMIN: '9901' is neither off nor host:port"),

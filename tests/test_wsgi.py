@@ -94,6 +94,28 @@ def test_environ() -> None:
     assert "HTTP_CONTENT_LENGTH" not in seen
 
 
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("/shop/cart?x=/shop", "/shop /cart x=/shop"),
+        ("/shop/", "/shop / "),
+        ("/shop", "/shop  "),
+        ("/%73hop/cart", "/shop /cart "),
+        ("/cart", "/shop /cart "),  # the proxy has taken it off
+        ("/shopping", "/shop /shopping "),
+        ("/", "/shop / "),
+    ],
+)
+def test_mounted_at_a_path(target: str, expected: str) -> None:
+    @validator
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", PLAIN)
+        return [" ".join(environ[name] for name in ("SCRIPT_NAME", "PATH_INFO", "QUERY_STRING")).encode()]
+
+    with serving_app(app, script_name="/shop") as server:
+        assert get(server.server_address, target).body.decode() == expected
+
+
 def test_absolute_form_overrules_host() -> None:
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         start_response("200 OK", PLAIN)
