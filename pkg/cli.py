@@ -105,6 +105,10 @@ def _serve(arguments: list[str], environ: Mapping[str, str]) -> int:
         from pkg.errors import StartupError
 
         raise StartupError(f"the installation is not complete: {error}") from error
+    if settings.reload:
+        from pkg._reload import serve_again
+
+        return serve_again(lambda: Service(settings).run())
     return Service(settings).run()
 
 

@@ -90,6 +90,9 @@ class Settings:
     script_name = Setting(
         PATH_PREFIX, "", "Path at which a proxy has mounted the WSGI application", environment="SCRIPT_NAME"
     )
+    reload = Setting(
+        BOOLEAN, False, "For development: start again when a Python file below the current directory changes"
+    )
     threads = Setting(INTEGER, 8, "Worker threads, so many requests run at a time; more wait", 1, 1024)
     trusted_proxies = Setting(
         NETWORKS, "", "Networks of proxies whose X-Forwarded headers and PROXY protocol are believed"

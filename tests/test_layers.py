@@ -39,7 +39,7 @@ LAYERS = [
     },
     {"admin", "wsgi", "handler", "server", "status", "_statusz", "_pages", "_reply", "_lastwords", "_observers"},
     {"service", "_api"},
-    {"cli", "_client", "__main__", "__init__"},
+    {"cli", "_reload", "_client", "__main__", "__init__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

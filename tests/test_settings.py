@@ -48,6 +48,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "port": "8080",
         "app": "",
         "script_name": "",
+        "reload": "false",
         "threads": "8",
         "trusted_proxies": "",
         "proxy_protocol": "false",
