@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench.load import Sample, warm_up, wrk
-from bench.peers import BY_NAME
+from bench.peers import BY_NAME, Peer
 from bench.servers import LOAD_CORES, Running, free_port, get, on_cores
 from bench.session import Session
 
 CONNECTIONS = 32
+PLAIN = "nothing on"
 SCRAPE_INTERVAL = 1.0  # seconds; Prometheus's usual one is 15
 
 
@@ -39,34 +40,52 @@ def _scraped(port: int) -> Iterator[None]:
 
 
 def run(session: Session) -> list[dict[str, Any]]:
-    """Rows of {"case", "cpu_us", "rate"}, the one to compare with first; CPU in microseconds a request."""
+    """Rows of {"case", "cpu_us", "rate"}, the one to compare with first; CPU in microseconds a request.
+
+    Behind them the other servers' access logs: {"server", "plain_us", "cpu_us", "rate"}.
+    """
     admin = free_port()
-    cases = {
-        "nothing on": {},
-        "metrics, scraped each second": {"PKG_ADMIN": f"127.0.0.1:{admin}"},
-        "access log (JSON)": {"PKG_ACCESS_LOG": "on", "LOG_LEVEL": "info"},
+    pkg = BY_NAME["pkg"]
+    cases: dict[str, tuple[Peer, dict[str, str]]] = {
+        PLAIN: (pkg, {}),
+        "metrics, scraped each second": (pkg, {"PKG_ADMIN": f"127.0.0.1:{admin}"}),
+        "access log (JSON)": (pkg.with_access_log(), {}),
     }
+    others = [peer for peer in session.peers if peer.logging]
+    for peer in others:
+        cases[peer.name] = peer, {}
+        cases[f"{peer.name}, access log"] = peer.with_access_log(), {}
     samples: dict[str, list[Sample]] = {case: [] for case in cases}
     with contextlib.ExitStack() as stack:
         servers: dict[str, Running] = {}
-        for case, extra in cases.items():
+        for case, (peer, extra) in cases.items():
             session.say(f"overhead, starting: {case}")
-            server = session.start(BY_NAME["pkg"], extra)
+            server = session.start(peer, extra)
             if server is None:
-                return []
+                if peer.name == "pkg":
+                    return []
+                continue
             servers[case] = stack.enter_context(server)
             warm_up(server, "/", CONNECTIONS)
         stack.enter_context(_scraped(admin))
-        rounds = 3 if session.quick else 15
+        rounds = 3 if session.quick else 9
         for number in range(rounds):
             for case, server in servers.items():
                 session.say(f"overhead, round {number + 1} of {rounds}: {case}")
                 samples[case].append(wrk(server, path="/", connections=CONNECTIONS, seconds=1))
-    return [
-        {
-            "case": case,
+
+    def figures(case: str) -> dict[str, float]:
+        found = samples[case]
+        return {
             "cpu_us": round(statistics.median(s.cpu for s in found) * 1e6, 3),
             "rate": round(statistics.median(s.rate for s in found), 1),
         }
-        for case, found in samples.items()
+
+    rows: list[dict[str, Any]] = [
+        {"case": case, **figures(case)} for case, (peer, _) in cases.items() if peer.name == "pkg"
     ]
+    for peer in others:
+        case = f"{peer.name}, access log"
+        if samples[peer.name] and samples[case]:
+            rows.append({"server": peer.name, "plain_us": figures(peer.name)["cpu_us"], **figures(case)})
+    return rows

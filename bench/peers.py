@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.environment import PEER_PYTHON, VENV, Missing, command, program
@@ -44,7 +44,21 @@ class Peer:
     environment: dict[str, str] = field(default_factory=dict)
     hosts: bool = True  # runs the application; False: answers everything with one fixed response
 
+    logging: dict[str, str] = field(default_factory=dict)  # words of the command, and what they are with an access log
     closes: bool = True  # heeds `Connection: close`; one that does not is faster at "one connection each" than it is
+
+    def with_access_log(self) -> Peer:
+        """The same server with one line a request on its standard output."""
+        environment = {
+            **self.environment,
+            **({"PKG_ACCESS_LOG": "on", "LOG_LEVEL": "info"} if self.name == "pkg" else {}),
+        }
+
+        def command(port: int, folder: Path) -> list[str]:
+            words = (self.logging.get(word, word) for word in self.command(port, folder))
+            return [word for word in words if word]
+
+        return replace(self, command=command, environment=environment)
 
     def settings(self) -> str:
         """The command line, for the reader of the results."""
@@ -95,6 +109,7 @@ PEERS = (
                 f"--worker-connections={MANY}", "--log-level=critical", "--no-control-socket",
                 "--bind=127.0.0.1:PORT", APP),
         "gunicorn",
+        logging={"--log-level=critical": "--access-logfile=-"},
     ),
     Peer(
         "granian", "granian",
@@ -102,12 +117,14 @@ PEERS = (
                 f"--backpressure={MANY}", "--no-ws", "--http=1", "--log-level=critical", "--no-access-log",
                 "--host=127.0.0.1", "--port=PORT", APP),
         "granian",
+        logging={"--log-level=critical": "--log-level=info", "--no-access-log": "--access-log"},
     ),
     Peer(
         "uvicorn", "uvicorn (ASGI)",
         _module("uvicorn", "--loop=uvloop", "--http=httptools", "--no-access-log", "--log-level=critical",
                 "--timeout-keep-alive=75", "--host=127.0.0.1", "--port=PORT", "bench.applications:asgi"),
         "uvicorn",
+        logging={"--log-level=critical": "--log-level=info", "--no-access-log": ""},
     ),
     Peer(
         "waitress", "waitress",
@@ -128,6 +145,7 @@ PEERS = (
         _script("uwsgi", "--http11-socket=127.0.0.1:PORT", "--enable-threads", f"--threads={THREADS}",
                 "--die-on-term", "--disable-logging", "--so-keepalive", "--listen=1024", f"--module={APP}"),
         "uwsgi",
+        logging={"--disable-logging": ""},
         closes=False,  # --http11-socket keeps every connection
     ),
     Peer("stdlib", "http.server", _module("bench.hosts", "stdlib", "PORT"), threads=0),

@@ -234,10 +234,16 @@ def parsing(results: Results) -> str:
 
 
 def overhead(results: Results) -> str:
-    """What a request pays for metrics and the access log: rows of {"case", "cpu_us"}; the first is the base."""
+    """What a request pays for metrics and the access log: rows as of bench.overhead.run; the first is the base."""
     rows = results.get("overhead", [])
-    body = [[r["case"], f"{r['cpu_us']:.2f} µs", f"{r['cpu_us'] - rows[0]['cpu_us']:+.2f} µs"] for r in rows]
-    return _table("What observing costs, hello world, CPU per request", ["with", "each", "more"], body)
+    body = [[r["case"], r["cpu_us"], r["cpu_us"] - rows[0]["cpu_us"]] for r in rows if "case" in r]
+    body += [
+        [f"access log of {_title(r['server'])}", r["cpu_us"], r["cpu_us"] - r["plain_us"]]
+        for r in rows
+        if "server" in r
+    ]
+    text = [[name, f"{each:.2f} µs", f"{more:+.2f} µs"] for name, each, more in body]
+    return _table("What observing costs, hello world, CPU per request", ["with", "each", "more"], text)
 
 
 def settings(results: Results) -> str:
@@ -262,7 +268,8 @@ def notes(results: Results) -> str:
     lines = [
         f"Measured {meta['date']}, each section in one run{' (quick)' if meta['quick'] else ''}, on {machine['cpu']}, "
         f"{machine['kernel']}, Python {machine['python']}; server on one core, load on another, loopback; one process, "
-        f"{meta['threads']} threads where a server has threads, access logs off, rounds interleaved, medians. "
+        f"{meta['threads']} threads where a server has threads, access logs off where they are not the subject, "
+        "rounds interleaved, medians. "
         f"CPU is that of the server's whole process tree; an answer other than 2xx counts as none.{_spread(results)} "
         "The query runs in a block of `pkg.connection()`, elsewhere of psycopg_pool's `connection()`. "
         "Command lines and single rounds are in `bench/results.json`."
