@@ -97,7 +97,8 @@ struct front {
     int n_signals;                  /* L: SIGTERM and SIGINT, duplicates not counted */
     int64_t last_signal, give_up, gives_up; /* L: when; how long after the first the process ends, and so when */
     bool listening, listener_armed, mourned;
-    int accepts, eager;     /* L: how many to accept a turn; how long to look for requests at once */
+    int accepts, accept_row, eager; /* L: how many to accept a turn, for so many turns by now; how long to look for
+                                       requests at once */
     uint64_t turn, accept_turn;
     int64_t listener_closes; /* last stage: when the backlog counts as empty */
     int64_t farthest;       /* L: the longest round trip to a client, nanoseconds, looked at while draining */

@@ -19,6 +19,7 @@
 
 #define EVENTS      64    /* of one turn: a worker waits at most for so many to be read */
 #define ACCEPTS     64    /* of one turn */
+#define ACCEPT_ROW  16    /* turns */
 #define EAGER       16    /* connections whose request is looked for at once after one where it was there */
 #define OVERFLOW    128   /* connections beyond the limit: probes are answered there, the rest gets 503 */
 #define SECOND      1000000000LL
@@ -37,7 +38,7 @@
 
 enum { LISTENER = 0xffffffff, WAKE = 0xfffffffe, SIGNALS = 0xfffffffd };
 
-static void on_accept(front *f);
+static void on_accept(front *f, int n, bool rests);
 static void on_signal(front *f);
 static void take_pages(front *f);
 static void take_back(front *f);
@@ -70,7 +71,7 @@ int front_turn(front *f, int timeout, bool taking)
     for (int i = 0; i < n; i++) {
         uint32_t slot = (uint32_t)events[i].data.u64, generation = (uint32_t)(events[i].data.u64 >> 32);
         if (slot == LISTENER)
-            on_accept(f);
+            on_accept(f, n, timeout == 0);
         else if (slot == SIGNALS)
             on_signal(f);
         else if (slot == WAKE)
@@ -373,14 +374,22 @@ static bool accept_some(front *f, int max)
     return true;
 }
 
-/* One connection a turn costs no accept that finds nothing; twice as many each time the backlog did not run out. */
-static void on_accept(front *f)
+/* An accept that finds nothing has made a socket and a file before it looks, which costs as much as three turns.  So there
+ * is one connection a turn, and twice as many after each row of turns in which the backlog did not run out; more where it
+ * matters less, among `n` events or if the loop `rests` between turns. */
+static void on_accept(front *f, int n, bool rests)
 {
-    if (!accept_some(f, f->accepts))
-        f->accepts = 1;
-    else if (f->turn == f->accept_turn + 1 && f->accepts < ACCEPTS)
-        f->accepts *= 2;
+    int max = rests ? ACCEPTS : n / 4 > f->accepts ? n / 4 : f->accepts;
+
+    f->accept_row = f->turn == f->accept_turn + 1 ? f->accept_row + 1 : 0;
     f->accept_turn = f->turn;
+    if (!accept_some(f, max)) {
+        f->accepts = 1;
+        f->accept_row = 0;
+    } else if (f->accept_row == ACCEPT_ROW && f->accepts < ACCEPTS) {
+        f->accepts *= 2;
+        f->accept_row = 0;
+    }
 }
 
 /* ------------------------------------------------------------ workers, and back */
