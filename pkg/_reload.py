@@ -35,9 +35,12 @@ def serve_again(serve: Callable[[], int]) -> int:
             os.kill(child, number)
 
     former = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    code = 0
     while True:
-        seen, changed, status = _files(), "", None
+        seen = _files()
         signal.pthread_sigmask(signal.SIG_BLOCK, former)  # until it is known whom to tell
+        if is_over:
+            return code
         child = os.fork()
         if child == 0:
             for number, handler in former.items():
@@ -45,23 +48,22 @@ def serve_again(serve: Callable[[], int]) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, former)
         if child == 0:
             return serve()
+        changed, status = "", None
         while status is None:
             time.sleep(INTERVAL)
             if not (changed or is_over) and (changed := _difference(seen, _files())):
                 _say(f"{changed} has changed: starting again")
                 os.kill(child, signal.SIGINT)  # which drains without a delay
             status = _status(child)
-        ended, child = child, 0  # nobody is told by that number from here on
+        code, ended, child = status, child, 0  # nobody is told by that number from here on
         os.waitpid(ended, 0)
-        if is_over or (status == 0 and not changed):
-            return status
-        if not changed:
-            _say(f"ended with exit code {status}: waiting for a file to change")
+        if code == 0 and not changed:
+            return code
+        if not (changed or is_over):
+            _say(f"ended with exit code {code}: waiting for a file to change")
         while not (changed or is_over):
             time.sleep(INTERVAL)
             changed = _difference(seen, _files())
-        if is_over:
-            return status
 
 
 def _status(child: int) -> int | None:
