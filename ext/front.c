@@ -386,8 +386,8 @@ static void on_accept(front *f, int n, bool rests)
     if (!accept_some(f, max)) {
         f->accepts = 1;
         f->accept_row = 0;
-    } else if (f->accept_row == ACCEPT_ROW && f->accepts < ACCEPTS) {
-        f->accepts *= 2;
+    } else if (f->accept_row == ACCEPT_ROW) {
+        f->accepts = f->accepts < ACCEPTS ? 2 * f->accepts : ACCEPTS;
         f->accept_row = 0;
     }
 }

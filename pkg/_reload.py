@@ -6,6 +6,8 @@ Each child is forked before anything of the application is imported, and so impo
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import importlib.util
 import os
 import signal
 import sys
@@ -16,6 +18,9 @@ from types import FrameType
 __all__ = ["serve_again"]
 
 INTERVAL = 0.5  # seconds between two looks at the files
+SHARE = 0.1  # of the time, at most, spent looking
+PATIENCE = 5.0  # seconds for a child to end by itself: a stream need not
+PR_SET_PDEATHSIG = 1  # prctl(2)
 _SKIPPED = ("__pycache__", "node_modules")
 
 
@@ -30,14 +35,16 @@ def serve_again(serve: Callable[[], int]) -> int:
 
     def forward(number: int, _: FrameType | None) -> None:
         nonlocal is_over
-        is_over = True
+        is_over = is_over or number != signal.SIGUSR1
         if child:
             os.kill(child, number)
 
-    former = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    code = 0
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who has it ignored is not told how children end
+    former = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    former[signal.SIGUSR1] = signal.SIG_IGN  # in a child, until it has a handler of its own
+    parent, code = os.getpid(), 0
     while True:
-        seen = _files()
+        seen, pause = _files()
         signal.pthread_sigmask(signal.SIG_BLOCK, former)  # until it is known whom to tell
         if is_over:
             return code
@@ -45,15 +52,23 @@ def serve_again(serve: Callable[[], int]) -> int:
         if child == 0:
             for number, handler in former.items():
                 signal.signal(number, handler)
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # however the parent ends
+            if os.getppid() != parent:
+                return 0
         signal.pthread_sigmask(signal.SIG_UNBLOCK, former)
         if child == 0:
             return serve()
-        changed, status = "", None
+        changed: list[str] = []
+        status = None
+        until = float("inf")
         while status is None:
-            time.sleep(INTERVAL)
-            if not (changed or is_over) and (changed := _difference(seen, _files())):
-                _say(f"{changed} has changed: starting again")
+            time.sleep(pause)
+            if not (changed or is_over) and (changed := _changes(seen)):
+                _say(f"{changed[0]} has changed: starting again")
                 os.kill(child, signal.SIGINT)  # which drains without a delay
+                until = time.monotonic() + PATIENCE
+            if time.monotonic() > until:
+                os.kill(child, signal.SIGKILL)
             status = _status(child)
         code, ended, child = status, child, 0  # nobody is told by that number from here on
         os.waitpid(ended, 0)
@@ -62,20 +77,25 @@ def serve_again(serve: Callable[[], int]) -> int:
         if not (changed or is_over):
             _say(f"ended with exit code {code}: waiting for a file to change")
         while not (changed or is_over):
-            time.sleep(INTERVAL)
-            changed = _difference(seen, _files())
+            time.sleep(pause)
+            changed = _changes(seen)
 
 
 def _status(child: int) -> int | None:
-    """The exit code, as a shell has it, of a child that has ended; its number stays taken."""
-    state = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    if state is None:
-        return None
-    return state.si_status if state.si_code == os.CLD_EXITED else 128 + state.si_status
+    """The exit code, as a shell has it, of a child that has ended; its number stays taken.
+
+    Others are orphans that a container's first process is given.
+    """
+    while (state := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+        if state.si_pid == child:
+            return state.si_status if state.si_code == os.CLD_EXITED else 128 + state.si_status
+        os.waitpid(state.si_pid, 0)
+    return None
 
 
-def _files() -> dict[str, tuple[int, int]]:
-    """The Python files below the current directory, each with what changes when it is written."""
+def _files() -> tuple[dict[str, tuple[int, int]], float]:
+    """The Python files below the current directory, each with what changes when it is written; seconds to pause now."""
+    begun = time.monotonic()
     found = {}
     for folder, folders, names in os.walk("."):
         folders[:] = [
@@ -88,16 +108,21 @@ def _files() -> dict[str, tuple[int, int]]:
                 path = os.path.join(folder, name)
                 with contextlib.suppress(OSError):  # gone meanwhile
                     state = os.stat(path)
-                    found[path] = state.st_mtime_ns, state.st_size
-    return found
+                    found[path.removeprefix("./")] = state.st_mtime_ns, state.st_size
+    return found, max(INTERVAL, (time.monotonic() - begun) / SHARE)
 
 
-def _difference(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> str:
-    """One of the files that have come, gone or changed; empty: there is none."""
-    changed = dict(before.items() ^ after.items())
-    return min(changed, default="").removeprefix("./")
+def _changes(before: dict[str, tuple[int, int]]) -> list[str]:
+    """The files that have come, gone or changed, without their byte code: Python would take it for that of a source of
+    the same length and second."""
+    changed = sorted(dict(before.items() ^ _files()[0].items()))
+    for path in changed:
+        with contextlib.suppress(OSError):
+            os.unlink(importlib.util.cache_from_source(path))
+    return changed
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"pkg: {text}\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads it
+        sys.stderr.write(f"pkg: {text}\n")
+        sys.stderr.flush()

@@ -189,6 +189,8 @@ class Service:
         app = load(self.settings.app)
         inner = app.func if isinstance(app, functools.partial) else app
         if isinstance(inner, type) and issubclass(inner, BaseRequestHandler):
+            if self.settings.script_name:
+                _log.warning("script_name is for WSGI applications; a handler class sees the path as it was sent")
             return app
         return Application(app, name=self.address[0], port=self.address[1], script_name=self.settings.script_name)
 

@@ -88,7 +88,10 @@ class Settings:
         flag="APP",
     )
     script_name = Setting(
-        PATH_PREFIX, "", "Path at which a proxy has mounted the WSGI application", environment="SCRIPT_NAME"
+        PATH_PREFIX,
+        "",
+        "Path at which a proxy has mounted the WSGI application; taken off a request's path where the proxy has not",
+        environment="SCRIPT_NAME",
     )
     reload = Setting(
         BOOLEAN, False, "For development: start again when a Python file below the current directory changes"

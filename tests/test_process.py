@@ -184,9 +184,10 @@ def test_applications_of_every_kind(tmp_path: Path, app: str) -> None:
         "        self.end_headers()\n"
         "        self.wfile.write(b'hello')\n"
     )
-    with running(tmp_path, source, app=app, PKG_ADMIN="off") as p:
+    with running(tmp_path, source, app=app, PKG_ADMIN="off", SCRIPT_NAME="/shop") as p:
         assert get(p.address, "/").body == b"hello"
         assert p.stop(signal.SIGTERM) == 0
+        assert any("script_name is for WSGI" in text for text in p.messages()) == (app == "application:Handler")
 
 
 def test_health_answers_while_the_application_is_imported(tmp_path: Path) -> None:

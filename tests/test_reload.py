@@ -32,10 +32,7 @@ class Reloading(Process):
         self.address = ("127.0.0.1", port)
 
     def write(self, name: str, source: str) -> None:
-        """At once, as editors do that write another file and rename it.
-
-        Of another length each time: Python takes its byte code for that of a source of the same length and second.
-        """
+        """At once, as editors do that write another file and rename it."""
         (self.folder / "new").write_text(source)
         (self.folder / "new").rename(self.folder / name)
 
@@ -66,8 +63,8 @@ def reloading(tmp_path: Path) -> Iterator[Reloading]:
 
 def test_a_change_starts_another(reloading: Reloading) -> None:
     (first,) = reloading.children()
-    reloading.write("application.py", APP % "second")
-    wait_for(lambda: reloading.says("second"), 20, "the second")
+    reloading.write("application.py", APP % "two")
+    wait_for(lambda: reloading.says("two"), 20, "the second")
     (second,) = reloading.children()
     assert first != second
     (reloading.folder / "package").mkdir()
@@ -115,8 +112,45 @@ def test_a_request_in_flight_is_answered(reloading: Reloading) -> None:
     thread = threading.Thread(target=lambda: answers.append(get(reloading.address, "/?2").body))
     thread.start()
     time.sleep(0.5)
-    reloading.write("application.py", APP % "second")
-    wait_for(lambda: reloading.says("second"), 20, "the second")
+    reloading.write("application.py", APP % "two")
+    wait_for(lambda: reloading.says("two"), 20, "the second")
     thread.join()
     assert answers == [b"one"]
     assert reloading.stop() == 0
+
+
+def test_a_request_that_does_not_end_is_cut_off(reloading: Reloading) -> None:
+    failures: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            get(reloading.address, "/?60")
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.5)
+    reloading.write("application.py", APP % "two")
+    wait_for(lambda: reloading.says("two"), 20, "the second")
+    thread.join()
+    assert len(failures) == 1
+    assert reloading.stop() == 0
+
+
+def test_stacks_are_the_childs(reloading: Reloading) -> None:
+    reloading.process.send_signal(signal.SIGUSR1)
+    wait_for(lambda: "Current thread" in reloading.errors(), 20, "the stacks")
+    assert reloading.says("one")
+    assert reloading.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_the_child_does_not_outlive_its_parent(reloading: Reloading, number: int) -> None:
+    (child,) = reloading.children()
+    reloading.process.send_signal(number)
+    assert reloading.process.wait() == -number
+    wait_for(
+        lambda: any(text.startswith("stopped: ") for text in reloading.messages()), 20, "the child to have drained"
+    )
+    wait_for(lambda: not Path(f"/proc/{child}/exe").exists(), 20, "the child to end")
