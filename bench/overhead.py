@@ -17,7 +17,6 @@ from bench.servers import LOAD_CORES, Running, free_port, get, on_cores
 from bench.session import Session
 
 CONNECTIONS = 32
-PLAIN = "nothing on"
 SCRAPE_INTERVAL = 1.0  # seconds; Prometheus's usual one is 15
 
 
@@ -47,9 +46,9 @@ def run(session: Session) -> list[dict[str, Any]]:
     admin = free_port()
     pkg = BY_NAME["pkg"]
     cases: dict[str, tuple[Peer, dict[str, str]]] = {
-        PLAIN: (pkg, {}),
+        "nothing on": (pkg, {}),
         "metrics, scraped each second": (pkg, {"PKG_ADMIN": f"127.0.0.1:{admin}"}),
-        "access log (JSON)": (pkg.with_access_log(), {}),
+        "access log (JSON)": (pkg, {"PKG_ACCESS_LOG": "on", "LOG_LEVEL": "info"}),
     }
     others = [peer for peer in session.peers if peer.logging]
     for peer in others:

@@ -48,17 +48,13 @@ class Peer:
     closes: bool = True  # heeds `Connection: close`; one that does not is faster at "one connection each" than it is
 
     def with_access_log(self) -> Peer:
-        """The same server with one line a request on its standard output."""
-        environment = {
-            **self.environment,
-            **({"PKG_ACCESS_LOG": "on", "LOG_LEVEL": "info"} if self.name == "pkg" else {}),
-        }
+        """The same server with one line a request on its standard output, for those with `logging`."""
 
         def command(port: int, folder: Path) -> list[str]:
             words = (self.logging.get(word, word) for word in self.command(port, folder))
             return [word for word in words if word]
 
-        return replace(self, command=command, environment=environment)
+        return replace(self, command=command)
 
     def settings(self) -> str:
         """The command line, for the reader of the results."""

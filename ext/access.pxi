@@ -22,8 +22,8 @@ cdef bytes render_access(Request request):
     cdef const char *query
     cdef r.record record
     cdef timespec now
+    cdef http1.http1_header *agent
     cdef size_t n
-    cdef int i
     memset(&record, 0, sizeof(record))
     clock_gettime(CLOCK_REALTIME, &now)
     record.when = <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
@@ -36,10 +36,9 @@ cdef bytes render_access(Request request):
     query = <const char *>memchr(record.path.at, c'?', record.path.len)
     if query is not NULL:   # it may hold secrets
         record.path.len = <size_t>(query - record.path.at)
-    for i in range(request.head.n_headers):
-        if is_name(data + request.head.headers[i].name.pos, request.head.headers[i].name.len, b"user-agent", 10):
-            record.agent = text_of(data, request.head.headers[i].value)
-            break
+    agent = find_header(request, b"user-agent", 10)
+    if agent is not NULL:
+        record.agent = text_of(data, agent.value)
     address, _ = get_address(request)
     ids = ("", "", "") if request.context is None else request.context
     if type(ids) is not tuple or len(ids) != 3:

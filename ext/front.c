@@ -19,7 +19,7 @@
 
 #define EVENTS      64    /* of one turn: a worker waits at most for so many to be read */
 #define ACCEPTS     64    /* of one turn */
-#define ACCEPT_ROW  16    /* turns */
+#define ACCEPT_ROW  16    /* turns with something to accept, until one accepts twice as many */
 #define EAGER       16    /* connections whose request is looked for at once after one where it was there */
 #define OVERFLOW    128   /* connections beyond the limit: probes are answered there, the rest gets 503 */
 #define SECOND      1000000000LL

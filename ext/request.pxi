@@ -92,21 +92,14 @@ cdef class Request:
                 for i in range(self.head.n_headers)]
 
     def header(self, bytes name, default=None):
-        cdef const char *data = self.raw
-        cdef int i
-        for i in range(self.head.n_headers):
-            if is_name(data + self.head.headers[i].name.pos, self.head.headers[i].name.len, name, len(name)):
-                return text_at(data, self.head.headers[i].value)
-        return default
+        cdef http1.http1_header *found = find_header(self, name, len(name))
+        return default if found is NULL else text_at(self.raw, found.value)
 
     def has_header(self, tuple names not None):
-        cdef const char *data = self.raw
         cdef bytes name
-        cdef int i
-        for i in range(self.head.n_headers):
-            for name in names:
-                if is_name(data + self.head.headers[i].name.pos, self.head.headers[i].name.len, name, len(name)):
-                    return True
+        for name in names:
+            if find_header(self, name, len(name)) is not NULL:
+                return True
         return False
 
     @property
@@ -172,6 +165,18 @@ cdef class Request:
 
     def finish(self, bint keep_alive=True, bint abort=False):
         finish_request(self, keep_alive, abort)
+
+
+cdef inline http1.http1_header *find_header(Request request, const char *name, size_t length) noexcept:
+    """The first header of that name, given in lower case; NULL: there is none."""
+    cdef const char *data = request.raw
+    cdef http1.http1_header *header
+    cdef int i
+    for i in range(request.head.n_headers):
+        header = &request.head.headers[i]
+        if is_name(data + header.name.pos, header.name.len, name, length):
+            return header
+    return NULL
 
 
 cdef object get_address(Request request):

@@ -1,4 +1,4 @@
-"""psycopg's connection, which can tell without asking that the server has ended it, and comes back as it was lent."""
+"""psycopg's connection and cursor: BEGIN goes with the first statement, a lost session is seen, what was set ends."""
 
 from __future__ import annotations
 

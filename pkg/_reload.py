@@ -40,22 +40,24 @@ def serve_again(serve: Callable[[], int]) -> int:
             os.kill(child, number)
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who has it ignored is not told how children end
-    former = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    former[signal.SIGUSR1] = signal.SIG_IGN  # in a child, until it has a handler of its own
+    handlers = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    handlers[signal.SIGUSR1] = signal.SIG_IGN  # in a child, until it has one of its own
     parent, code = os.getpid(), 0
     while True:
-        seen, pause = _files()
-        signal.pthread_sigmask(signal.SIG_BLOCK, former)  # until it is known whom to tell
+        begun = time.monotonic()
+        seen = _files()
+        pause = max(INTERVAL, (time.monotonic() - begun) / SHARE)
+        signal.pthread_sigmask(signal.SIG_BLOCK, handlers)  # until it is known whom to tell
         if is_over:
             return code
         child = os.fork()
         if child == 0:
-            for number, handler in former.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # however the parent ends
             if os.getppid() != parent:
                 return 0
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, former)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
         if child == 0:
             return serve()
         changed: list[str] = []
@@ -93,9 +95,8 @@ def _status(child: int) -> int | None:
     return None
 
 
-def _files() -> tuple[dict[str, tuple[int, int]], float]:
-    """The Python files below the current directory, each with what changes when it is written; seconds to pause now."""
-    begun = time.monotonic()
+def _files() -> dict[str, tuple[int, int]]:
+    """The Python files below the current directory, each with what changes when it is written."""
     found = {}
     for folder, folders, names in os.walk("."):
         folders[:] = [
@@ -109,13 +110,13 @@ def _files() -> tuple[dict[str, tuple[int, int]], float]:
                 with contextlib.suppress(OSError):  # gone meanwhile
                     state = os.stat(path)
                     found[path.removeprefix("./")] = state.st_mtime_ns, state.st_size
-    return found, max(INTERVAL, (time.monotonic() - begun) / SHARE)
+    return found
 
 
 def _changes(before: dict[str, tuple[int, int]]) -> list[str]:
     """The files that have come, gone or changed, without their byte code: Python would take it for that of a source of
     the same length and second."""
-    changed = sorted(dict(before.items() ^ _files()[0].items()))
+    changed = sorted(dict(before.items() ^ _files().items()))
     for path in changed:
         with contextlib.suppress(OSError):
             os.unlink(importlib.util.cache_from_source(path))

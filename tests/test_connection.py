@@ -238,18 +238,15 @@ def test_a_copy_with_a_parameter(conn: Connection, query: str) -> None:
     conn.close()
 
 
-@pytest.mark.parametrize("at", ["_get_tx_start_command", "_send", "_answers"])
+@pytest.mark.parametrize(
+    ("owner", "name"), [(Connection, "_get_tx_start_command"), (Cursor, "_execute_send"), (Cursor, "_answers_gen")]
+)
 def test_what_is_interrupted_in_the_middle_is_not_used_again(
-    conn: Connection, monkeypatch: pytest.MonkeyPatch, at: str
+    conn: Connection, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    owner, name = {
-        "_get_tx_start_command": (Connection, "_get_tx_start_command"),
-        "_send": (Cursor, "_execute_send"),
-        "_answers": (Cursor, "_answers_gen"),
-    }[at]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(owner, name, interrupt)
         conn.execute("SELECT %s::int", [1])

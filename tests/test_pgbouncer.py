@@ -116,18 +116,13 @@ def test_the_check_sees_the_server_behind_it(server: Postgres, url: str) -> None
     """PgBouncer takes connections and queries while the server is away, and lets them wait for 120 s."""
     with opened(url) as db:
         assert db.check() is None
-        server.pause()
-        try:
-            wait_for(lambda: not is_good(db), 5, "the check to fail")
-        finally:
-            server.resume()
-        wait_for(lambda: is_good(db), 10, "the check to succeed")
-        server.stop()
-        try:
-            wait_for(lambda: not is_good(db), 5, "the check to fail")
-        finally:
-            server.start()
-        wait_for(lambda: is_good(db), 20, "the check to succeed")
+        for end, begin in ((server.pause, server.resume), (server.stop, server.start)):
+            end()
+            try:
+                wait_for(lambda: not is_good(db), 5, "the check to fail")
+            finally:
+                begin()
+            wait_for(lambda: is_good(db), 20, "the check to succeed")
         with db.connection() as conn:
             assert conn.execute("SELECT %s::int", [1]).fetchone() == (1,)
 
