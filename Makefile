@@ -4,13 +4,16 @@ PY      = .venv/bin/python
 PORT   ?= 8080
 SECONDS_EACH ?= 60
 
-.PHONY: run test lint bench image fuzz ext clean
+.PHONY: run test test-all lint bench image fuzz ext clean
 
 run: .venv/ready             ## the service on $(PORT), with DATABASE_URL or a PostgreSQL of its own; APP=module:attribute
 	@PORT=$(PORT) exec $(PY) -m tests.faults.postgres --unless-set -- $(PY) -m pkg $(APP)
 
-test: .venv/ready            ## every test; SLOW=0 leaves out the slow ones
-	@$(PY) -m pytest -q $(if $(filter 0,$(SLOW)),-m "not slow") $(ARGS)
+test: .venv/ready            ## the tests that CI runs; SLOW=0 leaves out those that take more than a few seconds
+	@$(PY) -m pytest -q -m "not long$(if $(filter 0,$(SLOW)), and not slow)" $(ARGS)
+
+test-all: .venv/ready        ## every test, also those that take minutes each
+	@$(PY) -m pytest -q $(ARGS)
 
 lint: .venv/ready            ## ruff and mypy
 	@$(PY) -m ruff check pkg tests bench setup.py && $(PY) -m ruff format --check pkg tests bench setup.py && $(PY) -m mypy
