@@ -15,9 +15,9 @@ __all__ = ["observers"]
 Observer = Callable[[Any], object]
 
 
-def observers(*, access_log: bool, proxies: Sequence[Any]) -> tuple[Observer | None, Observer | None]:
+def observers(*, access_log: bool, proxies: Sequence[Any]) -> tuple[Observer, Observer | None]:
     """What a Server takes as `before` and `access`.  `proxies`: the networks whose X-Forwarded headers are believed."""
-    before: Observer | None = _begin if access_log else None
+    before: Observer = _begin  # ids are wanted with and without access records
     if proxies:
         from pkg.forwarded import Forwarded
 
@@ -38,10 +38,7 @@ def _begin(request: Any) -> None:
     context.bind(trace_id, span_id, request_id)  # not taken back: the worker's next request has its own
 
 
-def _after(first: Observer, then: Observer | None) -> Observer:
-    if then is None:
-        return first
-
+def _after(first: Observer, then: Observer) -> Observer:
     def both(request: Any) -> None:
         first(request)
         then(request)

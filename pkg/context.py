@@ -6,6 +6,7 @@ It takes part in no trace: it makes no spans and sends nothing anywhere.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar, Token
@@ -21,6 +22,7 @@ __all__ = [
     "TraceParent",
     "bind",
     "ids",
+    "ids_now",
     "new_request_id",
     "parse_amzn_trace",
     "parse_cloud_trace",
@@ -129,3 +131,21 @@ def unbind(token: Token[Ids]) -> None:
 def ids() -> Ids:
     """Trace id, span id and request id of this context; "" for what is not known."""
     return _ids.get()
+
+
+def ids_now() -> Ids:
+    """The same, but with the trace and the span of OpenTelemetry where one of its spans is active.
+
+    It is not imported for that: an application, or an agent in front of it, that makes spans has done so.
+    """
+    found = _ids.get()
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return found
+    try:
+        span = trace.get_current_span().get_span_context()
+        if span.is_valid:
+            return f"{span.trace_id:032x}", f"{span.span_id:016x}", found[2]
+    except Exception:  # half imported, or another library of that name: a record is worth more than its ids
+        return found
+    return found

@@ -6,20 +6,24 @@ It does not say what kind it is: whoever serves it looks.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from typing import Any
 
+from pkg import logs
 from pkg.errors import StartupError
 
 __all__ = ["load"]
+
+_log = logging.getLogger("pkg.loader")
 
 
 def load(spec: str) -> Any:
     """The application that `module:attribute` names; `module:factory()` calls the factory.
 
     StartupError: there is no such thing, or it is no application.  What the import itself raises is shown with its
-    traceback, as an application's author expects, and is a StartupError as well.
+    traceback, in the log if that is open, and is a StartupError as well.
     """
     module_name, _, attribute = spec.partition(":")
     call = attribute.endswith("()")
@@ -54,13 +58,20 @@ def load(spec: str) -> Any:
 
 
 def _import_failed(spec: str, error: BaseException) -> StartupError:
-    import traceback
-
     frames = error.__traceback__
     # Our own frames and the import machinery's say nothing to the application's author.
     while frames is not None and (
         frames.tb_frame.f_code.co_filename == __file__ or "importlib" in frames.tb_frame.f_code.co_filename
     ):
         frames = frames.tb_next
-    traceback.print_exception(type(error), error, frames)
-    return StartupError(f"APP {spec!r} cannot be imported: {type(error).__name__}: {error}".splitlines()[0])
+    if logs.is_open():
+        _log.critical("APP %r cannot be imported", spec, exc_info=(type(error), error, frames))
+    else:
+        import traceback
+
+        traceback.print_exception(type(error), error, frames)
+    try:
+        reason = f"{type(error).__name__}: {error}"
+    except Exception:  # of its str()
+        reason = type(error).__name__
+    return StartupError(f"APP {spec!r} cannot be imported: {reason}".splitlines()[0])

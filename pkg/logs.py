@@ -8,19 +8,22 @@ The rules:
 - The queue is bounded in lines and in bytes.  What does not fit is dropped and counted, never waited for; one line says
   how many were lost once there is room again.
 - The writer alone touches the descriptor.  A full pipe, a closed one, a full disk cost lines, not the service.
+- An application may do what it likes to its own loggers.  Those of the service end here, whatever `logging.config` does
+  to the others and whenever it does it; what an agent has put on the root logger stays there.
 - A forked child has no writer thread.  It writes its lines itself, and what is not taken at once is lost.
 """
 
 from __future__ import annotations
 
 import atexit
+import io
 import logging
 import os
 import select
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
@@ -36,7 +39,9 @@ __all__ = [
     "Sink",
     "access",
     "access_of",
+    "catch_uncaught",
     "configure",
+    "is_open",
     "stats",
 ]
 
@@ -65,6 +70,39 @@ LEVELS = {
     "error": logging.ERROR,
     "critical": logging.CRITICAL,
 }
+
+
+# The loggers of what the service itself does, with those below them: its own, `wsgi.errors`, and its pool's.
+OWN = ("pkg", "wsgi.errors", "psycopg.pool")
+# Those below "pkg", whether the module that logs there has been imported by now or not.
+_BELOW = (
+    *("admin", "database", "handler", "health", "lastwords", "loader", "logs", "server", "service", "signals"),
+    "uncaught",
+)
+
+
+class _OwnLogger(logging.Logger):
+    """A logger of the service.  `logging.config` disables every logger that it does not name, unless it is told not to,
+    whenever the application calls it: while it is imported, in a factory, in a request."""
+
+    @property
+    def disabled(self) -> bool:
+        return False
+
+    @disabled.setter
+    def disabled(self, value: bool) -> None:
+        """Not taken: nobody who configures an application means to silence what serves it."""
+
+
+def _own_loggers() -> list[logging.Logger]:
+    """The loggers of OWN, made now if nobody has; they and those below cannot be disabled from here on."""
+    found = [logging.getLogger(name) for name in OWN]
+    for name in _BELOW:
+        logging.getLogger(f"pkg.{name}")
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if type(logger) is logging.Logger and name.startswith(OWN):
+            logger.__class__ = _OwnLogger
+    return found
 
 
 # What is queued: a line, an access record and one that is a line already, whoever waits for all before.
@@ -96,6 +134,10 @@ class Sink:
         self._end = threading.Event()
         self._warnings_captured = getattr(logging, "_warnings_showwarning", None) is not None
         self._restore: list[tuple[logging.Logger, list[logging.Handler], int, bool]] = []
+        self._undo: list[Callable[[], object]] = []
+        self._usual: int | None = None
+        self._set_root = logging.NOTSET
+        self._root_level: int | None = None
         self._handler = _Handler(self)
         self._thread = threading.Thread(target=self._run, name="pkg-logs", daemon=True)
 
@@ -113,29 +155,27 @@ class Sink:
     @property
     def level(self) -> str:
         """The name of the level in force."""
-        number = logging.getLogger().level
+        number = logging.getLogger("pkg").level
         return next((name for name, value in LEVELS.items() if value == number), "info")
 
     def set_level(self, level: str) -> None:
-        """From now on only records of this level or above; access records are info, from status 500 on error."""
+        """From now on only records of this level or above; access records are info, from status 500 on error.
+
+        A root logger whose level the application has set follows a change, and goes back to it with the usual level.
+        """
         number = LEVELS[level]
-        logging.getLogger().setLevel(number)
+        root = logging.getLogger()
+        if self._usual is None:
+            self._usual = self._set_root = number
+        if root.level != self._set_root:
+            self._root_level = root.level  # the application's
+        self._set_root = self._root_level if number == self._usual and self._root_level is not None else number
+        root.setLevel(self._set_root)
+        for name in OWN:
+            logging.getLogger(name).setLevel(number)
         self._access_from = 0 if number <= logging.INFO else 500 if number <= logging.ERROR else 1000
         if not self._access_log:
             self._access_from = 1000
-
-    def reclaim(self) -> None:
-        """Puts right what an application's `logging.config` did to the service's own loggers (it disables what exists).
-
-        To be called after the application was imported.  Its root logger is its own business.
-        """
-        own = logging.getLogger("pkg")
-        if self._handler not in own.handlers:
-            own.addHandler(self._handler)
-        own.propagate = False
-        for name, logger in logging.root.manager.loggerDict.items():
-            if isinstance(logger, logging.Logger) and (name == "pkg" or name.startswith("pkg.")):
-                logger.disabled = False
 
     def flush(self, timeout: float = 1.0) -> bool:
         """Waits until everything put before is written or lost; False if that took longer than `timeout` seconds."""
@@ -162,6 +202,8 @@ class Sink:
                 logger.addHandler(handler)
             logger.setLevel(level)
             logger.propagate = propagate
+        for undo in self._undo:
+            undo()
         logging.captureWarnings(self._warnings_captured)
         atexit.unregister(self.close)
         lost = self._lost
@@ -325,7 +367,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line = self._render(record, context.ids())
+            line = self._render(record, context.ids_now())
         except Exception:
             self._sink._refuse()
         else:
@@ -355,23 +397,96 @@ def configure(
     if _sink is not None:
         _sink.close()
     output = Output(sys.stdout if stream is None else stream)
+    if stream is None and isinstance(sys.stdout, io.TextIOWrapper):
+        # What the application prints goes to the same pipe: line by line, not in blocks that end within a line.
+        with suppress(ValueError, OSError):
+            sys.stdout.reconfigure(line_buffering=True)
     text = format == "text" or (format == "auto" and output.is_terminal)
     sink = Sink(output, text=text, access_log=access_log)
-    root, own = logging.getLogger(), logging.getLogger("pkg")
-    for logger in (root, own):
+    root, own = logging.getLogger(), _own_loggers()
+    # What writes to the console gives way to us; what an agent has put there sends records elsewhere, ours as well.
+    others = [handler for handler in root.handlers if not _is_console(handler)]
+    for logger in (root, *own):
         sink._restore.append((logger, logger.handlers[:], logger.level, logger.propagate))
+        kept = others if logger is root else [*others, *logger.handlers]
         for handler in logger.handlers[:]:
             logger.removeHandler(handler)
-        logger.addHandler(sink._handler)
-    # Its own handler, so that an application which configures the root logger does not silence the service.
-    own.propagate = False
-    own.setLevel(logging.NOTSET)
+        for handler in (sink._handler, *kept):
+            logger.addHandler(handler)
+    # The service's loggers have handlers of their own, so that an application which configures the root logger neither
+    # silences them nor leads `wsgi.errors` back to itself.
+    for logger in own:
+        logger.propagate = False
+    root.setLevel(LEVELS[level])
     logging.captureWarnings(True)
     sink.set_level(level)
     sink._thread.start()
     atexit.register(sink.close)  # whoever forgets to close still gets the last lines
     _sink = sink
     return sink
+
+
+def _is_console(handler: logging.Handler) -> bool:
+    """Whether it writes to stdout or stderr, as that of logging.basicConfig() does."""
+    stream = getattr(handler, "stream", None)
+    return type(handler) is logging.StreamHandler and stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+
+
+def catch_uncaught(sink: Sink) -> None:
+    """Until the sink is closed, uncaught exceptions are records: of threads, of finalizers, of the program.
+
+    A hook that is not the interpreter's own, an agent's say, is called as well.
+    """
+    log = logging.getLogger("pkg.uncaught")
+
+    def said(kind: Any, error: Any, trace: Any, text: str, *arguments: object) -> None:
+        if kind is not None:
+            log.critical(text, *arguments, exc_info=(kind, error if error is not None else kind(), trace))
+
+    excepthook, threads, unraisable = sys.excepthook, threading.excepthook, sys.unraisablehook
+
+    def of_program(kind: Any, error: Any, trace: Any) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            excepthook(kind, error, trace)
+            return
+        said(kind, error, trace, "an exception has ended the program")
+        if excepthook is not sys.__excepthook__:
+            excepthook(kind, error, trace)
+
+    def of_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_type is SystemExit:  # as threading's own hook
+            return
+        name = args.thread.name if args.thread is not None else "unknown"
+        said(args.exc_type, args.exc_value, args.exc_traceback, "an exception has ended the thread %s", name)
+        if threads is not threading.__excepthook__:
+            threads(args)
+
+    def of_finalizer(args: Any) -> None:
+        what = args.err_msg or "Exception ignored in"
+        try:
+            where = repr(args.object)
+        except Exception:
+            where = f"<{type(args.object).__name__}>"
+        said(args.exc_type, args.exc_value, args.exc_traceback, "%s: %s", what, where)
+        if unraisable is not sys.__unraisablehook__:
+            unraisable(args)
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = of_program, of_thread, of_finalizer
+
+    def undo() -> None:
+        if sys.excepthook is of_program:
+            sys.excepthook = excepthook
+        if threading.excepthook is of_thread:
+            threading.excepthook = threads
+        if sys.unraisablehook is of_finalizer:
+            sys.unraisablehook = unraisable
+
+    sink._undo.append(undo)
+
+
+def is_open() -> bool:
+    """Whether records have somewhere to go."""
+    return _sink is not None
 
 
 def access(

@@ -76,6 +76,7 @@ class Service:
 
         s = self.settings
         self.logs = logs.configure(format=s.log_format, level=s.log_level, access_log=s.access_log)
+        logs.catch_uncaught(self.logs)
         self.lifecycle = Lifecycle()
         for warning in s.warnings:
             _log.warning("%s", warning)
@@ -227,6 +228,7 @@ class Service:
         return Status(
             front=self.server.front,
             threads=s.threads,
+            alive=lambda: self.server.stuck_workers if self.server is not None else 0,
             lifecycle=self.lifecycle,
             checker=self.checker,
             database=lambda: self.database,

@@ -22,7 +22,11 @@ CO_VARARGS, CO_COROUTINE = 0x04, 0x80  # as in inspect, without the time that im
 
 
 class _Errors(io.TextIOBase):
-    """`wsgi.errors`: whole lines go to the log.  All requests share it, so each thread has a line of its own."""
+    """`wsgi.errors`: whole lines go to the log.  All requests share it, so each thread has a line of its own.
+
+    A handler of `logging` may write here (Flask documents one for the root logger).  Its lines come once: what the log
+    itself leads back to this stream, while a line of it is being logged, is that line again.
+    """
 
     def __init__(self) -> None:
         self._log = logging.getLogger("wsgi.errors")
@@ -32,9 +36,16 @@ class _Errors(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
+        if getattr(self._line, "logging", False):
+            return len(text)
         *lines, self._line.begun = (self._begun() + text).split("\n")
-        for line in lines:
-            self._log.error("%s", line)
+        if lines:
+            self._line.logging = True
+            try:
+                for line in lines:
+                    self._log.error("%s", line)
+            finally:
+                self._line.logging = False
         return len(text)
 
     def writelines(self, lines: Any) -> None:

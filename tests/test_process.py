@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -148,7 +149,9 @@ def test_applications_that_cannot_be_served(tmp_path: Path, app: str, code: int,
     assert last.startswith("pkg: ")
     assert words in last
     if app.startswith("broken"):
-        assert f'{app.partition(":")[0]}.py", line 1' in run.stderr  # the module's own traceback
+        # The module's own traceback, in a record.
+        stacks = [json.loads(line).get("exception.stacktrace", "") for line in run.stdout.splitlines()]
+        assert any(f'{app.partition(":")[0]}.py", line 1' in stack for stack in stacks)
     assert "pkg/" not in run.stderr.replace("pkg: ", "")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), 1)
