@@ -1,5 +1,9 @@
 """Writing to a pipe, a terminal, a socket or a file without ever waiting for its reader.
 
+What is written to a pipe ends at a line and fits into PIPE_BUF, so that the kernel takes it whole or not at all
+(pipe(7)): no print of the application gets into a line.  A longer line is written in one call, which Linux takes whole
+as long as the pipe has room for it; where it has not, another writer may come between the parts.
+
 It keeps nothing back and retries nothing: `logs` decides what becomes of what was not taken.
 """
 
@@ -16,6 +20,7 @@ from typing import IO, Any
 
 _RWF_NOWAIT = 0x00000008  # linux/fs.h; the os module names it for reading only
 PIPE_BUF = 4096
+LONGEST_LINE = 1 << 20  # bytes; how far the end of a line is looked for
 LAST_WORDS_SIZE = 1 << 20  # room for the stacks of a thousand threads, however slow the reader
 
 
@@ -35,12 +40,23 @@ def last_words() -> int:
     return 2
 
 
+def _whole_lines(data: memoryview) -> memoryview:
+    """As many whole lines as fit into PIPE_BUF; if not even one does, that one."""
+    if len(data) <= PIPE_BUF:
+        return data
+    end = bytes(data[:PIPE_BUF]).rfind(b"\n") + 1
+    if end == 0:
+        end = (bytes(data[PIPE_BUF : PIPE_BUF + LONGEST_LINE]).find(b"\n") + 1 or LONGEST_LINE) + PIPE_BUF
+    return data[:end]
+
+
 class Output:
     """A descriptor that is written without ever waiting for it.
 
     Not by O_NONBLOCK: that would be set for everybody who has the same pipe or terminal open.
 
-    `write` returns how much was taken, raises BlockingIOError if nothing was, and OSError if it never will be.
+    `write` takes a part that ends at a line and returns how much that was.  It raises BlockingIOError if nothing was
+    taken, and OSError if it never will be.
     """
 
     def __init__(self, stream: IO[Any] | None) -> None:
@@ -67,6 +83,8 @@ class Output:
     def write(self, data: memoryview) -> int:
         if self.descriptor < 0:
             return self._write_stream(data)
+        if self._nowait or self._poll:
+            data = _whole_lines(data)
         if self._nowait:
             try:
                 return os.pwritev(self.descriptor, [data], -1, _RWF_NOWAIT)
