@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl
 from pkg import _statusz, metrics, stacks
 from pkg._memory import MAX_SECONDS as MAX_TRACING
 from pkg._memory import Memory
+from pkg._records import printable
 from pkg._reply import Problem, Reply, json_reply, text
 from pkg.profile import MAX_HZ, MAX_SECONDS, Busy, Profiler
 from pkg.status import Status
@@ -142,7 +143,7 @@ class Pages:
 
     def _metrics(self, query: Query) -> Reply:
         page = self._status.metrics()
-        openmetrics = "application/openmetrics-text" in query.accept
+        openmetrics = accepts(query.accept, "application/openmetrics-text")
         if query.form == "json" and not openmetrics:
             return json_reply(page.document())
         return Reply(
@@ -174,9 +175,8 @@ class Pages:
             for stack in members:
                 request = requests.get(stack.native_id)
                 what = f"  {request['method']} {request['target']} for {request['age']:.1f} s" if request else ""
-                lines.append(
-                    f"  {stack.name} ({stack.native_id}), {stack.state or 'unknown'}, {stack.cpu:.2f} s of CPU{what}"
-                )
+                state = f"{stack.state or 'unknown'}, {stack.cpu:.2f} s of CPU"
+                lines.append("  " + printable(f"{stack.name} ({stack.native_id}), {state}{what}"))
             lines.append(stacks.text(frames))
         return text("\n".join(lines) + "\n")
 
@@ -304,6 +304,16 @@ class _Levels:
 def _form(wanted: str, accept: str) -> str:
     if wanted in ("text", "json", "html"):
         return wanted
-    if "text/html" in accept:
+    if accepts(accept, "text/html"):
         return "html"
-    return "json" if "application/json" in accept else "text"
+    return "json" if accepts(accept, "application/json") else "text"
+
+
+def accepts(accept: str, media_type: str) -> bool:
+    """Whether the header names the media type, and not to refuse it: with a quality of 0 (RFC 9110, 12.4.2)."""
+    for part in accept.split(","):
+        name, *parameters = (text.strip().lower() for text in part.split(";"))
+        if name == media_type:
+            quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
+            return quality.strip("0.") != "" or quality == ""
+    return False

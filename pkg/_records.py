@@ -66,11 +66,29 @@ def _clip_middle(text: str, limit: int) -> str:
     return f"{text[: limit // 2]}\n... ({len(text) - limit} more) ...\n{text[-(limit // 2) :]}"
 
 
-def _printable(text: str) -> str:
-    """Text that stays on its line and leaves the terminal alone."""
+def printable(text: str) -> str:
+    """Text that stays on its line and leaves the terminal alone: without control characters, C1 and bidi overrides."""
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def printable_lines(text: str) -> str:
+    """Likewise, but with the ends of its lines."""
+    return text if text.isprintable() else "\n".join(map(printable, text.split("\n")))
+
+
+def printable_json(document: str) -> str:
+    """A JSON document whose strings hold nothing that a terminal would act on.  Lone surrogates stay as they are."""
+    if document.isascii():
+        return document.replace("\x7f", "\\u007f")
+    return "".join(map(_as_in_json, document))
+
+
+def _as_in_json(character: str) -> str:
+    if character == "\n" or character.isprintable() or "\ud800" <= character <= "\udfff":
+        return character
+    return _quote(character)[1:-1]
 
 
 def _json_value(value: Any) -> str:
@@ -121,7 +139,8 @@ class _Fields(NamedTuple):
 
 
 _NO_IDS = ("", "", "")
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+# Not those of makeLogRecord(): a factory that an agent has set adds fields of its own, which are to be shown.
+_STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName"}
 _RESERVED = frozenset(("timestamp", "severity", "message", "logger"))
 
 
@@ -142,9 +161,14 @@ def _take_apart(record: logging.LogRecord, ids: Ids) -> _Fields:
         fields["exception.type"] = name
         try:
             fields["exception.message"] = str(error_value)
+        except Exception as error:  # the stack tells more than its message
+            fields["logging.error"] = f"{type(error).__name__} in str() of the exception"
+        try:
             stacktrace = "".join(traceback.format_exception(kind, error_value, trace)).rstrip("\n")
         except Exception as error:
             fields["logging.error"] = f"{type(error).__name__} while the exception was rendered"
+            with suppress(Exception):
+                stacktrace = "".join(traceback.format_tb(trace)).rstrip("\n")
     elif record.stack_info:
         stacktrace = record.stack_info
     for name, value in vars(record).items():
@@ -172,16 +196,16 @@ def text_record(record: logging.LogRecord, ids: Ids = _NO_IDS) -> bytes:
     at, severity, logger, message, stacktrace, fields = _take_apart(record, ids)
     parts = [
         _timestamp(at),
-        f"{_printable(severity):<8}",
-        f"{_printable(logger)}:",
-        _printable(_clip(message, MAX_MESSAGE)),
+        f"{printable(severity):<8}",
+        f"{printable(logger)}:",
+        printable(_clip(message, MAX_MESSAGE)),
     ]
     # The stack's last line says type and message already.
     hidden = ("exception.type", "exception.message") if stacktrace else ()
-    parts += [f"{_printable(str(name))}={_text_value(value)}" for name, value in fields.items() if name not in hidden]
+    parts += [f"{printable(str(name))}={_text_value(value)}" for name, value in fields.items() if name not in hidden]
     line = " ".join(parts)
     for row in _clip_middle(stacktrace, MAX_STACKTRACE).splitlines() if stacktrace else ():
-        line += "\n    " + _printable(row)
+        line += "\n    " + printable(row)
     return (line + "\n").encode("utf-8", "backslashreplace")
 
 
@@ -214,9 +238,9 @@ def json_access(item: Access) -> bytes:
 
 def text_access(item: Access) -> bytes:
     at, method, target, status, duration, _, sent, client, agent, _, _, request_id = item
-    path = _printable(_header_text(target.partition("?")[0]))
+    path = printable(_header_text(target.partition("?")[0]))
     return (
-        f"{_timestamp(at)} {'ERROR' if status >= 500 else 'INFO':<8} pkg.access: {_printable(method)} {path} {status} "
-        f"{duration * 1000:.1f}ms {sent}B {_printable(client)} {_text_value(_header_text(agent or ''))} "
+        f"{_timestamp(at)} {'ERROR' if status >= 500 else 'INFO':<8} pkg.access: {printable(method)} {path} {status} "
+        f"{duration * 1000:.1f}ms {sent}B {printable(client)} {_text_value(_header_text(agent or ''))} "
         f"{_text_value(request_id or '')}\n"
     ).encode("utf-8", "backslashreplace")

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from pkg._records import printable_json, printable_lines
+
 __all__ = ["Problem", "Reply", "json_reply", "text"]
 
 
@@ -28,8 +30,9 @@ class Reply(NamedTuple):
 def json_reply(document: Any, status: int = 200) -> Reply:
     # As UTF-8 and not in escapes: those of a lone surrogate (a reason with a file's name in it) strict parsers refuse.
     text = json.dumps(document, indent=2, default=str, ensure_ascii=False)
-    return Reply(text.encode("utf-8", "replace") + b"\n", "application/json", status)
+    return Reply(printable_json(text).encode("utf-8", "replace") + b"\n", "application/json", status)
 
 
 def text(text: str, status: int = 200) -> Reply:
-    return Reply(text.encode("utf-8", "backslashreplace"), status=status)
+    """Text for a terminal: whatever a client, a check or a thread's name brings, only the ends of lines control it."""
+    return Reply(printable_lines(text).encode("utf-8", "backslashreplace"), status=status)

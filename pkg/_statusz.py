@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from pkg._records import printable
+
 __all__ = ["columns", "html", "seconds", "size", "text"]
 
 
@@ -49,7 +51,7 @@ def seconds(value: float) -> str:
     if value < 0.001:
         return f"{value * 1e6:.0f} µs"
     if value < 1:
-        return f"{value * 1000:.3g} ms"
+        return f"{value * 1000:.3g} ms" if value < 0.9995 else "1.0 s"
     if value < 120:
         return f"{value:.1f} s"
     minutes, rest = divmod(int(value), 60)
@@ -260,7 +262,8 @@ def _facts(d: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def columns(table: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines, with cells below each other."""
+    """Rows as lines, with cells below each other; a cell stays on its line."""
+    table = [[printable(cell) for cell in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
@@ -268,9 +271,13 @@ def columns(table: Sequence[Sequence[str]]) -> list[str]:
 def text(d: Mapping[str, Any]) -> str:
     """The page for a terminal."""
     word, _ = _headline(d)
-    lines = [f"{d['service']['app'] or 'pkg'}: {word}", *(f"{name:<9}{value}" for name, value in _facts(d)), ""]
+    lines = [
+        f"{d['service']['app'] or 'pkg'}: {word}",
+        *(f"{name:<9}{printable(value)}" for name, value in _facts(d)),
+        "",
+    ]
     lines.append("What seems to be wrong" if d["findings"] else "Nothing seems to be wrong.")
-    lines += [f"  {f['level']}: {f['text']}  [{f['page']}]" for f in d["findings"]]
+    lines += [f"  {f['level']}: {printable(f['text'])}  [{f['page']}]" for f in d["findings"]]
     for section in _sections(d):
         if not section.rows and not section.empty:
             continue

@@ -307,6 +307,11 @@ def _admin(arguments: list[str], environ: Mapping[str, str]) -> int:
         | ({"Authorization": f"Bearer {settings.admin_token}"} if settings.admin_token else {}),
         timeout,
     )
+    # Shown on a terminal, and what is in it strangers have sent: no escape sequence may get there, whoever serves it.
+    from pkg._records import printable_json, printable_lines
+
+    clean = printable_json if options.json else printable_lines
+    body = clean(body.decode("utf-8", "backslashreplace")).encode("utf-8", "backslashreplace")
     if status >= 300:
         raise Error(f"the admin listener answered {status}: {_one_line(body)}")
     _write(body if body.endswith(b"\n") or not body else body + b"\n")

@@ -18,6 +18,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from pkg._records import printable_lines
+
 __all__ = ["OPENMETRICS", "TEXT", "Exposition", "collect", "process", "render"]
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -92,7 +94,7 @@ class Exposition:
 
 
 def _escape(label: str) -> str:
-    return label.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+    return printable_lines(label).replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 def _number(value: float) -> str:
@@ -270,6 +272,17 @@ def _add_health(page: Exposition, report: Mapping[str, Any]) -> None:
         page.family(name, "gauge", help, samples)
 
 
+def _request_labels(method: str, status: int) -> Labels:
+    """The attributes of http.server.request.duration: `error.type` is the status of a failure, or _OTHER where there is
+    no status.  The scheme is that of our own connections; TLS ends in front of them."""
+    labels: dict[str, object] = {"http_request_method": method, "url_scheme": "http"}
+    if status:
+        labels["http_response_status_code"] = status
+    if not status or status >= 500:
+        labels["error_type"] = str(status or "_OTHER")
+    return labels
+
+
 def collect(
     *,
     front: Any,
@@ -287,12 +300,9 @@ def collect(
     page.histogram(
         "http_server_request_duration_seconds",
         "Duration of requests from a complete head to the end of the response, probes left out; "
-        "status 0: cut off before a response.",
+        "without a status: cut off before a response.",
         _core.DURATION_BOUNDS,
-        [
-            ({"http_request_method": method, "http_response_status_code": status}, counts, total)
-            for method, status, counts, total in front.durations()
-        ],
+        [(_request_labels(method, status), counts, total) for method, status, counts, total in front.durations()],
     )
     _add_front(page, front.stats(), threads)
     if pool is not None:

@@ -32,8 +32,8 @@ MAX_PLACES = 5
 
 class Status:
     """Asks the parts: `front` has stats(), requests(), durations() and probers(), `checker` report(), `logs` stats();
-    `database()` is the database, which has stats(), or None.  `settings` are rows fit to be shown.  `began`: when the
-    service did, on the monotonic clock.
+    `database()` is the database, which has stats(), or None.  `alive()` is how many workers there are.  `settings` are
+    rows fit to be shown.  `began`: when the service did, on the monotonic clock.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Status:
         checker: Any,
         database: Callable[[], Any],
         logs: Any,
+        alive: Callable[[], int],
         app: str = "",
         address: str = "",
         settings: Sequence[Mapping[str, str]] = (),
@@ -52,6 +53,7 @@ class Status:
     ) -> None:
         self.front = front
         self.threads = threads
+        self._alive = alive
         self.lifecycle = lifecycle
         self.app = app
         self.address = address
@@ -131,7 +133,7 @@ class Status:
             "health": self.checker.report(),
             "workers": {
                 "threads": self.threads,
-                "alive": sum(stack.name.startswith("worker-") for stack in taken),
+                "alive": self._alive(),
                 "busy": metrics.workers_busy(stats, self.threads),
             },
             "requests": self.requests(taken),
@@ -200,7 +202,7 @@ def _memory_limit() -> dict[str, float]:
 
 
 def _times(number: float, one: str, many: str = "") -> str:
-    return f"{number:g} {one if number == 1 else many or one + 's'}"
+    return f"{number:.0f} {one if number == 1 else many or one + 's'}"
 
 
 def _finding(level: str, text: str, page: str) -> dict[str, str]:

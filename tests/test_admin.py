@@ -56,6 +56,7 @@ class World:
         self.status = Status(
             front=front,
             threads=server.threads,
+            alive=lambda: server.stuck_workers,
             lifecycle=self.lifecycle,
             checker=self.checker,
             database=lambda: None if self.pool is None else self,
@@ -723,9 +724,22 @@ def test_an_application_may_say_its_own_id(tmp_path: Path) -> None:
         assert get(service.address, "/").header("x-request-id") == "mine"
 
 
-def test_without_access_log_there_are_no_ids(tmp_path: Path) -> None:
-    with running(tmp_path, HELLO, PKG_ADMIN="off", PKG_ACCESS_LOG="false") as service:
-        assert get(service.address, "/", "X-Request-Id: abc\r\n").header("x-request-id") is None
+def test_without_access_log_there_are_ids_all_the_same(tmp_path: Path) -> None:
+    source = """
+import logging
+def app(environ, start_response):
+    logging.getLogger("shop").warning("in the application")
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+"""
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    with running(tmp_path, source, PKG_ADMIN="off", PKG_ACCESS_LOG="false") as service:
+        headers = f"X-Request-Id: abc\r\ntraceparent: 00-{trace}-b7ad6b7169203331-01\r\n"
+        assert get(service.address, "/", headers).header("x-request-id") == "abc"
+        assert service.stop() == 0
+        [line] = [line for line in service.lines() if line["message"] == "in the application"]
+        assert (line["request_id"], line["trace_id"]) == ("abc", trace)
+        assert not any(line["logger"] == "pkg.access" for line in service.lines())
 
 
 def test_a_service_and_its_admin_client(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_histogram() -> None:
     counts = [3, 0, 2, *[0] * 11, 1]
     text = page(front=Front([("GET", 200, counts, 12.5), ("_OTHER", 400, [0] * 14 + [2], 25)]))
     lint(text)
-    labels = {"http_request_method": "GET", "http_response_status_code": "200"}
+    labels = {"http_request_method": "GET", "http_response_status_code": "200", "url_scheme": "http"}
     name = "http_server_request_duration_seconds"
     cumulated = [value(text, f"{name}_bucket", **labels, le=le) for le in ("0.005", "0.01", "0.025", "10.0", "+Inf")]
     assert cumulated == [3, 3, 5, 5, 6]
