@@ -8,6 +8,8 @@ The rules:
 - Loopback only, or a token.  Without a token a request must name a loopback host, so that no web page can reach it by
   a name that it has pointed here (DNS rebinding); one that changes something must not come from another site.
 - One request a connection; head and body are bounded in size and time.
+- Whoever keeps a thread waiting for his bytes gives way when another connection waits and no thread is free, the
+  longest first: a token is worth nothing if strangers who never show one can hold every thread.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import io
 import ipaddress
 import logging
 import os
+import select
 import socket
 import threading
 import time
@@ -36,12 +39,18 @@ __all__ = ["Admin"]
 _log = logging.getLogger(__name__)
 
 THREADS = 4
-BACKLOG = 16
+BACKLOG = 128  # strangers may fill it, too; what does not fit waits a second for the kernel's next attempt
 MAX_HEAD_SIZE = 16384
 MAX_BODY_SIZE = 4096
 READ_TIMEOUT = 5.0  # for the whole request
+UNDISTURBED = 0.03  # seconds in which a request may arrive before it has to give way
+GLANCE = 0.01  # seconds between two looks at the listener, so that waiting does not spin
 WRITE_TIMEOUT = 10.0
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class GivesWay(TimeoutError):
+    """The client took its time while another one waited for a thread."""
 
 
 class Admin:
@@ -61,9 +70,12 @@ class Admin:
         self._make_pages = pages
         self._made_pages: Pages | None = None
         self._lock = threading.Lock()
+        self._lock_served = threading.Lock()
         self._token = token
         self._refusals = _Refusals()
         self._closing = False
+        # Connections that have a thread: since when its client is waited for, None while it is not.
+        self._served: dict[socket.socket, float | None] = {}
         self._host = address[0]
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_STREAM)
@@ -129,16 +141,70 @@ class Admin:
                     continue
                 break
             with connection:
+                with self._lock_served:
+                    self._served[connection] = None
                 try:
                     _Handler(connection, peer, self)
                 except OSError:
                     pass  # the client is gone
                 except Exception:
                     _log.exception("the admin listener failed")
+                finally:
+                    with self._lock_served:
+                        self._served.pop(connection, None)
             if spare is None:
                 spare = _spare()
         if spare is not None:
             os.close(spare)
+
+    # -------------------------------------------------------------- who waits
+
+    def receive(self, connection: socket.socket, size: int, deadline: float) -> bytes:
+        """What the client sends next, b"" at its end.
+
+        TimeoutError: nothing until the deadline.  GivesWay: another connection needs the thread.
+        """
+        began = time.monotonic()
+        with self._lock_served:
+            if self._served.get(connection) is None:
+                self._served[connection] = began
+            since = self._served[connection] or began
+        poller = select.poll()
+        poller.register(connection, select.POLLIN)
+        while True:
+            now = time.monotonic()
+            left = deadline - now
+            undisturbed = since + UNDISTURBED - now
+            if poller.poll(max(0.0, min(left, undisturbed if undisturbed > 0 else GLANCE)) * 1000):
+                return connection.recv(size)
+            if left <= 0:
+                raise TimeoutError
+            if undisturbed <= 0:
+                if self._gives_way(connection):
+                    raise GivesWay
+                # Until this client or the next one does something.
+                both = select.poll()
+                both.register(connection, select.POLLIN)
+                both.register(self._socket, select.POLLIN)
+                both.poll(max(0.0, left) * 1000)
+
+    def arrived(self, connection: socket.socket) -> None:
+        """The request is there: it is not the client who is waited for now."""
+        with self._lock_served:
+            self._served[connection] = None
+
+    def _gives_way(self, connection: socket.socket) -> bool:
+        """Whether somebody else waits for a thread, none is free, and this connection is the one waited for longest."""
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLIN)
+        if not waiting.poll(0):
+            return False
+        with self._lock_served:
+            slow = {c: since for c, since in self._served.items() if since is not None}
+            if len(self._served) < THREADS or min(slow, key=slow.__getitem__, default=None) is not connection:
+                return False
+            del self._served[connection]
+            return True
 
     # -------------------------------------------------------------- who may
 
@@ -253,12 +319,13 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             self.close_connection = True
             self._read_body(rest, deadline)
+            self._admin.arrived(self.connection)
             reply = self._answer()
         except Problem as problem:
             self._unread = True
             reply = Reply(f"{problem}\n".encode(), status=problem.status, headers=problem.headers)
-        except TimeoutError:
-            self._unread = True
+        except TimeoutError as error:
+            self._unread = not isinstance(error, GivesWay)
             reply = text("the request did not arrive in time\n", 408)
         self._reply(reply)
         self._flush()
@@ -297,9 +364,7 @@ class _Handler(BaseHTTPRequestHandler):
             left -= len(more)
 
     def _receive(self, deadline: float) -> bytes:
-        self.connection.settimeout(max(0.001, deadline - time.monotonic()))
-        data: bytes = self.connection.recv(8192)
-        return data
+        return self._admin.receive(self.connection, 8192, deadline)
 
     def _reply(self, reply: Reply) -> None:
         self.send_response(reply.status)
@@ -322,10 +387,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self._unread:
             # What comes unread makes close() a reset, which could take the reply away.
             self.connection.shutdown(socket.SHUT_WR)
-            self.connection.settimeout(1.0)
-            for _ in range(16):
-                if not self.connection.recv(16384):
-                    break
+            deadline = time.monotonic() + 1.0  # for all of it
+            while self._admin.receive(self.connection, 16384, deadline):
+                pass
 
     def version_string(self) -> str:
         return "pkg-admin"
