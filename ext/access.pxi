@@ -28,7 +28,7 @@ cdef bytes render_access(Request request):
     clock_gettime(CLOCK_REALTIME, &now)
     record.when = <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
     record.duration = c.front_now() - request.arrived
-    record.received = request.head.content_length if request.head.has_length else 0
+    record.received = received_size(request)
     record.sent = request.response_size
     record.status = <unsigned>request.status
     record.method = text_of(data, request.head.method)

@@ -60,9 +60,58 @@ static bool answer(front *f, front_conn *c, const char *bytes, size_t len)
     return true;
 }
 
-static bool contains(const char *text, size_t len, const char *word)
+static void trim(const char **text, size_t *len)
 {
-    return memmem(text, len, word, strlen(word)) != NULL;
+    while (*len > 0 && (**text == ' ' || **text == '\t'))
+        (*text)++, (*len)--;
+    while (*len > 0 && ((*text)[*len - 1] == ' ' || (*text)[*len - 1] == '\t'))
+        (*len)--;
+}
+
+/* What precedes `separator`, trimmed; *text and *len become what follows it.  False: nothing is left. */
+static bool next_part(const char **text, size_t *len, char separator, const char **part, size_t *part_len)
+{
+    if (*len == 0)
+        return false;
+    const char *end = memchr(*text, separator, *len);
+    size_t n = end != NULL ? (size_t)(end - *text) : *len;
+    *part = *text;
+    *part_len = n;
+    trim(part, part_len);
+    n += end != NULL;
+    *text += n;
+    *len -= n;
+    return true;
+}
+
+/* "q=0", "q=0.", "q=0.000" */
+static bool is_refusal(const char *parameter, size_t len)
+{
+    if (len < 3 || strncasecmp(parameter, "q=0", 3) != 0)
+        return false;
+    for (size_t i = 3; i < len; i++)
+        if (parameter[i] != (i == 3 ? '.' : '0'))
+            return false;
+    return true;
+}
+
+/* Whether an Accept header names the media type, and not to refuse it: with a quality of 0 (RFC 9110 12.4.2). */
+static bool accepts(const char *value, size_t len, const char *type)
+{
+    const char *range, *parameter;
+    size_t range_len, parameter_len;
+
+    while (next_part(&value, &len, ',', &range, &range_len)) {
+        if (!next_part(&range, &range_len, ';', &parameter, &parameter_len) || parameter_len != strlen(type) ||
+            strncasecmp(parameter, type, parameter_len) != 0)
+            continue;
+        bool refused = false;
+        while (next_part(&range, &range_len, ';', &parameter, &parameter_len))
+            refused |= is_refusal(parameter, parameter_len);
+        if (!refused)
+            return true;
+    }
+    return false;
 }
 
 /* Whether one of the query's parameters is `word`, or begins with it and '='. */
@@ -90,8 +139,8 @@ static enum pages_format format_wanted(const buffer *b, const http1_head *h)
     for (unsigned i = 0; i < h->n_headers; i++) {
         const http1_header *x = &h->headers[i];
         if (x->name.len == 6 && strncasecmp(b->data + x->name.pos, "accept", 6) == 0 &&
-            (contains(b->data + x->value.pos, x->value.len, "application/health+json") ||
-             contains(b->data + x->value.pos, x->value.len, "application/json")))
+            (accepts(b->data + x->value.pos, x->value.len, "application/health+json") ||
+             accepts(b->data + x->value.pos, x->value.len, "application/json")))
             return PAGES_JSON;
     }
     return PAGES_TEXT;

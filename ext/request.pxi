@@ -49,6 +49,7 @@ cdef class Request:
     cdef http1.http1_head head
     cdef bytes raw                   # the head as received; head's spans point into it
     cdef readonly size_t head_size
+    cdef uint64_t body_read          # bytes of a chunked body that was not whole, so far
     cdef bytes whole_body            # None if part of it was still to come when the request was taken
     cdef Body _body
     cdef c.proxy_peer peer
@@ -95,6 +96,17 @@ cdef class Request:
         cdef http1.http1_header *found = find_header(self, name, len(name))
         return default if found is NULL else text_at(self.raw, found.value)
 
+    def only_header(self, bytes name):
+        cdef http1.http1_header *found = find_header(self, name, len(name))
+        cdef int i
+        if found is NULL:
+            return None
+        for i in range(<int>(found - &self.head.headers[0]) + 1, self.head.n_headers):
+            if is_name(<const char *>PyBytes_AS_STRING(self.raw) + self.head.headers[i].name.pos,
+                       self.head.headers[i].name.len, name, len(name)):
+                return None
+        return text_at(self.raw, found.value)
+
     def has_header(self, tuple names not None):
         cdef bytes name
         for name in names:
@@ -111,6 +123,10 @@ cdef class Request:
         if self.head.has_length:
             return self.head.content_length
         return None if self.whole_body is None else PyBytes_GET_SIZE(self.whole_body)
+
+    @property
+    def received_size(self):
+        return received_size(self)
 
     @property
     def chunked(self):
@@ -177,6 +193,13 @@ cdef inline http1.http1_header *find_header(Request request, const char *name, s
         if is_name(data + header.name.pos, header.name.len, name, length):
             return header
     return NULL
+
+
+cdef inline uint64_t received_size(Request request) noexcept:
+    """Bytes of the body: as announced, or as many as have come of one in chunks."""
+    if request.head.has_length:
+        return request.head.content_length
+    return request.body_read if request.whole_body is None else <uint64_t>PyBytes_GET_SIZE(request.whole_body)
 
 
 cdef object get_address(Request request):
@@ -330,6 +353,8 @@ cdef class Body:
                 n = c.front_read(front, conn, at, size, True)
         leave(self.request, READING)
         self.data = data[:n] if n > 0 else b""
+        if n > 0:
+            self.request.body_read += <uint64_t>n
         self.pos = 0
         if n <= 0:
             if n == 0:

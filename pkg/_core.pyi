@@ -128,6 +128,13 @@ class Request:
     def access_line(self) -> bytes | None:
         """The access record of now as `_records.json_access` renders it; None: that has to, as something is long or
         needs escaping."""
+    def only_header(self, name: bytes) -> str | None:
+        """The header of that name, given in lower case, if there is just one."""
+
+    @property
+    def received_size(self) -> int:
+        """Bytes of the body: as announced, or as many as have come so far of one in chunks."""
+
     def has_header(self, names: tuple[bytes, ...]) -> bool:
         """Whether there is a header of one of these names, given in lower case."""
     def send(self, data: bytes) -> None:

@@ -30,7 +30,7 @@ def _begin(request: Any) -> None:
     request_id = parent = None
     if request.has_header(context.ID_HEADERS):
         request_id = context.parse_request_id(request.header(b"x-request-id"))
-        parent = context.trace_parent(request.header)
+        parent = context.trace_parent(request.only_header)
     request_id = request_id or context.new_request_id()
     trace_id, span_id = (parent.trace_id, parent.span_id) if parent else ("", "")
     request.request_id = request_id.encode()

@@ -87,7 +87,8 @@ ID_HEADERS = (b"x-request-id", b"traceparent", b"x-cloud-trace-context", b"x-amz
 
 
 def trace_parent(header: Callable[[bytes], str | None]) -> TraceParent | None:
-    """The trace that a request belongs to, by the first of the headers that says one well; `header` looks one up."""
+    """The trace that a request belongs to, by the first of the headers that says one well; `header` looks one
+    up, and finds none where a request has two of them: who added one has not read the other."""
     return (
         parse_traceparent(header(b"traceparent"))
         or parse_cloud_trace(header(b"x-cloud-trace-context"))

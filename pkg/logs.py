@@ -545,7 +545,7 @@ def access_of(request: Request) -> None:
             request.target,
             request.status,
             request.duration,
-            request.content_length or 0,
+            request.received_size,
             request.response_size,
             request.client_address[0],
             request.header(b"user-agent"),
