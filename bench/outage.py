@@ -111,7 +111,7 @@ def _sampled(admin: int) -> Iterator[list[tuple[float, int, int]]]:
             with contextlib.suppress(OSError):
                 with urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=5) as answer:
                     text = answer.read().decode()
-                counts = dict(re.findall(r'^db_client_connection_count\{.*state="(\w+)".*\} (\d+)', text, re.M))
+                counts = dict(re.findall(r'^db_client_connections\{.*state="(\w+)".*\} (\d+)', text, re.M))
                 used, idle = int(counts.get("used", 0)), int(counts.get("idle", 0))
                 samples.append((time.monotonic(), used + idle, used))
 

@@ -230,7 +230,8 @@ def _add_pool(page: Exposition, stats: Mapping[str, Any]) -> None:
     prefix = "db_client_connection"
     state = f"{prefix}_state"
     count = [("", {**_POOL_NAME, state: "idle"}, available), ("", {**_POOL_NAME, state: "used"}, size - available)]
-    page.family(f"{prefix}_count", "gauge", "Connections of the pool by state.", count)
+    # db.client.connection.count is what OpenTelemetry calls it; that ending is for histograms and summaries only.
+    page.family(f"{prefix}s", "gauge", "Connections of the pool by state.", count)
     for name, kind, key, help in (
         ("max", "gauge", "pool_max", "Most connections the pool may have."),
         ("idle_min", "gauge", "pool_min", "Connections the pool keeps open."),

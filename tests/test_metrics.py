@@ -162,8 +162,8 @@ def test_workers_and_queue() -> None:
 def test_pool() -> None:
     text = page()
     pool = {"db_client_connection_pool_name": "main"}
-    assert value(text, "db_client_connection_count", **pool, db_client_connection_state="used") == 4
-    assert value(text, "db_client_connection_count", **pool, db_client_connection_state="idle") == 3
+    assert value(text, "db_client_connections", **pool, db_client_connection_state="used") == 4
+    assert value(text, "db_client_connections", **pool, db_client_connection_state="idle") == 3
     assert value(text, "db_client_connection_max", **pool) == 10
     assert value(text, "db_client_connection_pending_requests", **pool) == 4
     assert value(text, "db_client_connection_timeouts_total", **pool) == 5

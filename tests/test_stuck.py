@@ -235,7 +235,7 @@ def test_a_pool_that_is_used_up(tmp_path: Path) -> None:
         assert drill.json("/debug/pool")["requests_waiting"] == 1
         metrics = drill.page("/metrics")
         used = 'db_client_connection_pool_name="main",db_client_connection_state="used"'
-        assert f"db_client_connection_count{{{used}}} 2" in metrics
+        assert f"db_client_connections{{{used}}} 2" in metrics
         assert 'db_client_connection_pending_requests{db_client_connection_pool_name="main"} 1' in metrics
         # Who keeps them is named by the requests in flight.
         places = [r["at"] for r in drill.json("/debug/requests") if r["target"] == "/take_connection"]
