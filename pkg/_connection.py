@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import traceback
 from collections.abc import Iterator
 from time import monotonic
@@ -13,9 +14,10 @@ from psycopg import pq, rows
 from psycopg._preparing import Prepare, PrepareManager
 from psycopg._queries import PostgresQuery
 from psycopg.abc import PQGen
-from psycopg.conninfo import make_conninfo
 from psycopg.generators import fetch_many, send
 from psycopg.pq.abc import PGresult
+
+from pkg._cancel import Cancel, prepare
 
 IDLE = pq.TransactionStatus.IDLE
 _BAD = pq.ConnStatus.BAD
@@ -25,7 +27,12 @@ _PIPELINE_SYNC = pq.ExecStatus.PIPELINE_SYNC
 _SQLSTATE = pq.DiagnosticField.SQLSTATE
 _HAS_PIPELINES = psycopg.Pipeline.is_supported()
 
-__all__ = ["IDLE", "Connection", "Cursor"]
+__all__ = ["IDLE", "Connection", "Cursor", "Expired"]
+
+
+# Held while a connection is closed on purpose, and while another thread reads what a request to cancel takes of it:
+# psycopg's Python implementation calls libpq without the interpreter lock.
+_closing = threading.Lock()
 
 
 class LastWord:
@@ -42,6 +49,10 @@ class LastWord:
         self.heard = True
         if diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
             self.text = diagnostic.message_primary or "the server ended the session"
+
+
+class Expired(psycopg.OperationalError):
+    """The deadline of a connection passed while nothing ran on it; nothing more is sent."""
 
 
 class Cursor(psycopg.Cursor[Any]):
@@ -163,7 +174,6 @@ def _has_said_why(answers: list[list[PGresult]]) -> bool:
 class Connection(psycopg.Connection[Any]):
     """A connection that can tell without asking that it is dead."""
 
-    conninfo = ""  # what another connection to the same server needs
     last_word: LastWord | None = None  # of a connection that listens
     answered = 0.0  # monotonic, when the server last did, at the end of a transaction or in autocommit mode
     usual_threshold = PrepareManager.prepare_threshold  # of executions before a statement is prepared; None: it is not
@@ -180,15 +190,10 @@ class Connection(psycopg.Connection[Any]):
         After a timeout psycopg (3.3.8) has a cycle of the error, its frames, and in them the unfinished connection.
         """
         try:
-            conn = super().connect(conninfo, **options)
+            return super().connect(conninfo, **options)
         except psycopg.Error as error:
             traceback.clear_frames(error.__traceback__)
             raise error.with_traceback(None) from None
-        # Of several hosts the one that answered: a request to cancel must not go to another.
-        pgconn = conn.pgconn
-        where = {"host": pgconn.host, "hostaddr": pgconn.hostaddr, "port": pgconn.port}
-        conn.conninfo = make_conninfo(conninfo, **{name: value.decode() for name, value in where.items() if value})
-        return conn
 
     # What ends a transaction is an exchange with the server, and its answer proof that it lives; at the end of none
     # nothing is said.  To watch every exchange, in wait(), would cost each of them more.
@@ -200,6 +205,8 @@ class Connection(psycopg.Connection[Any]):
             self.answered = monotonic()
 
     def rollback(self) -> None:
+        if "wait" in self.__dict__:
+            return  # it has expired: closing it will do
         is_open = self.pgconn.transaction_status != IDLE
         super().rollback()
         if is_open:
@@ -214,6 +221,23 @@ class Connection(psycopg.Connection[Any]):
     def _start_query(self) -> PQGen[None]:
         if not self.begins_later:
             yield from super()._start_query()
+
+    def close(self) -> None:
+        with _closing:
+            super().close()
+
+    def expire(self) -> Cancel | None:
+        """Lets nothing more be sent, from another thread than the one that uses it; a request to cancel what is.
+
+        Whatever the connection does passes through wait(), which costs nothing as long as it is not replaced.
+        """
+        self.wait = self._refuse  # type: ignore[method-assign]
+        with _closing:
+            return None if self.closed else prepare(self.pgconn)
+
+    def _refuse(self, gen: Any, *_: Any, **__: Any) -> Any:
+        gen.close()
+        raise Expired("the connection's time is up")
 
     def restore(self) -> None:
         """Takes back what a borrower has set for itself: the next one expects a connection as new.

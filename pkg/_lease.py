@@ -5,15 +5,14 @@ It neither makes connections nor judges the database.
 
 from __future__ import annotations
 
-import os
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from pkg._connection import Connection
-from pkg._pool import Deadline, first_line, shut
+from pkg._connection import Connection, Expired
+from pkg._pool import Deadline, first_line
 from pkg.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:
@@ -59,10 +58,10 @@ class Lease:
     ) -> None:
         database, conn, deadline = self._database, self._conn, self._deadline
         assert conn is not None
-        lost = conn.closed  # then psycopg would not even try to commit
+        closed = conn.closed  # then psycopg would not even try to commit
         late = False
         try:
-            if kind is None and not lost:
+            if kind is None and not closed:
                 conn.commit()
             else:
                 conn.__exit__(kind, error, trace)
@@ -71,8 +70,11 @@ class Lease:
             raise
         finally:
             if deadline is not None:
-                late = database.watchdog.release(deadline)
-            lost = lost or conn.closed
+                late = database.watchdog.release(deadline, is_lost=conn.closed)
+            lost = conn.broken  # it was not the body that closed it
+            if late:
+                lost = lost or isinstance(error, (psycopg.errors.QueryCanceled, Expired))
+                conn.close()
             self._conn = self._deadline = None
             database.take_back(self, conn)
             if lost and (error is None or isinstance(error, psycopg.Error)):
@@ -85,10 +87,4 @@ class Lease:
         """Ends the connection, whoever waits in it."""
         conn = self._conn
         if conn is not None:
-            try:
-                fd, pid = os.dup(conn.pgconn.socket), conn.pgconn.backend_pid
-            except (psycopg.Error, OSError):
-                return
-            shut(fd)
-            os.close(fd)
-            self._database.watchdog.cancel(conn.conninfo, pid)
+            self._database.watchdog.end(conn)

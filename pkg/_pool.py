@@ -14,13 +14,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from itertools import count
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import psycopg
 import psycopg_pool
 from psycopg_pool.pool import AddConnection
 
+from pkg._cancel import Cancel
 from pkg._connection import Connection
 
 __all__ = [
@@ -42,8 +43,12 @@ LOG_INTERVAL = 5.0  # seconds between two lines that say why a connection failed
 
 PoolTimeout = psycopg_pool.PoolTimeout
 
-MAX_CANCELS = 64  # waiting; the oldest is dropped: it has had its chance
-CANCEL_TIMEOUT = 5.0  # seconds, for each step of one
+MAX_CANCELS = 1024  # waiting, more than a pool has connections by default; the oldest is dropped
+CANCEL_TIMEOUT = 5.0  # seconds, for one
+CANCEL_ATTEMPTS = 6  # with so many servers behind a balancer that takes them in turn the right one is among them
+CANCEL_ANSWER = 0.1  # seconds until the server has ended the query; then the request is sent once more
+CANCEL_GRACE = 1.0  # seconds that a connection is kept for its cancel request, which a pooler matches with it
+TLS_GRACE = 0.25  # the same where its thread has to wait meanwhile
 MAX_WAIT = 3600.0  # seconds at a time: a wait of 300 years is an OverflowError
 
 
@@ -119,7 +124,7 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
         return len(self._waiting)
 
 
-def shut(fd: int) -> None:
+def shut(fd: int, how: int = socket.SHUT_RDWR) -> None:
     """Ends a connection whose thread waits in it: that thread gets an OperationalError at once.
 
     Nothing else does with a server that is stopped or cut off: not the pool's timeout, not `statement_timeout` (the
@@ -127,9 +132,21 @@ def shut(fd: int) -> None:
     """
     end = socket.socket(fileno=fd)
     try:
-        end.shutdown(socket.SHUT_RDWR)
+        end.shutdown(how)
     except OSError:
         pass  # the peer was faster
+    finally:
+        end.detach()
+
+
+def _has_data(fd: int) -> bool:
+    end = socket.socket(fileno=fd)
+    try:
+        return bool(end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))  # what is shut for reading still receives
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
     finally:
         end.detach()
 
@@ -142,14 +159,13 @@ def _started(target: Callable[[], object], name: str) -> threading.Thread:
 
 
 class Deadline:
-    """One watched connection.  `fired`: it was shut."""
+    """One watched connection.  `fired`: its time was up."""
 
-    __slots__ = ("conninfo", "fd", "fired", "pid")
+    __slots__ = ("conn", "fd", "fired")
 
-    def __init__(self, fd: int, conninfo: str, pid: int) -> None:
-        self.fd = fd
-        self.conninfo = conninfo
-        self.pid = pid  # of the backend whose query is to be cancelled; 0: of none
+    def __init__(self, fd: int, conn: Connection | None) -> None:
+        self.fd = fd  # the watcher's own; -1: closed
+        self.conn = conn  # whose query is to be cancelled; None: of none
         self.fired = False
 
 
@@ -157,9 +173,16 @@ class Watchdog:
     """Shuts connections whose deadline has passed.  One thread, which begins with the first deadline.
 
     A server that still runs does not notice that its client has gone until the query ends, which may be never.  So it
-    is asked to cancel the query, over a new connection and by a thread of its own.  Not with libpq's PQcancel: it waits
-    for the server without a limit, and psycopg_c (3.3.8) calls it with the interpreter lock held, so that a stopped
-    server stops this whole process.
+    is asked to cancel the query, by a thread of its own:
+
+        the deadline          the request is made, with the connection's secret; nothing more is sent on it; its socket
+                              is shut for reading, which frees the thread that waits
+        the request is taken  the socket is shut for writing, too.  Not before: PgBouncer forgets the secret of a client
+                              that has gone, and lets its query run
+        CANCEL_GRACE later    the same, if the server has not taken it
+
+    On a connection with TLS the thread is freed a moment later (TLS_GRACE at most): libpq, which finds the socket at
+    its end, would take leave of the peer.
     """
 
     def __init__(self) -> None:
@@ -169,7 +192,7 @@ class Watchdog:
         self._released = 0  # of those in the heap
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._cancels: deque[tuple[float, Deadline]] = deque(maxlen=MAX_CANCELS)
+        self._cancels: deque[tuple[Cancel, Deadline]] = deque(maxlen=MAX_CANCELS)
         self._canceller: threading.Thread | None = None
         self.fired = 0
 
@@ -179,26 +202,37 @@ class Watchdog:
         with self._condition:
             if self._thread is None and not self._closed:
                 self._thread = _started(self._run, "database-deadlines")
-            deadline = Deadline(os.dup(conn.pgconn.socket), conn.conninfo, conn.pgconn.backend_pid if cancel else 0)
+            deadline = Deadline(os.dup(conn.pgconn.socket), conn if cancel else None)
             heapq.heappush(self._heap, (at, next(self._count), deadline))
             if self._heap[0][2] is deadline:
                 self._condition.notify_all()
         return deadline
 
-    def release(self, deadline: Deadline) -> bool:
-        """Afterwards the connection is not touched any more.  True: it has been shut."""
+    def release(self, deadline: Deadline, *, is_lost: bool = False) -> bool:
+        """Afterwards the connection is not touched any more.  True: its time was up, and it is to be closed.
+
+        is_lost: a query may still be running; else whatever was sent has been answered, and nothing is to be cancelled.
+        """
         with self._condition:
-            fd, deadline.fd = deadline.fd, -1
-            if fd >= 0:
-                os.close(fd)
-                if not deadline.fired:
-                    self._released += 1
+            deadline.conn = None
+            if not deadline.fired:
+                os.close(deadline.fd)
+                deadline.fd = -1
+                self._released += 1
+            elif not is_lost and deadline.fd >= 0:
+                self._end(deadline)
+                self._released += 1
             # Most deadlines are released long before they pass; the heap holds no more dead than living ones.
             if self._released > 64 and self._released * 2 > len(self._heap):
                 self._heap = [entry for entry in self._heap if entry[2].fd >= 0]
                 heapq.heapify(self._heap)
                 self._released = 0
         return deadline.fired
+
+    def end(self, conn: Connection) -> None:
+        """Does at once what happens at a deadline."""
+        with self._condition, contextlib.suppress(psycopg.Error, OSError):
+            self._fire(Deadline(os.dup(conn.pgconn.socket), conn))
 
     def _run(self) -> None:
         with self._condition:
@@ -214,23 +248,36 @@ class Watchdog:
                     self._condition.wait(min(left, MAX_WAIT))
                     continue
                 deadline = heapq.heappop(self._heap)[2]
-                deadline.fired = True
-                self.fired += 1
-                shut(deadline.fd)
-                if deadline.pid:
-                    self._begin_cancel(deadline)
+                if deadline.fired:
+                    self._end(deadline)
+                else:
+                    self.fired += 1
+                    self._fire(deadline)
 
-    def cancel(self, conninfo: str, pid: int) -> None:
-        """Cancels the query of a backend whose connection somebody else has shut."""
-        with self._condition:
-            self._begin_cancel(Deadline(-1, conninfo, pid))
-
-    def _begin_cancel(self, deadline: Deadline) -> None:
-        self._cancels.append((monotonic(), deadline))
+    def _fire(self, deadline: Deadline) -> None:
+        deadline.fired = True
+        conn, deadline.conn = deadline.conn, None
+        cancel = conn.expire() if conn is not None else None
+        if cancel is None:
+            self._end(deadline)
+            return
+        grace = TLS_GRACE if cancel.is_tls else CANCEL_GRACE
+        if not cancel.is_tls:
+            shut(deadline.fd, socket.SHUT_RD)
+        heapq.heappush(self._heap, (monotonic() + grace, next(self._count), deadline))
+        self._condition.notify_all()
+        self._cancels.append((cancel, deadline))
         if self._canceller is None:
-            # Without a thread to be had it stays in the queue, for the next one's thread or to be too old by then.
+            # Without a thread to be had it stays in the queue for the next one's.  However late it is sent, it can hit
+            # nothing but the session it was made for.
             with contextlib.suppress(RuntimeError):
                 self._canceller = _started(self._run_cancels, "database-cancels")
+
+    def _end(self, deadline: Deadline) -> None:
+        if deadline.fd >= 0:
+            shut(deadline.fd)
+            os.close(deadline.fd)
+            deadline.fd = -1
 
     def _run_cancels(self) -> None:
         while True:
@@ -239,26 +286,40 @@ class Watchdog:
                     self._canceller = None
                     self._condition.notify_all()
                     return
-                at, deadline = self._cancels.popleft()
-            # One that had to wait is left: by now the process of that number may be another client's.
-            if monotonic() - at <= CANCEL_TIMEOUT:
-                with contextlib.suppress(psycopg.Error, OSError, RuntimeError):
-                    self._cancel(deadline)
+                cancel, deadline = self._cancels.popleft()
+            # A balancer may send the request to another server, which takes it and does nothing.
+            for _ in range(CANCEL_ATTEMPTS if cancel.is_active else 1):
+                try:
+                    cancel.send(CANCEL_TIMEOUT)
+                except (psycopg.Error, OSError):
+                    break
+                if not cancel.is_active or self._has_answered(deadline):
+                    break
+            with self._condition:
+                if deadline.fd >= 0:
+                    self._end(deadline)
+                    self._released += 1  # it is in the heap still
 
-    def _cancel(self, deadline: Deadline) -> None:
-        limit = str(round(CANCEL_TIMEOUT))
-        with Connection.connect(deadline.conninfo, autocommit=True, connect_timeout=limit) as conn:
-            watched = self.watch(conn, monotonic() + CANCEL_TIMEOUT)
-            try:
-                conn.execute("select pg_cancel_backend(%s)", (deadline.pid,))
-            finally:
-                self.release(watched)
+    def _has_answered(self, deadline: Deadline) -> bool:
+        """Whether the server says that the query has ended, or nobody waits for that any more."""
+        end = monotonic() + CANCEL_ANSWER
+        while True:
+            with self._condition:
+                if deadline.fd < 0 or _has_data(deadline.fd):
+                    return True
+            if monotonic() >= end:
+                return False
+            sleep(0.005)
 
     def close(self, timeout: float = 0.0) -> None:
         """Ends, after cancels that are under way have had `timeout` seconds."""
         with self._condition:
             self._condition.wait_for(lambda: self._canceller is None, timeout)
             self._closed = True
+            self._cancels.clear()
+            for _, _, deadline in self._heap:
+                if deadline.fired:
+                    self._end(deadline)
             self._condition.notify_all()
             thread = self._thread
         if thread is not None:

@@ -70,7 +70,7 @@ def test_begin_travels_with_the_first_statement(conn: Connection) -> None:
     ours = exchanges(conn, transaction)
     assert len(ours) == 3, ours  # the statements, and COMMIT
     assert ours[0].split() == ["Parse", "Bind", "Describe", "Execute"] * 2 + ["Sync"]
-    with psycopg.connect(conn.conninfo, password=conn.info.password) as theirs:
+    with psycopg.connect(conn.info.dsn, password=conn.info.password) as theirs:
         conn = theirs  # type: ignore[assignment]
         assert len(exchanges(theirs, transaction)) == 4
 

@@ -20,6 +20,7 @@ LAYERS = [
         "_answers",
         "database",
         "_pool",
+        "_cancel",
         "_connection",
         "_conninfo",
         "_lease",

@@ -1,0 +1,157 @@
+"""A request to cancel what a session runs, by PostgreSQL's cancel protocol (protocol-flow, "Canceling Requests in
+Progress").
+
+It carries the session's number and the secret that the client got at its login, so that whichever server a balancer
+sends it to, it can end no query but that session's; PgBouncer gives its clients secrets of its own and passes it on.
+`select pg_cancel_backend(pid)` over a new connection would hit whoever has that number there.
+
+    libpq 17 and later   PQcancelCreate and its kin: without blocking, with the connection's own TLS
+    before               libpq's PQcancel has no time limit, and psycopg_c calls it with the interpreter lock held: a
+                         server that is stopped would stop this whole process.  So the same sixteen bytes are sent from
+                         here, in plain text as PQcancel does, with the secret that PQgetCancel gives out
+
+It does not decide when to cancel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import socket
+import struct
+from time import monotonic
+from typing import Any
+
+import psycopg
+from psycopg import capabilities, generators, waiting
+
+__all__ = ["Cancel", "PlainCancel", "SafeCancel", "prepare"]
+
+_log = logging.getLogger("pkg.database")
+
+_ACTIVE = psycopg.pq.TransactionStatus.ACTIVE
+_CANCEL_REQUEST = 80877102  # the code that the protocol gives it
+_INTERVAL = 0.1  # seconds; how soon a wait that has timed out is noticed
+
+# What demands that every byte be encrypted, the secret included.
+_ENCRYPTED = {"sslmode": ("require", "verify-ca", "verify-full"), "gssencmode": ("require",)}
+
+
+class SafeCancel:
+    """With libpq 17 or later.  It has to be made while the connection is open.
+
+    `is_tls`: the connection is.  `is_active`: it runs something, whose end the server will announce on it.
+    """
+
+    def __init__(self, pgconn: Any) -> None:
+        self.is_tls = bool(pgconn.ssl_in_use)
+        self.is_active = pgconn.transaction_status == _ACTIVE
+        self._cancel = pgconn.cancel_conn()
+
+    def send(self, timeout: float) -> None:
+        """Returns when the server, or the pooler, has taken it.  Exception: it has not, within `timeout` seconds."""
+        try:
+            self._cancel.start()
+            waiting.wait_conn(generators.cancel(self._cancel), interval=_INTERVAL, timeout=timeout)
+        finally:
+            self._cancel.reset()  # it may be sent again
+
+
+class PlainCancel:
+    """With libpq before 17, never encrypted.  It has to be made while the connection is open."""
+
+    def __init__(self, pgconn: Any) -> None:
+        self.is_tls = bool(pgconn.ssl_in_use)
+        self.is_active = pgconn.transaction_status == _ACTIVE
+        number, secret = _secret(pgconn)
+        self._request = struct.pack("!IIii", 16, _CANCEL_REQUEST, number, secret)
+        with socket.socket(fileno=os.dup(pgconn.socket)) as ours:
+            self._family, self._peer = ours.family, ours.getpeername()
+
+    def send(self, timeout: float) -> None:
+        """Returns when the server, or the pooler, has taken it.  OSError: it has not, within `timeout` seconds."""
+        end = monotonic() + timeout
+        with socket.socket(self._family, socket.SOCK_STREAM) as connection:
+            connection.settimeout(timeout)
+            connection.connect(self._peer)
+            connection.sendall(self._request)
+            connection.settimeout(max(0.001, end - monotonic()))
+            connection.recv(1)  # it closes when it has taken it
+
+
+Cancel = SafeCancel | PlainCancel
+
+
+def prepare(pgconn: Any) -> Cancel | None:
+    """A request for what this open connection runs.  None: there can be none; the first time the log says why."""
+    try:
+        if capabilities.has_cancel_safe():
+            return SafeCancel(pgconn)
+        for option in pgconn.info:
+            name, value = option.keyword.decode(), (option.val or b"").decode()
+            if value in _ENCRYPTED.get(name, ()):
+                _say_once(f"{name}={value} is set, and this libpq (before 17) sends cancel requests in plain text")
+                return None
+        return PlainCancel(pgconn)
+    except OSError as error:
+        _say_once(str(error))
+        return None
+    except psycopg.Error:
+        return None  # it has just been lost
+
+
+_said = False
+
+
+def _say_once(why: str) -> None:
+    global _said
+    if not _said:
+        _said = True
+        _log.warning("a query whose deadline passes is not cancelled on the server: %s", why)
+
+
+class _Request(ctypes.Structure):
+    """libpq's `struct pg_cancel`, as far as it was the same in every version up to 16 (fe-connect.c, pqcomm.h)."""
+
+    _fields_ = (
+        ("address", ctypes.c_byte * 128),  # struct sockaddr_storage
+        ("address_size", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32),  # the address is aligned to 8 bytes
+        ("number", ctypes.c_int32),
+        ("secret", ctypes.c_int32),
+    )
+
+
+def _secret(pgconn: Any) -> tuple[int, int]:
+    """The session's number and secret.  OSError: libpq is not as expected; psycopg.Error: the connection is lost."""
+    libpq = _load_libpq()
+    request = libpq.PQgetCancel(pgconn.pgconn_ptr)
+    if not request:
+        raise psycopg.OperationalError("libpq gives no cancel request for this connection")
+    try:
+        found = _Request.from_buffer_copy(ctypes.string_at(request, ctypes.sizeof(_Request)))
+    finally:
+        libpq.PQfreeCancel(request)
+    if found.number != pgconn.backend_pid:
+        raise OSError("this libpq keeps the connection's secret in another way")
+    return found.number, found.secret
+
+
+_libpq: ctypes.CDLL | None = None
+
+
+def _load_libpq() -> ctypes.CDLL:
+    """The libpq that psycopg uses, which is in this process already.  OSError: there is none to be found."""
+    global _libpq
+    if _libpq is None:
+        with open("/proc/self/maps") as maps:
+            paths = (line.split(maxsplit=5)[-1].strip() for line in maps if "/libpq" in line)
+            path = next((path for path in paths if path.rpartition("/")[2].startswith(("libpq.", "libpq-"))), None)
+        if path is None:
+            raise OSError("libpq is not among the libraries of this process")
+        libpq = ctypes.CDLL(path)
+        libpq.PQgetCancel.argtypes, libpq.PQgetCancel.restype = [ctypes.c_void_p], ctypes.c_void_p
+        libpq.PQfreeCancel.argtypes, libpq.PQfreeCancel.restype = [ctypes.c_void_p], None
+        _libpq = libpq
+    return _libpq
