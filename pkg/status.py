@@ -286,6 +286,11 @@ def _of_pool(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
     pool = document["pool"]
     if not pool:
         return
+    lent = pool.get("connections_used", 0)
+    if lent and not document["requests"]:
+        what = "a connection is" if lent == 1 else f"{lent} connections are"
+        text = f"{what} in use while no request is in flight: leaked, unless a thread of the application's own has it"
+        yield _finding("warning", text, "/debug/pool")
     size, most = pool.get("pool_size", 0), pool.get("pool_max", 0)
     waiting = pool.get("requests_waiting", 0)
     if waiting or (most and size >= most and not pool.get("pool_available", 0)):
