@@ -14,6 +14,7 @@ from psycopg import pq, rows
 from psycopg._preparing import Prepare, PrepareManager
 from psycopg._queries import PostgresQuery
 from psycopg.abc import PQGen
+from psycopg.adapt import AdaptersMap
 from psycopg.generators import fetch_many, send
 from psycopg.pq.abc import PGresult
 
@@ -49,6 +50,17 @@ class LastWord:
         self.heard = True
         if diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
             self.text = diagnostic.message_primary or "the server ended the session"
+
+
+def _is_usual(adapters: AdaptersMap) -> bool:
+    """Whether it is what a new connection would have: psycopg's maps are shared until something is registered."""
+    usual = psycopg.adapters
+    return (
+        adapters._loaders == usual._loaders
+        and adapters._dumpers == usual._dumpers
+        and adapters._dumpers_by_oid == usual._dumpers_by_oid
+        and adapters.types._registry is usual.types._registry
+    )
 
 
 class Expired(psycopg.OperationalError):
@@ -176,6 +188,8 @@ class Connection(psycopg.Connection[Any]):
 
     last_word: LastWord | None = None  # of a connection that listens
     answered = 0.0  # monotonic, when the server last did, at the end of a transaction or in autocommit mode
+    _notifies_backlog: Any = ()  # psycopg 3.2.2 has none
+    lent = 0.0  # monotonic, when it was last given to a borrower
     usual_threshold = PrepareManager.prepare_threshold  # of executions before a statement is prepared; None: it is not
     begins_later = False  # the cursor sends BEGIN, after what it prepares
 
@@ -246,17 +260,34 @@ class Connection(psycopg.Connection[Any]):
         """
         if self.pgconn.pipeline_status:
             raise psycopg.ProgrammingError("left in a pipeline")
-        if self.autocommit:
+        if self._num_transactions or self._tpc:
+            raise psycopg.ProgrammingError("left in a transaction block")
+        # The values themselves and not psycopg's properties: this happens at each block's end.
+        if self._autocommit:
             self.autocommit = False
-        if self.isolation_level is not None:
+        if self._isolation_level is not None:
             self.isolation_level = None
-        if self.read_only is not None:
+        if self._read_only is not None:
             self.read_only = None
-        if self.deferrable is not None:
+        if self._deferrable is not None:
             self.deferrable = None
         self.row_factory = rows.tuple_row
         self.cursor_factory = Cursor
-        self.prepare_threshold = self.usual_threshold
+        self.server_cursor_factory = psycopg.ServerCursor
+        prepared = self._prepared
+        prepared.prepare_threshold = self.usual_threshold
+        prepared.prepared_max = PrepareManager.prepared_max
+        if len(self._notice_handlers) != 1:
+            self._notice_handlers[:] = (self.last_word,) if self.last_word is not None else ()
+        if self._notify_handlers:
+            self._notify_handlers.clear()
+        backlog = self._notifies_backlog
+        if backlog:
+            backlog.clear()
+        elif backlog is None:
+            raise psycopg.ProgrammingError("left in notifies(), which keeps the connection's lock")
+        if self._adapters is not None and not _is_usual(self._adapters):
+            self._adapters = None  # psycopg makes it again when it is needed
 
     def is_lost(self) -> bool:
         """Whether the server has ended this idle session.  No query: it has said so, or the socket is at its end.

@@ -66,9 +66,11 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
       it meets dead connections.  `borrow` sees most of them without asking and goes on to the next.
     """
 
-    def __init__(self, conninfo: Callable[[], str], **options: Any) -> None:
+    def __init__(self, conninfo: Callable[[], str], *, name: str = POOL_NAME, **options: Any) -> None:
+        _logged.setdefault(name, -LOG_INTERVAL)
         super().__init__(
             conninfo,
+            name=name,
             connection_class=Connection,
             open=False,
             reconnect_timeout=0.0,
@@ -83,6 +85,7 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
         while True:
             conn = self._getconn_unchecked(timeout)  # getconn() has a loop for `check=` around it
             if not conn.is_lost():
+                conn.lent = monotonic()
                 return conn
             conn.close()
             self.putconn(conn)  # which replaces it
@@ -336,24 +339,27 @@ def quiet() -> None:
     _log.addFilter(_terse)
 
 
-_logged = -LOG_INTERVAL
+_logged: dict[str, float] = {}  # when something was said last, by the name of the pool; of ours only
 
 
 def _terse(record: logging.LogRecord) -> bool:
-    """Of what the pool's workers say: why a connection failed, every few seconds and not for each attempt of each.
+    """Of what the pools' workers say: why a connection failed, every few seconds and not for each attempt of each.
 
-    That connections are lost, replaced or given up is in the numbers, and the check says what it means.
+    That connections are lost, replaced or given up is in the numbers, and the check says what it means.  What pools
+    of the application's own say is left alone.
     """
-    global _logged
-    if not isinstance(record.args, tuple) or POOL_NAME not in record.args:
-        return not record.msg.startswith("discarding closed connection")
-    error = record.args[-1]
+    args = record.args if isinstance(record.args, tuple) else ()
+    name = next((arg for arg in args if isinstance(arg, str) and arg in _logged), None)
+    if name is None:
+        # Those about one connection do not name the pool.
+        return not (args and isinstance(args[0], Connection) and record.msg.startswith("discarding closed connection"))
+    error = args[-1]
     now = monotonic()
-    if not isinstance(error, Exception) or isinstance(error, NotNow) or now - _logged < LOG_INTERVAL:
+    if not isinstance(error, Exception) or isinstance(error, NotNow) or now - _logged[name] < LOG_INTERVAL:
         return False
     # As text: who keeps the record would keep the exception, its frames, and with them the connection's descriptor.
-    record.args = (POOL_NAME, first_line(error))
-    _logged = now
+    record.args = (name, first_line(error))
+    _logged[name] = now
     return True
 
 

@@ -1,13 +1,17 @@
 """The database: a pool of PostgreSQL connections, and the check that says whether it can be used.
 
-It runs no query but the check's empty one, and keeps no clock: `health` says when to check and damps the verdicts.
+It runs no query but the check's, and keeps no clock: `health` says when to check and damps the verdicts.
 
     evidence since the last check       verdict
     a connection came back, answered    ok, without a query, unless idle ones are known to have been lost since
     one is free and answers             ok
     one is free, does not answer        a new one of the check's own decides; if it answers, the pool is flushed
     none is free                        a new one of the check's own decides; degraded if all are in use
-    (any, role=primary)                 failed if the server is read-only; the pool is flushed
+    the new one is one too many         degraded while a connection of the pool is in use or another free one answers
+    (any, role=primary)                 asked in each check; failed if the server is read-only; the pool is flushed
+
+What the server reported at login (`in_hot_standby`) may be a pooler's memory of another day.  It is a reason to ask, or
+not to count an answer, never a verdict.
 
     while the verdict is bad            the check alone connects: no worker of the pool waits in connect() for a server
                                         that is not there, and none sleeps in a back-off when it comes back
@@ -17,6 +21,7 @@ It runs no query but the check's empty one, and keeps no clock: `health` says wh
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from time import monotonic, sleep
 
@@ -58,6 +63,7 @@ class Database:
     restart.  role: `primary` refuses servers that are read-only.  pool_timeout: the longest wait for a connection;
     connect_timeout: for making one (libpq takes whole seconds, at least 2).  All in seconds.  prepare: statements that
     a connection repeats; not where a pooler in between gives each transaction another session and does not know them.
+    name: of the pool, in the log.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class Database:
         pool_timeout: float = 5.0,
         connect_timeout: float = 3.0,
         prepare: bool = True,
+        name: str = POOL_NAME,
     ) -> None:
         self._source = Source(url, url_file, connect_timeout)
         self._primary = role == "primary"
@@ -82,13 +89,14 @@ class Database:
         self._leases: set[Lease] = set()
         self._pool = Pool(
             self._conninfo,
-            name=POOL_NAME,
+            name=name,
             min_size=min_size,
             max_size=max_size,
             timeout=pool_timeout,
             configure=self._configure,
         )
         # Written by whoever brings a connection back, read by the check; one attribute each, so no lock.
+        self._use_time = 0.0  # seconds, of all that came back
         self._proved = 0.0  # when the server last answered in a way that counts
         self._returned = 0.0  # the same, on a connection that came back in good state
         # The check's own.
@@ -97,6 +105,7 @@ class Database:
         self._reason = ""
         self._doubt = ""  # why the pool's connections are not to be trusted
         self._doubted = ""  # the same at the check before: a read-only server would fill the log
+        self._read_only = False  # what the server said last, with role=primary
         self._crowded = False  # somebody waited for a connection at the last check
         self._news = threading.Condition(threading.Lock())
         self._attempts: set[_Attempt] = set()
@@ -136,9 +145,16 @@ class Database:
         conn.listen()
         if not self._prepare:
             conn.usual_threshold = conn.prepare_threshold = None
-        if self._primary and _is_read_only(conn) is True:
-            conn.close()
-            raise psycopg.OperationalError("the server is read-only, and role=primary is set")
+        # Good news may be old, too: the check finds that out.  To ask each time would cost each new connection a query.
+        if self._primary and _reports_read_only(conn):
+            deadline = self.watchdog.watch(conn, monotonic() + self._connect_timeout)
+            try:
+                read_only = _is_read_only(conn)
+            finally:
+                self.watchdog.release(deadline)
+            if read_only:
+                conn.close()
+                raise psycopg.OperationalError("the server is read-only, and role=primary is set")
 
     def _connect_and_ask(self) -> None:
         conninfo = self._source.conninfo()
@@ -191,8 +207,10 @@ class Database:
     def take_back(self, lease: Lease, conn: Connection) -> None:
         """The pool's again; what it proves is when the server last answered, in this use or before."""
         self._leases.discard(lease)
+        use_time = monotonic() - conn.lent
+        self._use_time += use_time  # nothing is called between its reading and its writing: no thread gets in between
         if conn.pgconn.transaction_status == IDLE:
-            if conn.answered > self._returned and not (self._primary and _is_read_only(conn) is not False):
+            if conn.answered > self._returned and not (self._primary and _reports_read_only(conn)):
                 self._returned = conn.answered
                 self._proved = max(self._proved, conn.answered)
             try:
@@ -228,32 +246,45 @@ class Database:
 
     def _judge(self, since: float) -> Degraded | None:
         crowded, self._crowded = self._crowded, self._pool.waiting > 0
-        if self._proved > since and self._began - self._proved < PROOF_AGE and not self._pool.prune():
+        proved = self._proved > since and self._began - self._proved < PROOF_AGE and not self._pool.prune()
+        if proved and not self._primary:
             if crowded and self._crowded:
                 return Degraded(f"saturated: {len(self._leases)} connections in use, {self._pool.waiting} waiting")
             return None
-        conn = self._free()
-        if conn is not None:
-            try:
-                self._ask(conn, self._began + ANSWER_TIMEOUT)
-                return None
-            except DatabaseUnavailable as error:
-                self._doubt = str(error)
-                conn.close()
-            finally:
-                self._pool.putconn(conn)
+        if self._ask_free(self._began + ANSWER_TIMEOUT):
+            return None
         in_use = len(self._leases)
         try:
             self._ask_new()
         except DatabaseUnavailable as error:
-            # A server that says no to one connection more is alive; so are those that came back lately.
-            refused = conn is None and in_use >= self._max_size and _is_servers(str(error))
-            if refused and self._began - self._returned < RECENTLY:
-                return Degraded(f"saturated: all {in_use} connections are in use, and one more: {error}")
+            # A server that says no to one connection more is alive, and serves those that the pool has.  In a language
+            # that is not understood it may have another reason: then its answers of a moment ago have to count.
+            full = in_use >= self._max_size and self._began - self._returned < RECENTLY and _is_servers(str(error))
+            if (full or _is_one_too_many(str(error))) and not self._read_only:
+                if in_use:
+                    return Degraded(f"{in_use} connections are in use, and the server refuses one more: {error}")
+                while self._pool.available and monotonic() < self._began + CHECK_TIMEOUT:
+                    if self._ask_free(self._began + CHECK_TIMEOUT):
+                        return Degraded(f"the server refuses one more connection: {error}")
             raise
         if in_use >= self._max_size:
             return Degraded(f"saturated: all {in_use} connections are in use, none came back since the last check")
         return None
+
+    def _ask_free(self, at: float) -> bool:
+        """Whether there is a connection that nobody wants, and it answers before the monotonic time `at`."""
+        conn = self._free()
+        if conn is None:
+            return False
+        try:
+            self._ask(conn, at)
+            return True
+        except DatabaseUnavailable as error:
+            self._doubt = str(error)
+            conn.close()
+            return False
+        finally:
+            self._pool.putconn(conn)
 
     def _free(self) -> Connection | None:
         """A connection that nobody wants.  The check does not queue for one: that would make the pool grow."""
@@ -269,25 +300,27 @@ class Database:
             return None
 
     def _ask(self, conn: Connection, at: float) -> None:
-        """An empty query, answered before the monotonic time `at`.  DatabaseUnavailable: not so, or it is read-only."""
+        """One query, answered before the monotonic time `at`.  DatabaseUnavailable: not so, or it is read-only.
+
+        An empty one unless it has to tell a primary from a standby.
+        """
         self._counts["check_queries"] += 1
-        begun = monotonic()
+        begun, read_only = monotonic(), False
         try:
             deadline = self.watchdog.watch(conn, at)
             try:
-                Pool.check_connection(conn)
-                read_only = self._primary and _is_read_only(conn)
-                if read_only is None:  # before PostgreSQL 14 the server did not say so by itself
-                    read_only = bool(conn.execute("select pg_is_in_recovery()").fetchone()[0])  # type: ignore[index]
-                    conn.rollback()
+                if self._primary:
+                    self._read_only = read_only = _is_read_only(conn)
+                else:
+                    Pool.check_connection(conn)
             finally:
                 late = self.watchdog.release(deadline)
         except (psycopg.Error, OSError) as error:
             late = monotonic() >= at
-            text = f"no answer to an empty query within {at - begun:.2f} s" if late else first_line(error)
+            text = f"no answer to a query within {at - begun:.2f} s" if late else first_line(error)
             raise DatabaseUnavailable(text) from None
         if late:
-            raise DatabaseUnavailable(f"no answer to an empty query within {at - begun:.2f} s")
+            raise DatabaseUnavailable(f"no answer to a query within {at - begun:.2f} s")
         if read_only:
             self._doubt = "the server is read-only"
             raise DatabaseUnavailable("the server is read-only, and role=primary is set")
@@ -323,10 +356,11 @@ class Database:
 
     # ------------------------------------------------------------------ numbers
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, float]:
         """psycopg_pool's numbers under its names ("Pool stats"), those that are 0 too, and the check's."""
-        stats = dict.fromkeys(_POOL_STATS, 0)
+        stats: dict[str, float] = dict.fromkeys(_POOL_STATS, 0)
         stats.update(self._pool.get_stats())
+        stats["usage_ms"] = round(self._use_time * 1e3, 3)
         stats["connections_used"] = len(self._leases)
         stats["deadlines_passed"] = self.watchdog.fired
         stats.update(self._counts)
@@ -343,6 +377,7 @@ _POOL_STATS = (
     "requests_queued",
     "requests_wait_ms",
     "requests_errors",
+    "usage_ms",
     "returns_bad",
     "connections_num",
     "connections_ms",
@@ -374,12 +409,38 @@ class _Attempt(threading.Thread):
             database._news.notify_all()
 
 
-def _is_read_only(conn: Connection) -> bool | None:
-    """What the server reported by itself (PostgreSQL 14 and later); None if it did not."""
+def _reports_read_only(conn: Connection) -> bool | None:
+    """What the server, or a pooler for it, reported by itself (PostgreSQL 14 and later); None if it did not."""
     standby = conn.pgconn.parameter_status(b"in_hot_standby")
     if standby is None:
         return None
     return standby == b"on" or conn.pgconn.parameter_status(b"default_transaction_read_only") == b"on"
+
+
+def _is_read_only(conn: Connection) -> bool:
+    """Asks the server.  psycopg.Error: no answer."""
+    autocommit = conn.autocommit
+    conn.autocommit = True  # one query, not three
+    try:
+        row = conn.execute(b"select pg_is_in_recovery() or current_setting('transaction_read_only')::bool").fetchone()
+        assert row is not None
+        return bool(row[0])
+    finally:
+        if not conn.closed:
+            conn.autocommit = autocommit
+
+
+# What a server (SQLSTATE 53300: its own limit, the database's or the role's) and PgBouncer say when they have no
+# connection more.  libpq gives no SQLSTATE for a connection that has not come about.
+_ONE_TOO_MANY = re.compile(
+    r"too many (?:clients|connections|database connections|user connections)"
+    r"|remaining connection slots are reserved"
+    r"|no more connections allowed"
+)
+
+
+def _is_one_too_many(text: str) -> bool:
+    return _is_servers(text) and _ONE_TOO_MANY.search(text) is not None
 
 
 def _is_servers(text: str) -> bool:

@@ -546,7 +546,7 @@ def test_a_standby_is_no_primary_until_it_is_promoted(server: Postgres, caplog: 
 
 def test_before_postgresql_14_the_server_is_asked(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """It did not report `in_hot_standby` by itself."""
-    monkeypatch.setattr(database, "_is_read_only", lambda conn: None)
+    monkeypatch.setattr(database, "_reports_read_only", lambda conn: None)
     standby = server.standby()
     with standby, opened(standby.url, role="primary") as db:
         assert "read-only" in fails(db)

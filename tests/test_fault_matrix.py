@@ -58,6 +58,11 @@ class Rig:
         """Takes every slot that ordinary roles can have."""
         self.server.refuse()  # so that the slots that become free are ours
         self.server.terminate()
+        self.fill_around()
+
+    def fill_around(self) -> None:
+        """The same, but the pool keeps the connections that it has."""
+        self.server.refuse()
         url = self.server.url.replace("/postgres", "/template1")
         deadline = time.monotonic() + 10
         with contextlib.suppress(psycopg.OperationalError):
@@ -151,7 +156,15 @@ FAULTS = [
         both(lambda r: r.server.refuse(), lambda r: r.server.terminate()),
         lambda r: r.server.allow(),
     ),
-    Fault("out of max_connections", lambda r: r.fill(), lambda r: r.rest.close()),
+    Fault("out of max_connections, none left", lambda r: r.fill(), lambda r: r.rest.close()),
+    Fault(
+        "out of max_connections, every connection in use",
+        lambda r: r.fill_around(),
+        lambda r: r.rest.close(),
+        red=False,
+        load="/sleep?4",
+        loaders=POOL,
+    ),
     Fault(
         "wrong password",
         lambda r: r.switch_password("another"),
