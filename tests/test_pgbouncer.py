@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import shutil
-import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pkg.database import Database
 from pkg.errors import DatabaseUnavailable
 from tests.client import wait_for
+from tests.faults.pgbouncer import PGBOUNCER, bouncing
 from tests.faults.postgres import Postgres
-from tests.load import is_reachable
-from tests.processes import free_port
-
-PGBOUNCER = shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin")
+from tests.processes import Process, ask, running
 
 pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="not installed: pgbouncer (a package of Debian's)")
 
@@ -39,28 +32,8 @@ def server() -> Iterator[Postgres]:
 @pytest.fixture
 def url(server: Postgres) -> Iterator[str]:
     """Of a PgBouncer before the server."""
-    assert PGBOUNCER is not None
-    port = free_port()
-    options = conninfo_to_dict(server.url)
-    database = f"host=127.0.0.1 port={server.port} user={options['user']} password={options['password']}"
-    with tempfile.TemporaryDirectory(prefix="pgbouncer-") as name:
-        folder = Path(name)
-        config = folder / "config"
-        config.write_text(
-            f"[databases]\n{options['dbname']} = {database}\n"
-            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
-            f"pool_mode = transaction\ndefault_pool_size = {SESSIONS}\nserver_login_retry = 1\n"
-        )
-        folder.chmod(0o755)
-        command = [PGBOUNCER, *(["-u", "nobody"] if os.geteuid() == 0 else []), str(config)]
-        with open(folder / "log", "wb") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        try:
-            wait_for(lambda: is_reachable(("127.0.0.1", port)), 15, "PgBouncer")
-            yield make_conninfo(server.url, port=port)
-        finally:
-            process.kill()
-            process.wait()
+    with bouncing(server, SESSIONS) as url:
+        yield url
 
 
 @contextlib.contextmanager
@@ -132,3 +105,81 @@ def is_good(db: Database) -> bool:
         return db.check() is None
     except DatabaseUnavailable:
         return False
+
+
+# ---------------------------------------------------------------------- through the process
+
+SOURCE = """
+import pkg
+
+def app(environ, start_response):
+    with pkg.connection(timeout=1) as conn:
+        conn.execute("select pg_sleep(%s), 'of the service'", [float(environ["QUERY_STRING"] or 0)])
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+"""
+
+
+def sleeping(server: Postgres) -> int:
+    """How many queries of the service run on the server."""
+    query = "select count(*) from pg_stat_activity where usename = 'app' and state = 'active'"
+    return int(server.sql(query))
+
+
+def test_a_late_query_ends_on_the_server(server: Postgres, url: str, tmp_path: Path) -> None:
+    """PgBouncer knows the secret of each of its clients, as long as that is connected, and passes the cancel on."""
+    environ = {"DATABASE_URL": url, "PKG_PREPARE_STATEMENTS": "false", "PKG_ADMIN": "off"}
+    with running(tmp_path, SOURCE, **environ) as process:
+        wait_for(lambda: is_ready(process), 10, "readiness")
+        threads = [threading.Thread(target=ask, args=(process.address, "/?60")) for _ in range(SESSIONS)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: sleeping(server) == SESSIONS, 5, "the queries to run")
+        for thread in threads:
+            thread.join(15)
+        wait_for(lambda: sleeping(server) == 0, 5, "the queries to end")
+        assert ask(process.address, "/?60")[0] == 503
+        assert ask(process.address, "/")[0] == 200
+        assert process.stop() == 0
+
+
+def is_ready(process: Process) -> bool:
+    return ask(process.address, "/readyz")[0] == 200
+
+
+@pytest.mark.parametrize("is_standby_first", [True, False], ids=["promoted", "demoted"])
+def test_readiness_is_what_a_write_would_find(server: Postgres, tmp_path: Path, is_standby_first: bool) -> None:
+    """PgBouncer greets its clients with what its own first login was told, for ever."""
+    with server.standby() as other:
+        if not is_standby_first:
+            other.promote()
+        with bouncing(other, SESSIONS) as url:
+            environ = {"DATABASE_URL": url, "PKG_PREPARE_STATEMENTS": "false", "PKG_DATABASE_ROLE": "primary"}
+            environ |= {"PKG_CHECK_INTERVAL": "300ms", "PKG_ADMIN": "off"}
+            with running(tmp_path, SOURCE, **environ) as process:
+                if is_standby_first:
+                    process.await_message("the server is read-only")
+                    assert not is_ready(process)
+                    other.promote()
+                    wait_for(lambda: is_ready(process), 15, "green after the promotion")
+                    assert ask(process.address, "/")[0] == 200
+                else:
+                    wait_for(lambda: is_ready(process), 15, "green")
+                    demoted(other)
+                    process.await_message("the server is read-only")
+                    wait_for(lambda: not is_ready(process), 15, "red after the demotion")
+                assert reported(url) == ("on" if is_standby_first else "off"), "what PgBouncer says is old"
+
+
+def demoted(server: Postgres) -> None:
+    """Restarts as a standby on its own address, as a node does that has lost an election."""
+    server.stop()
+    signal = server.data / "standby.signal"
+    signal.touch()
+    signal.chmod(0o644)
+    server.start()
+
+
+def reported(url: str) -> str:
+    with psycopg.connect(url) as conn:
+        return (conn.pgconn.parameter_status(b"in_hot_standby") or b"").decode()
