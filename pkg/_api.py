@@ -44,7 +44,7 @@ def connection(timeout: float | None = None) -> AbstractContextManager[psycopg.C
     """A connection of the pool, for the body of a `with`."""
     database = current().database
     if database is None:
-        raise NotRunningError("the service has no database: DATABASE_URL is not set")
+        raise NotRunningError("the service has no pool: DATABASE_URL is not set, or PKG_POOL is off")
     return database.connection(timeout=timeout)
 
 

@@ -5,6 +5,8 @@ It connects to nothing, and what it says holds no piece of the URL.
 
 from __future__ import annotations
 
+import re
+
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -44,7 +46,7 @@ class Source:
             try:
                 self._complete(self._url)
             except (psycopg.Error, ValueError):
-                raise ConfigurationError(f"DATABASE_URL: {_NOT_UNDERSTOOD}") from None
+                raise ConfigurationError(f"DATABASE_URL: {_reason(self._url)}") from None
 
     def conninfo(self) -> str:
         """What to connect to now.  psycopg.OperationalError: the file, or the URL in it, is wrong."""
@@ -57,7 +59,7 @@ class Source:
         try:
             return self._complete(url)
         except (psycopg.Error, ValueError):
-            raise psycopg.OperationalError(_NOT_UNDERSTOOD) from None
+            raise psycopg.OperationalError(_reason(url)) from None
 
     def _complete(self, url: str) -> str:
         given = conninfo_to_dict(url)
@@ -65,3 +67,16 @@ class Source:
         if "application_name" in given:
             del wanted["fallback_application_name"]
         return make_conninfo(url, **{name: value for name, value in wanted.items() if name not in given})
+
+
+def _reason(url: str) -> str:
+    """Why libpq does not take the URL, as far as it can be told without a piece of a password."""
+    query = url.partition("?")[2]
+    # With an @ in it, it is the rest of a password in which a ? was not percent-encoded.
+    if "@" not in query:
+        known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()} | {"ssl"}
+        for pair in query.split("&") if query else ():
+            name = pair.partition("=")[0]
+            if name not in known and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,40}", name):
+                return f"libpq knows no parameter {name!r}; if the URL is the application's own, set PKG_POOL=off"
+    return _NOT_UNDERSTOOD

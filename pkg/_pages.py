@@ -197,7 +197,7 @@ class Pages:
         if query.form == "json":
             return json_reply(pool)
         if pool is None:
-            return text("there is no database: DATABASE_URL is not set\n")
+            return text("there is no pool: DATABASE_URL is not set, or PKG_POOL is off\n")
         return text("\n".join(_statusz.columns([(name, str(value)) for name, value in pool.items()])) + "\n")
 
     def _profile(self, query: Query) -> Reply:

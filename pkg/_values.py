@@ -192,7 +192,10 @@ def _split_database_url(url: str) -> _DatabaseUrl:
     """Raises ValueError whose text never holds a piece of the URL."""
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.lower() not in ("postgres", "postgresql", "postgresql+psycopg"):
-        raise ValueError("the URL does not begin with postgresql://, postgres:// or postgresql+psycopg://")
+        raise ValueError(
+            "the URL does not begin with postgresql://, postgres:// or postgresql+psycopg://; "
+            "if it is the application's own, set PKG_POOL=off"
+        )
     if not url.isprintable() or " " in url:
         raise ValueError("the URL has spaces or control characters: percent-encode them")
     if re.search(r"%(?![0-9A-Fa-f]{2})", rest):

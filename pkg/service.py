@@ -166,7 +166,9 @@ class Service:
         self.checker.start()
         server.start()
 
-        if s.database_url or s.database_url_file:
+        if not s.pool:
+            _log.info("pool is off: DATABASE_URL is the application's own; no connection pool, no database check")
+        elif s.database_url or s.database_url_file:
             self._open_database()
         else:
             _log.info("no DATABASE_URL: there is no connection pool and no database check")

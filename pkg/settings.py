@@ -102,6 +102,11 @@ class Settings:
     )
     proxy_protocol = Setting(BOOLEAN, False, "Expect the PROXY protocol on connections from trusted_proxies")
 
+    pool = Setting(
+        BOOLEAN,
+        True,
+        "false: DATABASE_URL is the application's own, whatever it holds; no pool and no database check",
+    )
     database_url = Setting(
         URL,
         "",
@@ -223,7 +228,7 @@ SETTINGS: tuple[Setting[Any], ...] = tuple(value for value in vars(Settings).val
 # The headings of `--help` and of the README, each with the setting that it stands before.
 HEADINGS = {
     "host": "Listening",
-    "database_url": "Database",
+    "pool": "Database",
     "max_connections": "Limits",
     "header_timeout": "Timeouts",
     "drain_delay": "Shutdown and liveness",
@@ -324,6 +329,8 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
     for setting in SETTINGS:
         name = setting.name
         values[name], origins[name] = setting.default, "default"
+        if name in ("database_url", "database_url_file") and not values["pool"]:
+            continue  # another library's, which may have a form of its own
         text = environ.get(setting.environment, "").strip()
         if name in flags:
             text, origins[name] = flags[name], "flag"

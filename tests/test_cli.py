@@ -179,7 +179,8 @@ def test_config_lists_all_faults_at_once() -> None:
         "pkg: --drain-dely is not a flag: did you mean --drain-delay?",
         "pkg: PORT: 'x' is not a whole number",
         "pkg: --threads: '0' is not from 1 to 1024",
-        "pkg: DATABASE_URL: the URL does not begin with postgresql://, postgres:// or postgresql+psycopg://",
+        "pkg: DATABASE_URL: the URL does not begin with postgresql://, postgres:// or postgresql+psycopg://; "
+        "if it is the application's own, set PKG_POOL=off",
     ]
 
 

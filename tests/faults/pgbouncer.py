@@ -42,20 +42,9 @@ def bouncing(server: Postgres, sessions: int, *, tls: bool = False) -> Iterator[
         )
         if tls:
             key, certificate = folder / "key", folder / "certificate"
-            command = [
-                "openssl",
-                "req",
-                "-x509",
-                "-newkey",
-                "rsa:2048",
-                "-nodes",
-                "-days",
-                "2",
-                "-subj",
-                "/CN=localhost",
-            ]
-            command += ["-keyout", str(key), "-out", str(certificate)]
-            subprocess.run(command, check=True, capture_output=True)
+            request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+            request += ["-keyout", str(key), "-out", str(certificate)]
+            subprocess.run(["openssl", *request], check=True, capture_output=True)
             key.chmod(0o644)  # of a test, and PgBouncer is another user
             with open(config, "a") as more:
                 more.write(f"client_tls_sslmode = allow\nclient_tls_key_file = {key}\n")
