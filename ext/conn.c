@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #define PIPELINE 16  /* requests of one connection in one turn, for fairness */
+#define DISPLACED 16 /* connections of a kind looked at to find one that gives way */
 #define SPARES   256 /* buffers kept for reuse */
 #define BLOCKS   16  /* of 64 KiB of a file, of one connection in one turn */
 
@@ -160,6 +161,7 @@ void conn_event(front *f, front_conn *c, uint32_t events)
         c->pending = true; /* front_finish() rings, or take_back() at the end of this turn finds it */
         pthread_mutex_unlock(&f->mutex);
         break;
+    case CONN_SILENT:
     case CONN_IDLE:
     case CONN_HEAD:
     case CONN_OVERFLOW:
@@ -277,6 +279,8 @@ static void want_more(front *f, front_conn *c, enum conn_state state)
         buffer_drop(f, c);
     if (c->overflow)
         state = CONN_OVERFLOW;
+    else if (state == CONN_IDLE && !c->spoken)
+        state = CONN_SILENT;
     if ((!(c->watched & EPOLLIN) || !c->drained) && conn_watch_anew(f, c) != 0) {
         conn_close(f, c);
         return;
@@ -345,6 +349,28 @@ static bool say_continue(front_conn *c)
     return send(c->fd, continue_text, sizeof continue_text - 1, MSG_NOSIGNAL) == sizeof continue_text - 1;
 }
 
+/* Ends one connection that waits for nothing, so that `c`, which has a request, takes its place among max_connections:
+ * first one that has never sent a request, then the one kept alive for the longest time.  It is told as in the drain, by a
+ * FIN, and read on for a while in one of the places beyond the limit.  One whose request has just come is left alone. */
+static bool take_place(front *f, front_conn *c)
+{
+    if (atomic_load(&f->stage) != FRONT_SERVING || c->reserve)
+        return false;
+    for (int s = CONN_SILENT; s <= CONN_IDLE; s++) {
+        front_conn *old = f->waiting[s].first;
+        for (int i = 0; old != NULL && i < DISPLACED; i++, old = old->next) {
+            char byte;
+            if (old->in != NULL || recv(old->fd, &byte, 1, MSG_PEEK) == 1)
+                continue;
+            old->overflow = true; /* the two change places */
+            c->overflow = false;
+            conn_linger(f, old);
+            return true;
+        }
+    }
+    return false;
+}
+
 /* What to do with a complete head.  True: answered, go on with the next request. */
 static bool on_head(front *f, front_conn *c)
 {
@@ -352,9 +378,13 @@ static bool on_head(front *f, front_conn *c)
     const http1_head *h = &b->head;
     bool has_body = h->chunked || h->content_length > 0;
 
+    c->spoken = true;
+    bool health = pages_find(f->pages, b->data + h->path.pos, h->path.len) != NULL;
+    if (c->overflow && !health && take_place(f, c))
+        conn_set_state(f, c, CONN_HEAD);
     c->close = !h->keep_alive || c->overflow || atomic_load(&f->stage) >= FRONT_TERMINATING;
     c->linger = c->close && h->keep_alive;
-    if (h->form == HTTP1_ASTERISK || pages_find(f->pages, b->data + h->path.pos, h->path.len) != NULL) {
+    if (h->form == HTTP1_ASTERISK || health) {
         if (has_body) { /* not worth reading; the connection can't be used after it */
             c->close = c->linger = true;
             b->raw = b->len;

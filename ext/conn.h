@@ -20,7 +20,8 @@
  * timeout queues: all members wait equally long, so the head is due first. */
 enum conn_state {
     CONN_FREE,
-    CONN_IDLE,     /* no byte of a request yet */
+    CONN_SILENT,   /* has never sent a request */
+    CONN_IDLE,     /* no byte of the next request yet */
     CONN_HEAD,     /* part of a head */
     CONN_OVERFLOW, /* the same, beyond max_connections: a probe is answered, anything else gets 503 */
     CONN_BODY,     /* head complete, body being collected */
@@ -55,6 +56,7 @@ struct front_conn {
     bool registered;                /* O: with epoll */
     bool overflow;                  /* L: beyond max_connections; closes after its first answer */
     bool proxied;                   /* L: may begin with a PROXY header, not read yet */
+    bool spoken;                    /* L: has sent a request: not the first to give way to others */
     bool reserve;                   /* L: on the descriptor kept for such moments */
     bool eof;                       /* O: the peer has said FIN, and all before it has been read */
     bool hup;                       /* L: the peer has said FIN; there may be bytes before it */

@@ -214,7 +214,7 @@ int front_timeout(front *f)
 
     if (f->waiting[CONN_AGAIN].first != NULL || f->batch.first != NULL)
         return 0;
-    for (int s = CONN_IDLE; s < CONN_AGAIN; s++)
+    for (int s = CONN_SILENT; s < CONN_AGAIN; s++)
         if (f->waiting[s].first != NULL && f->waiting[s].first->deadline < due)
             due = f->waiting[s].first->deadline;
     if (f->listener_retry != 0 && f->listener_retry < due)
@@ -304,12 +304,12 @@ static void conn_start(front *f, int fd, const void *peer, size_t peer_len, bool
         c->overflow = true;
         f->n_overflow++;
     }
-    conn_set_state(f, c, c->overflow ? CONN_OVERFLOW : CONN_IDLE);
+    conn_set_state(f, c, c->overflow ? CONN_OVERFLOW : CONN_SILENT);
     count_add(&f->count.accepted, 1);
     /* The request may be there already; where it seldom is, looking costs a system call for nothing. */
     if (reserve || f->eager > 0 || f->count.accepted % 16 == 0) {
         conn_readable(f, c);
-        if (c->fd == fd && c->state == CONN_IDLE && c->in == NULL)
+        if (c->fd == fd && c->state == CONN_SILENT && c->in == NULL)
             f->eager -= f->eager > 0;
         else
             f->eager = EAGER;
@@ -519,13 +519,14 @@ static void expire(front *f)
 {
     front_conn *c;
 
-    while ((c = f->waiting[CONN_IDLE].first) != NULL && c->deadline <= f->now) {
-        char byte;
-        if (recv(c->fd, &byte, 1, MSG_PEEK) == 1) /* a request came just in time: after a FIN it would be lost */
-            conn_readable(f, c);
-        else
-            conn_linger(f, c);
-    }
+    for (int s = CONN_SILENT; s <= CONN_IDLE; s++)
+        while ((c = f->waiting[s].first) != NULL && c->deadline <= f->now) {
+            char byte;
+            if (recv(c->fd, &byte, 1, MSG_PEEK) == 1) /* a request came just in time: after a FIN it would be lost */
+                conn_readable(f, c);
+            else
+                conn_linger(f, c);
+        }
     for (int s = CONN_HEAD; s <= CONN_OVERFLOW; s++)
         while ((c = f->waiting[s].first) != NULL && c->deadline <= f->now) {
             count_add(&f->count.timeouts, 1);
@@ -660,6 +661,7 @@ static void change_stage(front *f)
 
     if (wanted == FRONT_CLOSING) {
         stop_handshakes(f);
+        hasten(f, CONN_SILENT);
         hasten(f, CONN_IDLE);
         hasten(f, CONN_LINGER);
     }
@@ -731,7 +733,7 @@ int front_open(front **out, int listen_fd, const front_limits *limits)
     f->listen_fd = listen_fd;
     f->signal_fd = -1;
     f->n_slots = limits->max_connections + OVERFLOW;
-    f->timeout[CONN_IDLE] = limits->idle_timeout;
+    f->timeout[CONN_SILENT] = f->timeout[CONN_IDLE] = limits->idle_timeout;
     f->timeout[CONN_HEAD] = limits->header_timeout;
     f->timeout[CONN_OVERFLOW] = OVERFLOW_TIMEOUT;
     f->timeout[CONN_BODY] = limits->body_timeout;

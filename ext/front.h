@@ -36,6 +36,9 @@
  * that holds the interpreter lock: so it looks at most so often that half the queue is done meanwhile, or each millisecond.
  * (A one-row query, the same way: 0.67 wake-ups of the loop a request -> 0.10, 103 us -> 93.)
  *
+ * At max_connections a request on one more connection takes the place of a connection that waits for nothing: of one that
+ * has never sent a request, else of the one kept alive for the longest time.  Who says nothing displaces nobody.
+ *
  * Shutdown is a stage that only grows (enum front_stage).
  *
  * Threads: front_run() on one thread; front_take() to front_finish() on any; the rest from any thread.

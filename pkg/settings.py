@@ -133,7 +133,13 @@ class Settings:
     )
     check_interval = Setting(DURATION, 2.0, "Time between two checks of the database", 0.1, 60.0)
 
-    max_connections = Setting(INTEGER, 10000, "Connections at a time; on more only probes are answered", 1, 1_000_000)
+    max_connections = Setting(
+        INTEGER,
+        10000,
+        "Connections at a time; a request on one more displaces an idle one, else only probes are answered",
+        1,
+        1_000_000,
+    )
     max_queue = Setting(INTEGER, 1024, "Requests waiting for a thread; more get 503", 1, 1_000_000)
     max_header_size = Setting(SIZE, 32 * _KIB, "Bytes of a request's head; more get 431", _KIB, 65535)
     max_headers = Setting(INTEGER, 100, "Header fields of a request; more get 431", 8, 128)
