@@ -281,11 +281,8 @@ class Connection(psycopg.Connection[Any]):
             self._notice_handlers[:] = (self.last_word,) if self.last_word is not None else ()
         if self._notify_handlers:
             self._notify_handlers.clear()
-        backlog = self._notifies_backlog
-        if backlog:
-            backlog.clear()
-        elif backlog is None:
-            raise psycopg.ProgrammingError("left in notifies(), which keeps the connection's lock")
+        if self._notifies_backlog:
+            self._notifies_backlog.clear()
         if self._adapters is not None and not _is_usual(self._adapters):
             self._adapters = None  # psycopg makes it again when it is needed
 

@@ -448,7 +448,7 @@ def test_threads(world: World) -> None:
 
 
 def test_pool(world: World) -> None:
-    assert "no database" in world.ask("/debug/pool")[2]
+    assert "no pool" in world.ask("/debug/pool")[2]
     assert world.json("/debug/pool") is None
     world.pool = {"pool_size": 4, "pool_max": 4, "pool_available": 0, "requests_waiting": 3}
     assert world.json("/debug/pool")["requests_waiting"] == 3
@@ -653,6 +653,7 @@ FINDINGS: list[tuple[str, dict[str, Any], str]] = [
         {"process.open_fds": 960.0, "front.connections": 900},
         "960 of 1000 file .* are open, 900 of them client",
     ),
+    ("warning", {"pool": {"connections_used": 2}}, "2 connections are in use while no request is in flight: leaked"),
     ("warning", {"process.interpreter_delay_seconds": 0.3}, "threads wait 300 ms for the interpreter lock"),
     (
         "warning",
@@ -758,7 +759,7 @@ def test_a_service_and_its_admin_client(tmp_path: Path) -> None:
             "status": "application:app: ready",
             "threads": "worker-0",
             "requests": "no request is in flight",
-            "pool": "no database",
+            "pool": "no pool",
             "metrics": "pkg_requests_served_total 1",
             "memory": "not traced",
         }.items():
