@@ -117,7 +117,7 @@ void conn_close(front *f, front_conn *c)
 {
     conn_set_state(f, c, CONN_FREE);
     if (c->fd != -1)
-        close(c->fd);
+        end_socket(c->fd, false);
     c->fd = -1;
     buffer_drop(f, c);
     out_drop(f, c);

@@ -94,6 +94,10 @@ typedef struct waiter {
 } waiter;
 
 struct front {
+    struct front *next_open;        /* of all fronts of this process, under their mutex */
+    bool foreign;                   /* of the process that this one was forked from; written where there is one thread */
+    atomic_bool has_run;
+    struct sockaddr_storage name;   /* the listening socket's, and so of each connection */
     front_limits limits;
     int epoll_fd, listen_fd, wake_fd, signal_fd, reserve_fd, last_words;
     int n_signals;                  /* L: SIGTERM and SIGINT, duplicates not counted */
@@ -239,6 +243,7 @@ static inline bool more_do_more(const front *f)
 }
 
 void front_ring(front *f);
+void end_socket(int fd, bool reset); /* closes a connection, also if a forked child has a copy of the descriptor */
 waiter *pop_idle(front *f); /* the idle worker that fell asleep last; with the mutex held */
 void rouse(waiter *w);      /* wakes it; better without the mutex, which it wants.  NULL: nobody */
 

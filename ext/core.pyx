@@ -70,6 +70,12 @@ cdef int check(int rv) except -1:
     return rv
 
 
+cdef object end_child(error):
+    """The handler has forked, and this is the child, with no way back into the worker's loop."""
+    from pkg._child import end
+    end(error)
+
+
 cdef class Front:
     cdef c.front *_front
     cdef readonly double started
@@ -129,6 +135,10 @@ cdef class Front:
         c.front_advance(self._front, c.FRONT_TERMINATING)
 
     @property
+    def is_foreign(self):
+        return c.front_is_foreign(self._front)
+
+    @property
     def stage(self):
         return <int>c.front_stage_now(self._front)
 
@@ -182,8 +192,13 @@ cdef class Front:
                         finish_request(request, True, False)
                     else:
                         handle(request, get_address(request), server)
-                except BaseException:   # SystemExit in a handler ends the request, not the worker
+                except BaseException as error:   # SystemExit in a handler ends the request, not the worker
+                    if c.front_is_foreign(self._front):
+                        end_child(error)
                     failed(request, get_address(request))
+                else:
+                    if c.front_is_foreign(self._front):
+                        end_child(None)
                 finally:
                     if request.conn is not NULL:
                         finish_request(request, request.status != 0, request.status == 0)

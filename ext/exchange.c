@@ -126,6 +126,8 @@ int front_take(front *f, front_request *out, int64_t timeout)
     front_conn *c = NULL;
     waiter *next = NULL;
 
+    if (f->foreign)
+        return FRONT_CLOSED;
     pthread_mutex_lock(&f->mutex);
     while (!f->closed && (c = pop_ready(f, &next)) == NULL && timeout != 0) {
         if (timeout < 0 && may_lead(f)) {
@@ -264,6 +266,8 @@ ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait)
 {
     if (len == 0)
         return 0;
+    if (f->foreign)
+        return -EPIPE;
     for (;;) {
         size_t there = c->in->body_len - c->body_given;
         if (there > 0) {
@@ -366,6 +370,8 @@ int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, b
     size_t total = iov_total(iov, n), mark = total;
     int64_t deadline = 0;
 
+    if (f->foreign)
+        return -EPIPE;
     if (keep > f->limits.response_buffer_size)
         keep = f->limits.response_buffer_size;
     while (total > 0) {
@@ -407,6 +413,8 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
     uint64_t mark = len;
     int64_t deadline = 0;
 
+    if (f->foreign)
+        return -EPIPE;
     while (len > 0) {
         /* What is left with the loop begins where the socket is full, so the loop seldom waits for a disk. */
         ssize_t sent = c->out != NULL ? -1 : sendfile(c->fd, fd, &offset, len < 262144 ? (size_t)len : 262144);
@@ -451,6 +459,8 @@ void front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned
     int64_t end = front_now(), took = end - c->begun;
     bool rest = c->out != NULL || c->file != -1;
 
+    if (f->foreign)
+        return;
     if (abort) {
         /* Whatever was announced does not come: only a connection that ends at once says so. */
         struct linger now = {.l_onoff = 1, .l_linger = 0};
@@ -482,7 +492,7 @@ void front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned
     bool ring = rest || atomic_load(&f->stage) >= FRONT_CLOSING || (c->fd != -1 && (c->close || c->pending || !c->drained || b->raw < b->len));
     pthread_mutex_unlock(&f->mutex);
     if (fd != -1)
-        close(fd);
+        end_socket(fd, abort);
     if (ring)
         front_ring(f);
 }
@@ -496,12 +506,14 @@ void front_count(front *f, front_counters *out)
     LOAD(bytes_in); LOAD(bytes_out); LOAD(stale); LOAD(accept_errors); LOAD(served); LOAD(aborted); LOAD(queue_ns);
 #undef LOAD
     out->buffered = atomic_load(&f->buffered);
+    out->connections = out->idle = out->queued = out->in_flight = 0;
+    if (f->foreign)
+        return;
     pthread_mutex_lock(&f->mutex);
     out->queued = f->n_ready;
     out->in_flight = f->n_ready + f->n_taken; /* what has been answered and not yet taken back does not count */
     pthread_mutex_unlock(&f->mutex);
     out->connections = atomic_load(&f->n_open);
-    out->idle = 0;
 }
 
 static void copy_text(char *to, size_t size, const char *from, size_t len)
@@ -517,6 +529,8 @@ size_t front_requests(front *f, front_flight *out, size_t max)
     size_t n = 0;
     int64_t now = front_now();
 
+    if (f->foreign)
+        return 0;
     pthread_mutex_lock(&f->mutex);
     for (int pass = 0; pass < 2; pass++)
         for (front_conn *c = pass == 0 ? f->taken.first : f->ready.first; c != NULL && n < max; c = c->next, n++) {
@@ -536,6 +550,8 @@ size_t front_durations(front *f, tally_series *out, size_t max)
 {
     size_t n = 0;
 
+    if (f->foreign)
+        return 0;
     pthread_mutex_lock(&f->mutex);
     for (size_t i = 0; i < TALLY_SERIES && n < max; i++)
         if (f->durations.series[i].used)
@@ -546,5 +562,5 @@ size_t front_durations(front *f, tally_series *out, size_t max)
 
 size_t front_probers(front *f, tally_prober *out, size_t max)
 {
-    return tally_read_probers(&f->probers, out, max);
+    return f->foreign ? 0 : tally_read_probers(&f->probers, out, max);
 }

@@ -139,6 +139,9 @@ int front_run(front *f)
 {
     bool napped = false; /* then something has come meanwhile, most likely */
 
+    if (f->foreign)
+        return FRONT_CLOSED;
+    atomic_store(&f->has_run, true);
     prctl(PR_SET_TIMERSLACK, 1000UL);
     pthread_mutex_lock(&f->lead); /* from here on, while a worker leads */
     while (atomic_load(&f->stage) != FRONT_STOPPED && f->error == 0) {
@@ -291,7 +294,7 @@ static void conn_start(front *f, int fd, const void *peer, size_t peer_len, bool
         if (oldest != NULL)
             conn_close(f, oldest);
         if ((c = conn_new(f, fd)) == NULL) {
-            close(fd);
+            end_socket(fd, false);
             return;
         }
     }
@@ -670,7 +673,8 @@ static void change_stage(front *f)
 
 void front_ring(front *f)
 {
-    (void)!write(f->wake_fd, &(uint64_t){1}, sizeof(uint64_t));
+    if (!f->foreign) /* the number may be another file's by now */
+        (void)!write(f->wake_fd, &(uint64_t){1}, sizeof(uint64_t));
 }
 
 void front_advance(front *f, enum front_stage stage)
@@ -686,6 +690,119 @@ enum front_stage front_stage_now(const front *f)
 {
     int wanted = atomic_load(&f->wanted_stage), stage = atomic_load(&f->stage);
     return (enum front_stage)(wanted > stage ? wanted : stage);
+}
+
+/* ------------------------------------------------------------------------ forks */
+
+static pthread_mutex_t open_mutex = PTHREAD_MUTEX_INITIALIZER; /* held over fork(), so that the child finds the list whole */
+static front *open_fronts;
+static atomic_bool has_forked;
+
+static void before_fork(void)
+{
+    pthread_mutex_lock(&open_mutex);
+    atomic_store(&has_forked, open_fronts != NULL || atomic_load(&has_forked));
+}
+
+static void after_fork(void)
+{
+    pthread_mutex_unlock(&open_mutex);
+}
+
+/* Whether `fd` is one of the front's connections.  The table may tell of one that another thread had just closed when
+ * the process forked, and whose number has been given to somebody else; no socket but the front's has its port. */
+static bool is_connection(const front *f, int fd)
+{
+    struct sockaddr_storage name;
+    socklen_t len = sizeof name;
+
+    memset(&name, 0, sizeof name);
+    if (getsockname(fd, (struct sockaddr *)&name, &len) == -1 || name.ss_family != f->name.ss_family)
+        return false;
+    if (name.ss_family == AF_INET)
+        return ((struct sockaddr_in *)&name)->sin_port == ((const struct sockaddr_in *)&f->name)->sin_port;
+    if (name.ss_family == AF_INET6)
+        return ((struct sockaddr_in6 *)&name)->sin6_port == ((const struct sockaddr_in6 *)&f->name)->sin6_port;
+    return memcmp(&name, &f->name, sizeof name) == 0;
+}
+
+/* In the child, which has this one thread, by calls that are allowed after fork() only (signal-safety(7)). */
+static void disown(front *f)
+{
+    f->foreign = true;
+    for (int i = 0; i < 2; i++)
+        close((int[]){f->epoll_fd, f->wake_fd}[i]);
+    f->epoll_fd = f->wake_fd = -1;
+    if (!atomic_load(&f->has_run)) /* there are no connections, and the child may serve on the socket itself */
+        return;
+    for (uint32_t i = 0; f->conns != NULL && i < f->n_used; i++) {
+        front_conn *c = &f->conns[i];
+        if (c->state != CONN_FREE && c->fd != -1 && is_connection(f, c->fd))
+            close(c->fd);
+        c->fd = -1;
+        atomic_store(&c->gone, true);
+    }
+    if (f->listening && atomic_load(&f->stage) != FRONT_STOPPED && is_connection(f, f->listen_fd)) {
+        /* Its owner will close the number, which must not be another file's by then. */
+        int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        if (null != -1) {
+            dup3(null, f->listen_fd, O_CLOEXEC);
+            close(null);
+        }
+    }
+}
+
+static void in_child(void)
+{
+    for (front *f = open_fronts; f != NULL; f = f->next_open)
+        if (!f->foreign)
+            disown(f);
+    atomic_store(&has_forked, false);
+    pthread_mutex_init(&open_mutex, NULL);
+}
+
+static int note_open(front *f)
+{
+    static bool is_watching; /* under open_mutex */
+    int rv = 0;
+
+    pthread_mutex_lock(&open_mutex);
+    if (!is_watching && (rv = pthread_atfork(before_fork, after_fork, in_child)) == 0)
+        is_watching = true;
+    if (rv == 0) {
+        f->next_open = open_fronts;
+        open_fronts = f;
+    }
+    pthread_mutex_unlock(&open_mutex);
+    return -rv;
+}
+
+static void note_closed(front *f)
+{
+    pthread_mutex_lock(&open_mutex);
+    for (front **p = &open_fronts; *p != NULL; p = &(*p)->next_open)
+        if (*p == f) {
+            *p = f->next_open;
+            break;
+        }
+    pthread_mutex_unlock(&open_mutex);
+}
+
+bool front_is_foreign(const front *f)
+{
+    return f->foreign;
+}
+
+/* A child may not have come to closing its copy yet, or have been made by other means.  The FIN, or the reset, does not
+ * wait for it: connect() to no address is what resets at once. */
+void end_socket(int fd, bool reset)
+{
+    if (atomic_load_explicit(&has_forked, memory_order_relaxed)) {
+        struct sockaddr none = {.sa_family = AF_UNSPEC};
+        if (!reset || connect(fd, &none, sizeof none) == -1)
+            shutdown(fd, SHUT_RDWR);
+    }
+    close(fd);
 }
 
 /* ---------------------------------------------------------- settings, lifetime */
@@ -759,7 +876,9 @@ int front_open(front **out, int listen_fd, const front_limits *limits)
         return -ENOMEM;
     }
     f->listening = true;
-    if ((rv = listener_arm(f, true)) != 0 || (rv = watch_fd(f, f->wake_fd, WAKE, EPOLLIN)) != 0) {
+    if (getsockname(listen_fd, (struct sockaddr *)&f->name, &(socklen_t){sizeof f->name}) == -1)
+        f->name.ss_family = AF_UNSPEC;
+    if ((rv = note_open(f)) != 0 || (rv = listener_arm(f, true)) != 0 || (rv = watch_fd(f, f->wake_fd, WAKE, EPOLLIN)) != 0) {
         front_close(f);
         return rv;
     }
@@ -769,6 +888,9 @@ int front_open(front **out, int listen_fd, const front_limits *limits)
 
 void front_close(front *f)
 {
+    note_closed(f);
+    if (f->foreign) /* in the middle of what other threads were at: its memory is left to the end of the process */
+        return;
     for (uint32_t i = 0; i < f->n_used; i++) {
         front_conn *c = &f->conns[i];
         if (c->state == CONN_FREE)

@@ -41,6 +41,15 @@
  *
  * Shutdown is a stage that only grows (enum front_stage).
  *
+ * A front belongs to the process that opened it.  A process forked from that one (multiprocessing, os.fork() in the
+ * application) has copies of its memory and of its descriptors, but none of its other threads: a lock may be held there
+ * for ever, and a byte said on a connection would be said in the middle of somebody else's response.  So a handler of
+ * pthread_atfork() makes the child's copy foreign: it closes the connections, and the listening socket of a front that
+ * has run; from then on every call returns at once and does nothing (front_take(): FRONT_CLOSED, reading and writing:
+ * -EPIPE).  A front that has not run yet leaves its listening socket open, for the front that the child may open on it.
+ * The flag is written while the child has one thread, and never in the parent: who asks pays a plain load.  Where a
+ * process has forked, its connections end with shutdown() before close(), which alone would wait for the child's copy.
+ *
  * Threads: front_run() on one thread; front_take() to front_finish() on any; the rest from any thread.
  * This file includes no Python header, and must not.
  */
@@ -135,6 +144,8 @@ typedef struct {
 
 int front_open(front **out, int listen_fd, const front_limits *limits);
 void front_close(front *f); /* only after front_run() and every worker have returned; does not close listen_fd */
+
+bool front_is_foreign(const front *f); /* it belongs to the process that this one was forked from */
 
 int front_run(front *f); /* the loop; FRONT_CLOSED at the end of the last stage, or a negative errno */
 void front_advance(front *f, enum front_stage stage); /* never goes back; async-signal-safe */

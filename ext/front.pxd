@@ -133,6 +133,7 @@ cdef extern from "front.h" nogil:
     int front_open(front **out, int listen_fd, const front_limits *limits)
     void front_close(front *f)
 
+    bint front_is_foreign(const front *f)
     int front_run(front *f)
     void front_advance(front *f, front_stage stage)
     front_stage front_stage_now(const front *f)

@@ -5,6 +5,7 @@ It only finds the running service and its part: what a call does is that part's 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["check", "connection", "fail_liveness", "set_ready"]
 
 _current: Service | None = None
+_is_child = _is_watching = False
 early_checks: list[Check] = []  # of modules that were imported before there was a service
 
 
 def enter(service: Service) -> None:
-    global _current
+    global _current, _is_watching
     _current = service
+    if not _is_watching:
+        _is_watching = True
+        os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def leave() -> None:
@@ -33,9 +38,20 @@ def leave() -> None:
     _current = None
 
 
+def _leave_to_parent() -> None:
+    """In a child: the service is the parent's."""
+    global _is_child
+    if _current is not None:
+        _is_child = True
+        _current.in_child()
+        leave()
+
+
 def current() -> Service:
     """The running service.  NotRunningError: there is none in this process."""
     if _current is None:
+        if _is_child:
+            raise NotRunningError("the service runs in the process that this one was forked from")
         raise NotRunningError("no service is running in this process; start it with `python -m pkg`")
     return _current
 

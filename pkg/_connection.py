@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import threading
 import traceback
+import weakref
 from collections.abc import Iterator
 from time import monotonic
 from typing import Any
@@ -28,12 +31,43 @@ _PIPELINE_SYNC = pq.ExecStatus.PIPELINE_SYNC
 _SQLSTATE = pq.DiagnosticField.SQLSTATE
 _HAS_PIPELINES = psycopg.Pipeline.is_supported()
 
-__all__ = ["IDLE", "Connection", "Cursor", "Expired"]
+__all__ = ["IDLE", "Connection", "Cursor", "Expired", "generation"]
 
 
 # Held while a connection is closed on purpose, and while another thread reads what a request to cancel takes of it:
 # psycopg's Python implementation calls libpq without the interpreter lock.
 _closing = threading.Lock()
+
+_sessions: weakref.WeakSet[Connection] = weakref.WeakSet()
+_generation = 0
+
+
+def generation() -> int:
+    """Another number in each process that is forked: what was opened under another one belongs to the parent."""
+    return _generation
+
+
+def _leave_to_parent() -> None:
+    """In a child: puts a socket without a peer in the place of every session's.
+
+    On the parent's each byte, that of a Terminate message at the latest, would be said in the middle of its exchange.
+    """
+    global _closing, _generation
+    _closing = threading.Lock()  # another thread may have held it
+    _generation += 1
+    sessions = list(_sessions)
+    if not sessions:
+        return
+    ours, peer = socket.socketpair()
+    with ours:
+        peer.close()
+        for conn in sessions:
+            with contextlib.suppress(psycopg.Error, OSError):
+                os.dup2(ours.fileno(), conn.pgconn.socket, inheritable=False)
+    _sessions.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class LastWord:
@@ -204,10 +238,12 @@ class Connection(psycopg.Connection[Any]):
         After a timeout psycopg (3.3.8) has a cycle of the error, its frames, and in them the unfinished connection.
         """
         try:
-            return super().connect(conninfo, **options)
+            conn = super().connect(conninfo, **options)
         except psycopg.Error as error:
             traceback.clear_frames(error.__traceback__)
             raise error.with_traceback(None) from None
+        _sessions.add(conn)
+        return conn
 
     # What ends a transaction is an exchange with the server, and its answer proof that it lives; at the end of none
     # nothing is said.  To watch every exchange, in wait(), would cost each of them more.

@@ -50,6 +50,10 @@ class Front:
     def advance(self, stage: int) -> None: ...
     def terminate(self) -> None: ...
     @property
+    def is_foreign(self) -> bool:
+        """Whether it belongs to the process that this one was forked from; then every call does nothing."""
+
+    @property
     def stage(self) -> int: ...
     def watch_signals(self, fd: int, last_words: int = 0, give_up: float = 0) -> None:
         """Reads signal numbers from `fd` (signal.set_wakeup_fd); SIGTERM and SIGINT begin TERMINATING at once.

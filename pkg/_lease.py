@@ -58,6 +58,11 @@ class Lease:
     ) -> None:
         database, conn, deadline = self._database, self._conn, self._deadline
         assert conn is not None
+        if database.is_foreign:  # nothing was committed, and nothing of this is ours
+            self._conn = self._deadline = None
+            if kind is None:
+                database.take_back(self, conn)  # NotRunningError
+            return
         closed = conn.closed  # then psycopg would not even try to commit
         late = False
         try:

@@ -111,6 +111,10 @@ class Admin:
         except Exception:  # a service must not end for want of its pages
             _log.exception("the admin pages cannot be made")
 
+    def in_child(self) -> None:
+        """In a process that was forked: it must not keep the port.  Its copy of the socket goes, not the socket."""
+        self._socket.close()
+
     def close(self) -> None:
         """Ends the listener; pages that are being made are given a moment."""
         self._closing = True

@@ -29,11 +29,11 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import PoolClosed, TooManyRequests
 
-from pkg._connection import IDLE, Connection
+from pkg._connection import IDLE, Connection, generation
 from pkg._conninfo import Source
 from pkg._lease import Lease, Unavailable
 from pkg._pool import POOL_NAME, NotNow, Pool, PoolTimeout, Watchdog, first_line, quiet
-from pkg.errors import DatabaseUnavailable
+from pkg.errors import DatabaseUnavailable, NotRunningError
 from pkg.health import Degraded
 
 __all__ = ["Database", "Lease", "Unavailable"]
@@ -54,6 +54,9 @@ RECENTLY = 10.0  # a pool whose connections came back within this is saturated, 
 KNOWN_DOWN_TIMEOUT = 1.0  # how long a borrower waits while the check keeps failing: until the next check
 GATE_EXPIRY = 10.0  # a verdict as old as this keeps nobody from connecting
 LAST_CANCELS = 0.5  # for cancelling, at the very end, the queries that are still running
+
+
+_FOREIGN = "the pool belongs to the process that this one was forked from; connect anew here"
 
 
 class Database:
@@ -86,6 +89,7 @@ class Database:
         self._max_size = max_size
         self._prepare = prepare
         self.watchdog = Watchdog()
+        self._generation = generation()
         self._leases: set[Lease] = set()
         self._pool = Pool(
             self._conninfo,
@@ -121,13 +125,21 @@ class Database:
         self._source.verify()
         quiet()
         self._began = self._ended = monotonic()
+        self._generation = generation()
         self._pool.open(wait=False)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this process was forked from the one that opened the pool: no connection is to be had here."""
+        return self._generation != generation()
 
     def close(self, timeout: float = 5.0) -> None:
         """Ends every connection; those still in use are shut, which frees the threads that wait in them.
 
         Their queries are cancelled: a server would run them, and hold their locks, long after this process has gone.
         """
+        if self.is_foreign:
+            return
         self._pool.close(timeout / (self._pool.num_workers + 1))  # for each of its threads
         for lease in list(self._leases):
             lease.shut()
@@ -187,7 +199,12 @@ class Database:
         return Lease(self, timeout)
 
     def lend(self, lease: Lease, timeout: float | None = None) -> Connection:
-        """Unavailable: no connection within `timeout` seconds, or within `pool_timeout`."""
+        """Unavailable: no connection within `timeout` seconds, or within `pool_timeout`.
+
+        NotRunningError: in a process that the application has forked.
+        """
+        if self.is_foreign:
+            raise NotRunningError(_FOREIGN)
         timeout = self._pool_timeout if timeout is None else min(timeout, self._pool_timeout)
         if self._failures > 1:
             timeout = min(timeout, KNOWN_DOWN_TIMEOUT)
@@ -206,6 +223,8 @@ class Database:
 
     def take_back(self, lease: Lease, conn: Connection) -> None:
         """The pool's again; what it proves is when the server last answered, in this use or before."""
+        if self.is_foreign:
+            raise NotRunningError(_FOREIGN)
         self._leases.discard(lease)
         use_time = monotonic() - conn.lent
         self._use_time += use_time  # nothing is called between its reading and its writing: no thread gets in between

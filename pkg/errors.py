@@ -48,7 +48,7 @@ class StartupError(Error):
 
 
 class NotRunningError(Error, RuntimeError):
-    """The caller's fault: `pkg.connection()` and its kin were used where no service runs."""
+    """The caller's fault: `pkg.connection()` and its kin were used where no service runs, or in a forked process."""
 
 
 class DatabaseUnavailable(Error):

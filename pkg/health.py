@@ -180,7 +180,7 @@ class Checker:
         self._clock = clock
         self._lock = threading.RLock()
         self._checks: dict[str, Check] = {}
-        self._started = self._stopping = self._proved = False
+        self._started = self._stopping = self._proved = self._is_child = False
         self._startup = Result("failed", "in progress")
         self._shutdown = Result("ok")
         self._application = Result("ok")
@@ -209,6 +209,10 @@ class Checker:
         end = time.monotonic() + STOP_TIMEOUT
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
+
+    def in_child(self) -> None:
+        """In a process that a probe, or anybody else, has forked: it checks nothing."""
+        self._is_child = self._stopping = True
 
     def _spawn(self, target: Callable[[], object], name: str) -> None:
         thread = threading.Thread(target=target, name=name, daemon=True)
@@ -277,8 +281,14 @@ class Checker:
             check._began, check._overdue = began, 0
         try:
             result = _judge(check.probe())
+            failure: BaseException | None = None
         except BaseException as error:  # SystemExit in a probe must not end its thread
+            failure = error
             result = Result("failed", _reason(error))
+        if self._is_child:
+            from pkg._child import end
+
+            end(failure)
         with self._lock:
             now = self._clock()
             check._began = None

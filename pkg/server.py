@@ -103,7 +103,8 @@ class Server(ThreadingHTTPServer):
         self._ended.clear()
         try:
             self._check_socket()
-            if self._served:  # a front only goes forward; as under socketserver, the server may serve again
+            # A front only goes forward; as under socketserver, the server may serve again, or in a forked process.
+            if self._served or self._front().is_foreign:
                 self.front = _core.Front(self.socket.fileno(), **self._limits)
                 self._workers.clear()
             front = self._front()
@@ -273,11 +274,20 @@ class Server(ThreadingHTTPServer):
                 else:
                     self.shutdown_request(request)
             except BaseException:  # of an override: the worker goes on
+                self._end_child()
                 self.handle_error(request, request.client_address)
                 self.shutdown_request(request)
+            self._end_child()
         except BaseException:
             _log.exception("%s %s: what follows a request has failed", request.method, request.target)
             Server.shutdown_request(self, request)
+
+    def _end_child(self) -> None:
+        """Ends this process if the handler has forked it: it has no way back into the worker's loop."""
+        if self._front().is_foreign:
+            from pkg._child import end
+
+            end(sys.exception())
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether the request is served; for subclasses to override."""
@@ -290,6 +300,7 @@ class Server(ThreadingHTTPServer):
                 self.before(request)
             self.finish_request(request, client_address)
         except BaseException:  # SystemExit in a handler ends the request, not the worker
+            self._end_child()
             self.handle_error(request, client_address)
         finally:
             self.shutdown_request(request)

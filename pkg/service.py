@@ -116,6 +116,16 @@ class Service:
                 sys.stderr.flush()
                 os._exit(1)
 
+    def in_child(self) -> None:
+        """In a process that the application has forked: nothing of this one's stays open there, or goes on.
+
+        The front and the database's connections see to it themselves.
+        """
+        if self.admin is not None:
+            self.admin.in_child()
+        if self.checker is not None:
+            self.checker.in_child()
+
     @property
     def address(self) -> tuple[str, int]:
         assert self.server is not None
@@ -173,13 +183,25 @@ class Service:
         else:
             _log.info("no DATABASE_URL: there is no connection pool and no database check")
         _api.enter(self)  # the application may register checks while it is imported
-        with self.signals.interrupting():
-            handler = self._handler()
+        try:
+            with self.signals.interrupting():
+                handler = self._handler()
+        except BaseException as error:
+            self._end_child(error)
+            raise
+        self._end_child(None)
         self.signals.keep()
         for check in _api.early_checks:
             self.checker.add(check)
         server.host(handler)
         self.checker.startup_done()
+
+    def _end_child(self, error: BaseException | None) -> None:
+        """Ends this process if the application has forked it while it was imported."""
+        if self.server is not None and self.server.front is not None and self.server.front.is_foreign:
+            from pkg._child import end
+
+            end(error)
 
     def _handler(self) -> Any:
         from socketserver import BaseRequestHandler

@@ -14,7 +14,7 @@ import pkg
 PACKAGE = Path(pkg.__file__).parent
 LAYERS = [
     {"errors"},
-    {"settings", "_values"},
+    {"settings", "_values", "_child"},
     {
         "health",
         "_answers",
