@@ -20,6 +20,7 @@ from psycopg.abc import PQGen
 from psycopg.adapt import AdaptersMap
 from psycopg.generators import fetch_many, send
 from psycopg.pq.abc import PGresult
+from psycopg.types import TypesRegistry
 
 from pkg._cancel import Cancel, prepare
 
@@ -86,15 +87,23 @@ class LastWord:
             self.text = diagnostic.message_primary or "the server ended the session"
 
 
-def _is_usual(adapters: AdaptersMap) -> bool:
-    """Whether it is what a new connection would have: psycopg's maps are shared until something is registered."""
-    usual = psycopg.adapters
-    return (
-        adapters._loaders == usual._loaders
-        and adapters._dumpers == usual._dumpers
-        and adapters._dumpers_by_oid == usual._dumpers_by_oid
-        and adapters.types._registry is usual.types._registry
-    )
+class Adapters(AdaptersMap):
+    """The adapters of one connection, which knows whether it is still what a new connection would have.
+
+    psycopg's would have to be compared with the global one, at each block's end.
+    """
+
+    def __init__(self, template: AdaptersMap | None = None, types: TypesRegistry | None = None) -> None:
+        super().__init__(template, types)
+        self.is_changed = template is not psycopg.adapters  # Django calls this again, with a template of its own
+
+    def register_dumper(self, *args: Any, **options: Any) -> None:
+        self.is_changed = True
+        super().register_dumper(*args, **options)
+
+    def register_loader(self, *args: Any, **options: Any) -> None:
+        self.is_changed = True
+        super().register_loader(*args, **options)
 
 
 class Expired(psycopg.OperationalError):
@@ -230,6 +239,7 @@ class Connection(psycopg.Connection[Any]):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.cursor_factory = Cursor
+        self._adapters: Adapters = Adapters(psycopg.adapters)
 
     @classmethod
     def connect(cls, conninfo: str = "", **options: Any) -> Connection:
@@ -319,8 +329,9 @@ class Connection(psycopg.Connection[Any]):
             self._notify_handlers.clear()
         if self._notifies_backlog:
             self._notifies_backlog.clear()
-        if self._adapters is not None and not _is_usual(self._adapters):
-            self._adapters = None  # psycopg makes it again when it is needed
+        adapters = self._adapters
+        if adapters.is_changed or adapters.types._registry is not psycopg.adapters.types._registry:
+            self._adapters = Adapters(psycopg.adapters)
 
     def is_lost(self) -> bool:
         """Whether the server has ended this idle session.  No query: it has said so, or the socket is at its end.

@@ -71,9 +71,9 @@ class Source:
 
 def _reason(url: str) -> str:
     """Why libpq does not take the URL, as far as it can be told without a piece of a password."""
-    query = url.partition("?")[2]
-    # With an @ in it, it is the rest of a password in which a ? was not percent-encoded.
-    if "@" not in query:
+    authority, _, query = url.partition("?")
+    # With the @ behind the ?, or none, it may be the rest of a password in which a ? was not percent-encoded.
+    if "@" in authority and "@" not in query:
         known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()} | {"ssl"}
         for pair in query.split("&") if query else ():
             name = pair.partition("=")[0]

@@ -80,15 +80,17 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
     def borrow(self, timeout: float) -> Connection:
         """A connection that is not known to be dead.  PoolTimeout: none within `timeout` seconds."""
         self._stats[self._REQUESTS_NUM] += 1
-        self._check_open_getconn()
-        end = monotonic() + timeout
+        if self._closed:
+            self._check_open_getconn()
+        end = 0.0 if self._pool else monotonic() + timeout  # with one free there is nothing to wait for
         while True:
             conn = self._getconn_unchecked(timeout)  # getconn() has a loop for `check=` around it
+            conn.lent = monotonic()
             if not conn.is_lost():
-                conn.lent = monotonic()
                 return conn
             conn.close()
             self.putconn(conn)  # which replaces it
+            end = end or conn.lent + timeout
             timeout = max(0.001, end - monotonic())
 
     def prune(self) -> int:
