@@ -6,6 +6,7 @@ interpreter lock is crossed in `with nogil:` blocks around one C call.
 """
 
 cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Copy, PyDict_SetDefault
 from cpython.unicode cimport PyUnicode_DecodeLatin1

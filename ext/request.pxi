@@ -433,10 +433,25 @@ cdef class Body:
         return self.get(there if wanted < 0 or wanted > there else wanted)
 
     def readinto(self, buffer):
-        cdef unsigned char[::1] into = buffer
-        data = self.read1(len(into))
-        memoryview(buffer).cast("B")[:len(data)] = data
-        return len(data)
+        """`buffer`: writable and contiguous, of any item type, as a socket's own file takes it."""
+        cdef Py_buffer into
+        cdef bytes data
+        PyObject_GetBuffer(buffer, &into, PyBUF_WRITABLE)
+        try:
+            data = self.read1(into.len)
+            memcpy(into.buf, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        finally:
+            PyBuffer_Release(&into)
+        return PyBytes_GET_SIZE(data)
+
+    readinto1 = readinto
+
+    @cython.critical_section
+    def peek(self, size=0):
+        """What can be read at once, which is left there; b"" at the end."""
+        if self.pos == PyBytes_GET_SIZE(self.data):
+            self.fill(65536)
+        return self.data[self.pos:]
 
     @cython.critical_section
     def readline(self, size=-1):

@@ -37,7 +37,7 @@ cdef class Response:
     cdef readonly int status
     cdef int64_t length       # announced; -1: none
     cdef int64_t written
-    cdef bint has_date, has_request_id, self_framed, chunked, bodiless
+    cdef bint has_date, has_request_id, self_framed, chunked, bodiless, is_old
     cdef readonly bint sent   # the head is out
     cdef readonly bint ended
 
@@ -88,7 +88,8 @@ cdef class Response:
         self.put(b"\r\n", 2)
         return 0
 
-    def start(self, int status, str reason=""):
+    def start(self, int status, str reason="", bint is_old=False):
+        """`is_old`: an HTTP/1.0 response, with which the connection ends."""
         cdef Py_ssize_t length
         cdef const char *text
         if not 200 <= status <= 999:
@@ -96,6 +97,10 @@ cdef class Response:
         line = f"{status} {reason}"
         text = latin1(line, &length, b"reason phrase")
         self.begin(status, text, length)
+        self.is_old = is_old
+        if is_old:
+            self.head[7] = c'0'
+            self.request.keep_alive = False
 
     def add_header(self, name, value):
         self.put_header(name, value)
@@ -187,7 +192,7 @@ cdef class Response:
             self.put(&digits[n], 24 - n)
             self.put(b"\r\n", 2)
         elif self.length < 0 and not self.bodiless and not self.self_framed:
-            if r.head.minor == 0:
+            if r.head.minor == 0 or self.is_old:
                 r.keep_alive = False                      # the body ends with the connection
             else:
                 self.put(b"Transfer-Encoding: chunked\r\n", 28)
@@ -288,14 +293,18 @@ cdef class Response:
         return 0
 
     def write(self, data):
-        cdef const unsigned char[::1] view
+        """`data`: whatever is contiguous in memory, of any item type, as socket.sendall() takes it."""
+        cdef Py_buffer view
         if type(data) is bytes:
             if PyBytes_GET_SIZE(data) > 0:
                 self.emit(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), False)
             return
-        view = data
-        if view.shape[0] > 0:
-            self.emit(<const char *>&view[0], view.shape[0], False)
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            if view.len > 0:
+                self.emit(<const char *>view.buf, view.len, False)
+        finally:
+            PyBuffer_Release(&view)
 
     def flush(self):
         """Sends the head if it is not out yet."""

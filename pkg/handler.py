@@ -6,15 +6,26 @@ How any handler class is served (`adapt`):
 
 - a subclass of `RequestHandler` as it is;
 - another subclass of `BaseHTTPRequestHandler` by putting `RequestHandler` behind it in its bases, so that what the
-  class overrides stays and what it inherits is ours;
+  class overrides stays and how it reads requests is ours;
 - one that overrides how requests are read (`handle`, `parse_request`, ...) is given a connection which replays the
   bytes of the request, and parses for itself.
+
+How responses are written stays http.server's own: a head collects in `_headers_buffer` and is written to `wfile`.  So
+it makes no difference whether a class calls `super().end_headers()` or `BaseHTTPRequestHandler.end_headers(self)`,
+looks into that buffer, or writes a head by itself to `wfile`, `request` or `connection`.  These three lead to one
+place (`_Writer`), which takes the head apart again and frames the body: lengths, chunks, Date and persistence are the
+server's to say.
+
+HTTP/1.1 with persistent connections is for every class that leaves `protocol_version` alone, although http.server's
+default is HTTP/1.0; a class that sets HTTP/1.0 itself gets HTTP/1.0 and a connection for each request.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import re
+import socket
 from collections.abc import Callable
 from functools import cached_property, partial
 from http import HTTPStatus
@@ -28,8 +39,6 @@ from pkg.errors import ResponseError, StartupError
 
 __all__ = ["RequestHandler", "adapt"]
 
-Buffer = bytes | bytearray | memoryview
-
 _log = logging.getLogger(__name__)
 
 
@@ -37,48 +46,70 @@ _log = logging.getLogger(__name__)
 _ESCAPES = {code: rf"\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {ord("\\"): r"\\"}
 
 
-class _Logged(BaseHTTPRequestHandler):
-    """What handlers say goes to the log."""
+class _Common(BaseHTTPRequestHandler):
+    """What all hosted handlers have in common, however their requests are read."""
+
+    _headers_buffer: list[bytes]  # http.server's own
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Nothing: the server writes one access line for each request."""
 
     def log_message(self, format: str, *args: Any) -> None:
+        """What handlers say goes to the log."""
         _log.info("%s %s", self.address_string(), (format % args).translate(_ESCAPES))
 
+    def flush_headers(self) -> None:
+        """Writes the collected lines to `wfile`.
 
-class RequestHandler(_Logged):
-    """The base of handlers that want the whole speed.  Responses without Content-Length are chunked."""
+        ResponseError: one of them holds a second line, so a header that a client may have had a say in was about to
+        become two; or there is no status line.
+        """
+        lines: list[bytes] | None = getattr(self, "_headers_buffer", None)
+        if not lines:
+            return
+        self._headers_buffer = []
+        head = b"".join(lines)
+        if not len(lines) == head.count(b"\n") == head.count(b"\r") == head.count(b"\r\n") or b"\0" in head:
+            wrong = next((line for line in lines if re.search(rb"[\r\n\0]", line.removesuffix(b"\r\n"))), lines[-1])
+            raise ResponseError(f"control character or line end in {wrong!r}")
+        self.wfile.write(head)
+
+
+class RequestHandler(_Common):
+    """The base of handlers that want the whole speed.  Responses without Content-Length are chunked.
+
+    `request` is the request as the front has parsed it.
+    """
 
     protocol_version = "HTTP/1.1"
     server_version = "pkg"
     sys_version = ""
     request: _core.Request
 
-    _response: _core.Response | None = None
-    _interim: list[bytes] | None = None
     _failed = False
 
     # -------------------------------------------------------------- reading
 
     def setup(self) -> None:
-        self.rfile = self.request.body  # type: ignore[assignment]
-        self.wfile = _Writer(self)
+        self._request = request = self.request
+        self._writer = _Writer(request)
+        self.rfile = request.body  # type: ignore[assignment]
+        self.wfile = self._writer
 
     @cached_property
     def connection(self) -> Any:
-        """Something like the client's socket, after the head; writing to it goes round any framing."""
-        return ReplayConnection(self.request, head=False)
+        """Something like the client's socket, after the head; what is written to it is the same as to `wfile`."""
+        return ClientSocket(self._request, self.server, self._writer)
 
     @cached_property
     def headers(self) -> HTTPMessage:  # type: ignore[override]
         message: HTTPMessage = self.MessageClass()
-        for name, value in self.request.headers:
+        for name, value in self._request.headers:
             message.set_raw(name, value)
-        if self.request.chunked and self.request.body_size is not None:
+        if self._request.chunked and self._request.body_size is not None:
             # Decoded already: the handler sees a body with a length (RFC 9112 7.1.3), as most can read only those.
             del message["Transfer-Encoding"]
-            message.set_raw("Content-Length", str(self.request.body_size))
+            message.set_raw("Content-Length", str(self._request.body_size))
         return message
 
     @cached_property
@@ -86,7 +117,7 @@ class RequestHandler(_Logged):
         return f"{self.requestline}\r\n".encode("latin-1")
 
     def parse_request(self) -> bool:
-        request = self.request
+        request = self._request
         self.command = request.method
         self.path = request.target
         # Its redirects would lead to another host (gh-87389); other handlers get the target as it came.
@@ -105,7 +136,7 @@ class RequestHandler(_Logged):
         try:
             self.handle_one_request()
         except BaseException:
-            self._failed = True
+            self._failed = self._writer.is_abandoned = True
             raise
 
     def handle_one_request(self) -> None:
@@ -120,85 +151,150 @@ class RequestHandler(_Logged):
     def finish(self) -> None:
         if self._failed:
             return  # Server.handle_error() answers
+        writer = self._writer
+        if self.wfile is not writer and not self.wfile.closed:  # the handler has put something before it
+            self.wfile.flush()
         if self.close_connection:
-            self.request.keep_alive = False  # the head may not be out yet
-        if self._response is not None:
-            self._response.end()
-        elif self.request.status == 0:
-            raise ResponseError("the handler has sent no response")
-        else:  # it wrote one by itself, which nobody has framed
+            self._request.keep_alive = False  # the head may not be out yet
+        if writer.response is not None:
+            writer.response.end()
+        elif writer.is_raw:
             self.close_connection = True
-        self.request.finish(keep_alive=not self.close_connection)
+        else:
+            raise ResponseError("the handler has sent no response")
+        self._request.finish(keep_alive=not self.close_connection)
 
     # -------------------------------------------------------------- writing
 
-    def send_response_only(self, code: int, message: str | None = None) -> None:
-        if message is None:
-            message = self.responses[code][0] if code in self.responses else ""
-        if 100 <= code < 200:
-            self._interim = [f"HTTP/1.1 {int(code)} {message}\r\n".encode("latin-1")]
+    def flush_headers(self) -> None:
+        if self.close_connection:
+            self._request.keep_alive = False  # which the head shall say
+        if self._writer.response is not None and getattr(self, "_headers_buffer", None) == [b"\r\n"]:
+            self._headers_buffer = []  # a second end_headers(), which would put an empty line into the body
             return
-        if self._response is None:
-            self._response = _core.Response(self.request)
-        self._response.start(int(code), message)
-
-    def send_header(self, keyword: str, value: object) -> None:
-        text = value if isinstance(value, str) else str(value)
-        if self._interim is not None:
-            _check_text(keyword + text)
-            self._interim.append(f"{keyword}: {text}\r\n".encode("latin-1"))
-            return
-        if self._response is None:
-            raise ResponseError("a header before the status line")
-        self._response.add_header(keyword, text)
-        if keyword.lower() == "connection":
-            if text.lower() == "close":
-                self.close_connection = True
-            elif text.lower() == "keep-alive":
-                self.close_connection = False
-
-    def end_headers(self) -> None:
-        """The head goes out with the first part of the body, or at the end."""
-        if self._interim is not None:
-            self.request.send(b"".join(self._interim) + b"\r\n")
-            self._interim = None
-        elif self.close_connection:
-            self.request.keep_alive = False
+        self._writer.expect_head()
+        super().flush_headers()
 
     def version_string(self) -> str:
         return super().version_string().rstrip()
 
-    def flush_headers(self) -> None:
-        if self._response is not None:
-            self._response.flush()
+
+class _Adapted(RequestHandler):
+    """Goes behind a class of http.server in its bases: `request` is like the client's socket, as it is there."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.request = self.connection
+
+
+_HEAD_END = re.compile(rb"\n\r?\n")
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: (.*))?")
+_MAX_HEAD_SIZE = 1 << 20  # as _core.Response has it
 
 
 class _Writer(io.BufferedIOBase):
-    """`wfile`: the response body; before any status line, the bare connection."""
+    """What a handler writes to its client: a head, which is taken apart and checked, then the body.
 
-    def __init__(self, handler: RequestHandler) -> None:
-        self._handler = handler
+    The head goes out with the first part of the body, or at the end.  What does not begin like a response, and what
+    follows 101 (Switching Protocols), is passed on as it is; its connection is not used again.
+    """
+
+    def __init__(self, request: _core.Request) -> None:
+        self._request = request
+        self._head = b""  # the part of a head that has come
+        self.response: _core.Response | None = None
+        self.is_raw = False
+        self.is_abandoned = False  # somebody else answers
+        self._is_head_due = False
 
     def writable(self) -> bool:
         return True
 
+    def expect_head(self) -> None:
+        """What is written next belongs to a head.  It replaces one that is not out yet, of which no body has come."""
+        if self.response is not None:
+            if self.response.sent:
+                raise ResponseError("a second response to one request")
+            self.response = None
+        self._is_head_due = not self.is_raw
+
     def write(self, data: Any) -> int:
-        handler = self._handler
-        if handler._response is not None:
-            handler._response.write(data)
-        else:  # a handler that writes its own status line
-            handler.close_connection = True
-            _send_raw(handler.request, data)
-        return memoryview(data).nbytes
+        if self.closed:
+            raise ValueError("write to closed file")
+        if self.response is not None:
+            self.response.write(data)
+            return len(data) if type(data) is bytes else memoryview(data).nbytes
+        data = _octets(data)
+        if self.is_raw:
+            _send_raw(self._request, data)
+        else:
+            self._begin(self._head + data)
+        return len(data)
 
     def flush(self) -> None:
-        if not (self.closed or self._handler._failed or self._handler.request.is_finished):
-            self._handler.flush_headers()
+        if self.response is not None and not (self.closed or self.is_abandoned or self._request.is_finished):
+            self.response.flush()
+
+    def _begin(self, data: bytes) -> None:
+        """Takes what begins with a head, or with a part of one."""
+        if not data.startswith(b"HTTP/"[: len(data)]):
+            if self._is_head_due:
+                raise ResponseError("a header before the status line")
+            self._pass_on(data)
+            return
+        end = _HEAD_END.search(data)
+        if end is None:
+            if len(data) > _MAX_HEAD_SIZE:
+                raise ResponseError("more than a megabyte of headers")
+            self._head = data
+            return
+        self._head = b""
+        # Bare LF, which http.server lets pass from handlers that write their own head, ends a line as well.
+        line, *lines = (line.removesuffix("\r") for line in data[: end.start()].decode("latin-1").split("\n"))
+        match = _STATUS_LINE.fullmatch(line)
+        if match is None:
+            raise ResponseError(f"{line!r} is no status line")
+        minor, status, reason = match[1], int(match[2]), match[3] or ""
+        if status == HTTPStatus.SWITCHING_PROTOCOLS:
+            self._pass_on(data)
+        elif status < 200:
+            self._inform(data[: end.end()], status)
+            if len(data) > end.end():
+                self._begin(data[end.end() :])
+        else:
+            response = _core.Response(self._request)
+            response.start(status, reason, minor == "0")
+            for line in lines:
+                name, colon, value = line.partition(":")
+                if not colon:
+                    raise ResponseError(f"{line!r} is no header")
+                response.add_header(name, value.strip(" \t"))
+            self.response = response
+            if len(data) > end.end():
+                response.write(data[end.end() :])
+
+    def _inform(self, head: bytes, status: int) -> None:
+        """An interim response.  The front says 100 when the body is read; HTTP/1.0 knows none (RFC 9110 15.2)."""
+        if status != HTTPStatus.CONTINUE and self._request.version != "HTTP/1.0":
+            self._request.send(head)
+
+    def _pass_on(self, data: bytes) -> None:
+        self.is_raw = True
+        self._request.keep_alive = False
+        if data:
+            _send_raw(self._request, data)
 
 
-def _send_raw(request: _core.Request, data: Buffer) -> None:
+def _octets(data: Any) -> bytes:
+    """Its memory, whatever its items are.  TypeError, BufferError: it has none in one piece, which no socket takes."""
+    view = memoryview(data)
+    if not view.c_contiguous:
+        raise BufferError("memoryview: underlying buffer is not C-contiguous")
+    return view.tobytes()
+
+
+def _send_raw(request: _core.Request, data: bytes) -> None:
     """Sends what a handler has framed by itself, and takes its status from there."""
-    data = bytes(data)
     if data == _CONTINUE:
         return  # the front says it, when the body is read
     if request.status == 0:
@@ -211,72 +307,141 @@ def _send_raw(request: _core.Request, data: Buffer) -> None:
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-# ---------------------------------------------------------------- the compatible path
+# ---------------------------------------------------------------- what stands for the client's socket
 
 
-class _Replay(io.RawIOBase):
-    """The bytes of a request as they came: head, then body, chunked if it was."""
+class _Incoming(io.RawIOBase):
+    """The bytes of a request as they came: head, if it is wanted, then body, in chunks if it was."""
 
     def __init__(self, request: _core.Request, head: bool) -> None:
         self._request = request
         self._data = request.head_bytes.lstrip(b"\r\n") if head else b""
+        # Behind a head of ours the body has a length, if that is known: see RequestHandler.headers.
+        self._chunked = request.chunked and (head or request.body_size is None)
         self._ended = False
         self.asked_for_more = False  # a read past the end of this request: the handler keeps the connection
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def peek(self) -> bytes:
+        """What can be read at once, which is left there; waits for something, b"" at the end."""
         if not self._data and not self._ended:
             data = self._request.body.read1(65536)
             self._ended = not data
-            if self._request.chunked:
+            if self._chunked:
                 data = b"%x\r\n%b\r\n" % (len(data), data)
             self._data = data
         if not self._data:
             self.asked_for_more = True
-            return 0
-        n = min(len(self._data), len(buffer))
-        buffer[:n] = self._data[:n]
+        return self._data
+
+    def readinto(self, buffer: Any) -> int:
+        with memoryview(buffer) as view, view.cast("B") as octets:
+            n = min(len(self.peek()), len(octets))
+            octets[:n] = self._data[:n]
         self._data = self._data[n:]
         return n
 
 
-class ReplayConnection:
-    """What a handler that reads for itself sees of its client: enough of a socket for `http.server`."""
+class ClientSocket:
+    """What a handler sees of its client: a connected, blocking socket, as far as handlers use one.
 
-    def __init__(self, request: _core.Request, head: bool = True) -> None:
+    Without `writer` it replays the head, too, and what is written goes out as it is.  The descriptor, and with it
+    whatever is asked of the kernel, stays the front's; options are read from the listener, whose they were.
+    """
+
+    type = socket.SOCK_STREAM
+    proto = 0
+
+    def __init__(self, request: _core.Request, server: Any = None, writer: _Writer | None = None) -> None:
         self._request = request
-        self.replay = _Replay(request, head)
+        self._server = server
+        self._writer = writer
+        self._timeout: float | None = None
+        self.replay = _Incoming(request, head=writer is None)
 
-    def makefile(self, mode: str = "r", buffering: int = -1, **_: Any) -> Any:
-        if "r" in mode:
-            return io.BufferedReader(self.replay, buffering if buffering > 0 else io.DEFAULT_BUFFER_SIZE)
-        return _ConnectionWriter(self)
+    @property
+    def family(self) -> int:
+        return int(getattr(self._server, "address_family", socket.AF_INET))
+
+    def makefile(self, mode: str = "r", buffering: int | None = None, **text: Any) -> Any:
+        size = buffering if buffering is not None and buffering > 1 else io.DEFAULT_BUFFER_SIZE
+        file: Any
+        if "w" not in mode:
+            file = io.BufferedReader(self.replay, size)
+        elif "r" in mode:
+            file = io.BufferedRWPair(self.replay, _Outgoing(self), size)
+        elif buffering == 0 and "b" in mode:
+            file = _Outgoing(self)
+        else:
+            file = io.BufferedWriter(_Outgoing(self), size)
+        return file if "b" in mode else io.TextIOWrapper(file, **text)
 
     def recv(self, size: int, flags: int = 0) -> bytes:
+        if flags & socket.MSG_PEEK:
+            return self.replay.peek()[:size]
         buffer = bytearray(size)
         return bytes(buffer[: self.replay.readinto(buffer)])
 
-    def sendall(self, data: Buffer, flags: int = 0) -> None:
-        _send_raw(self._request, data)
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        with memoryview(buffer) as view, view.cast("B") as octets:
+            data = self.recv(size or len(octets), flags)
+            octets[: len(data)] = data
+        return len(data)
 
-    def send(self, data: Buffer, flags: int = 0) -> int:
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        if self._writer is not None:
+            self._writer.write(data)
+        else:
+            _send_raw(self._request, _octets(data))
+
+    def send(self, data: Any, flags: int = 0) -> int:
         self.sendall(data)
         return memoryview(data).nbytes
+
+    def sendmsg(self, buffers: Any, *_: Any) -> int:
+        return sum(self.send(data) for data in list(buffers))
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        file.seek(offset)
+        sent = 0
+        while data := file.read(65536 if count is None else min(65536, count - sent)):
+            sent += self.send(data)
+        return sent
 
     def getpeername(self) -> tuple[str, int]:
         address: tuple[str, int] = self._request.client_address
         return address
 
-    def fileno(self) -> int:
-        raise OSError("the descriptor belongs to the server")
+    def getsockname(self) -> Any:
+        return self._server.socket.getsockname()
 
-    def settimeout(self, timeout: float | None) -> None:
-        """Nothing: the front has deadlines for everything a client may delay."""
+    def getsockopt(self, *args: Any) -> Any:
+        return self._server.socket.getsockopt(*args)
 
     def setsockopt(self, *args: Any) -> None:
         """Nothing: the server has set what is useful."""
+
+    def fileno(self) -> int:
+        raise OSError("the descriptor belongs to the server")
+
+    detach = fileno
+
+    def settimeout(self, timeout: float | None) -> None:
+        """Only kept: the front has deadlines for everything a client may delay."""
+        self._timeout = timeout
+
+    def gettimeout(self) -> float | None:
+        return self._timeout
+
+    timeout = property(gettimeout)
+
+    def setblocking(self, flag: bool) -> None:
+        self._timeout = None if flag else 0.0
+
+    def getblocking(self) -> bool:
+        return self._timeout != 0.0
 
     def shutdown(self, how: int) -> None:
         self._request.keep_alive = False
@@ -284,9 +449,17 @@ class ReplayConnection:
     def close(self) -> None:
         """Nothing: the connection is the front's."""
 
+    def __enter__(self) -> ClientSocket:
+        return self
 
-class _ConnectionWriter(io.BufferedIOBase):
-    def __init__(self, connection: ReplayConnection) -> None:
+    def __exit__(self, *_: object) -> None:
+        """Nothing, as close()."""
+
+
+class _Outgoing(io.RawIOBase):
+    """The writing side of makefile()."""
+
+    def __init__(self, connection: ClientSocket) -> None:
         self._connection = connection
 
     def writable(self) -> bool:
@@ -296,7 +469,10 @@ class _ConnectionWriter(io.BufferedIOBase):
         return self._connection.send(data)
 
 
-class _Replayed(_Logged):
+# ---------------------------------------------------------------- classes that read for themselves
+
+
+class _Replayed(_Common):
     """Goes behind a replayed class in its bases: what is left of `http.server`, made safe."""
 
     _begun = False
@@ -309,19 +485,6 @@ class _Replayed(_Logged):
         else:
             self.connection.replay.asked_for_more = self.close_connection = True
 
-    def send_response_only(self, code: int, message: str | None = None) -> None:
-        _check_text(message or "")
-        super().send_response_only(code, message)
-
-    def send_header(self, keyword: str, value: Any) -> None:
-        _check_text(f"{keyword}: {value}")
-        super().send_header(keyword, value)
-
-
-def _check_text(text: str) -> None:
-    if any(c in text for c in "\r\n\0"):
-        raise ResponseError(f"control character in {text!r}")
-
 
 def _serve_replayed(
     handler_class: Callable[..., object],
@@ -331,7 +494,7 @@ def _serve_replayed(
     *args: Any,
     **keywords: Any,
 ) -> None:
-    connection = ReplayConnection(request)
+    connection = ClientSocket(request, server)
     handler_class(connection, client_address, server, *args, **keywords)
     if request.status == 0:
         raise ResponseError("the handler has sent no response")
@@ -339,7 +502,7 @@ def _serve_replayed(
 
 
 # What a class must not override for its requests to be parsed by the front.
-_READING = ("setup", "handle", "handle_one_request", "parse_request", "finish", "flush_headers", "send_response_only")
+_READING = ("setup", "handle", "handle_one_request", "parse_request", "finish")
 
 
 def _overrides(cls: type, names: tuple[str, ...]) -> bool:
@@ -366,7 +529,7 @@ def adapt(handler: Any) -> Callable[[Any, Any, Any], object]:
         raise StartupError("CGI handlers need the client's socket, which is the front's; Python 3.15 has none either")
     if _overrides(handler, _READING):
         return partial(_serve_replayed, _with_base(handler, _Replayed))
-    return _with_base(handler, RequestHandler)
+    return _with_base(handler, _Adapted)
 
 
 def _with_base(handler: type, base: type) -> type:
