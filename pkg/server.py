@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 Handler = Callable[[Any, Any, Any], object]
 
+LOOK_EVERY = 0.05  # seconds; how soon handle_request() sees that a client has left
 WORKERS_END = 0.4  # seconds that server_close() gives all workers together; who is stuck then is left behind
 
 
@@ -72,6 +73,7 @@ class Server(ThreadingHTTPServer):
         self._serving = False
         self._served = False
         self._single: threading.Thread | None = None  # runs the front for handle_request()
+        self._taken = self._left = 0  # connections that ended with and without a request for handle_request()
         self._ended = threading.Event()
         self._ended.set()
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)
@@ -163,8 +165,9 @@ class Server(ThreadingHTTPServer):
     def handle_request(self) -> None:
         """Serves one request, whose connection then closes; after `timeout` seconds without one, handle_timeout().
 
-        The request is served by a thread of its own, so that signal handlers run meanwhile.  Between calls other
-        requests wait, at most queue_timeout.
+        As under socketserver it also returns when a client has connected and leaves without a request, or is refused
+        by the front.  The request is served by a thread of its own, so that signal handlers run meanwhile.  Between
+        calls other requests wait, at most queue_timeout.
         """
         self._check_socket()
         front = self._front()
@@ -172,12 +175,26 @@ class Server(ThreadingHTTPServer):
             self._single = threading.Thread(target=front.run, name="front", daemon=True)
             self._single.start()
         request: _core.Request | None = None
+        late = False
 
         def serve() -> None:
-            nonlocal request
-            with contextlib.suppress(TimeoutError):
-                request = front.take(-1 if self.timeout is None else self.timeout)
-            if request is not None:
+            nonlocal request, late
+            end = None if self.timeout is None else time.monotonic() + self.timeout
+            # Seen twice: one look may fall between two of the counters.
+            looks = 0
+            while request is None and not late and looks < 2:
+                looks = looks + 1 if self._connections_left() > self._left else 0
+                left = LOOK_EVERY if end is None else max(0.0, min(LOOK_EVERY, end - time.monotonic()))
+                try:
+                    request = front.take(left)
+                    if request is None:
+                        return  # the front has stopped
+                except TimeoutError:
+                    late = end is not None and time.monotonic() >= end
+            if request is None:
+                self._left += looks == 2
+            else:
+                self._taken += 1
                 request.keep_alive = False
                 self._serve(request)
 
@@ -185,8 +202,13 @@ class Server(ThreadingHTTPServer):
         worker.start()
         while worker.is_alive():
             worker.join(0.5)
-        if request is None:
+        if late:
             self.handle_timeout()
+
+    def _connections_left(self) -> int:
+        """How many connections are over that have brought no request to handle_request()."""
+        stats = self._front().stats()
+        return int(stats["accepted"] - stats["connections"]) - self._taken
 
     def _check_socket(self) -> None:
         """RuntimeError where TLS is meant, with a wrapped `socket` or in get_request(): it would be plain HTTP."""
