@@ -141,6 +141,8 @@ struct front {
     pages *pages;                   /* L */
     _Atomic(pages *) incoming;      /* mailbox from front_publish */
     _Atomic int64_t expires[PAGES_SLOTS];
+    _Atomic int64_t lease, moved;   /* of slot 0: what it was last renewed for; by how much gaps have moved it since */
+    _Atomic int64_t due, frozen;    /* by when the next turn begins, unless the process is frozen; all gaps together */
 
     int64_t now;                    /* L: at the start of this turn */
     time_t date_second;             /* L */

@@ -231,6 +231,13 @@ cdef class Front:
     def renew(self, unsigned slot, double seconds):
         c.front_renew(self._front, slot, nanoseconds(seconds))
 
+    @property
+    def frozen(self):
+        return c.front_frozen(self._front) / 1e9
+
+    def clock(self):
+        return c.front_clock(self._front) / 1e9
+
     def stats(self):
         cdef c.front_counters n
         c.front_count(self._front, &n)

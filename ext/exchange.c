@@ -170,14 +170,23 @@ int front_take(front *f, front_request *out, int64_t timeout)
 
 /* ------------------------------------------------------------------------ read */
 
-/* Waits for the socket, at most until `deadline`.  FRONT_OK, FRONT_E_LATE, -EPIPE once the front has stopped. */
-static int wait_socket(front_conn *c, short events, int64_t deadline)
+/* Waits for the socket, at most until `deadline`, which time in which the process is frozen moves (and adds to `*frozen`,
+ * if given).  FRONT_OK, FRONT_E_LATE, -EPIPE once the front has stopped. */
+static int wait_socket(front_conn *c, short events, int64_t deadline, int64_t *frozen)
 {
+    int64_t looked = 0;
+
     for (;;) {
         if (atomic_load_explicit(&c->gone, memory_order_relaxed) || atomic_load_explicit(&c->interrupted, memory_order_relaxed))
             return -EPIPE;
-        int64_t left = deadline - front_now();
-        if (left <= 0)
+        int64_t now = front_now(), left;
+        if (looked != 0 && now - looked > INTERRUPTION + FRONT_GAP) {
+            deadline += now - looked;
+            if (frozen != NULL)
+                *frozen += now - looked;
+        }
+        looked = now;
+        if ((left = deadline - now) <= 0)
             return FRONT_E_LATE;
         if (left > INTERRUPTION)
             left = INTERRUPTION;
@@ -195,16 +204,16 @@ static int wait_socket(front_conn *c, short events, int64_t deadline)
 static int wait_body(front *f, front_conn *c)
 {
     uint64_t wanted = (uint64_t)(f->limits.body_timeout / MILLISECOND) * f->limits.min_body_rate / 1000;
-    int64_t begin = front_now();
+    int64_t begin = front_now(), frozen = 0;
 
     int64_t deadline = begin + f->limits.body_timeout - c->body_waited, soon = begin + MILLISECOND;
-    int rv = wait_socket(c, POLLIN, soon < deadline ? soon : deadline);
+    int rv = wait_socket(c, POLLIN, soon < deadline ? soon : deadline, &frozen);
 
     if (rv == FRONT_E_LATE && soon < deadline) {
         acknowledge(c->fd);
-        rv = wait_socket(c, POLLIN, deadline);
+        rv = wait_socket(c, POLLIN, deadline + frozen, &frozen);
     }
-    c->body_waited += front_now() - begin;
+    c->body_waited += front_now() - begin - frozen;
     if ((rv != FRONT_OK && rv != FRONT_E_LATE) || c->body_waited < f->limits.body_timeout)
         return rv;
     if (c->body_read - c->body_mark <= wanted)
@@ -396,7 +405,7 @@ int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, b
             return FRONT_AGAIN;
         if (deadline == 0)
             deadline = front_now() + f->limits.write_timeout;
-        int rv = wait_socket(c, POLLOUT, deadline);
+        int rv = wait_socket(c, POLLOUT, deadline, NULL);
         if (rv == FRONT_E_LATE &&
             mark - total > (uint64_t)(f->limits.write_timeout / MILLISECOND) * f->limits.min_body_rate / 1000) {
             mark = total;
@@ -439,7 +448,7 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
         }
         if (deadline == 0)
             deadline = front_now() + f->limits.write_timeout;
-        int rv = wait_socket(c, POLLOUT, deadline);
+        int rv = wait_socket(c, POLLOUT, deadline, NULL);
         if (rv == FRONT_E_LATE &&
             mark - len > (uint64_t)(f->limits.write_timeout / MILLISECOND) * f->limits.min_body_rate / 1000) {
             mark = len;

@@ -32,6 +32,7 @@
 #define LATE NAP   /* a nap that takes so much longer has been late */
 #define STRAIN 250 /* of one that was; each other takes off 1 */
 #define MAX_STRAIN (4 * STRAIN)
+#define WATCH SECOND /* where pages expire, no wait is longer: nobody can tell a long one from a freeze */
 #define PAUSE (100 * MILLISECOND) /* after such a time without anything to do, what comes may be another load */
 #define MIN_QUIET (5 * MILLISECOND) /* handshakes under way get so long to finish before the listener closes, or as */
 #define MAX_QUIET (500 * MILLISECOND) /* long as two round trips of the client farthest away */
@@ -47,12 +48,16 @@ static void expire(front *f);
 static void change_stage(front *f);
 static void stop_workers(front *f);
 static void give_up(front *f);
+static void on_gap(front *f, int64_t gap);
 
 /* ---------------------------------------------------------------- the loop */
 
 int front_turn(front *f, int timeout, bool taking)
 {
     struct epoll_event events[EVENTS];
+    int64_t due = timeout < 0 ? INT64_MAX : f->now + timeout * MILLISECOND;
+
+    atomic_store_explicit(&f->due, due, memory_order_relaxed);
     int n = epoll_wait(f->epoll_fd, events, EVENTS, timeout);
 
     f->now = front_now();
@@ -62,6 +67,8 @@ int front_turn(front *f, int timeout, bool taking)
             return f->error = -errno;
         n = 0;
     }
+    if (f->now - FRONT_GAP > due)
+        on_gap(f, f->now - due);
     take_pages(f);
     take_back(f);
     for (front_conn *c = f->waiting[CONN_AGAIN].first, *last = f->waiting[CONN_AGAIN].last, *next; c != NULL; c = next) {
@@ -144,6 +151,7 @@ int front_run(front *f)
     atomic_store(&f->has_run, true);
     prctl(PR_SET_TIMERSLACK, 1000UL);
     pthread_mutex_lock(&f->lead); /* from here on, while a worker leads */
+    f->now = front_now();
     while (atomic_load(&f->stage) != FRONT_STOPPED && f->error == 0) {
         f->relaxed = workers_lead(f);
         int timeout = f->relaxed || napped ? 0 : front_timeout(f);
@@ -163,6 +171,7 @@ int front_run(front *f)
     }
     int error = f->error;
     f->error = 0;
+    atomic_store_explicit(&f->due, INT64_MAX, memory_order_relaxed);
     if (error == 0)
         stop_workers(f);
     pthread_mutex_unlock(&f->lead);
@@ -226,6 +235,8 @@ int front_timeout(front *f)
         due = f->listener_closes;
     if (f->gives_up != 0 && f->gives_up < due)
         due = f->gives_up;
+    if (atomic_load_explicit(&f->lease, memory_order_relaxed) != 0 && f->now + WATCH < due)
+        due = f->now + WATCH;
     if (atomic_load_explicit(&f->n_worker, memory_order_relaxed) > 0) {
         /* Connections come back without a ring; their idle time starts when we look.  And while requests wait
          * although workers sleep (hand_over() woke one only, expecting short requests), look again at once. */
@@ -245,6 +256,45 @@ int front_timeout(front *f)
         return -1;
     now = front_now();
     return due <= now ? 0 : (int)((due - now + MILLISECOND - 1) / MILLISECOND);
+}
+
+/* -------------------------------------------------------------------- freezes */
+
+/* Liveness expires as much later as the process was frozen, as far as what it was renewed for allows. */
+static void move_liveness(front *f, int64_t gap)
+{
+    int64_t former = atomic_load(&f->expires[0]), wanted, from, most;
+
+    do {
+        if (former == 0)
+            return;
+        from = former > f->now ? former : f->now;
+        most = from + atomic_load(&f->lease) - atomic_load(&f->moved);
+        wanted = former + gap < most ? former + gap : most;
+        if (wanted <= from)
+            return;
+    } while (!atomic_compare_exchange_strong(&f->expires[0], &former, wanted)); /* it has just been renewed */
+    atomic_fetch_add(&f->moved, wanted - from);
+}
+
+static void on_gap(front *f, int64_t gap)
+{
+    atomic_fetch_add(&f->frozen, gap);
+    move_liveness(f, gap);
+    for (size_t slot = 1; slot < PAGES_SLOTS; slot++)
+        if (atomic_load(&f->expires[slot]) > f->now)
+            atomic_store(&f->expires[slot], f->now);
+    for (int s = CONN_SILENT; s < CONN_AGAIN; s++) /* all of a list by the same, which keeps its order */
+        for (front_conn *c = f->waiting[s].first; c != NULL; c = c->next)
+            c->deadline += gap;
+    pthread_mutex_lock(&f->mutex);
+    for (front_conn *c = f->ready.first; c != NULL; c = c->next)
+        c->deadline += gap;
+    pthread_mutex_unlock(&f->mutex);
+    if (f->gives_up != 0)
+        f->gives_up += gap;
+    if (f->listener_closes != 0)
+        f->listener_closes += gap;
 }
 
 /* ----------------------------------------------------------------- accepting */
@@ -827,8 +877,30 @@ void front_publish(front *f, pages *table)
 
 void front_renew(front *f, unsigned slot, int64_t nanoseconds)
 {
-    if (slot < PAGES_SLOTS)
-        atomic_store(&f->expires[slot], front_now() + nanoseconds);
+    int64_t now;
+
+    if (slot >= PAGES_SLOTS)
+        return;
+    do { /* again, if this thread has been frozen in between */
+        now = front_now();
+        atomic_store(&f->expires[slot], now + nanoseconds);
+    } while (front_now() - now > FRONT_GAP);
+    if (slot == 0) {
+        atomic_store_explicit(&f->lease, nanoseconds, memory_order_relaxed);
+        atomic_store_explicit(&f->moved, 0, memory_order_relaxed);
+    }
+}
+
+int64_t front_frozen(const front *f)
+{
+    return atomic_load_explicit(&f->frozen, memory_order_relaxed);
+}
+
+int64_t front_clock(const front *f)
+{
+    int64_t frozen = atomic_load(&f->frozen), due = atomic_load(&f->due), now = front_now();
+
+    return (due != INT64_MAX && now - FRONT_GAP > due ? due : now) - frozen;
 }
 
 int64_t front_now(void)
@@ -858,6 +930,7 @@ int front_open(front **out, int listen_fd, const front_limits *limits)
     f->timeout[CONN_LINGER] = limits->linger_timeout;
     f->accepts = 1;
     f->eager = EAGER;
+    f->due = INT64_MAX;
     f->now = front_now();
     pthread_mutex_init(&f->lead, NULL);
     pthread_mutex_init(&f->mutex, NULL);

@@ -39,6 +39,12 @@
  * At max_connections a request on one more connection takes the place of a connection that waits for nothing: of one that
  * has never sent a request, else of the one kept alive for the longest time.  Who says nothing displaces nobody.
  *
+ * Time in which the process is frozen (SIGSTOP, a cgroup's freezer, CPU only while there are requests) is nobody's fault.
+ * A turn that begins more than FRONT_GAP after it should have is the sign of it: whatever waits gets that time on top.
+ * Liveness (slot 0) expires later by it as well, but from one renewal to the next by no more than it was renewed for: an
+ * interpreter that hangs while the CPU is taken away again and again is found all the same.  The pages of the other slots
+ * tell of the time before; they count as expired until they are renewed.
+ *
  * Shutdown is a stage that only grows (enum front_stage).
  *
  * A front belongs to the process that opened it.  A process forked from that one (multiprocessing, os.fork() in the
@@ -164,6 +170,10 @@ void front_give_up_after(front *f, int64_t nanoseconds);
 /* Takes ownership of `table`. */
 void front_publish(front *f, pages *table);
 void front_renew(front *f, unsigned slot, int64_t nanoseconds);
+
+#define FRONT_GAP 2000000000LL /* nanoseconds */
+int64_t front_frozen(const front *f); /* nanoseconds of all gaps in which the process was frozen */
+int64_t front_clock(const front *f);  /* front_now() without them; stands still in one that has not been noticed yet */
 
 /* Worker side. */
 int front_take(front *f, front_request *out, int64_t timeout); /* nanoseconds; 0: do not wait; < 0: for ever */

@@ -143,6 +143,8 @@ cdef extern from "front.h" nogil:
 
     void front_publish(front *f, pages *table)
     void front_renew(front *f, unsigned slot, int64_t nanoseconds)
+    int64_t front_frozen(const front *f)
+    int64_t front_clock(const front *f)
 
     int front_take(front *f, front_request *out, int64_t timeout)
     ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bint wait)

@@ -81,6 +81,11 @@ class Front:
         """Replaces all published pages.  ValueError, OSError: too many or too large."""
     def renew(self, slot: int, seconds: float) -> None:
         """Pages of this slot stay fresh for so long from now."""
+    @property
+    def frozen(self) -> float:
+        """Seconds in which the process was frozen since the front runs; gaps of less than two seconds do not count."""
+    def clock(self) -> float:
+        """time.monotonic() without the time in which the process was frozen."""
     def stats(self) -> dict[str, Any]:
         """Counters since the start, and present numbers: connections, queued, in_flight, buffered."""
     def requests(self) -> list[dict[str, Any]]:

@@ -11,6 +11,9 @@ A check is `pending` until its first result (unknown never passes), then `ok`, `
 `failures` bad results in a row and recovers after `recoveries` good ones; the first result of all counts at once when
 it is good.  Its thread runs nothing but its probe: a probe that hangs is failed by the tick thread, again and again,
 and what it returns too late counts for nothing.
+
+Time in which the process is frozen is no time here (`clock`).  What was found before it says nothing about now, so
+after it every check runs at once, and readiness is not renewed until the required ones have.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ __all__ = ["Check", "Checker", "Degraded", "Result"]
 _log = logging.getLogger(__name__)
 
 TICK = 0.5  # seconds between two looks; changes are published at once
+FROZEN = 2.0  # seconds by which a tick is late if the process, or the interpreter, has stood still
 READINESS_EXPIRY = 10.0  # seconds; shorter where a required check is stale sooner
 STOP_TIMEOUT = 0.2  # for all checks together: those that hang must not use up the time of the shutdown
 MAX_CHECKS = 60
@@ -113,6 +117,8 @@ class Check:
         self._good = 0
         self._began: float | None = None  # while the probe runs
         self._overdue = 0  # how often this run has been failed for its length
+        self._outdated = False  # the last result is from before the process was frozen
+        self._again = threading.Event()  # not to sleep until the next run
 
     @property
     def stale_after(self) -> float:
@@ -158,7 +164,8 @@ class Checker:
 
     `publish(pages)` and `renew(slot, seconds)` are the front's.  `root`: `/` answers like `/readyz`.  `stuck()` gives a
     reason if no worker moves any more.  `last_words(reason)` is called before the first failing liveness answer: the
-    process may be killed for it.
+    process may be killed for it.  `frozen()` is for how many seconds the process has been frozen so far, `clock()` the
+    monotonic time without those.
     """
 
     def __init__(
@@ -171,6 +178,7 @@ class Checker:
         stuck: Callable[[], str | None] | None = None,
         last_words: Callable[[str], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        frozen: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._publish, self._renew = publish, renew
         self._liveness_timeout = liveness_timeout
@@ -178,6 +186,8 @@ class Checker:
         self._stuck = stuck
         self._last_words = last_words
         self._clock = clock
+        self._frozen = frozen
+        self._frozen_so_far = 0.0
         self._lock = threading.RLock()
         self._checks: dict[str, Check] = {}
         self._started = self._stopping = self._proved = self._is_child = False
@@ -206,6 +216,9 @@ class Checker:
         """Ends the checks; a probe that hangs is left behind in its daemon thread."""
         self._stopping = True
         self._wake.set()
+        with self._lock:
+            for check in self._checks.values():
+                check._again.set()
         end = time.monotonic() + STOP_TIMEOUT
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -277,8 +290,8 @@ class Checker:
     def run_once(self, check: Check) -> None:
         """One probe of one check, and its result."""
         with self._lock:
-            began = self._clock()
-            check._began, check._overdue = began, 0
+            check._began, check._overdue = self._clock(), 0
+            frozen = self._frozen()
         try:
             result = _judge(check.probe())
             failure: BaseException | None = None
@@ -291,15 +304,23 @@ class Checker:
             end(failure)
         with self._lock:
             now = self._clock()
-            check._began = None
+            check.duration, check._began = now - check._began, None
             check.runs += 1
-            check.duration = now - began
+            outdated = check._outdated
+            if frozen != self._frozen():
+                if result.status == "failed":  # for the time that has passed, most likely
+                    check._again.set()
+                    return
+            else:
+                check._outdated = False
             if check._overdue == 0 and check.duration > check.timeout:
                 result = Result("failed", f"took {check.duration:.1f} s, longer than {check.timeout:g} s")
             elif check._overdue:
                 return  # has been failed already, and says nothing about now
             if check.take(result, now):
                 self.refresh()
+            if outdated:
+                self._renew_readiness()
 
     def _run_check(self, check: Check) -> None:
         jitter = random.Random()
@@ -313,22 +334,24 @@ class Checker:
             interval = check.interval if check.status == "ok" and not check._bad else check.interval / 2
             # From begin to begin, and never late: how soon readiness is red must not depend on how slowly probes fail.
             rest = began + interval * jitter.uniform(0.85, 1.0) - time.monotonic()
-            self._sleep(max(rest, interval / 10))
-
-    def _sleep(self, seconds: float) -> None:
-        self._wake.wait(seconds)  # set once, to stop
+            check._again.wait(max(rest, interval / 10))
+            check._again.clear()
 
     def _run_ticks(self) -> None:
+        began = time.monotonic()
         while not self._stopping:
+            late = time.monotonic() - began > TICK + FROZEN
+            began = time.monotonic()
             try:
                 self.tick()
             except Exception:  # the next tick tries again; if none succeeds the answers expire, as they should
                 _log.exception("health tick failed")
-            self._wake.wait(TICK)
+            self._wake.wait(TICK / 10 if late else TICK)  # the front may not have noticed yet that it was frozen
 
     def tick(self) -> None:
         """Fails what hangs or is stale, publishes what has changed, renews what is published."""
         with self._lock:
+            self._look_again()
             now = self._clock()
             for check in self._checks.values():
                 if check._began is not None and now - check._began > check.timeout + check._overdue * check.interval:
@@ -343,9 +366,24 @@ class Checker:
             self._workers = Result("failed", reason) if reason else Result("ok")
             self.refresh()
             self._renew(LIVENESS, self._liveness_timeout)
-            self._renew(
-                READINESS, min([READINESS_EXPIRY, *(c.stale_after for c in self._checks.values() if c.required)])
-            )
+            self._renew_readiness()
+
+    def _look_again(self) -> None:
+        """After the process was frozen: every check runs at once."""
+        frozen = self._frozen()
+        if frozen != self._frozen_so_far:
+            _log.info("the process was frozen for %.1f s; every check runs again", frozen - self._frozen_so_far)
+            self._frozen_so_far = frozen
+            for check in self._checks.values():
+                check._outdated = True
+                check._again.set()
+
+    def _renew_readiness(self) -> None:
+        required = [c for c in self._checks.values() if c.required]
+        if not any(c._outdated and c.passes for c in required):
+            self._renew(READINESS, min([READINESS_EXPIRY, *(c.stale_after for c in required)]))
+            if self._frozen() != self._frozen_so_far:  # just now: the front has let it expire before
+                self._renew(READINESS, 0.0)
 
     # -------------------------------------------------------------- rendering
 

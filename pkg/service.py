@@ -169,8 +169,10 @@ class Service:
             renew=front.renew,
             liveness_timeout=s.liveness_timeout,
             root=not s.app,
-            stuck=Stall(front, s.threads, s.stuck_timeout) if s.stuck_timeout else None,
+            stuck=Stall(front, s.threads, s.stuck_timeout, clock=front.clock) if s.stuck_timeout else None,
             last_words=self._last_words,
+            clock=front.clock,
+            frozen=lambda: front.frozen,
         )
         self._open_admin()
         self.checker.start()
