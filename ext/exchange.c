@@ -356,6 +356,12 @@ void front_answer(front_conn *c)
     atomic_store_explicit(&c->expect, false, memory_order_relaxed); /* for each response: without a barrier */
 }
 
+/* The rest of a response lies with the loop: what came after it would overtake it. */
+static bool is_left(const front_conn *c)
+{
+    return c->out != NULL || c->file != -1;
+}
+
 /* Leaves what is in iov with the loop. */
 static int leave(front *f, front_conn *c, struct iovec *iov, int n, size_t total)
 {
@@ -381,6 +387,8 @@ int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, b
 
     if (f->foreign)
         return -EPIPE;
+    if (is_left(c))
+        return -EALREADY;
     if (keep > f->limits.response_buffer_size)
         keep = f->limits.response_buffer_size;
     while (total > 0) {
@@ -424,11 +432,11 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
 
     if (f->foreign)
         return -EPIPE;
+    if (len > 0 && is_left(c))
+        return -EALREADY;
     while (len > 0) {
         /* What is left with the loop begins where the socket is full, so the loop seldom waits for a disk. */
-        ssize_t sent = c->out != NULL ? -1 : sendfile(c->fd, fd, &offset, len < 262144 ? (size_t)len : 262144);
-        if (c->out != NULL)
-            errno = EAGAIN;
+        ssize_t sent = sendfile(c->fd, fd, &offset, len < 262144 ? (size_t)len : 262144);
         if (sent > 0) {
             count_add(&f->count.bytes_out, (uint64_t)sent);
             len -= (uint64_t)sent;
@@ -466,7 +474,7 @@ void front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned
 {
     buffer *b = c->in;
     int64_t end = front_now(), took = end - c->begun;
-    bool rest = c->out != NULL || c->file != -1;
+    bool rest = is_left(c);
 
     if (f->foreign)
         return;

@@ -179,7 +179,8 @@ int64_t front_clock(const front *f);  /* front_now() without them; stands still 
 int front_take(front *f, front_request *out, int64_t timeout); /* nanoseconds; 0: do not wait; < 0: for ever */
 ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait); /* 0 at the end; -EAGAIN without wait */
 void front_answer(front_conn *c); /* a final response begins: what is read after it is not asked for by 100 Continue */
-int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, bool wait); /* advances iov */
+/* Both: -EALREADY once the end of a response has been left with the loop.  front_send() advances iov. */
+int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, bool wait);
 int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len, bool leave);
 bool front_body_pending(const front_conn *c); /* some of the body has not been read from the socket yet */
 uint64_t front_body_left(const front_conn *c);    /* what front_read() will give of a body of known length */

@@ -38,6 +38,7 @@ cdef class Response:
     cdef int64_t length       # announced; -1: none
     cdef int64_t written
     cdef bint has_date, has_request_id, self_framed, chunked, bodiless, is_old
+    cdef bint closed          # nothing more goes into the head: it is out, or could not be sent as it was
     cdef readonly bint sent   # the head is out
     cdef readonly bint ended
 
@@ -80,11 +81,14 @@ cdef class Response:
                 raise ResponseError("control character in the reason phrase")
         self.head_len = 0
         self.length = -1
-        self.has_date = self.has_request_id = self.self_framed = False
+        self.written = 0
+        self.has_date = self.has_request_id = self.self_framed = self.chunked = self.closed = False
         self.status = status
         self.bodiless = status == 204 or status == 304 or self.request.head.method_id == http1.HTTP1_HEAD
         self.put(b"HTTP/1.1 ", 9)
         self.put(line, length)
+        if length == 3:
+            self.put(b" ", 1)   # RFC 9112 4: the space stays where there is no reason phrase
         self.put(b"\r\n", 2)
         return 0
 
@@ -106,11 +110,19 @@ cdef class Response:
         self.put_header(name, value)
 
     cdef int put_header(self, name, value) except -1:
+        # Where there is no interpreter lock: a head that is being sent must not move.
+        with cython.critical_section(self):
+            self.put_field(name, value)
+        return 0
+
+    cdef int put_field(self, name, value) except -1:
         cdef Py_ssize_t n, v, i
         cdef const char *a = latin1(name, &n, b"header name")
         cdef const char *b = latin1(value, &v, b"header value")
         if self.status == 0:
             raise ResponseError("a header before the status line")
+        if self.closed:
+            raise ResponseError(f"header {name!r} after the head of the response")
         for i in range(n):
             if not token_char[<unsigned char>a[i]]:
                 raise ResponseError(f"invalid character in header name {name!r}")
@@ -226,11 +238,15 @@ cdef class Response:
         if self.ended:
             raise ResponseError("a write after the end of the response")
         if not self.sent:
+            if self.closed:
+                raise ResponseError("the response could not be sent as it was; it has to be started anew")
             # No body where there can be none says nothing of how long it would be (RFC 9110 8.6).
             if last and self.length < 0 and not self.self_framed and not (self.bodiless and length == 0):
                 self.length = length
             if self.length >= 0 and length > self.length and not self.bodiless:
                 raise ResponseError(f"{length} bytes of body where {self.length} were announced")
+            with cython.critical_section(self):
+                self.closed = True
             self.close_head()
             iov[n].iov_base = self.head
             iov[n].iov_len = self.head_len
@@ -337,6 +353,8 @@ cdef class Response:
         with nogil:
             rv = c.front_send_file(front, conn, fd, offset, count, True)
         leave(self.request, WRITING)
+        if rv == -EALREADY:
+            raise ResponseError("a write after the end of the response")
         if rv == -EIO or rv == -EINVAL:
             raise ResponseError(f"the file cannot be read, or ends before the {self.length} bytes announced")
         if rv < 0:

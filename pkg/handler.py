@@ -157,6 +157,8 @@ class RequestHandler(_Common):
         if self.close_connection:
             self._request.keep_alive = False  # the head may not be out yet
         if writer.response is not None:
+            if getattr(self, "_headers_buffer", None):
+                raise ResponseError(f"a header after the head of the response: {self._headers_buffer[0]!r}")
             writer.response.end()
         elif writer.is_raw:
             self.close_connection = True
