@@ -232,7 +232,7 @@ bool conn_answer_page(front *f, front_conn *c, const http1_head *h)
         if (a->status == 0)
             a = &none;
     }
-    if (h->method_id == HTTP1_OPTIONS)
+    if (h->method_id == HTTP1_OPTIONS && h->form != HTTP1_ASTERISK) /* of the whole server the application has a say, too */
         strcat(extra, "Allow: GET, HEAD, OPTIONS\r\n");
     if (c->close)
         strcat(extra, "Connection: close\r\n");

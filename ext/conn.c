@@ -116,6 +116,8 @@ static void out_drop(front *f, front_conn *c)
 void conn_close(front *f, front_conn *c)
 {
     conn_set_state(f, c, CONN_FREE);
+    if (c->owed) /* its response was not out yet */
+        count_add(&f->count.aborted, 1);
     if (c->fd != -1)
         end_socket(c->fd, false);
     c->fd = -1;
@@ -130,6 +132,7 @@ void conn_close(front *f, front_conn *c)
     c->next = f->free;
     f->free = c;
     f->n_open--;
+    count_add(&f->count.closed, 1);
 }
 
 /* Says FIN, then reads on: closing with unread bytes would make the kernel send a reset, which can take the
@@ -211,7 +214,7 @@ int buffer_grow(front *f, front_conn *c, size_t wanted, size_t max)
     size_t more = cap - b->cap;
     if (atomic_fetch_add(&f->buffered, more) + more > f->limits.buffer_size) {
         atomic_fetch_sub(&f->buffered, more);
-        return -ENOBUFS;
+        return -ENOMEM;
     }
     if ((b = realloc(b, sizeof *b + cap)) == NULL) {
         atomic_fetch_sub(&f->buffered, more);
@@ -485,6 +488,11 @@ static bool take_proxy_header(front *f, front_conn *c)
         conn_refuse(f, c, 400, "malformed PROXY header\n");
         return false;
     }
+    if (n == PROXY_ABSENT && !f->limits.proxy_optional) { /* its word about the client is missing, and the next request may be another's */
+        count_add(&f->count.rejected, 1);
+        conn_refuse(f, c, 400, "the PROXY header is missing\n");
+        return false;
+    }
     c->proxied = false;
     if (n > 0) {
         b->raw = (size_t)n;
@@ -494,6 +502,22 @@ static bool take_proxy_header(front *f, front_conn *c)
         return true;
     want_more(f, c, CONN_IDLE); /* drops the buffer */
     return false;
+}
+
+/* A head that is longer than the buffer.  What the client has sent is too much only at its own limit; where all buffers
+ * together are at theirs, it may try again. */
+static void grow_head(front *f, front_conn *c)
+{
+    int rv = buffer_grow(f, c, 0, f->limits.head.max_head_size);
+
+    if (rv == FRONT_OK) {
+        conn_readable(f, c); /* the rest, most likely */
+    } else if (rv == -ENOBUFS) {
+        conn_refuse(f, c, 431, "request head too large\n");
+    } else {
+        count_add(&f->count.shed, 1);
+        conn_refuse(f, c, 503, "no buffer is free\n");
+    }
 }
 
 /* Carries on with the bytes of a connection until they run out, or somebody else has to act. */
@@ -525,10 +549,8 @@ static void proceed(front *f, front_conn *c)
             b->raw = b->len;
             if (b->len < b->cap)
                 want_more(f, c, empty_line ? CONN_IDLE : CONN_HEAD);
-            else if (buffer_grow(f, c, 0, f->limits.head.max_head_size) == FRONT_OK) /* b is no more */
-                conn_readable(f, c); /* the rest, most likely */
             else
-                conn_refuse(f, c, 431, "request head too large\n");
+                grow_head(f, c);
             return;
         }
         b->head_len = b->raw = (size_t)n;
@@ -590,6 +612,10 @@ void conn_flush(front *f, front_conn *c)
         c->file_left -= (uint64_t)n;
         if (c->file_left == 0)
             out_drop(f, c);
+    }
+    if (c->owed) {
+        c->owed = false;
+        count_add(&f->count.served, 1);
     }
     if (c->close) {
         conn_end(f, c);

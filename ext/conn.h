@@ -66,6 +66,8 @@ struct front_conn {
     atomic_bool expect, complete;   /* O: 100 (Continue) is to be said; all of the body has been read from the socket.  An
                                      * application may read the body in one thread and answer in another */
     bool close;                     /* O: close once the response is out */
+    bool owed;                      /* O: the rest of a worker's response lies with the loop: served once it is out */
+    atomic_bool cut;                /* a response could not be sent on: reset, or too slow a reader */
     bool linger;                    /* O: not at the client's request, so it may be sending: read on after FIN */
     bool with_worker;               /* M */
     bool pending;                   /* M: an edge was seen while with_worker */
@@ -153,7 +155,7 @@ struct front {
     tally_probers probers;          /* filled by L */
     struct {
         _Atomic uint64_t accepted, requests, probes, rejected, timeouts, shed, resets, bytes_in, bytes_out, stale,
-            accept_errors, served, aborted, queue_ns;
+            accept_errors, closed, served, aborted, queue_ns;
     } count;
 };
 

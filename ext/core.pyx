@@ -10,7 +10,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Copy, PyDict_SetDefault
 from cpython.unicode cimport PyUnicode_DecodeLatin1
-from libc.errno cimport EAGAIN, EALREADY, EINVAL, EIO, EPIPE
+from libc.errno cimport EAGAIN, EALREADY, EINVAL, EIO, ENOBUFS, ENOMEM, EPIPE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset
@@ -86,7 +86,7 @@ cdef class Front:
                  uint64_t max_body_size=100 << 20, size_t body_buffer_size=64 << 10,
                  size_t response_buffer_size=1 << 20, size_t buffer_size=32 << 20, unsigned min_body_rate=500,
                  double header_timeout=10, double body_timeout=30, double idle_timeout=75, double write_timeout=30,
-                 double queue_timeout=10, double linger_timeout=5, proxies=()):
+                 double queue_timeout=10, double linger_timeout=5, proxies=(), bint proxy_optional=False):
         cdef c.front_limits limits
         if self._front is not NULL:
             raise RuntimeError("a Front is opened once")
@@ -111,6 +111,7 @@ cdef class Front:
         if len(proxies) > c.FRONT_MAX_NETWORKS:
             raise ValueError(f"more than {c.FRONT_MAX_NETWORKS} networks of proxies")
         limits.n_proxies = <unsigned>len(proxies)
+        limits.proxy_optional = proxy_optional
         limits.parallel = not getattr(sys, "_is_gil_enabled", lambda: True)()
         for i, network in enumerate(proxies):
             packed = network.network_address.packed
@@ -244,7 +245,7 @@ cdef class Front:
         return {
             "accepted": n.accepted, "requests": n.requests, "probes": n.probes, "rejected": n.rejected,
             "timeouts": n.timeouts, "shed": n.shed, "resets": n.resets, "bytes_in": n.bytes_in,
-            "bytes_out": n.bytes_out, "stale": n.stale, "accept_errors": n.accept_errors,
+            "bytes_out": n.bytes_out, "stale": n.stale, "accept_errors": n.accept_errors, "closed": n.closed,
             "connections": n.connections, "queued": n.queued, "in_flight": n.in_flight, "served": n.served,
             "aborted": n.aborted, "buffered": n.buffered, "queue_seconds": n.queue_ns / 1e9,
         }

@@ -362,6 +362,13 @@ static bool is_left(const front_conn *c)
     return c->out != NULL || c->file != -1;
 }
 
+/* What a failed send returns; the response counts as aborted, whatever becomes of the connection. */
+static int is_cut(front_conn *c, int error)
+{
+    atomic_store_explicit(&c->cut, true, memory_order_relaxed);
+    return error;
+}
+
 /* Leaves what is in iov with the loop. */
 static int leave(front *f, front_conn *c, struct iovec *iov, int n, size_t total)
 {
@@ -405,7 +412,7 @@ int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, b
         if (errno != EAGAIN) {
             int error = errno;
             atomic_store_explicit(&c->gone, true, memory_order_relaxed);
-            return -error;
+            return is_cut(c, -error);
         }
         if (total <= keep && leave(f, c, iov, n, total) == FRONT_OK)
             return FRONT_OK;
@@ -419,7 +426,7 @@ int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, b
             mark = total;
             deadline = 0;
         } else if (rv != FRONT_OK) {
-            return rv;
+            return is_cut(c, rv);
         }
     }
     return FRONT_OK;
@@ -443,11 +450,11 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
             continue;
         }
         if (sent == 0)
-            return -EIO; /* the file is shorter than was announced */
+            return is_cut(c, -EIO); /* the file is shorter than was announced */
         if (errno == EINTR)
             continue;
         if (errno != EAGAIN)
-            return -errno;
+            return is_cut(c, -errno);
         if (leave_rest && (c->file = fcntl(fd, F_DUPFD_CLOEXEC, 0)) != -1) {
             c->file_pos = offset;
             c->file_left = len;
@@ -462,7 +469,7 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
             mark = len;
             deadline = 0;
         } else if (rv != FRONT_OK) {
-            return rv;
+            return is_cut(c, rv);
         }
     }
     return FRONT_OK;
@@ -492,8 +499,14 @@ void front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned
     int fd = -1;
 
     pthread_mutex_lock(&f->mutex);
-    if (!f->closed) /* who is cut off by the end has been counted there */
-        count_add(abort ? &f->count.aborted : &f->count.served, 1);
+    if (!f->closed) { /* who is cut off by the end has been counted there */
+        if (abort || atomic_load_explicit(&c->cut, memory_order_relaxed))
+            count_add(&f->count.aborted, 1);
+        else if (rest)
+            c->owed = true; /* counted when it is out, or has been cut off */
+        else
+            count_add(&f->count.served, 1);
+    }
     tally_add(&f->durations, b->head.method_id, status, end - c->arrived);
     list_remove(&f->taken, c);
     f->n_taken--;
@@ -520,7 +533,7 @@ void front_count(front *f, front_counters *out)
 {
 #define LOAD(name) out->name = atomic_load_explicit(&f->count.name, memory_order_relaxed)
     LOAD(accepted); LOAD(requests); LOAD(probes); LOAD(rejected); LOAD(timeouts); LOAD(shed); LOAD(resets);
-    LOAD(bytes_in); LOAD(bytes_out); LOAD(stale); LOAD(accept_errors); LOAD(served); LOAD(aborted); LOAD(queue_ns);
+    LOAD(bytes_in); LOAD(bytes_out); LOAD(stale); LOAD(accept_errors); LOAD(closed); LOAD(served); LOAD(aborted); LOAD(queue_ns);
 #undef LOAD
     out->buffered = atomic_load(&f->buffered);
     out->connections = out->idle = out->queued = out->in_flight = 0;

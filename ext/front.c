@@ -188,9 +188,9 @@ static void stop_workers(front *f)
     for (front_conn *c = f->waiting[CONN_BODY].first; c != NULL; c = c->next)
         lost++;
     for (front_conn *c = f->waiting[CONN_FLUSH].first; c != NULL; c = c->next)
-        lost++;
+        lost += c->owed;
     for (front_conn *c = f->waiting[CONN_AGAIN].first; c != NULL; c = c->next)
-        lost += c->file != -1;
+        lost += c->owed;
     count_add(&f->count.aborted, lost);
     pthread_mutex_lock(&f->mutex);
     f->closed = true;
@@ -607,7 +607,6 @@ static void expire(front *f)
             continue;
         }
         count_add(&f->count.timeouts, 1);
-        count_add(&f->count.aborted, 1);
         conn_close(f, c);
     }
     while ((c = f->waiting[CONN_LINGER].first) != NULL && c->deadline <= f->now)

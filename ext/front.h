@@ -119,6 +119,7 @@ typedef struct {
     int64_t header_timeout, body_timeout, idle_timeout, write_timeout, queue_timeout, linger_timeout; /* nanoseconds */
     front_network proxies[FRONT_MAX_NETWORKS]; /* peers that may begin a connection with a PROXY header */
     unsigned n_proxies;
+    bool proxy_optional; /* a connection of theirs may also begin without one */
     bool parallel; /* workers run at the same time: there is no interpreter lock that they share */
 } front_limits;
 
@@ -144,7 +145,7 @@ typedef struct {
 } front_flight;
 
 typedef struct {
-    uint64_t accepted, requests, probes, rejected, timeouts, shed, resets, bytes_in, bytes_out, stale, accept_errors;
+    uint64_t accepted, requests, probes, rejected, timeouts, shed, resets, bytes_in, bytes_out, stale, accept_errors, closed;
     uint64_t connections, idle, queued, in_flight, served, aborted, buffered, queue_ns;
 } front_counters;
 

@@ -86,6 +86,7 @@ cdef extern from "front.h" nogil:
         int64_t linger_timeout
         front_network proxies[64]
         unsigned n_proxies
+        bint proxy_optional
         bint parallel
 
     union proxy_peer:
@@ -122,6 +123,7 @@ cdef extern from "front.h" nogil:
         uint64_t bytes_out
         uint64_t stale
         uint64_t accept_errors
+        uint64_t closed
         uint64_t connections
         uint64_t queued
         uint64_t in_flight

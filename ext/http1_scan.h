@@ -67,16 +67,17 @@ static const struct class TEXT = {
 };
 
 /* VCHAR but '#' and '?'.  RFC 3986 has no place for "<>\^`{|} either, but browsers send some of them
-   as they are, and nobody takes them for anything else.  Fragments and bytes over 127 are refused. */
+   as they are, and nobody takes them for anything else.  Bytes over 127 are passed on, as nginx and gunicorn do: clients
+   send UTF-8.  Fragments are refused. */
 static const struct class PATH = {
     {6, 7, 7, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 5},
-    {0, 0, 1, 2, 4, 4, 4, 2, 0, 0, 0, 0, 0, 0, 0, 0},
+    {0, 0, 1, 2, 4, 4, 4, 2, 4, 4, 4, 4, 4, 4, 4, 4},
 };
 
 /* PATH and '?' */
 static const struct class QUERY = {
     {6, 7, 7, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 3},
-    {0, 0, 1, 2, 2, 2, 2, 4, 0, 0, 0, 0, 0, 0, 0, 0},
+    {0, 0, 1, 2, 2, 2, 2, 4, 2, 2, 2, 2, 2, 2, 2, 2},
 };
 
 /* unreserved and sub-delims: a reg-name or IPv4address without pct-encoded (RFC 3986 3.2.2) */

@@ -26,6 +26,8 @@ cdef object raise_body(ssize_t rv):
         raise BodyError(413, "the request body is too large")
     if rv == c.FRONT_E_CHUNK:
         raise BodyError(400, "malformed chunked request body")
+    if rv == -ENOMEM or rv == -ENOBUFS:
+        raise BodyError(503, "no buffer is free for the request body")
     if rv == c.FRONT_E_TRUNCATED:
         raise BodyError(400, "the request body was cut short")
     raise ClientDisconnected("the client has closed the connection")

@@ -36,22 +36,47 @@ class Forwarded:
         peer, _ = request.client_address
         if not self._is_proxy(peer):
             return
-        hops = [
-            hop.strip()
-            for name, value in request.headers
-            if name.lower() == "x-forwarded-for"
-            for hop in value.split(",")
-        ]
-        for hop in reversed(hops):  # each proxy has appended whom it saw; the first one that is no proxy is the client
-            if len(hop) > MAX_ADDRESS:
+        passed = 0  # hops that trusted proxies vouch for
+        for hop in reversed(_values(request, "x-forwarded-for")):
+            # Each proxy has appended whom it saw; the first one that is no proxy is the client.
+            address = _address(hop)
+            if address is None:
                 break
-            try:
-                ip_address(hop)
-            except ValueError:
+            request.client_address = address
+            passed += 1
+            if not self._is_proxy(address[0]):
                 break
-            request.client_address = (hop, 0)
-            if not self._is_proxy(hop):
-                break
-        scheme = (request.header(b"x-forwarded-proto") or "").strip().lower()
-        if scheme in ("http", "https"):
-            request.scheme = scheme
+        schemes = _values(request, "x-forwarded-proto")
+        if schemes:  # one for each hop, as above; a proxy that overwrites the field leaves one for all of them
+            scheme = schemes[-min(max(passed, 1), len(schemes))].lower()
+            if scheme in ("http", "https"):
+                request.scheme = scheme
+
+
+def _values(request: Any, wanted: str) -> list[str]:
+    """The members of a list-valued field, all its lines in order (RFC 9110 5.3)."""
+    return [part.strip() for name, value in request.headers if name.lower() == wanted for part in value.split(",")]
+
+
+def _address(text: str) -> tuple[str, int] | None:
+    """Address and port (0 where there is none) of `203.0.113.5`, `203.0.113.5:4711`, `2001:db8::1`, `[2001:db8::1]` or
+    `[2001:db8::1]:4711`; None: it is no address."""
+    if len(text) > MAX_ADDRESS:
+        return None
+    host, port = text, ""
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        if rest[:1] not in ("", ":") or ":" not in host or rest == ":":
+            return None
+        port = rest[1:]
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+        if not port:
+            return None
+    if port and not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) <= 65535):
+        return None
+    try:
+        ip_address(host)
+    except ValueError:
+        return None
+    return host, int(port or 0)

@@ -182,6 +182,7 @@ def _add_python(page: Exposition) -> None:
 _FRONT: tuple[tuple[str, Kind, str, str], ...] = (
     ("pkg_connections", "gauge", "connections", "Client connections open now."),
     ("pkg_connections_accepted", "counter", "accepted", "Client connections accepted."),
+    ("pkg_connections_closed", "counter", "closed", "Client connections closed; accepted less closed are open."),
     ("pkg_connection_resets", "counter", "resets", "Connections that clients reset."),
     ("pkg_accept_errors", "counter", "accept_errors", "Connections not accepted for want of descriptors or memory."),
     ("pkg_requests", "counter", "requests", "Requests handed to the workers."),

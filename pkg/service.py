@@ -156,6 +156,7 @@ class Service:
                 access=access,
                 max_connections=_connections(s.max_connections),
                 proxies=proxies if s.proxy_protocol else (),
+                proxy_optional=s.proxy_protocol_optional,
                 **{name: getattr(s, name) for name in _LIMITS},
             )
         except OSError as error:

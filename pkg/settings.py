@@ -100,7 +100,12 @@ class Settings:
     trusted_proxies = Setting(
         NETWORKS, "", "Networks of proxies whose X-Forwarded headers and PROXY protocol are believed"
     )
-    proxy_protocol = Setting(BOOLEAN, False, "Expect the PROXY protocol on connections from trusted_proxies")
+    proxy_protocol = Setting(
+        BOOLEAN, False, "Require the PROXY protocol on connections from trusted_proxies; without it they get 400"
+    )
+    proxy_protocol_optional = Setting(
+        BOOLEAN, False, "Accept such connections without it, too: for proxies whose health checks send none"
+    )
 
     pool = Setting(
         BOOLEAN,
@@ -295,6 +300,8 @@ def _across(settings: Settings) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         yield "stuck_timeout", f"{DURATION.show(settings.stuck_timeout)} is neither 0 (off) nor at least 1s", ()
     if settings.proxy_protocol and not settings.trusted_proxies:
         yield "proxy_protocol", "needs trusted_proxies, the networks it is believed from", ("trusted_proxies",)
+    if settings.proxy_protocol_optional and not settings.proxy_protocol:
+        yield "proxy_protocol_optional", "needs proxy_protocol, which it qualifies", ("proxy_protocol",)
     address = parse_address(settings.admin)
     if address is not None:
         if not is_loopback(address[0]) and not settings.admin_token:

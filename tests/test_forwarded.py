@@ -33,6 +33,22 @@ def who(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         (LOOPBACK, "X-Forwarded-For: 2001:db8::1, fd00::2\r\n", "2001:db8::1 0 http"),
         (LOOPBACK, "X-Forwarded-For: fe80::1%eth0, fd00::2\r\n", "fe80::1%eth0 0 http"),
         (LOOPBACK, f"X-Forwarded-For: fe80::1%{'e' * 60}, fd00::2\r\n", "fd00::2 0 http"),
+        (LOOPBACK, "X-Forwarded-For: 203.0.113.5:4711\r\n", "203.0.113.5 4711 http"),
+        (LOOPBACK, "X-Forwarded-For: [2001:db8::1]:4711, [fd00::2]:80, 10.1.2.3:1\r\n", "2001:db8::1 4711 http"),
+        (LOOPBACK, "X-Forwarded-For: [2001:db8::1]\r\n", "2001:db8::1 0 http"),
+        (LOOPBACK, "X-Forwarded-For: 203.0.113.5:65536, 10.1.2.3\r\n", "10.1.2.3 0 http"),
+        (LOOPBACK, "X-Forwarded-For: [2001:db8::1]4711, 10.1.2.3\r\n", "10.1.2.3 0 http"),
+        (LOOPBACK, "X-Forwarded-For: [203.0.113.5]:1, 10.1.2.3\r\n", "10.1.2.3 0 http"),
+        # The client claims https; the proxy, which appends, has seen http.
+        (LOOPBACK, "X-Forwarded-For: 1.1.1.1, 192.0.2.7\r\nX-Forwarded-Proto: https, http\r\n", "192.0.2.7 0 http"),
+        # Two proxies of ours: the outer one was spoken to in https, the inner one by the outer in http.
+        (
+            LOOPBACK,
+            "X-Forwarded-For: 192.0.2.7, 10.1.2.3\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Proto: http\r\n",
+            "192.0.2.7 0 https",
+        ),
+        (LOOPBACK, "X-Forwarded-For: 192.0.2.7, 10.1.2.3\r\nX-Forwarded-Proto: https\r\n", "192.0.2.7 0 https"),
+        (LOOPBACK, "X-Forwarded-Proto: http\r\nX-Forwarded-Proto: HTTPS\r\n", "MINE https"),
         (LOOPBACK, "X-Forwarded-Proto: gopher\r\n", None),
         (LOOPBACK, "X-Forwarded-For: unknown\r\n", None),
         ([ip_network("192.0.2.0/24")], "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n", None),
@@ -42,7 +58,8 @@ def who(environ: dict[str, Any], start_response: Any) -> list[bytes]:
 def test_x_forwarded(proxies: Any, headers: str, expected: str | None) -> None:
     with serving_app(who, before=Forwarded(proxies)) as server, Connection(server.server_address) as c:
         mine = "{} {} http".format(*c.socket.getsockname())
-        assert c.request("GET", "/", headers).body.decode() == (expected or mine)
+        wanted = (expected or mine).replace("MINE", mine.removesuffix(" http"))
+        assert c.request("GET", "/", headers).body.decode() == wanted
 
 
 def v2(command: int, family: int, addresses: bytes) -> bytes:
@@ -64,12 +81,13 @@ V6 = socket.inet_pton(socket.AF_INET6, "2001:db8::7") + bytes(16) + struct.pack(
         (v2(1, 0x11, V4 + b"\x04\x00\x01x"), "192.0.2.7 4711 http"),
         (v2(1, 0x21, V6), "2001:db8::7 4711 http"),
         (v2(0, 0x00, b""), None),
-        (b"", None),
+        (b"", None),  # where it is optional
     ],
 )
 @pytest.mark.parametrize("whole", [True, False])
 def test_proxy_protocol(header: bytes, expected: str | None, whole: bool) -> None:
-    with serving_app(who, proxies=LOOPBACK) as server, Connection(server.server_address) as c:
+    options = {"proxies": LOOPBACK, "proxy_optional": not header}
+    with serving_app(who, **options) as server, Connection(server.server_address) as c:
         mine = "{} {} http".format(*c.socket.getsockname())
         data = header + REQUEST
         for piece in [data] if whole else [data[i : i + 1] for i in range(len(data))]:

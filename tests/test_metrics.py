@@ -23,8 +23,8 @@ class Front:
     def __init__(self, durations: Any = (), **stats: float) -> None:
         self._durations = list(durations)
         keys = (
-            "accepted requests probes rejected timeouts shed resets bytes_in bytes_out stale accept_errors connections "
-            "queued in_flight served aborted buffered queue_seconds"
+            "accepted requests probes rejected timeouts shed resets bytes_in bytes_out stale accept_errors closed "
+            "connections queued in_flight served aborted buffered queue_seconds"
         )
         self._stats = dict.fromkeys(keys.split(), 0) | stats
 

@@ -220,6 +220,7 @@ HTTPTOOLS_TAKES = {
 }
 # What we take, or wait for the end of, and the other refuses, by its words.
 H11_REFUSES = {
+    "illegal request line": "h11 refuses bytes over 127 in a target; nginx and gunicorn pass them on",
     "no request line received": "h11 refuses an empty line before the request; RFC 9112 2.2 wants one skipped",
 }
 HTTPTOOLS_REFUSES = {

@@ -52,6 +52,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "threads": "8",
         "trusted_proxies": "",
         "proxy_protocol": "false",
+        "proxy_protocol_optional": "false",
         "pool": "true",
         "database_url": "",
         "database_url_file": "",

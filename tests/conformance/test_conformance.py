@@ -158,7 +158,8 @@ FRAMES = {
 }
 TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")  # RFC 9110 5.6.2
 TEXT = frozenset({9, *range(32, 127), *range(128, 256)})  # RFC 9110 5.5: field-vchar, SP, HTAB
-URI = frozenset(range(33, 127)) - frozenset(b"#")  # what a target may hold and we let pass; 3986 says less
+# What a target may hold and we let pass: more than RFC 3986, as clients send UTF-8 and other bytes as they are.
+URI = (frozenset(range(33, 127)) | frozenset(range(128, 256))) - frozenset(b"#")
 HOST = TOKEN - frozenset(b"#^`|%") | frozenset(b"()=;,")  # RFC 3986: unreserved and sub-delims
 DIGITS = frozenset(b"0123456789")
 HEX = frozenset(b"0123456789abcdefABCDEF")

@@ -470,6 +470,7 @@ static void refusals_of_head(void)
     limits.max_queue = 0;
     limits.proxies[0] = (front_network){.address = {[10] = 0xff, [11] = 0xff, [12] = 127}, .bits = 104};
     limits.n_proxies = 1;
+    limits.proxy_optional = true;
     rig_start(&r, &limits, 1);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         bool is_head = cases[i].status > 0;
