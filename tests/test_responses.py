@@ -76,8 +76,9 @@ def test_nothing_follows_the_head_but_the_body(tmp_path: Path) -> None:
     with running(tmp_path, LATE, app="application:Handler") as process:
         for path in ("/x", "/length", "/interim"):
             got = exchange(process, b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode())
-            assert got.endswith(b"5\r\nhello\r\n<reset>"), (path, got)  # cut off, for the client to see
-        process.await_message("header 'X-Late' after the head of the response")
+            # Framed as its head says, and cut off at the end, for the client to see.
+            assert got.endswith(b"\r\n\r\n5\r\nhello\r\n5\r\nworld\r\n<reset>"), (path, got)
+        process.await_message("a header after the head of the response: b'X-Late: 1")
 
 
 def test_an_interim_response_has_a_clean_reason(tmp_path: Path) -> None:
