@@ -108,7 +108,10 @@ struct front {
     int accepts, accept_row, eager; /* L: how many to accept a turn, for so many turns by now; how long to look for
                                        requests at once */
     uint64_t turn, accept_turn;
-    int64_t listener_closes; /* last stage: when the backlog counts as empty */
+    int64_t listener_closes; /* last stage: when the backlog counts as empty, unless more has come; 0: not (any more) */
+    int64_t quiet, closes_at_most; /* L: for how long nothing may have come; when that no longer matters */
+    uint64_t seen_accepted;         /* L: of count.accepted, at the last look */
+    atomic_int not_bound;           /* why new handshakes go on, an errno value; 0: they do not */
     int64_t farthest;       /* L: the longest round trip to a client, nanoseconds, looked at while draining */
     bool relaxed;           /* L: workers get on with short requests, and lead */
     int64_t backlog;        /* L: after a turn that brought requests, how long half of those waiting keep all workers busy */

@@ -144,6 +144,10 @@ cdef class Front:
     def stage(self):
         return <int>c.front_stage_now(self._front)
 
+    @property
+    def close_fault(self):
+        return c.front_close_fault(self._front)
+
     def watch_signals(self, int fd, int last_words=0, double give_up=0):
         c.front_give_up_after(self._front, nanoseconds(give_up) if give_up > 0 else 0)
         check(c.front_watch_signals(self._front, fd, last_words))

@@ -4,7 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/filter.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -46,6 +46,7 @@ static void take_back(front *f);
 static void hand_over(front *f, bool taking);
 static void expire(front *f);
 static void change_stage(front *f);
+static void close_listener(front *f);
 static void stop_workers(front *f);
 static void give_up(front *f);
 static void on_gap(front *f, int64_t gap);
@@ -621,18 +622,8 @@ static void expire(front *f)
     }
     if (f->gives_up != 0 && f->gives_up <= f->now)
         give_up(f);
-    if (f->listener_closes != 0 && f->listener_closes <= f->now) {
-        f->listener_closes = 0;
-        while (accept_some(f, ACCEPTS))
-            ;
-        if (f->listener_retry != 0) { /* out of descriptors: who waits is not to be reset for that */
-            f->listener_closes = f->listener_retry;
-            return;
-        }
-        listener_arm(f, false);
-        f->listening = false;
-        shutdown(f->listen_fd, SHUT_RDWR); /* refuses from now on; its owner closes it */
-    }
+    if (f->listener_closes != 0 && f->listener_closes <= f->now)
+        close_listener(f);
 }
 
 /* ------------------------------------------------------------------- shutdown */
@@ -671,29 +662,65 @@ static void on_signal(front *f)
     }
 }
 
-/* Closing a listening socket resets connections that have not been accepted.  So new handshakes are stopped first, by
- * a filter that drops SYN segments (their clients try again, and are refused then, having sent nothing); those
- * under way get the time of two round trips to finish, what the backlog holds is accepted, and only then the listener
- * closes.  The time is no longer than needed, as each client whose SYN falls into it tries again only after a second. */
+#ifndef SO_BINDTOIFINDEX
+#define SO_BINDTOIFINDEX 62 /* Linux 5.1; include/uapi/asm-generic/socket.h */
+#endif
+
+/* Closing a listening socket resets connections that have not been accepted.  So new handshakes are stopped first: the
+ * socket is bound to a network interface that does not exist, the highest number that there can be.  From then on a SYN
+ * finds nobody listening and is refused, as by the closed socket a moment later, so its client has sent nothing.  A
+ * handshake under way is found by itself, not by the listener, and finishes; what it makes has the interface of its SYN:
+ * any.  Since Linux 5.7 a socket that is not bound to an interface yet needs no capability for that.  (A filter that
+ * drops SYN segments did the same by SO_ATTACH_FILTER, which hardened kernels refuse without CAP_NET_ADMIN.)
+ *
+ * Handshakes under way get the time of two round trips to finish, what the backlog holds is accepted, and the listener
+ * closes when nothing has come for so long.  Where the binding is refused (older kernels; others that look like Linux)
+ * that is all there is, and a connection made between the last accept and the end is reset.  So is, everywhere, one
+ * that a SYN cookie stood for: of it the kernel knows nothing until its last segment comes.  It makes
+ * cookies in a flood, while more handshakes are under way than the backlog holds, and if net.ipv4.tcp_syncookies is 2. */
 static void stop_handshakes(front *f)
 {
-    struct sock_filter code[] = {
-        BPF_STMT(BPF_LD | BPF_B | BPF_ABS, 13),           /* TCP flags */
-        BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0x12),        /* SYN, ACK */
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0x02, 0, 1),  /* SYN alone */
-        BPF_STMT(BPF_RET | BPF_K, 0),
-        BPF_STMT(BPF_RET | BPF_K, 0xffffffff),
-    };
-    struct sock_fprog filter = {.len = sizeof code / sizeof code[0], .filter = code};
+    int none = INT_MAX, bound = 0;
 
-    (void)setsockopt(f->listen_fd, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof filter);
+    /* Some take an option that they do not know and do nothing. */
+    if (setsockopt(f->listen_fd, SOL_SOCKET, SO_BINDTOIFINDEX, &none, sizeof none) == -1 ||
+        getsockopt(f->listen_fd, SOL_SOCKET, SO_BINDTOIFINDEX, &bound, &(socklen_t){sizeof bound}) == -1)
+        atomic_store(&f->not_bound, errno);
+    else if (bound != none)
+        atomic_store(&f->not_bound, EOPNOTSUPP);
     for (uint32_t i = 0, n = 0; i < f->n_used && n < DISTANCES; i++)
         if (f->conns[i].state != CONN_FREE && f->conns[i].state != CONN_WORKER) { /* a worker's is not ours to touch */
             note_distance(f, f->conns[i].fd);
             n++;
         }
-    int64_t quiet = 2 * f->farthest;
-    f->listener_closes = f->now + (quiet < MIN_QUIET ? MIN_QUIET : quiet > MAX_QUIET ? MAX_QUIET : quiet);
+    f->quiet = 2 * f->farthest < MIN_QUIET ? MIN_QUIET : 2 * f->farthest > MAX_QUIET ? MAX_QUIET : 2 * f->farthest;
+    f->closes_at_most = f->now + 2 * MAX_QUIET;
+    f->seen_accepted = f->count.accepted;
+    f->listener_closes = f->now + f->quiet;
+}
+
+static void close_listener(front *f)
+{
+    f->listener_closes = 0;
+    while (accept_some(f, ACCEPTS))
+        ;
+    if (f->listener_retry != 0) { /* out of descriptors: who waits is not to be reset for that */
+        f->listener_closes = f->listener_retry;
+        return;
+    }
+    if (f->seen_accepted != f->count.accepted && f->now < f->closes_at_most) { /* more may be under way */
+        f->seen_accepted = f->count.accepted;
+        f->listener_closes = f->now + f->quiet;
+        return;
+    }
+    listener_arm(f, false);
+    f->listening = false;
+    shutdown(f->listen_fd, SHUT_RDWR); /* refuses from now on; its owner closes it */
+}
+
+int front_close_fault(const front *f)
+{
+    return atomic_load(&f->not_bound);
 }
 
 /* From now on no connection is in this state for longer than the last second. */

@@ -158,6 +158,10 @@ int front_run(front *f); /* the loop; FRONT_CLOSED at the end of the last stage,
 void front_advance(front *f, enum front_stage stage); /* never goes back; async-signal-safe */
 enum front_stage front_stage_now(const front *f);
 
+/* Once FRONT_CLOSING: why new handshakes could not be stopped before the listener closes (an errno value), 0 if they were.
+ * If not, a connection made in the very moment of the end is reset. */
+int front_close_fault(const front *f);
+
 /* Reads signal numbers, one byte each, from `fd` (signal.set_wakeup_fd): SIGTERM and SIGINT advance to
  * FRONT_TERMINATING without waiting for anybody.  `last_words` (0: none) is raised in the loop thread before the
  * first answer of an expired page of slot 0.  At the third signal the process ends at once, with exit code 1; one within a

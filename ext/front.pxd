@@ -139,6 +139,7 @@ cdef extern from "front.h" nogil:
     int front_run(front *f)
     void front_advance(front *f, front_stage stage)
     front_stage front_stage_now(const front *f)
+    int front_close_fault(const front *f)
 
     int front_watch_signals(front *f, int fd, int last_words)
     void front_give_up_after(front *f, int64_t nanoseconds)

@@ -55,6 +55,13 @@ class Front:
 
     @property
     def stage(self) -> int: ...
+    @property
+    def close_fault(self) -> int:
+        """Once CLOSING: an errno value, why new handshakes could not be stopped before that; 0: they were.
+
+        If not, a connection made in the very moment of the end is reset.
+        """
+
     def watch_signals(self, fd: int, last_words: int = 0, give_up: float = 0) -> None:
         """Reads signal numbers from `fd` (signal.set_wakeup_fd); SIGTERM and SIGINT begin TERMINATING at once.
 

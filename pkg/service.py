@@ -321,6 +321,11 @@ class Service:
                 aborted = -front.stats()["aborted"]
                 server.shutdown()
                 aborted += front.stats()["aborted"]
+        if front.close_fault:
+            _log.warning(
+                "new connections could not be stopped before the listener closed (%s); one made then was reset",
+                os.strerror(front.close_fault),
+            )
         after = front.stats()
         self._close_parts()
         self.lifecycle.advance(Phase.STOPPED)
