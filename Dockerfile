@@ -53,7 +53,7 @@ ARG FILE_TIME
 # hadolint ignore=DL3013
 RUN site=/rootfs$(/usr/bin/python3 -c 'import site; print(site.getsitepackages()[0])'); \
     pip install -q --no-deps --no-index --find-links /wheels --no-compile --target "$site" \
-        pkg psycopg psycopg-c psycopg-pool; \
+        pkg-service psycopg psycopg-c psycopg-pool; \
     find "$site" -regex '.*\.\(c\|h\|pxd\|pyx\|pyi\)' -delete; \
     rm -r "${site:?}/bin"; \
     mkdir /rootfs/app; \

@@ -219,13 +219,10 @@ def _new_parser(**options: Any) -> argparse.ArgumentParser:
 
 def _version() -> str:
     import platform
-    from importlib import metadata
 
-    try:
-        version = metadata.version("pkg")
-    except metadata.PackageNotFoundError:
-        version = "unknown"  # run from a checkout, not installed
-    return f"pkg {version} (Python {platform.python_version()})"
+    from pkg import _installation
+
+    return f"pkg {_installation.version() or 'unknown'} (Python {platform.python_version()})"
 
 
 def _config(arguments: list[str], environ: Mapping[str, str]) -> int:

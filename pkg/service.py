@@ -71,14 +71,14 @@ class Service:
     def run(self) -> int:
         """Exit code 0: drained, nothing aborted; 1: requests aborted.  StartupError: nothing stays bound."""
         self.signals.install()
-        from pkg import logs
+        from pkg import _installation, logs
         from pkg.lifecycle import Lifecycle, Phase
 
         s = self.settings
         self.logs = logs.configure(format=s.log_format, level=s.log_level, access_log=s.access_log)
         logs.catch_uncaught(self.logs)
         self.lifecycle = Lifecycle()
-        for warning in s.warnings:
+        for warning in filter(None, (_installation.conflict(), *s.warnings)):
             _log.warning("%s", warning)
         clean = False
         try:

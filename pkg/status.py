@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pkg import metrics, stacks
+from pkg import _installation, metrics, stacks
 
 if TYPE_CHECKING:
     from pkg.lifecycle import Lifecycle
@@ -67,12 +67,7 @@ class Status:
     @cached_property
     def version(self) -> str:
         """Of this package; "" if it is not installed."""
-        from importlib import metadata  # 20 ms, not at start
-
-        try:
-            return metadata.version("pkg")
-        except metadata.PackageNotFoundError:
-            return ""
+        return _installation.version()  # 20 ms, not at start
 
     def pool(self) -> dict[str, Any] | None:
         """The pool's numbers; None without a database."""

@@ -14,7 +14,7 @@ import pkg
 PACKAGE = Path(pkg.__file__).parent
 LAYERS = [
     {"errors"},
-    {"settings", "_values", "_child"},
+    {"settings", "_values", "_child", "_installation"},
     {
         "health",
         "_answers",

@@ -21,5 +21,5 @@ renew() {  # FILE, requirements on standard input
         --no-annotate --no-header --no-emit-package typing-extensions - >>"$file.new"
     mv "$file.new" "$file"
 }
-section project dependencies | renew runtime.lock
+{ section project dependencies; section project optional-dependencies c; } | renew runtime.lock
 section build-system requires | renew build.lock

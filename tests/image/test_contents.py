@@ -301,7 +301,10 @@ def test_labels(engine: Engine, image: str) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", labels["created"])
     assert re.fullmatch(r"(sha256:)?[0-9a-f]{64}", labels["base.digest"])
     assert labels["base.name"]
-    assert engine.python(image, "import importlib.metadata as m; print(m.version('pkg'))").strip() == labels["version"]
+    assert (
+        engine.python(image, "import importlib.metadata as m; print(m.version('pkg-service'))").strip()
+        == labels["version"]
+    )
 
 
 def test_the_image_tells_nothing_about_the_machine_it_was_built_on(engine: Engine, image: str, files: Files) -> None:
@@ -367,12 +370,14 @@ def test_bill_of_materials(engine: Engine, image: str, tmp_path: Path) -> None:
     document = json.loads(target.read_text())
     assert document["spdxVersion"].startswith("SPDX-2.")
     packages = {package["name"]: package for package in document["packages"]}
-    for name in ("libpq5", "libldap2", "libssl3t64", "libc6", "python3.13-minimal", "psycopg", "psycopg-pool", "pkg"):
+    debian = ("libpq5", "libldap2", "libssl3t64", "libc6", "python3.13-minimal")
+    for name in (*debian, "psycopg", "psycopg-pool", "pkg-service"):
         assert name in packages, name
         assert packages[name]["versionInfo"], name
     purls = [ref["referenceLocator"] for p in document["packages"] for ref in p.get("externalRefs", [])]
     assert any(purl.startswith("pkg:deb/debian/libpq5@") for purl in purls)
-    assert any(purl.startswith("pkg:pypi/psycopg-c@") for purl in purls)
+    for name in ("psycopg-c", "pkg-service"):
+        assert any(purl.startswith(f"pkg:pypi/{name}@") for purl in purls), name
 
 
 def _scripts() -> str:
