@@ -1,10 +1,18 @@
-"""What is installed: this distribution, and another `pkg` that is in the way.  It installs nothing."""
+"""What is installed: this distribution, the psycopg and the libpq below it, and another `pkg` that is in the way.
+
+It installs nothing, and imports psycopg only where that is asked for.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
+from typing import TYPE_CHECKING
 
-__all__ = ["DISTRIBUTION", "conflict", "version"]
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["DISTRIBUTION", "conflict", "driver", "loaded_driver", "show_driver", "version", "why_no_driver"]
 
 DISTRIBUTION = "pkg-service"  # the package index has a `pkg` that is another project's
 
@@ -41,3 +49,52 @@ def conflict(folder: str = os.path.dirname(os.path.abspath(__file__))) -> str:
     except OSError:
         pass  # a zip archive, or a folder that may not be listed: nothing to compare with
     return ""
+
+
+# --- psycopg and libpq ---------------------------------------------------------------------------------------------
+
+
+def driver() -> dict[str, str]:
+    """The version of psycopg, its implementation (c, binary or python) and the version of libpq.
+
+    ImportError: it cannot be loaded; see why_no_driver().
+    """
+    import psycopg
+
+    return _describe(psycopg)
+
+
+def loaded_driver() -> dict[str, str] | None:
+    """The same if this process has loaded psycopg by now, else None.  It waits for no import that is going on."""
+    psycopg = sys.modules.get("psycopg")
+    if psycopg is None or not hasattr(psycopg, "__version__") or not hasattr(psycopg, "pq"):
+        return None
+    return _describe(psycopg)
+
+
+def _describe(psycopg: ModuleType) -> dict[str, str]:
+    number = psycopg.pq.version()  # 180001 is 18.1
+    return {
+        "version": psycopg.__version__,
+        "implementation": psycopg.pq.__impl__,
+        "libpq": f"{number // 10000}.{number % 10000}",
+    }
+
+
+def show_driver(found: dict[str, str]) -> str:
+    """For people, in one line."""
+    return f"psycopg {found['version']} ({found['implementation']}), libpq {found['libpq']}"
+
+
+def why_no_driver(error: ImportError) -> str:
+    """What psycopg's ImportError means and what to install, in one line."""
+    said = str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name in ("psycopg", "psycopg_pool"):
+        return f"{error.name} is missing: pip install '{DISTRIBUTION}[binary]'"
+    # psycopg lists what it has tried; the implementation in Python, tried last, needs nothing but the library.
+    if "libpq library not found" in said:
+        return (
+            "libpq, the client library of PostgreSQL, is missing: install it (on Debian: apt-get install libpq5), "
+            f"or take the psycopg that brings its own: pip install '{DISTRIBUTION}[binary]'"
+        )
+    return f"psycopg cannot be loaded: {' '.join(said.split())}"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from pkg._installation import show_driver
 from pkg._records import printable
 
 __all__ = ["columns", "html", "seconds", "size", "text"]
@@ -253,10 +254,11 @@ def _headline(d: Mapping[str, Any]) -> tuple[str, str]:
 
 def _facts(d: Mapping[str, Any]) -> list[tuple[str, str]]:
     service = d["service"]
+    driver = f", {show_driver(service['psycopg'])}" if service["psycopg"] else ""
     return [
         ("up", seconds(service["uptime"])),
         ("since", service["started"]),
-        ("version", f"{service['version'] or 'unknown'}, Python {service['python']}"),
+        ("version", f"{service['version'] or 'unknown'}, Python {service['python']}{driver}"),
         ("serves", f"{service['app'] or 'health pages only'} on {service['address']}"),
     ]
 

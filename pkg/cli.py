@@ -36,7 +36,7 @@ exit codes:
   0  drained, no request was aborted
   1  requests were aborted or the exit was forced; probe: not healthy; admin: refused or not reachable
   2  usage or configuration
-  3  start-up: the port is taken, the application cannot be imported
+  3  start-up: the port is taken, the application cannot be imported, libpq is missing
 
 signals:
   SIGTERM  drain: readiness fails at once, requests are served for drain_delay, then listeners close, then requests in
@@ -222,7 +222,11 @@ def _version() -> str:
 
     from pkg import _installation
 
-    return f"pkg {_installation.version() or 'unknown'} (Python {platform.python_version()})"
+    try:
+        driver = _installation.show_driver(_installation.driver())
+    except ImportError as error:
+        driver = _installation.why_no_driver(error)
+    return f"pkg {_installation.version() or 'unknown'} (Python {platform.python_version()}; {driver})"
 
 
 def _config(arguments: list[str], environ: Mapping[str, str]) -> int:

@@ -42,7 +42,10 @@ class ConfigurationError(Error):
 
 
 class StartupError(Error):
-    """The surroundings' fault: the port is taken, the application cannot be imported.  Exit 3, nothing stays bound."""
+    """The surroundings' fault: the port is taken, the application cannot be imported, libpq is missing.
+
+    Exit 3, nothing stays bound.
+    """
 
     exit_code = 3
 

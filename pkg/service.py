@@ -138,8 +138,11 @@ class Service:
         from pkg._lastwords import Stall
         from pkg._observers import observers
         from pkg.health import Checker
-        from pkg.server import Server
 
+        try:
+            from pkg.server import Server
+        except ImportError as error:  # the C core: not compiled, compiled for another Python, or taken away
+            raise StartupError(f"the installation is not complete: {error}") from error
         s = self.settings
         proxies: Sequence[Any] = ()
         if s.trusted_proxies:
@@ -267,8 +270,14 @@ class Service:
         )
 
     def _open_database(self) -> None:
-        from pkg.database import Database
         from pkg.health import Check
+
+        try:
+            from pkg.database import Database
+        except ImportError as error:
+            from pkg._installation import why_no_driver
+
+            raise StartupError(f"DATABASE_URL is set, but {why_no_driver(error)}") from error
 
         s = self.settings
         assert self.checker is not None

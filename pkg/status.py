@@ -116,6 +116,7 @@ class Status:
                 "app": self.app,
                 "version": self.version,
                 "python": platform.python_version(),
+                "psycopg": _installation.loaded_driver(),
                 "pid": os.getpid(),
                 "host": platform.node(),
                 "address": self.address,

@@ -124,7 +124,8 @@ def test_each_command_has_help(arguments: tuple[str, ...]) -> None:
 def test_version() -> None:
     result = run("--version")
     assert (result.returncode, result.stderr) == (0, "")
-    assert re.fullmatch(r"pkg (\d+\.\d+\S*|unknown) \(Python 3\.\d+\.\d+\S*\)\n", result.stdout)
+    psycopg = r"psycopg 3\.\d+\.\d+\S* \((c|binary|python)\), libpq \d+\.\d+"
+    assert re.fullmatch(rf"pkg (\d+\.\d+\S*|unknown) \(Python 3\.\d+\.\d+\S*; {psycopg}\)\n", result.stdout)
 
 
 # --- config
