@@ -102,7 +102,10 @@ def choice(*words: str, **aliases: str) -> Kind[str]:
 
 def _app(text: str) -> str:
     name = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
-    if text and not re.fullmatch(rf"{name}:{name}(\(\))?", text):
+    if re.fullmatch(r"[^:]*\.py", text):
+        raise ValueError("is a file: name its module, and what in it is the application, as in shop.web:app")
+    # A name without dots is more likely a mistyped command than a module.
+    if text and not re.fullmatch(rf"{name}:{name}(\(\))?|{name}\.{name}", text):
         raise ValueError("is not module:attribute or module:factory()")
     return text
 

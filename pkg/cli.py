@@ -155,9 +155,12 @@ def _settings(
 def _unknown_flag(argument: str) -> str:
     from difflib import get_close_matches
 
+    from pkg._other_servers import advice
     from pkg.settings import SETTINGS
 
     flag = argument.partition("=")[0]
+    if instead := advice(argument):
+        return f"{ascii(flag if flag[:2] == '--' else flag[:2])[1:-1]} is not a flag here, instead: {instead}"
     nearest = get_close_matches(flag, [setting.flag for setting in SETTINGS], n=1, cutoff=0.75)
     return f"{ascii(flag)[1:-1]} is not a flag{f': did you mean {nearest[0]}?' if nearest else ' (see --help)'}"
 

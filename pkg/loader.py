@@ -16,11 +16,15 @@ from pkg.errors import StartupError
 
 __all__ = ["load"]
 
+USUAL = ("application", "app")
+
 _log = logging.getLogger("pkg.loader")
 
 
 def load(spec: str) -> Any:
     """The application that `module:attribute` names; `module:factory()` calls the factory.
+
+    `package.module` alone means its `application`, or else its `app`: where Django and others have it.
 
     StartupError: there is no such thing, or it is no application.  What the import itself raises is shown with its
     traceback, in the log if that is open, and is a StartupError as well.
@@ -28,7 +32,7 @@ def load(spec: str) -> Any:
     module_name, _, attribute = spec.partition(":")
     call = attribute.endswith("()")
     attribute = attribute.removesuffix("()")
-    if not module_name or not attribute:
+    if not module_name or (":" in spec and not attribute):
         raise StartupError(f"APP {spec!r} is not of the form module:attribute")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -42,6 +46,10 @@ def load(spec: str) -> Any:
         raise _import_failed(spec, error) from error
     app: Any = module
     try:
+        if not attribute:
+            attribute = next((name for name in USUAL if hasattr(module, name)), "")
+            if not attribute:
+                raise StartupError(f"APP {spec!r}: it has neither {' nor '.join(USUAL)}; say {spec}:attribute")
         for part in attribute.split("."):
             if not hasattr(app, part):
                 raise StartupError(f"APP {spec!r}: module {module_name!r} has no attribute {attribute!r}")

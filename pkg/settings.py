@@ -84,7 +84,8 @@ class Settings:
     app = Setting(
         APP,
         "",
-        "module:attribute, a WSGI callable or an http.server handler class; none: health pages only",
+        "module:attribute, a WSGI callable or an http.server handler class; package.module: its application or app; "
+        "none: health pages only",
         flag="APP",
     )
     script_name = Setting(
@@ -294,6 +295,15 @@ def _across(settings: Settings) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     for small, large in _ORDERED:
         kind = _BY_NAME[small].kind
         if settings._values[small] > settings._values[large]:
+def _of_other_servers(environ: Mapping[str, str]) -> Iterator[str]:
+    if any(name.startswith(("WEB_CONCURRENCY", "GUNICORN_", "UVICORN_", "FORWARDED_ALLOW_IPS")) for name in environ):
+        from pkg._other_servers import warning
+
+        line = warning(environ, {setting.flag: setting.environment for setting in SETTINGS})
+        if line:
+            yield line
+
+
             reason = f"{kind.show(settings._values[small])} is more than {large}, {kind.show(settings._values[large])}"
             yield small, reason, (large,)
     if 0 < settings.stuck_timeout < 1:
@@ -395,7 +405,7 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
     settings = Settings()
     for slot, content in (("_values", values), ("_origins", origins), ("_shown", shown)):
         object.__setattr__(settings, slot, content)
-    object.__setattr__(settings, "warnings", tuple(_unknown(environ)))
+    object.__setattr__(settings, "warnings", (*_unknown(environ), *_of_other_servers(environ)))
     for name, reason, others in _across(settings):
         # What is wrong already would only be reported a second time, in a more confusing way.
         if not wrong.intersection((name, *others)):

@@ -14,7 +14,7 @@ import pkg
 PACKAGE = Path(pkg.__file__).parent
 LAYERS = [
     {"errors"},
-    {"settings", "_values", "_child", "_installation"},
+    {"settings", "_values", "_child", "_installation", "_other_servers"},
     {
         "health",
         "_answers",

@@ -1,0 +1,111 @@
+"""What people bring along from gunicorn and uvicorn: flags and variables, and what there is here instead.
+
+It changes nothing: what means the same here has the same name (`HOST`, `PORT`, `--reload`, ...), all else is only
+answered.  One table for both, so that a new setting has one place to be named in.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+
+__all__ = ["advice", "warning"]
+
+_WORKERS = "one process serves, with PKG_THREADS threads; for more cores run more containers"
+_TLS = "none: let a proxy in front end TLS"
+_ADDRESS = "HOST and PORT"
+_PROXIES = "PKG_TRUSTED_PROXIES"
+_ASGI = "none: WSGI and handler classes are served"
+_FORM = "APP is module:attribute, or module:factory() for a factory"
+_FOLDER = "modules are found from the current directory and PYTHONPATH"
+_PLATFORM = "none: what starts the process (a container, systemd) says that"
+_LOGS = "LOG_FORMAT; the log goes to stdout"
+_RECYCLE = "none: the process is not replaced while it serves; stuck_timeout (PKG_STUCK_TIMEOUT) turns /healthz red"
+_HEADERS = "PKG_MAX_HEADER_SIZE, PKG_MAX_HEADERS and PKG_MAX_TARGET_SIZE"
+_BACKLOG = "none: as long as the kernel allows (net.core.somaxconn); PKG_MAX_QUEUE bounds what waits for a thread"
+_TIMEOUT = "PKG_STUCK_TIMEOUT for workers that never end; a query's deadline is pkg.connection(timeout=...)"
+
+# Flags of gunicorn and of uvicorn that have no namesake here.
+_INSTEAD: dict[str, str] = {
+    # gunicorn
+    **dict.fromkeys(("-w", "--workers"), _WORKERS),
+    **dict.fromkeys(("-k", "--worker-class"), "one kind of worker, threads: PKG_THREADS"),
+    **dict.fromkeys(("-b", "--bind"), _ADDRESS),
+    **dict.fromkeys(("-t", "--timeout"), _TIMEOUT),
+    "--graceful-timeout": "PKG_DRAIN_TIMEOUT",
+    "--keep-alive": "PKG_IDLE_TIMEOUT",
+    "--worker-connections": "PKG_MAX_CONNECTIONS",
+    **dict.fromkeys(("--max-requests", "--max-requests-jitter"), _RECYCLE),
+    **dict.fromkeys(("--preload", "--worker-tmp-dir"), "not needed: there is one process"),
+    **dict.fromkeys(("-c", "--config"), "variables and flags: see python -m pkg config"),
+    **dict.fromkeys(("--certfile", "--keyfile", "--ca-certs", "--cert-reqs", "--ciphers"), _TLS),
+    **dict.fromkeys(("--access-logfile", "--access-logformat"), "PKG_ACCESS_LOG; the log goes to stdout"),
+    **dict.fromkeys(("--error-logfile", "--log-file", "--capture-output", "--use-colors"), _LOGS),
+    "--log-config": "LOG_LEVEL and LOG_FORMAT; the application may configure loggers of its own",
+    **dict.fromkeys(("-D", "--daemon", "-p", "--pid", "-u", "--user", "-g", "--group", "-m", "--umask"), _PLATFORM),
+    **dict.fromkeys(("-n", "--name", "-e", "--env", "--env-file"), _PLATFORM),
+    **dict.fromkeys(("--chdir", "--pythonpath", "--app-dir", "--reload-dir", "--reload-extra-file"), _FOLDER),
+    "--forwarded-allow-ips": _PROXIES,
+    "--proxy-allow-from": _PROXIES + " and PKG_PROXY_PROTOCOL",
+    **dict.fromkeys(("--limit-request-line", "--limit-request-fields", "--limit-request-field_size"), _HEADERS),
+    "--backlog": _BACKLOG,
+    "--check-config": "python -m pkg config",
+    "--statsd-host": "/metrics of the admin listener (PKG_ADMIN)",
+    # uvicorn
+    **dict.fromkeys(("--uds", "--fd"), _ADDRESS),
+    **dict.fromkeys(("--loop", "--http", "--ws", "--lifespan", "--interface"), _ASGI),
+    "--root-path": "SCRIPT_NAME",
+    "--proxy-headers": _PROXIES,
+    "--factory": _FORM,
+    "--limit-concurrency": "PKG_THREADS run, PKG_MAX_QUEUE wait, others get 503",
+    "--limit-max-requests": _RECYCLE,
+    "--timeout-keep-alive": "PKG_IDLE_TIMEOUT",
+    "--timeout-graceful-shutdown": "PKG_DRAIN_TIMEOUT",
+    "--h11-max-incomplete-event-size": _HEADERS,
+    "--ssl-": _TLS,  # and whatever begins so
+    "--app": "PKG_APP",
+}
+# Variables that belong to no flag.
+_VARIABLES = {
+    "WEB_CONCURRENCY": _WORKERS,
+    "FORWARDED_ALLOW_IPS": _PROXIES,
+    "GUNICORN_CMD_ARGS": "flags of python -m pkg, or variables",
+}
+
+
+def advice(argument: str) -> str:
+    """What there is instead of a flag as it was typed (`-w4`, `--bind=:80`, `--ssl-keyfile`); "" if it is nobody's."""
+    flag = argument.partition("=")[0] if argument.startswith("--") else argument[:2]
+    return _INSTEAD.get("--ssl-" if flag.startswith("--ssl-") else flag, "")
+
+
+def _of_variable(name: str, value: str, own: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Names and what there is instead.  `own`: flags of ours and their variables."""
+    if name.startswith("UVICORN_"):
+        flag = "--" + name.removeprefix("UVICORN_").lower().replace("_", "-")
+        yield name, own.get(flag) or advice(flag) or "nothing"
+        return
+    yield name, _VARIABLES[name]
+    if name == "GUNICORN_CMD_ARGS":
+        try:
+            words = shlex.split(value)
+        except ValueError:
+            return
+        for word in words:
+            match = re.match(r"--[\w-]+|-\w", word)
+            text = match and (own.get(match[0]) or advice(match[0]))
+            if match and text:
+                yield match[0], text  # without its value, which may be a secret
+
+
+def warning(environ: Mapping[str, str], own: Mapping[str, str]) -> str:
+    """One line on variables of other servers; "" if there is none.  `own`: our flags and their variables."""
+    found: dict[str, str] = {}
+    for name in sorted(environ):
+        if environ[name].strip() and (name in _VARIABLES or name.startswith("UVICORN_")):
+            found.update(_of_variable(ascii(name)[1:-1], environ[name], own))
+    if not found:
+        return ""
+    listed = "; ".join(f"{name}: {text}" for name, text in found.items())
+    return f"variables of gunicorn and uvicorn are not used; instead of {listed}"
