@@ -110,6 +110,12 @@ def _app(text: str) -> str:
     return text
 
 
+def _page(text: str) -> str:
+    if len(text) > 200 or not text or _path_prefix(text) == "/":
+        raise ValueError("is not a path such as /healthz")
+    return text
+
+
 def _path_prefix(text: str) -> str:
     if not re.fullmatch(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*", text):
         raise ValueError("is not a path such as /shop, without a slash at its end")
@@ -303,6 +309,7 @@ SIZE = Kind("SIZE", _size, _show_size)
 BOOLEAN = Kind("BOOL", _boolean, lambda value: "true" if value else "false")
 APP = Kind("APP", _app)
 PATH_PREFIX = Kind("PATH", _path_prefix)
+PAGE = Kind("PATH", _page)
 HOST = Kind("HOST", _host)
 ADDRESS = Kind("HOST:PORT|off", _address)
 NETWORKS = Kind("CIDR,...", _networks)

@@ -340,7 +340,8 @@ _PROBE_HELP = """\
 usage: python -m pkg probe [--ready] [--json] [--host HOST] [--port N] [--timeout S]
 
 Asks the running server whether it is alive (/healthz), or with --ready whether it is ready (/readyz), and prints its
-answer.  Exit 0 if that was 200, 1 whatever else happens (a HEALTHCHECK knows no other).
+answer.  Exit 0 if that was 200, 1 whatever else happens (a HEALTHCHECK knows no other).  PKG_LIVENESS_PATH and
+PKG_READINESS_PATH name other paths, as for the server.
 
   --ready      ask /readyz
   --json       print the answer as JSON
@@ -355,7 +356,8 @@ def probe(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """The fast path: no argparse, no http.client, no settings.  Returns 0 if the answer is 200, else 1."""
     import socket
 
-    path, options = "/healthz", {"--host": environ.get("HOST") or "0.0.0.0", "--port": environ.get("PORT") or "8080"}
+    path = environ.get("PKG_LIVENESS_PATH") or "/healthz"
+    options = {"--host": environ.get("HOST") or "0.0.0.0", "--port": environ.get("PORT") or "8080"}
     as_json = False
     rest = list(arguments)
     try:
@@ -365,7 +367,7 @@ def probe(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
                 print(_PROBE_HELP, end="")
                 return 0
             if flag == "--ready":
-                path = "/readyz"
+                path = environ.get("PKG_READINESS_PATH") or "/readyz"
             elif flag == "--json":
                 as_json = True
             elif flag in ("--host", "--port", "--timeout"):

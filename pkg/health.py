@@ -162,10 +162,10 @@ class Check:
 class Checker:
     """Runs the checks and keeps the published answers true.
 
-    `publish(pages)` and `renew(slot, seconds)` are the front's.  `root`: `/` answers like `/readyz`.  `stuck()` gives a
-    reason if no worker moves any more.  `last_words(reason)` is called before the first failing liveness answer: the
-    process may be killed for it.  `frozen()` is for how many seconds the process has been frozen so far, `clock()` the
-    monotonic time without those.
+    `publish(pages)` and `renew(slot, seconds)` are the front's.  `root`: `/` answers like the readiness page.  `/livez`
+    is another name of `/healthz`, not of what is put in its place.  `stuck()` gives a reason if no worker moves any
+    more.  `last_words(reason)` is called before the first failing liveness answer: the process may be killed for it.
+    `frozen()` is for how many seconds the process has been frozen so far, `clock()` the monotonic time without those.
     """
 
     def __init__(
@@ -175,6 +175,8 @@ class Checker:
         renew: Callable[[int, float], object],
         liveness_timeout: float = 30.0,
         root: bool = False,
+        liveness_path: str = "/healthz",
+        readiness_path: str = "/readyz",
         stuck: Callable[[], str | None] | None = None,
         last_words: Callable[[str], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -183,6 +185,8 @@ class Checker:
         self._publish, self._renew = publish, renew
         self._liveness_timeout = liveness_timeout
         self._root = root
+        self._liveness_paths = (liveness_path, "/livez") if liveness_path == "/healthz" else (liveness_path,)
+        self._readiness_path = readiness_path
         self._stuck = stuck
         self._last_words = last_words
         self._clock = clock
@@ -200,6 +204,11 @@ class Checker:
         self._shown: object = None
         self._wake = threading.Event()
         self._threads: list[threading.Thread] = []
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where the pages are; those of single checks are below."""
+        return (*self._liveness_paths, self._readiness_path)
 
     # -------------------------------------------------------------- life
 
@@ -411,9 +420,9 @@ class Checker:
             if shown == self._shown:
                 return
             pages: list[Page] = []
-            for path in ("/healthz", "/livez"):
+            for path in self._liveness_paths:
                 pages += pages_of(path, path[1:], LIVENESS, liveness)
-            pages += pages_of("/readyz", "readyz", READINESS, readiness)
+            pages += pages_of(self._readiness_path, self._readiness_path[1:], READINESS, readiness)
             if self._root:
                 pages.append(("/", *pages[-len(readiness) - 1][1:]))
             self._publish(pages)

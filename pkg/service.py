@@ -173,6 +173,8 @@ class Service:
             renew=front.renew,
             liveness_timeout=s.liveness_timeout,
             root=not s.app,
+            liveness_path=s.liveness_path,
+            readiness_path=s.readiness_path,
             stuck=Stall(front, s.threads, s.stuck_timeout, clock=front.clock) if s.stuck_timeout else None,
             last_words=self._last_words,
             clock=front.clock,
@@ -223,7 +225,20 @@ class Service:
             if self.settings.script_name:
                 _log.warning("script_name is for WSGI applications; a handler class sees the path as it was sent")
             return app
+        self._tell_of_shadows(app)
         return Application(app, name=self.address[0], port=self.address[1], script_name=self.settings.script_name)
+
+    def _tell_of_shadows(self, app: Any) -> None:
+        from pkg._routes import own_routes
+
+        assert self.checker is not None
+        shadowed = own_routes(app, self.checker.paths)
+        if shadowed:
+            _log.warning(
+                "the application's own %s cannot be reached: the health pages are there; liveness_path and "
+                "readiness_path (PKG_LIVENESS_PATH, PKG_READINESS_PATH) move them",
+                ", ".join(shadowed),
+            )
 
     def _open_admin(self) -> None:
         from pkg.admin import Admin

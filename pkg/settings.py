@@ -24,6 +24,7 @@ from pkg._values import (
     HOST,
     INTEGER,
     NETWORKS,
+    PAGE,
     PATH,
     PATH_PREFIX,
     PORT,
@@ -180,6 +181,13 @@ class Settings:
         DURATION, 0.0, "Every thread on its request for longer, none done; then /healthz is 503; 0 is off", 0.0, _DAY
     )
 
+    liveness_path = Setting(
+        PAGE,
+        "/healthz",
+        "Path of the liveness page, below which are its checks; another if the application has that one itself",
+    )
+    readiness_path = Setting(PAGE, "/readyz", "Path of the readiness page, likewise")
+
     log_level = Setting(
         choice("debug", "info", "warning", "error", "critical", warn="warning", fatal="critical"),
         "info",
@@ -287,14 +295,6 @@ def _unknown(environ: Mapping[str, str]) -> Iterator[str]:
         yield f"{ascii(name)[1:-1]} is not a setting{hint}"
 
 
-def _across(settings: Settings) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Faults that only several settings together show: the setting to name, what is wrong, the others that matter."""
-    delay, timeout, grace = (DURATION.show(settings._values[name]) for name in _PLAN)
-    if settings.drain_delay + settings.drain_timeout + 2 > settings.grace_period:
-        yield "grace_period", f"{grace} is too short for drain_delay {delay} + drain_timeout {timeout} + 2s", _PLAN
-    for small, large in _ORDERED:
-        kind = _BY_NAME[small].kind
-        if settings._values[small] > settings._values[large]:
 def _of_other_servers(environ: Mapping[str, str]) -> Iterator[str]:
     if any(name.startswith(("WEB_CONCURRENCY", "GUNICORN_", "UVICORN_", "FORWARDED_ALLOW_IPS")) for name in environ):
         from pkg._other_servers import warning
@@ -304,6 +304,14 @@ def _of_other_servers(environ: Mapping[str, str]) -> Iterator[str]:
             yield line
 
 
+def _across(settings: Settings) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Faults that only several settings together show: the setting to name, what is wrong, the others that matter."""
+    delay, timeout, grace = (DURATION.show(settings._values[name]) for name in _PLAN)
+    if settings.drain_delay + settings.drain_timeout + 2 > settings.grace_period:
+        yield "grace_period", f"{grace} is too short for drain_delay {delay} + drain_timeout {timeout} + 2s", _PLAN
+    for small, large in _ORDERED:
+        kind = _BY_NAME[small].kind
+        if settings._values[small] > settings._values[large]:
             reason = f"{kind.show(settings._values[small])} is more than {large}, {kind.show(settings._values[large])}"
             yield small, reason, (large,)
     if 0 < settings.stuck_timeout < 1:
@@ -312,6 +320,8 @@ def _of_other_servers(environ: Mapping[str, str]) -> Iterator[str]:
         yield "proxy_protocol", "needs trusted_proxies, the networks it is believed from", ("trusted_proxies",)
     if settings.proxy_protocol_optional and not settings.proxy_protocol:
         yield "proxy_protocol_optional", "needs proxy_protocol, which it qualifies", ("proxy_protocol",)
+    if settings.liveness_path == settings.readiness_path:
+        yield "readiness_path", "is liveness_path as well", ("liveness_path",)
     address = parse_address(settings.admin)
     if address is not None:
         if not is_loopback(address[0]) and not settings.admin_token:

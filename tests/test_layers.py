@@ -27,6 +27,7 @@ LAYERS = [
         "forwarded",
         "lifecycle",
         "loader",
+        "_routes",
         "signals",
         "context",
         "logs",

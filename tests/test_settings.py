@@ -83,6 +83,8 @@ def test_defaults_are_those_of_the_contract() -> None:
         "grace_period": "30s",
         "liveness_timeout": "30s",
         "stuck_timeout": "0s",
+        "liveness_path": "/healthz",
+        "readiness_path": "/readyz",
         "log_level": "info",
         "log_format": "auto",
         "access_log": "true",

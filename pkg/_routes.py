@@ -1,0 +1,82 @@
+"""Which paths an application serves by itself, as its framework's router tells; nothing is called.
+
+Only a route that names the path counts.  One that takes whatever comes, as of a single-page application, would also
+match a path that nobody has written anywhere: that is how the two are told apart.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+__all__ = ["own_routes"]
+
+UNLIKELY = "-e3a1f6c2"  # what no application has at the end of a path
+DEPTH = 5  # middleware round an application, looked through
+
+
+def own_routes(app: Any, paths: Sequence[str]) -> list[str]:
+    """Those of `paths` for which the application has a route.  Empty for frameworks that are not known here."""
+    for layer in _layers(app):
+        try:
+            match = _matcher(layer)
+            if match is not None:
+                return [path for path in paths if _is_named(match, path)]
+        except (Exception, SystemExit):  # the application's URLs cannot be imported: its requests will say so
+            return []
+    return []
+
+
+def _is_named(match: Callable[[str], object], path: str) -> bool:
+    return any(
+        match(written) is not None and match(written) != match(path + UNLIKELY + written[len(path) :])
+        for written in (path, path + "/")
+    )
+
+
+def _layers(app: Any) -> Iterator[Any]:
+    """The application and what is wrapped in it, under the names that middleware gives it."""
+    for _ in range(DEPTH):
+        yield app
+        own = getattr(app, "__dict__", {})
+        inner = next((own[name] for name in ("application", "app", "wsgi_app") if name in own), None)
+        app = getattr(inner, "__self__", inner)  # Flask's documentation wraps app.wsgi_app, a method
+        if app is None:
+            return
+
+
+def _matcher(app: Any) -> Callable[[str], object] | None:
+    """A function from a path to its route, None for a path without one; None for an unknown framework."""
+    module = type(app).__module__
+    if hasattr(getattr(app, "url_map", None), "iter_rules"):  # werkzeug's: Flask and others
+        return lambda path: next((rule.rule for rule in app.url_map.iter_rules() if rule.rule == path), None)
+    if module.startswith("django."):
+        return _django()
+    if module.startswith("bottle"):
+        return lambda path: next((route.rule for route in app.routes if route.rule == path), None)
+    if module.startswith("falcon"):
+        return lambda path: (app._router.find(path) or (None,))[0]
+    if module.startswith("pyramid"):
+        return _pyramid(app.registry)
+    return None
+
+
+def _django() -> Callable[[str], object]:
+    """Imports the project's URLs, which the first request would do otherwise."""
+    from django.urls import Resolver404, resolve  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    def match(path: str) -> object:
+        try:
+            return resolve(path).route
+        except Resolver404:
+            return None
+
+    return match
+
+
+def _pyramid(registry: Any) -> Callable[[str], object]:
+    interfaces: Any = sys.modules["pyramid.interfaces"]
+    mapper = registry.queryUtility(interfaces.IRoutesMapper)
+    patterns = [] if mapper is None else [route.pattern for route in mapper.get_routes()]
+    return lambda path: next((pattern for pattern in patterns if "/" + pattern.lstrip("/") == path), None)
