@@ -36,7 +36,7 @@ exit codes:
   0  drained, no request was aborted
   1  requests were aborted or the exit was forced; probe: not healthy; admin: refused or not reachable
   2  usage or configuration
-  3  start-up: the port is taken, the application cannot be imported, libpq is missing
+  3  start-up: the port is taken, the application cannot be imported, libpq, a thread or memory is missing
 
 signals:
   SIGTERM  drain: readiness fails at once, requests are served for drain_delay, then listeners close, then requests in
@@ -105,6 +105,10 @@ def _serve(arguments: list[str], environ: Mapping[str, str]) -> int:
         from pkg.errors import StartupError
 
         raise StartupError(f"the installation is not complete: {error}") from error
+    except MemoryError:
+        from pkg.errors import StartupError
+
+        raise StartupError("cannot start: not enough memory") from None
     if settings.reload:
         from pkg._reload import serve_again
 

@@ -238,8 +238,8 @@ class Checker:
 
     def _spawn(self, target: Callable[[], object], name: str) -> None:
         thread = threading.Thread(target=target, name=name, daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
 
     def add(self, check: Check) -> None:
         """One more check; it does not pass until it has a result.  ValueError: the name is taken, or too many."""

@@ -403,6 +403,7 @@ def configure(
             sys.stdout.reconfigure(line_buffering=True)
     text = format == "text" or (format == "auto" and output.is_terminal)
     sink = Sink(output, text=text, access_log=access_log)
+    sink._thread.start()  # before anything is changed: there may be no thread to be had
     root, own = logging.getLogger(), _own_loggers()
     # What writes to the console gives way to us; what an agent has put there sends records elsewhere, ours as well.
     others = [handler for handler in root.handlers if not _is_console(handler)]
@@ -420,7 +421,6 @@ def configure(
     root.setLevel(LEVELS[level])
     logging.captureWarnings(True)
     sink.set_level(level)
-    sink._thread.start()
     atexit.register(sink.close)  # whoever forgets to close still gets the last lines
     _sink = sink
     return sink

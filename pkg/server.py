@@ -114,7 +114,11 @@ class Server(ThreadingHTTPServer):
             with self._lock:
                 self._serving = True
                 if self._handle is not None:
-                    self._start_workers()
+                    try:
+                        self._start_workers()
+                    except BaseException:
+                        self._run_stopped(front)
+                        raise
             acts = type(self).service_actions is not Server.service_actions
             if acts or threading.current_thread() is threading.main_thread():
                 self._run_aside(front, poll_interval)
@@ -125,18 +129,30 @@ class Server(ThreadingHTTPServer):
             self._ended.set()
 
     def start(self) -> None:
-        """Serves in a thread of its own; `drain()`, `join()` and `shutdown()` may follow before that has begun."""
+        """Serves in a thread of its own; `drain()`, `join()` and `shutdown()` may follow before that has begun.
+
+        RuntimeError: there is no thread to be had.
+        """
         self._ended.clear()
-        threading.Thread(target=self.serve_forever, name="front", daemon=True).start()
+        try:
+            threading.Thread(target=self.serve_forever, name="front", daemon=True).start()
+        except BaseException:
+            self._ended.set()
+            raise
 
     @staticmethod
     def _run(front: _core.Front) -> None:
         try:
             front.run()
         finally:
-            front.advance(_core.Stage.STOPPED)
-            with contextlib.suppress(OSError):
-                front.run()  # lets the workers go if run() was left by an exception
+            Server._run_stopped(front)
+
+    @staticmethod
+    def _run_stopped(front: _core.Front) -> None:
+        """Lets the workers go where run() was left by an exception, or never came to run."""
+        front.advance(_core.Stage.STOPPED)
+        with contextlib.suppress(OSError):
+            front.run()
 
     def _run_aside(self, front: _core.Front, poll_interval: float) -> None:
         """Runs the front in another thread.  Were it this one, a signal that comes just before the front falls asleep
@@ -152,7 +168,11 @@ class Server(ThreadingHTTPServer):
             finally:
                 ended.set()
 
-        threading.Thread(target=run, name="front", daemon=True).start()
+        try:
+            threading.Thread(target=run, name="front", daemon=True).start()
+        except BaseException:  # no thread to be had: the workers go, for whom nobody would serve
+            self._run_stopped(front)
+            raise
         try:
             while not ended.wait(poll_interval):
                 self.service_actions()
@@ -172,8 +192,9 @@ class Server(ThreadingHTTPServer):
         self._check_socket()
         front = self._front()
         if self._single is None:
-            self._single = threading.Thread(target=front.run, name="front", daemon=True)
-            self._single.start()
+            single = threading.Thread(target=front.run, name="front", daemon=True)
+            single.start()
+            self._single = single
         request: _core.Request | None = None
         late = False
 
@@ -227,8 +248,8 @@ class Server(ThreadingHTTPServer):
     def _start_workers(self) -> None:
         for n in range(self.threads):
             worker = threading.Thread(target=self._work, name=f"worker-{n}", daemon=self.daemon_threads)
-            self._workers.append(worker)
             worker.start()
+            self._workers.append(worker)
 
     @property
     def stuck_workers(self) -> int:

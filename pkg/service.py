@@ -20,6 +20,7 @@ It decides when things happen; how they happen is each part's own.
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import functools
 import logging
@@ -28,7 +29,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pkg import _api
@@ -69,13 +70,17 @@ class Service:
     # -------------------------------------------------------------- run
 
     def run(self) -> int:
-        """Exit code 0: drained, nothing aborted; 1: requests aborted.  StartupError: nothing stays bound."""
-        self.signals.install()
-        from pkg import _installation, logs
-        from pkg.lifecycle import Lifecycle, Phase
+        """Exit code 0: drained, nothing aborted; 1: requests aborted.  StartupError: nothing stays bound.
 
+        A thread or memory that is not to be had is a StartupError as well, until all runs.
+        """
+        self.signals.install()
         s = self.settings
-        self.logs = logs.configure(format=s.log_format, level=s.log_level, access_log=s.access_log)
+        with _short_of_means():
+            from pkg import _installation, logs
+            from pkg.lifecycle import Lifecycle, Phase
+
+            self.logs = logs.configure(format=s.log_format, level=s.log_level, access_log=s.access_log)
         logs.catch_uncaught(self.logs)
         self.lifecycle = Lifecycle()
         for warning in filter(None, (_installation.conflict(), *s.warnings)):
@@ -83,7 +88,8 @@ class Service:
         clean = False
         try:
             try:
-                self._start()
+                with _short_of_means():
+                    self._start()
                 self.lifecycle.advance(Phase.READY)
                 _log.info(
                     "serving %s on %s after %.0f ms",
@@ -163,6 +169,8 @@ class Service:
                 **{name: getattr(s, name) for name in _LIMITS},
             )
         except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise MemoryError from None
             address = show_address(s.host, s.port)
             raise StartupError(f"cannot listen on {address}: {error.strerror or error}") from None
         front = server.front
@@ -388,16 +396,45 @@ class Service:
         """Start-up failed: nothing stays bound or running."""
         if self.server is not None and self.server.front is not None:
             self.server.shutdown()
-        self._close_parts()
+        # What has been left in the middle of its start may not be able to end; the process does all the same.
+        with contextlib.suppress(RuntimeError, MemoryError):
+            self._close_parts()
         if _has_lasting_threads():
-            end = threading.Timer(GIVE_UP, os._exit, (getattr(sys.exception(), "exit_code", 1),))
+            failure = sys.exception()
+            code = getattr(failure, "exit_code", 1)
+            end = threading.Timer(GIVE_UP, os._exit, (code,))
             end.daemon = True
-            end.start()
+            try:
+                end.start()
+            except RuntimeError:  # there is no thread to be had
+                self.logs.close()
+                if sys.stderr is not None:
+                    print(f"pkg: {failure}", file=sys.stderr, flush=True)
+                os._exit(code)
 
     def _last_words(self, why: str) -> None:
         from pkg import _lastwords
 
         _lastwords.say(why, self.status, self.logs.flush)
+
+
+@contextlib.contextmanager
+def _short_of_means() -> Iterator[None]:
+    """Makes one line of it, not a traceback, if there is no thread or no memory for the start."""
+    try:
+        yield
+    except MemoryError:
+        reason = "not enough memory: raise its limit, or lower max_connections or threads"
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        reason = (
+            "no thread can be started: raise the limit of processes (RLIMIT_NPROC, the pids of a container) "
+            "or of memory, or lower threads"
+        )
+    else:
+        return
+    raise StartupError(f"cannot start: {reason}")
 
 
 def _has_lasting_threads() -> bool:
