@@ -88,7 +88,9 @@ int poll(struct pollfd *fds, nfds_t n, int timeout)
 {
     if (FAILS(EINTR, ENOMEM))
         return -1;
-    return (int)syscall(SYS_poll, fds, n, timeout);
+    /* ppoll: newer architectures, such as aarch64, have no poll. */
+    struct timespec t = {.tv_sec = timeout / 1000, .tv_nsec = timeout % 1000 * 1000000L};
+    return (int)syscall(SYS_ppoll, fds, n, timeout < 0 ? NULL : &t, NULL, 0);
 }
 
 /* A sanitizer has allocators of its own. */
