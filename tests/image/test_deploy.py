@@ -79,7 +79,7 @@ def test_schemas_are_really_looked_at() -> None:
 
 
 def test_pods_keep_to_the_restricted_profile(manifests: Manifests) -> None:
-    """kubernetes.io: Pod Security Standards, Restricted; and what it does not ask for: nothing writable, no token."""
+    """kubernetes.io: Pod Security Standards, Restricted; and what it does not ask for: no token, writable only /tmp."""
     labels = manifests["Namespace"]["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
     spec, only = pod(manifests), container(manifests)
@@ -93,9 +93,23 @@ def test_pods_keep_to_the_restricted_profile(manifests: Manifests) -> None:
         "capabilities": {"drop": ["ALL"]},
     }
     assert [port for port in only["ports"] if "hostPort" in port] == []
-    assert {kind for volume in spec["volumes"] for kind in volume if kind != "name"} <= {"secret", "configMap"}
-    assert all(mount["readOnly"] for mount in only["volumeMounts"])
+    kinds = {kind for volume in spec["volumes"] for kind in volume if kind != "name"}
+    assert kinds <= {"secret", "configMap", "emptyDir"}
+    assert all(mount.get("readOnly") or mount["mountPath"] == "/tmp" for mount in only["volumeMounts"])
     assert spec["automountServiceAccountToken"] is False
+
+
+def test_applications_have_a_writable_tmp(manifests: Manifests) -> None:
+    """And nothing else that is writable; its size is bounded, so that one pod cannot fill its node."""
+    volumes = {volume["name"]: volume for volume in pod(manifests)["volumes"]}
+    writable = [mount for mount in container(manifests)["volumeMounts"] if not mount.get("readOnly")]
+    assert [mount["mountPath"] for mount in writable] == ["/tmp"]
+    assert volumes[writable[0]["name"]]["emptyDir"]["sizeLimit"]
+
+
+def test_a_roll_waits_until_balancers_have_seen_the_new_pod(manifests: Manifests) -> None:
+    period = container(manifests)["readinessProbe"]["periodSeconds"]
+    assert manifests["Deployment"]["spec"]["minReadySeconds"] > period
 
 
 def test_the_grace_period_agrees_with_the_drain(manifests: Manifests) -> None:
@@ -173,6 +187,7 @@ def test_compose_runs_it_as_in_production() -> None:
     document = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     service = document["services"]["pkg"]
     assert service["read_only"] is True
+    assert [mount.partition(":")[0] for mount in service["tmpfs"]] == ["/tmp"]
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     settings = load(service["environment"])
