@@ -248,6 +248,24 @@ bool conn_answer_page(front *f, front_conn *c, const http1_head *h)
     return true;
 }
 
+/* Worker threads go on with the connection: all but its socket is left alone. */
+void conn_answer_late(front *f, front_conn *c)
+{
+    static const char text[] = "the request took too long\n";
+    char out[512];
+    bool is_head = c->in->head.method_id == HTTP1_HEAD;
+    int len = snprintf(out, sizeof out,
+                       "HTTP/1.1 504 %s\r\nDate: %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %zu\r\n"
+                       "Connection: close\r\n\r\n%s",
+                       pages_reason(504), date_now(f), sizeof text - 1, is_head ? "" : text);
+    ssize_t n = send(c->fd, out, (size_t)len, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+    if (n > 0)
+        count_add(&f->count.bytes_out, (uint64_t)n);
+    shutdown(c->fd, SHUT_WR);
+    tally_add(&f->durations, c->in->head.method_id, 504, f->now - c->arrived);
+}
+
 /* A terse error of our own; the connection ends with it.  The answer to HEAD has no content, whatever its status (RFC 9110
  * 9.3.2); a head that was refused has its method all the same, unless the error was in that. */
 void conn_refuse(front *f, front_conn *c, unsigned status, const char *text)

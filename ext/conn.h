@@ -32,6 +32,16 @@ enum conn_state {
     CONN_STATES,
 };
 
+/* Who may say something to the client of a request with a worker, decided by compare-and-swap. */
+enum answer_state {
+    ANSWER_NONE,    /* nobody has said anything */
+    ANSWER_INTERIM, /* the worker is saying 100 (Continue) */
+    ANSWER_BEGUN,   /* the worker has begun its response */
+    ANSWER_DONE,    /* the worker gives the connection back */
+    ANSWER_504,     /* the loop has answered, as request_timeout has passed; what the worker says is dropped */
+    ANSWER_CUT,     /* the loop has reset the connection in the middle of the response */
+};
+
 /* Bytes of a request, its head parsed.  data[0, head_len) is the head, then body_len decoded bytes of body, a gap
  * left by chunk framing, and from `raw` to `len` what has not been looked at. */
 typedef struct buffer {
@@ -72,6 +82,8 @@ struct front_conn {
     bool with_worker;               /* M */
     bool pending;                   /* M: an edge was seen while with_worker */
     bool queued;                    /* M */
+    _Atomic int answer;             /* enum answer_state, with a request_timeout only */
+    bool late;                      /* M: its request_timeout has passed */
     atomic_bool gone;               /* reset by the peer */
     atomic_bool interrupted;        /* whoever waits in front_read or front_send is to come back */
     buffer *in;                     /* O; NULL while idle */
@@ -136,7 +148,7 @@ struct front {
     pthread_mutex_t lead;           /* held by whoever runs the loop: L below and above is for the leader; taken before `mutex` */
     pthread_mutex_t mutex;
     conn_list ready, taken, returned; /* M */
-    uint32_t n_ready, n_taken, n_idle_workers, n_woken; /* M */
+    uint32_t n_ready, n_taken, n_late, n_idle_workers, n_woken; /* M */
     waiter *idle_workers;           /* M: last to fall asleep, first to wake */
     uint64_t n_finished, seen_finished; /* M: requests that workers are done with; how many at the last look */
     bool closed;        /* M */
@@ -158,7 +170,7 @@ struct front {
     tally_probers probers;          /* filled by L */
     struct {
         _Atomic uint64_t accepted, requests, probes, rejected, timeouts, shed, resets, bytes_in, bytes_out, stale,
-            accept_errors, closed, served, aborted, queue_ns;
+            accept_errors, closed, served, aborted, queue_ns, request_timeouts;
     } count;
 };
 
@@ -225,6 +237,7 @@ int body_decode(front *f, front_conn *c);
 /* answer.c: for the loop thread, too. */
 bool conn_answer_page(front *f, front_conn *c, const http1_head *h); /* false if the connection is not ready for more */
 void conn_refuse(front *f, front_conn *c, unsigned status, const char *text);
+void conn_answer_late(front *f, front_conn *c); /* of a connection with a worker, which says no more; with the mutex held */
 
 /* A line to stderr if it can be taken at once: nobody may have to wait for who does not read it. */
 void front_say(const char *format, ...) __attribute__((format(printf, 1, 2)));

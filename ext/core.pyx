@@ -86,7 +86,7 @@ cdef class Front:
                  uint64_t max_body_size=100 << 20, size_t body_buffer_size=64 << 10,
                  size_t response_buffer_size=1 << 20, size_t buffer_size=32 << 20, unsigned min_body_rate=500,
                  double header_timeout=10, double body_timeout=30, double idle_timeout=75, double write_timeout=30,
-                 double queue_timeout=10, double linger_timeout=5, proxies=(), bint proxy_optional=False):
+                 double queue_timeout=10, double linger_timeout=5, double request_timeout=0, proxies=(), bint proxy_optional=False):
         cdef c.front_limits limits
         if self._front is not NULL:
             raise RuntimeError("a Front is opened once")
@@ -108,6 +108,7 @@ cdef class Front:
         limits.write_timeout = nanoseconds(write_timeout)
         limits.queue_timeout = nanoseconds(queue_timeout)
         limits.linger_timeout = nanoseconds(linger_timeout)
+        limits.request_timeout = nanoseconds(request_timeout)
         if len(proxies) > c.FRONT_MAX_NETWORKS:
             raise ValueError(f"more than {c.FRONT_MAX_NETWORKS} networks of proxies")
         limits.n_proxies = <unsigned>len(proxies)
@@ -252,6 +253,7 @@ cdef class Front:
             "bytes_out": n.bytes_out, "stale": n.stale, "accept_errors": n.accept_errors, "closed": n.closed,
             "connections": n.connections, "queued": n.queued, "in_flight": n.in_flight, "served": n.served,
             "aborted": n.aborted, "buffered": n.buffered, "queue_seconds": n.queue_ns / 1e9,
+            "request_timeouts": n.request_timeouts, "late": n.late,
         }
 
     def requests(self):
@@ -263,6 +265,7 @@ cdef class Front:
                 "target": flights[i].target.decode("latin-1"),
                 "age": flights[i].age / 1e9,
                 "thread": flights[i].thread,
+                "late": flights[i].late,
             }
             for i in range(n)
         ]

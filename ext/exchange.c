@@ -40,6 +40,11 @@ static front_conn *pop_ready(front *f, waiter **next)
     f->n_ready--;
     c->queued = false;
     c->thread = thread_id();
+    if (f->limits.request_timeout != 0) {
+        c->deadline = front_now() + f->limits.request_timeout;
+        c->late = false;
+        atomic_store(&c->answer, ANSWER_NONE);
+    }
     list_push(&f->taken, c);
     f->n_taken++;
     if (f->ready.first != NULL && f->n_idle_workers > 0 && f->n_woken == 0 && more_do_more(f))
@@ -223,12 +228,21 @@ static int wait_body(front *f, front_conn *c)
     return FRONT_OK;
 }
 
+static int send_parts(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, bool wait);
+
 static int say_continue(front *f, front_conn *c)
 {
     struct iovec iov = {.iov_base = (char *)(uintptr_t)continue_text, .iov_len = sizeof continue_text - 1};
+    int none = ANSWER_NONE, interim = ANSWER_INTERIM;
 
     c->expect = false;
-    return front_send(f, c, &iov, 1, 0, true);
+    if (f->limits.request_timeout == 0)
+        return send_parts(f, c, &iov, 1, 0, true);
+    if (!atomic_compare_exchange_strong(&c->answer, &none, ANSWER_INTERIM) && none != ANSWER_BEGUN)
+        return -EPIPE;
+    int rv = send_parts(f, c, &iov, 1, 0, true);
+    atomic_compare_exchange_strong(&c->answer, &interim, ANSWER_NONE);
+    return rv;
 }
 
 /* One read from the socket, of a body with Content-Length, straight to where it is wanted. */
@@ -278,6 +292,8 @@ ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait)
     if (f->foreign)
         return -EPIPE;
     for (;;) {
+        if (f->limits.request_timeout != 0 && atomic_load_explicit(&c->answer, memory_order_relaxed) >= ANSWER_504)
+            return -EPIPE;
         size_t there = c->in->body_len - c->body_given;
         if (there > 0) {
             if (there > len)
@@ -386,8 +402,26 @@ static int leave(front *f, front_conn *c, struct iovec *iov, int n, size_t total
     return FRONT_OK;
 }
 
-/* Writing must go on at min_body_rate, judged once a write_timeout. */
+/* Whether the worker may say its response: the loop has not said 504 instead. */
+static bool may_answer(front *f, front_conn *c)
+{
+    int state = ANSWER_NONE;
+
+    if (f->limits.request_timeout == 0)
+        return true;
+    while (state == ANSWER_NONE || state == ANSWER_INTERIM)
+        if (atomic_compare_exchange_strong(&c->answer, &state, ANSWER_BEGUN))
+            return true;
+    return state == ANSWER_BEGUN;
+}
+
 int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, bool wait)
+{
+    return may_answer(f, c) ? send_parts(f, c, iov, n, keep, wait) : -EPIPE;
+}
+
+/* Writing must go on at min_body_rate, judged once a write_timeout. */
+static int send_parts(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, bool wait)
 {
     size_t total = iov_total(iov, n), mark = total;
     int64_t deadline = 0;
@@ -437,7 +471,7 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
     uint64_t mark = len;
     int64_t deadline = 0;
 
-    if (f->foreign)
+    if (f->foreign || !may_answer(f, c))
         return -EPIPE;
     if (len > 0 && is_left(c))
         return -EALREADY;
@@ -477,14 +511,24 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
 
 /* ---------------------------------------------------------------------- finish */
 
-void front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned status)
+unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned status)
 {
     buffer *b = c->in;
     int64_t end = front_now(), took = end - c->begun;
-    bool rest = is_left(c);
+    bool rest = is_left(c), answered = false;
 
     if (f->foreign)
-        return;
+        return status;
+    if (f->limits.request_timeout != 0) {
+        int state = atomic_exchange(&c->answer, ANSWER_DONE);
+        if (state == ANSWER_504) { /* what the client has got may not be lost to a reset */
+            answered = true;
+            abort = keep_alive = false;
+            status = 504;
+        } else if (state == ANSWER_CUT) {
+            keep_alive = false;
+        }
+    }
     if (abort) {
         /* Whatever was announced does not come: only a connection that ends at once says so. */
         struct linger now = {.l_onoff = 1, .l_linger = 0};
@@ -500,16 +544,21 @@ void front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned
 
     pthread_mutex_lock(&f->mutex);
     if (!f->closed) { /* who is cut off by the end has been counted there */
-        if (abort || atomic_load_explicit(&c->cut, memory_order_relaxed))
+        if (answered)
+            ; /* counted by the loop */
+        else if (abort || atomic_load_explicit(&c->cut, memory_order_relaxed))
             count_add(&f->count.aborted, 1);
         else if (rest)
             c->owed = true; /* counted when it is out, or has been cut off */
         else
             count_add(&f->count.served, 1);
     }
-    tally_add(&f->durations, b->head.method_id, status, end - c->arrived);
+    if (!answered)
+        tally_add(&f->durations, b->head.method_id, status, end - c->arrived);
     list_remove(&f->taken, c);
     f->n_taken--;
+    f->n_late -= c->late;
+    c->late = false;
     if (abort || (c->close && !c->linger && !rest && b->raw == b->len)) {
         fd = c->fd;
         c->fd = -1;
@@ -525,6 +574,7 @@ void front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned
         end_socket(fd, abort);
     if (ring)
         front_ring(f);
+    return status;
 }
 
 /* -------------------------------------------------------------------- for people */
@@ -534,13 +584,15 @@ void front_count(front *f, front_counters *out)
 #define LOAD(name) out->name = atomic_load_explicit(&f->count.name, memory_order_relaxed)
     LOAD(accepted); LOAD(requests); LOAD(probes); LOAD(rejected); LOAD(timeouts); LOAD(shed); LOAD(resets);
     LOAD(bytes_in); LOAD(bytes_out); LOAD(stale); LOAD(accept_errors); LOAD(closed); LOAD(served); LOAD(aborted); LOAD(queue_ns);
+    LOAD(request_timeouts);
 #undef LOAD
     out->buffered = atomic_load(&f->buffered);
-    out->connections = out->idle = out->queued = out->in_flight = 0;
+    out->connections = out->idle = out->queued = out->in_flight = out->late = 0;
     if (f->foreign)
         return;
     pthread_mutex_lock(&f->mutex);
     out->queued = f->n_ready;
+    out->late = f->n_late;
     out->in_flight = f->n_ready + f->n_taken; /* what has been answered and not yet taken back does not count */
     pthread_mutex_unlock(&f->mutex);
     out->connections = atomic_load(&f->n_open);
@@ -571,6 +623,7 @@ size_t front_requests(front *f, front_flight *out, size_t max)
             copy_text(out[n].target, sizeof out[n].target, target, query != NULL ? (size_t)(query - target) : h->target.len);
             out[n].age = now - c->arrived;
             out[n].thread = c->thread;
+            out[n].late = pass == 0 && c->late;
         }
     pthread_mutex_unlock(&f->mutex);
     return n;

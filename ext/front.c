@@ -249,6 +249,12 @@ int front_timeout(front *f)
             if (f->ready.first->deadline < due)
                 due = f->ready.first->deadline;
         }
+        for (front_conn *c = f->limits.request_timeout != 0 ? f->taken.first : NULL; c != NULL; c = c->next)
+            if (!c->late) {
+                if (c->deadline < look)
+                    look = c->deadline > f->now + MILLISECOND ? c->deadline : f->now + MILLISECOND;
+                break;
+            }
         pthread_mutex_unlock(&f->mutex);
         if (look < due)
             due = look;
@@ -290,6 +296,8 @@ static void on_gap(front *f, int64_t gap)
             c->deadline += gap;
     pthread_mutex_lock(&f->mutex);
     for (front_conn *c = f->ready.first; c != NULL; c = c->next)
+        c->deadline += gap;
+    for (front_conn *c = f->taken.first; c != NULL; c = c->next)
         c->deadline += gap;
     pthread_mutex_unlock(&f->mutex);
     if (f->gives_up != 0)
@@ -569,6 +577,31 @@ static void expire_queue(front *f)
     }
 }
 
+/* Requests that their workers have had for too long.  They are in the order in which they were taken. */
+static void expire_requests(front *f)
+{
+    pthread_mutex_lock(&f->mutex);
+    for (front_conn *c = f->taken.first; c != NULL && (c->late || c->deadline <= f->now); c = c->next) {
+        int none = ANSWER_NONE, begun = ANSWER_BEGUN;
+        if (c->late)
+            continue;
+        if (atomic_compare_exchange_strong(&c->answer, &none, ANSWER_504)) {
+            conn_answer_late(f, c);
+        } else if (atomic_compare_exchange_strong(&c->answer, &begun, ANSWER_CUT)) {
+            struct sockaddr nobody = {.sa_family = AF_UNSPEC};
+            connect(c->fd, &nobody, sizeof nobody); /* resets: a FIN could look like the end of the response */
+            atomic_store(&c->gone, true);
+        } else {
+            continue; /* done in this moment, or saying 100 (Continue): then the next turn sees to it */
+        }
+        c->late = true;
+        f->n_late++;
+        count_add(&f->count.request_timeouts, 1);
+        atomic_store(&c->interrupted, true);
+    }
+    pthread_mutex_unlock(&f->mutex);
+}
+
 static void expire(front *f)
 {
     front_conn *c;
@@ -613,6 +646,8 @@ static void expire(front *f)
     while ((c = f->waiting[CONN_LINGER].first) != NULL && c->deadline <= f->now)
         conn_close(f, c);
     expire_queue(f);
+    if (f->limits.request_timeout != 0)
+        expire_requests(f);
     if (f->listener_retry != 0 && f->listener_retry <= f->now) {
         f->listener_retry = 0;
         if (f->reserve_fd == -1)

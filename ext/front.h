@@ -120,6 +120,7 @@ typedef struct {
     front_network proxies[FRONT_MAX_NETWORKS]; /* peers that may begin a connection with a PROXY header */
     unsigned n_proxies;
     bool proxy_optional; /* a connection of theirs may also begin without one */
+    int64_t request_timeout; /* nanoseconds from front_take() on; 0: none.  Then the loop answers 504, or cuts what has begun */
     bool parallel; /* workers run at the same time: there is no interpreter lock that they share */
 } front_limits;
 
@@ -142,11 +143,12 @@ typedef struct {
     char target[128]; /* without the query, which may hold secrets */
     int64_t age;      /* nanoseconds since its head was complete */
     uint64_t thread;  /* kernel thread id of the worker, 0 while queued */
+    bool late;        /* its request_timeout has passed: the client has been answered */
 } front_flight;
 
 typedef struct {
     uint64_t accepted, requests, probes, rejected, timeouts, shed, resets, bytes_in, bytes_out, stale, accept_errors, closed;
-    uint64_t connections, idle, queued, in_flight, served, aborted, buffered, queue_ns;
+    uint64_t connections, idle, queued, in_flight, served, aborted, buffered, queue_ns, request_timeouts, late;
 } front_counters;
 
 int front_open(front **out, int listen_fd, const front_limits *limits);
@@ -191,7 +193,8 @@ bool front_body_pending(const front_conn *c); /* some of the body has not been r
 uint64_t front_body_left(const front_conn *c);    /* what front_read() will give of a body of known length */
 bool front_is_gone(front_conn *c);            /* the peer reset the connection */
 void front_interrupt(front_conn *c);          /* makes another thread's front_read, front_send and the like fail soon */
-void front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned status); /* status: 0 if none was sent */
+/* status: 0 if none was sent.  Returns what was: 504 if the loop has answered in the worker's place. */
+unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned status);
 
 void front_count(front *f, front_counters *out);
 size_t front_requests(front *f, front_flight *out, size_t max);

@@ -87,6 +87,7 @@ cdef extern from "front.h" nogil:
         front_network proxies[64]
         unsigned n_proxies
         bint proxy_optional
+        int64_t request_timeout
         bint parallel
 
     union proxy_peer:
@@ -110,6 +111,7 @@ cdef extern from "front.h" nogil:
         char target[128]
         int64_t age
         uint64_t thread
+        bint late
 
     ctypedef struct front_counters:
         uint64_t accepted
@@ -131,6 +133,8 @@ cdef extern from "front.h" nogil:
         uint64_t aborted
         uint64_t buffered
         uint64_t queue_ns
+        uint64_t request_timeouts
+        uint64_t late
 
     int front_open(front **out, int listen_fd, const front_limits *limits)
     void front_close(front *f)
@@ -158,7 +162,7 @@ cdef extern from "front.h" nogil:
     uint64_t front_body_left(const front_conn *c)
     bint front_is_gone(front_conn *c)
     void front_interrupt(front_conn *c)
-    void front_finish(front *f, front_conn *c, bint keep_alive, bint abort, unsigned status)
+    unsigned front_finish(front *f, front_conn *c, bint keep_alive, bint abort, unsigned status)
 
     void front_count(front *f, front_counters *out)
     size_t front_requests(front *f, front_flight *out, size_t max)

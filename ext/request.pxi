@@ -269,7 +269,8 @@ cdef inline void leave(Request request, int what) noexcept:
         if conn is not NULL:
             request.end.conn = NULL
     if conn is not NULL:
-        c.front_finish(request.front._front, conn, request.end.keep_alive, request.end.abort, <unsigned>request.status)
+        request.status = <int>c.front_finish(request.front._front, conn, request.end.keep_alive, request.end.abort,
+                                             <unsigned>request.status)
 
 
 cdef inline void finish_request(Request request, bint keep_alive, bint abort) noexcept:
@@ -290,7 +291,7 @@ cdef inline void finish_request(Request request, bint keep_alive, bint abort) no
             c.front_interrupt(conn)
             conn = NULL
     if conn is not NULL:
-        c.front_finish(request.front._front, conn, keep_alive, abort, <unsigned>request.status)
+        request.status = <int>c.front_finish(request.front._front, conn, keep_alive, abort, <unsigned>request.status)
 
 
 cdef Request new_request(Front front, c.front_request *taken):

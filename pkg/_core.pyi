@@ -44,6 +44,7 @@ class Front:
         write_timeout: float = 30,
         queue_timeout: float = 10,
         linger_timeout: float = 5,
+        request_timeout: float = 0,
     ) -> None: ...
     def run(self) -> None:
         """Serves until the last stage.  Holds no interpreter lock, and so runs no signal handlers meanwhile."""

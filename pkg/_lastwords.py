@@ -14,11 +14,12 @@ from typing import Any
 from pkg import stacks
 from pkg._output import last_words
 
-__all__ = ["Stall", "say"]
+__all__ = ["Late", "Stall", "say"]
 
 _log = logging.getLogger("pkg.lastwords")
 
 FLUSH_TIMEOUT = 0.5
+_TOO_LONG = "%s %s took longer than %g s (request_timeout)"
 
 
 def say(why: str, status: Any, flush: Callable[[float], bool]) -> None:
@@ -46,6 +47,40 @@ def say(why: str, status: Any, flush: Callable[[float], bool]) -> None:
         _log.handle(record)
     if not flush(FLUSH_TIMEOUT):
         faulthandler.dump_traceback(last_words(), all_threads=True)
+
+
+class Late:
+    """Logs, when asked, each request that has taken longer than request_timeout, once, with its worker's stack."""
+
+    def __init__(self, front: Any, timeout: float) -> None:
+        self._front, self._timeout = front, timeout
+        self._seen = 0
+        self._known: dict[int, float] = {}  # of a worker's thread, the age of its request when it was logged
+
+    def __call__(self) -> None:
+        total = self._front.stats()["request_timeouts"]
+        if total == self._seen:
+            return
+        new, self._seen = total - self._seen, total
+        late = {request["thread"]: request for request in self._front.requests() if request["late"]}
+        found = [request for thread, request in late.items() if request["age"] > 0 and not self._is_known(request)]
+        self._known = {thread: request["age"] for thread, request in late.items()}
+        taken = {stack.native_id: stack for stack in stacks.capture()} if found else {}
+        for request in found:
+            stack = taken.get(request["thread"])
+            text = (_TOO_LONG + "; its worker goes on", request["method"], request["target"], self._timeout)
+            record = _log.makeRecord(_log.name, logging.ERROR, __file__, 0, text[0], text[1:], None)
+            if stack is not None:
+                record.stack_info = stacks.text(stack.frames, indent="")
+            _log.handle(record)
+        if new > len(found):
+            _log.error(
+                "%d requests took longer than %g s; their workers have come back since", new - len(found), self._timeout
+            )
+
+    def _is_known(self, request: Any) -> bool:
+        """A request of the same thread that is younger is another one."""
+        return bool(self._known.get(request["thread"], float("inf")) <= request["age"])
 
 
 class Stall:

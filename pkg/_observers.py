@@ -6,6 +6,7 @@ It answers nothing and keeps nothing: the server calls it, `forwarded` and `logs
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any
 
 from pkg import context, logs
@@ -15,9 +16,16 @@ __all__ = ["observers"]
 Observer = Callable[[Any], object]
 
 
-def observers(*, access_log: bool, proxies: Sequence[Any]) -> tuple[Observer, Observer | None]:
-    """What a Server takes as `before` and `access`.  `proxies`: the networks whose X-Forwarded headers are believed."""
+def observers(
+    *, access_log: bool, proxies: Sequence[Any], request_timeout: float = 0.0
+) -> tuple[Observer, Observer | None]:
+    """What a Server takes as `before` and `access`.
+
+    `proxies`: the networks whose X-Forwarded headers are believed.  `request_timeout`: seconds, 0 for none.
+    """
     before: Observer = _begin  # ids are wanted with and without access records
+    if request_timeout:
+        before = _after(lambda request: context.set_deadline(monotonic() + request_timeout), before)
     if proxies:
         from pkg.forwarded import Forwarded
 

@@ -24,7 +24,7 @@ _LOGS = "LOG_FORMAT; the log goes to stdout"
 _RECYCLE = "none: the process is not replaced while it serves; stuck_timeout (PKG_STUCK_TIMEOUT) turns /healthz red"
 _HEADERS = "PKG_MAX_HEADER_SIZE, PKG_MAX_HEADERS and PKG_MAX_TARGET_SIZE"
 _BACKLOG = "none: as long as the kernel allows (net.core.somaxconn); PKG_MAX_QUEUE bounds what waits for a thread"
-_TIMEOUT = "PKG_STUCK_TIMEOUT for workers that never end; a query's deadline is pkg.connection(timeout=...)"
+_TIMEOUT = "PKG_REQUEST_TIMEOUT for one request (504); PKG_STUCK_TIMEOUT for workers that never end"
 
 # Flags of gunicorn and of uvicorn that have no namesake here.
 _INSTEAD: dict[str, str] = {

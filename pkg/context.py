@@ -13,6 +13,7 @@ from contextvars import ContextVar, Token
 from random import Random
 from re import ASCII
 from re import compile as compile_pattern
+from time import monotonic
 from typing import NamedTuple
 
 from pkg._records import Ids
@@ -28,6 +29,8 @@ __all__ = [
     "parse_cloud_trace",
     "parse_request_id",
     "parse_traceparent",
+    "set_deadline",
+    "time_left",
     "trace_parent",
     "unbind",
 ]
@@ -114,6 +117,20 @@ _source = _Source()
 def new_request_id() -> str:
     """32 lowercase hexadecimal digits."""
     return _source.bits(128).to_bytes(16, "big").hex()  # a third of what formatting takes
+
+
+_deadline: ContextVar[float | None] = ContextVar("pkg.deadline", default=None)
+
+
+def set_deadline(at: float) -> None:
+    """The monotonic time until which the request that this thread serves may take."""
+    _deadline.set(at)
+
+
+def time_left() -> float | None:
+    """Seconds until then, 0 if it is over.  None: there is no such time."""
+    at = _deadline.get()
+    return None if at is None else max(0.0, at - monotonic())
 
 
 _ids: ContextVar[Ids] = ContextVar("pkg.context", default=("", "", ""))

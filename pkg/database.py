@@ -23,6 +23,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+from collections.abc import Callable
 from time import monotonic, sleep
 
 import psycopg
@@ -53,6 +54,7 @@ PROOF_AGE = 0.5  # how old an answer may be that stands for a query; a dead serv
 RECENTLY = 10.0  # a pool whose connections came back within this is saturated, not dead
 KNOWN_DOWN_TIMEOUT = 1.0  # how long a borrower waits while the check keeps failing: until the next check
 GATE_EXPIRY = 10.0  # a verdict as old as this keeps nobody from connecting
+ANSWERED = 1.0  # after a request's end the front has answered for it: what ends in the database is no 503 before that
 LAST_CANCELS = 0.5  # for cancelling, at the very end, the queries that are still running
 
 
@@ -66,7 +68,8 @@ class Database:
     restart.  role: `primary` refuses servers that are read-only.  pool_timeout: the longest wait for a connection;
     connect_timeout: for making one (libpq takes whole seconds, at least 2).  All in seconds.  prepare: statements that
     a connection repeats; not where a pooler in between gives each transaction another session and does not know them.
-    name: of the pool, in the log.
+    name: of the pool, in the log.  time_left: of the request that the caller serves, seconds or None; no connection is
+    lent for much longer.
     """
 
     def __init__(
@@ -81,7 +84,9 @@ class Database:
         connect_timeout: float = 3.0,
         prepare: bool = True,
         name: str = POOL_NAME,
+        time_left: Callable[[], float | None] | None = None,
     ) -> None:
+        self._time_left = time_left
         self._source = Source(url, url_file, connect_timeout)
         self._primary = role == "primary"
         self._pool_timeout = pool_timeout
@@ -196,6 +201,9 @@ class Database:
         """
         if timeout is not None and not 0 < timeout < float("inf"):
             raise ValueError(f"timeout is {timeout!r}, not a positive number of seconds")
+        if self._time_left is not None and (left := self._time_left()) is not None:
+            left += ANSWERED
+            timeout = left if timeout is None else min(timeout, left)
         return Lease(self, timeout)
 
     def lend(self, lease: Lease, timeout: float | None = None) -> Connection:

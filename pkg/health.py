@@ -165,7 +165,8 @@ class Checker:
     `publish(pages)` and `renew(slot, seconds)` are the front's.  `root`: `/` answers like the readiness page.  `/livez`
     is another name of `/healthz`, not of what is put in its place.  `stuck()` gives a reason if no worker moves any
     more.  `last_words(reason)` is called before the first failing liveness answer: the process may be killed for it.
-    `frozen()` is for how many seconds the process has been frozen so far, `clock()` the monotonic time without those.
+    `late()` is called now and then, to log what has taken too long.  `frozen()` is for how many seconds the process has
+    been frozen so far, `clock()` the monotonic time without those.
     """
 
     def __init__(
@@ -179,6 +180,7 @@ class Checker:
         readiness_path: str = "/readyz",
         stuck: Callable[[], str | None] | None = None,
         last_words: Callable[[str], object] | None = None,
+        late: Callable[[], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
         frozen: Callable[[], float] = lambda: 0.0,
     ) -> None:
@@ -188,6 +190,7 @@ class Checker:
         self._liveness_paths = (liveness_path, "/livez") if liveness_path == "/healthz" else (liveness_path,)
         self._readiness_path = readiness_path
         self._stuck = stuck
+        self._late = late
         self._last_words = last_words
         self._clock = clock
         self._frozen = frozen
@@ -353,6 +356,8 @@ class Checker:
             began = time.monotonic()
             try:
                 self.tick()
+                if self._late is not None:
+                    self._late()
             except Exception:  # the next tick tries again; if none succeeds the answers expire, as they should
                 _log.exception("health tick failed")
             self._wake.wait(TICK / 10 if late else TICK)  # the front may not have noticed yet that it was frozen

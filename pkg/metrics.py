@@ -191,6 +191,8 @@ _FRONT: tuple[tuple[str, Kind, str, str], ...] = (
     ("pkg_requests_rejected", "counter", "rejected", "Heads that were no valid HTTP."),
     ("pkg_requests_shed", "counter", "shed", "Requests refused because of max_connections or max_queue."),
     ("pkg_timeouts", "counter", "timeouts", "Requests that did not arrive, or were not taken by a worker, in time."),
+    ("pkg_request_timeouts", "counter", "request_timeouts", "Requests that took longer than request_timeout."),
+    ("pkg_workers_late", "gauge", "late", "Workers still on a request that took longer than request_timeout."),
     ("pkg_probes", "counter", "probes", "Health probes answered."),
     ("pkg_probes_stale", "counter", "stale", "Probes answered 503 because nobody had renewed the answer."),
     ("pkg_received_bytes", "counter", "bytes_in", "Bytes received from clients by the front."),

@@ -141,7 +141,7 @@ class Service:
     # -------------------------------------------------------------- start
 
     def _start(self) -> None:
-        from pkg._lastwords import Stall
+        from pkg._lastwords import Late, Stall
         from pkg._observers import observers
         from pkg.health import Checker
 
@@ -155,7 +155,7 @@ class Service:
             from pkg.forwarded import networks
 
             proxies = networks(s.trusted_proxies)
-        before, access = observers(access_log=s.access_log, proxies=proxies)
+        before, access = observers(access_log=s.access_log, proxies=proxies, request_timeout=s.request_timeout)
         try:
             self.server = server = Server(
                 (s.host, s.port),
@@ -185,6 +185,7 @@ class Service:
             readiness_path=s.readiness_path,
             stuck=Stall(front, s.threads, s.stuck_timeout, clock=front.clock) if s.stuck_timeout else None,
             last_words=self._last_words,
+            late=Late(front, s.request_timeout) if s.request_timeout else None,
             clock=front.clock,
             frozen=lambda: front.frozen,
         )
@@ -293,6 +294,7 @@ class Service:
         )
 
     def _open_database(self) -> None:
+        from pkg import context
         from pkg.health import Check
 
         try:
@@ -313,6 +315,7 @@ class Service:
             pool_timeout=s.pool_timeout,
             connect_timeout=s.connect_timeout,
             prepare=s.prepare_statements,
+            time_left=context.time_left if s.request_timeout else None,
         )
         self.database.open()
         self.checker.add(Check("database", self.database.check, interval=s.check_interval))
@@ -460,6 +463,7 @@ _LIMITS = (
     "idle_timeout",
     "write_timeout",
     "queue_timeout",
+    "request_timeout",
 )
 
 _OTHER_DESCRIPTORS = 128  # for the application, the pool, logs and the probes that come over the limit

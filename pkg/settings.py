@@ -164,6 +164,13 @@ class Settings:
     body_timeout = Setting(DURATION, 30.0, "Without a byte of a request's body; then 408", 0.1, _HOUR)
     min_body_rate = Setting(SIZE, 500, "Bytes per second that a body brings on average; slower gets 408", 1, _GIB)
     queue_timeout = Setting(DURATION, 10.0, "For a request to wait for a thread; then 503", 0.01, _HOUR)
+    request_timeout = Setting(
+        DURATION,
+        0.0,
+        "For a thread to serve a request; then 504, or the connection is cut, and the stack logged; 0 is off",
+        0.0,
+        _DAY,
+    )
     write_timeout = Setting(
         DURATION, 30.0, "Without a byte of the response taken; then the connection is cut", 0.1, _HOUR
     )
@@ -314,8 +321,9 @@ def _across(settings: Settings) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         if settings._values[small] > settings._values[large]:
             reason = f"{kind.show(settings._values[small])} is more than {large}, {kind.show(settings._values[large])}"
             yield small, reason, (large,)
-    if 0 < settings.stuck_timeout < 1:
-        yield "stuck_timeout", f"{DURATION.show(settings.stuck_timeout)} is neither 0 (off) nor at least 1s", ()
+    for name in ("request_timeout", "stuck_timeout"):
+        if 0 < getattr(settings, name) < 1:
+            yield name, f"{DURATION.show(getattr(settings, name))} is neither 0 (off) nor at least 1s", ()
     if settings.proxy_protocol and not settings.trusted_proxies:
         yield "proxy_protocol", "needs trusted_proxies, the networks it is believed from", ("trusted_proxies",)
     if settings.proxy_protocol_optional and not settings.proxy_protocol:

@@ -76,6 +76,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "body_timeout": "30s",
         "min_body_rate": "500",
         "queue_timeout": "10s",
+        "request_timeout": "0s",
         "write_timeout": "30s",
         "idle_timeout": "75s",
         "drain_delay": "5s",
