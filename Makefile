@@ -9,7 +9,7 @@ PIP     = $(PY) -m pip install -q --disable-pip-version-check
 TOOLS   = import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
           print(*(r for r in p["optional-dependencies"]["test"] if not r.startswith(p["name"])))
 
-.PHONY: run test test-all lint bench image fuzz ext clean check-tools
+.PHONY: run test test-all lint bench image wheel fuzz ext clean check-tools
 
 run: .venv/running           ## the service on $(PORT), with DATABASE_URL or a PostgreSQL of its own; APP=module:attribute
 	@PORT=$(PORT) exec $(PY) -m tests.faults.postgres --unless-set -- $(PY) -m pkg $(APP)
@@ -21,13 +21,16 @@ test-all: check-tools .venv/ready ## every test, also those that take minutes ea
 	@$(PY) -m pytest -q $(ARGS)
 
 lint: .venv/ready            ## ruff and mypy
-	@$(PY) -m ruff check pkg tests bench setup.py && $(PY) -m ruff format --check pkg tests bench setup.py && $(PY) -m mypy
+	@$(PY) -m ruff check pkg tests bench deploy/wheel setup.py && $(PY) -m ruff format --check pkg tests bench deploy/wheel setup.py && $(PY) -m mypy
 
 bench: .venv/ready           ## side by side with the peers; QUICK=1 for three minutes
 	@$(PY) -m bench $(if $(QUICK),--quick) $(ARGS)
 
 image:                       ## the distroless image, on docker or podman
 	@deploy/image/build.sh
+
+wheel: .venv/ready           ## dist/: the source archive and manylinux wheels, for all Pythons found or PYTHONS="python3.13 ..."
+	@$(PY) deploy/wheel/build.py $(PYTHONS)
 
 fuzz: .venv/ready            ## libFuzzer on the C core, SECONDS_EACH for each target
 	@$(PY) tests/fuzz/run.py $(SECONDS_EACH)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import posixpath
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.elf import ELF, dynamic
 from tests.image.conftest import File
 from tests.image.engine import HARDENED, ROOT, Engine
 
@@ -25,7 +25,6 @@ Files = dict[str, File]
 
 SITE = re.compile(r"/usr/local/lib/python3\.\d+/dist-packages/")
 STATUS = re.compile(r"/var/lib/dpkg/status\.d/[^/]+(?<!\.md5sums)")
-ELF = b"\x7fELF"
 SHELLS = {"sh", "bash", "dash", "ash", "zsh", "ksh", "mksh", "csh", "tcsh", "fish", "busybox", "toybox"}
 PACKAGE_MANAGERS = {"apt", "apt-get", "dpkg", "apk", "rpm", "dnf", "yum", "pip", "pip3", "uv", "conda", "npm", "gem"}
 UTILITIES = {"cat", "ls", "cp", "env", "curl", "wget", "nc", "tar", "perl", "sudo", "su", "mount", "chmod", "find"}
@@ -132,47 +131,11 @@ def _own_elf(files: Files, base_files: Files) -> Iterator[tuple[str, bytes]]:
             yield path, file.content
 
 
-def _dynamic(content: bytes) -> tuple[set[str], set[str], list[str]]:
-    """Properties by which checksec goes, symbols wanted from elsewhere, libraries needed."""
-    from elftools.elf.dynamic import DynamicSection
-    from elftools.elf.elffile import ELFFile
-    from elftools.elf.sections import SymbolTableSection
-
-    elf = ELFFile(io.BytesIO(content))
-    found, needed = set(), []
-    if elf["e_type"] == "ET_DYN":
-        found.add("position independent")
-    for segment in elf.iter_segments():
-        if segment["p_type"] == "PT_GNU_RELRO":
-            found.add("relro")
-        if segment["p_type"] == "PT_GNU_STACK" and not segment["p_flags"] & 1:
-            found.add("no executable stack")
-    for section in elf.iter_sections():
-        if isinstance(section, DynamicSection):
-            for tag in section.iter_tags():
-                if tag["d_tag"] == "DT_NEEDED":
-                    needed.append(tag.needed)
-                if (tag["d_tag"] == "DT_FLAGS" and tag["d_val"] & 8) or (
-                    tag["d_tag"] == "DT_FLAGS_1" and tag["d_val"] & 1
-                ):
-                    found.add("bound at start")
-                if tag["d_tag"] in ("DT_RPATH", "DT_RUNPATH"):
-                    found.add("own search path")
-                if tag["d_tag"] == "DT_TEXTREL":
-                    found.add("writes to code")
-    symbols = elf.get_section_by_name(".dynsym")
-    assert isinstance(symbols, SymbolTableSection)
-    wanted = {symbol.name for symbol in symbols.iter_symbols() if symbol["st_shndx"] == "SHN_UNDEF"}
-    if ".symtab" in {section.name for section in elf.iter_sections()}:
-        found.add("symbols")
-    return found, wanted, needed
-
-
 def test_every_library_of_ours_is_hardened(files: Files, base_files: Files) -> None:
     good = {"position independent", "relro", "no executable stack"}
     checked = []
     for path, content in _own_elf(files, base_files):
-        found, wanted, _ = _dynamic(content)
+        found, wanted, _ = dynamic(content)
         # Debian builds libldap, liblber and libsasl2 without immediate binding; what we compile has it.
         best = good | {"bound at start"} if SITE.match(path) or "libpq" in path else good
         assert found - {"bound at start"} == good and found >= best, path
@@ -187,7 +150,7 @@ def test_every_library_that_is_needed_is_there(files: Files) -> None:
     for path, file in files.items():
         if file.kind == tarfile.REGTYPE and file.content.startswith(ELF):
             try:
-                _, _, needed = _dynamic(file.content)
+                _, _, needed = dynamic(file.content)
             except AssertionError:
                 continue  # static
             assert set(needed) - names == set(), path
