@@ -20,6 +20,7 @@
 
 static void on_linger(front *f, front_conn *c);
 static void proceed(front *f, front_conn *c);
+static void unhold(front *f, front_conn *c);
 static size_t buffer_max(const front *f, const front_conn *c);
 
 static int watch(front *f, front_conn *c, uint32_t events)
@@ -116,6 +117,7 @@ static void out_drop(front *f, front_conn *c)
 void conn_close(front *f, front_conn *c)
 {
     conn_set_state(f, c, CONN_FREE);
+    unhold(f, c);
     if (c->owed) /* its response was not out yet */
         count_add(&f->count.aborted, 1);
     if (c->fd != -1)
@@ -337,14 +339,54 @@ static void to_worker(front *f, front_conn *c)
     list_push(&f->batch, c);
 }
 
-/* Whether every second worker may have to wait for its client.  An expected body is collected here then: clients that
- * announce bodies and send none shall not stop the others. */
+/* Whether every second worker may have to wait for its client.  An expected body is collected here then, and one that is
+ * longer than its buffer waits: clients that announce bodies and send them slowly, or never, shall not stop the others. */
 static bool may_be_kept(front *f)
 {
+    if (f->n_unread == 0)
+        return false;
     pthread_mutex_lock(&f->mutex);
-    uint32_t workers = f->n_taken + f->n_idle_workers;
+    uint32_t workers = f->n_taken + f->n_idle_workers, reading = f->n_unread;
+    for (const front_conn *c = f->taken.first; c != NULL; c = c->next) /* as many as there are threads */
+        reading -= c->unread && atomic_load_explicit(&c->complete, memory_order_relaxed); /* read, and now at work */
     pthread_mutex_unlock(&f->mutex);
-    return f->n_unread > 0 && 2 * f->n_unread >= workers;
+    return reading > 0 && 2 * reading >= workers;
+}
+
+static void unhold(front *f, front_conn *c)
+{
+    if (c->held) {
+        c->held = false;
+        atomic_fetch_sub(&f->n_held, 1);
+    }
+}
+
+/* A body that does not fit into its buffer streams to its worker; half of the workers at a time read such bodies. */
+static void stream_body(front *f, front_conn *c)
+{
+    if (!may_be_kept(f)) {
+        unhold(f, c);
+        to_worker(f, c);
+    } else if (atomic_load_explicit(&c->gone, memory_order_relaxed)) {
+        count_add(&f->count.resets, 1);
+        conn_close(f, c);
+    } else if (!c->held) {
+        c->held = true;
+        atomic_fetch_add(&f->n_held, 1);
+        conn_set_state(f, c, CONN_BODY); /* for body_timeout: see expire() */
+    }
+}
+
+void conn_release(front *f)
+{
+    for (front_conn *c = f->waiting[CONN_BODY].first, *next; c != NULL && atomic_load(&f->n_held) > 0; c = next) {
+        next = c->next;
+        if (!c->held)
+            continue;
+        stream_body(f, c);
+        if (c->held)
+            return;
+    }
 }
 
 static bool say_continue(front_conn *c)
@@ -412,7 +454,8 @@ static bool on_head(front *f, front_conn *c)
         atomic_init(&c->expect, has_body && h->expect_continue && b->len == b->raw);
         if (h->chunked)
             http1_chunked_init(&c->decoder);
-        if (c->expect && may_be_kept(f))
+        /* In chunks, too: once it has been collected it has a length, which most applications need to read it. */
+        if (c->expect && (h->chunked || may_be_kept(f)))
             c->expect = !say_continue(c);
         if (c->complete || c->expect) { /* who expects 100 (Continue) waits for the application to want the body */
             to_worker(f, c);
@@ -459,8 +502,10 @@ static void on_body(front *f, front_conn *c)
         conn_refuse(f, c, 400, "malformed chunked body\n");
     else if (rv != FRONT_OK)
         conn_refuse(f, c, 413, "body too large\n");
-    else if (c->complete || c->in->len >= body_room(f, c))
+    else if (c->complete)
         to_worker(f, c);
+    else if (c->in->len >= body_room(f, c))
+        stream_body(f, c);
     else if (c->eof)
         conn_refuse(f, c, 400, "body cut short\n");
     else if (c->in->len < c->in->cap) {
@@ -470,7 +515,7 @@ static void on_body(front *f, front_conn *c)
     } else if (buffer_grow(f, c, c->in->len + received(c), body_room(f, c)) == FRONT_OK)
         conn_readable(f, c);
     else
-        to_worker(f, c); /* no room to collect more: the worker reads the rest */
+        stream_body(f, c); /* no room to collect more */
 }
 
 /* The PROXY header at the beginning of a connection, if there is one.  False: more is wanted, or it was malformed. */

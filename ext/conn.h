@@ -70,6 +70,7 @@ struct front_conn {
     bool reserve;                   /* L: on the descriptor kept for such moments */
     bool eof;                       /* O: the peer has said FIN, and all before it has been read */
     bool hup;                       /* L: the peer has said FIN; there may be bytes before it */
+    bool held;                      /* L: its body streams, and waits until few enough workers read such a body */
     bool unread;                    /* L: handed over before all of the body had come */
     bool drained;                   /* O: the loop's last read left nothing in the socket */
     bool chunked;                   /* O: body framing */
@@ -136,6 +137,7 @@ struct front {
 
     front_conn *conns;              /* limits.max_connections + OVERFLOW slots, touched from the front as needed */
     uint32_t n_slots, n_used, n_overflow;
+    atomic_uint n_held;             /* L; read where a worker comes back */
     uint32_t n_unread;              /* L: connections handed over before all of the body had come */
     _Atomic uint32_t n_open;
     front_conn *free;
@@ -215,6 +217,7 @@ static inline void list_remove(conn_list *l, front_conn *c)
 front_conn *conn_new(front *f, int fd); /* NULL: no slot */
 void conn_set_state(front *f, front_conn *c, enum conn_state state);
 void conn_event(front *f, front_conn *c, uint32_t events);
+void conn_release(front *f); /* held bodies go to workers, as far as may be */
 void conn_readable(front *f, front_conn *c);
 void conn_next(front_conn *c); /* moves what follows the request just answered to the front of the buffer */
 void conn_flush(front *f, front_conn *c);

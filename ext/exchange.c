@@ -568,7 +568,7 @@ unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsi
     f->n_finished++;
     f->service_time += (took - f->service_time) / 8;
     /* Whoever may have more in the socket without a further edge, or is done, is not left until the loop looks. */
-    bool ring = rest || atomic_load(&f->stage) >= FRONT_CLOSING || (c->fd != -1 && (c->close || c->pending || !c->drained || b->raw < b->len));
+    bool ring = rest || atomic_load_explicit(&f->n_held, memory_order_relaxed) > 0 || atomic_load(&f->stage) >= FRONT_CLOSING || (c->fd != -1 && (c->close || c->pending || !c->drained || b->raw < b->len));
     pthread_mutex_unlock(&f->mutex);
     if (fd != -1)
         end_socket(fd, abort);

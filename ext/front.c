@@ -33,6 +33,7 @@
 #define STRAIN 250 /* of one that was; each other takes off 1 */
 #define MAX_STRAIN (4 * STRAIN)
 #define WATCH SECOND /* where pages expire, no wait is longer: nobody can tell a long one from a freeze */
+#define HOLD (20 * MILLISECOND) /* how long a held body waits at most once a worker has read its own to the end */
 #define PAUSE (100 * MILLISECOND) /* after such a time without anything to do, what comes may be another load */
 #define MIN_QUIET (5 * MILLISECOND) /* handshakes under way get so long to finish before the listener closes, or as */
 #define MAX_QUIET (500 * MILLISECOND) /* long as two round trips of the client farthest away */
@@ -72,6 +73,8 @@ int front_turn(front *f, int timeout, bool taking)
         on_gap(f, f->now - due);
     take_pages(f);
     take_back(f);
+    if (atomic_load_explicit(&f->n_held, memory_order_relaxed) > 0)
+        conn_release(f);
     for (front_conn *c = f->waiting[CONN_AGAIN].first, *last = f->waiting[CONN_AGAIN].last, *next; c != NULL; c = next) {
         next = c == last ? NULL : c->next; /* who comes behind `last` does so in this turn */
         conn_readable(f, c);
@@ -241,7 +244,7 @@ int front_timeout(front *f)
     if (atomic_load_explicit(&f->n_worker, memory_order_relaxed) > 0) {
         /* Connections come back without a ring; their idle time starts when we look.  And while requests wait
          * although workers sleep (hand_over() woke one only, expecting short requests), look again at once. */
-        int64_t look = f->now + SECOND;
+        int64_t look = f->now + (atomic_load_explicit(&f->n_held, memory_order_relaxed) > 0 ? HOLD : SECOND);
         pthread_mutex_lock(&f->mutex);
         if (f->ready.first != NULL) {
             if (f->n_idle_workers > 0)
@@ -623,6 +626,11 @@ static void expire(front *f)
                 conn_refuse(f, c, 408, "the request did not arrive in time\n");
         }
     while ((c = f->waiting[CONN_BODY].first) != NULL && c->deadline <= f->now) {
+        if (c->held) {
+            count_add(&f->count.timeouts, 1);
+            conn_refuse(f, c, 503, "no worker became free in time\n");
+            continue;
+        }
         uint64_t wanted = (uint64_t)(f->limits.body_timeout / MILLISECOND) * f->limits.min_body_rate / 1000;
         if (c->body_read - c->body_mark > wanted) {
             c->body_mark = c->body_read;

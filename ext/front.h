@@ -21,8 +21,8 @@
  *
  * A request is handed over when its head, and its body up to `body_buffer_size`, have arrived: a slow client
  * never holds a worker.  A longer body, or one announced with Expect: 100-continue, is read by the worker through
- * front_read(); while every second worker waits for such a body already, the loop asks for expected ones and collects
- * them itself.  A response's last part is left with the loop when the socket does not take it, up to
+ * front_read().  While every second worker waits for such a body already, further ones wait in the loop, and of those
+ * that are expected the loop asks for the beginning itself.  A response's last part is left with the loop when the socket does not take it, up to
  * `response_buffer_size`: a slow reader does not hold a worker either.
  *
  * The loop is run by one thread at a time, the leader (the pattern is known as leader/followers).  While requests take
