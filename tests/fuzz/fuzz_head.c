@@ -138,7 +138,7 @@ struct naive {
 static bool good_target(struct text method, struct text t) {
     size_t start, question, slash;
     for (size_t i = 0; i < t.len; i++)
-        if (t.at[i] <= ' ' || t.at[i] >= 127 || t.at[i] == '#')
+        if ((unsigned char)t.at[i] <= ' ' || t.at[i] == 127 || t.at[i] == '#')
             return false;
     if (t.len == 0 || t.len > LIMITS.max_target_size)
         return false;
