@@ -253,7 +253,7 @@ cdef class Front:
             "bytes_out": n.bytes_out, "stale": n.stale, "accept_errors": n.accept_errors, "closed": n.closed,
             "connections": n.connections, "queued": n.queued, "in_flight": n.in_flight, "served": n.served,
             "aborted": n.aborted, "buffered": n.buffered, "queue_seconds": n.queue_ns / 1e9,
-            "request_timeouts": n.request_timeouts, "late": n.late,
+            "request_timeouts": n.request_timeouts, "late": n.late, "finished": n.finished,
         }
 
     def requests(self):

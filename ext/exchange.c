@@ -378,11 +378,18 @@ static bool is_left(const front_conn *c)
     return c->out != NULL || c->file != -1;
 }
 
-/* What a failed send returns; the response counts as aborted, whatever becomes of the connection. */
+/* What a failed send returns: the response has lost a part, and counts as aborted. */
 static int is_cut(front_conn *c, int error)
 {
     atomic_store_explicit(&c->cut, true, memory_order_relaxed);
     return error;
+}
+
+/* Why nothing more can be written, or FRONT_OK.  A response that lacks a part must not go on: its client would take what
+ * follows for that part, and the end for the end of a whole response. */
+static int is_over(const front_conn *c)
+{
+    return is_left(c) ? -EALREADY : atomic_load_explicit(&c->cut, memory_order_relaxed) ? -EPIPE : FRONT_OK;
 }
 
 /* Leaves what is in iov with the loop. */
@@ -428,8 +435,9 @@ static int send_parts(front *f, front_conn *c, struct iovec *iov, int n, size_t 
 
     if (f->foreign)
         return -EPIPE;
-    if (is_left(c))
-        return -EALREADY;
+    int refused = is_over(c);
+    if (refused != FRONT_OK)
+        return refused;
     if (keep > f->limits.response_buffer_size)
         keep = f->limits.response_buffer_size;
     while (total > 0) {
@@ -473,8 +481,9 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
 
     if (f->foreign || !may_answer(f, c))
         return -EPIPE;
-    if (len > 0 && is_left(c))
-        return -EALREADY;
+    int refused = len > 0 ? is_over(c) : FRONT_OK;
+    if (refused != FRONT_OK)
+        return refused;
     while (len > 0) {
         /* What is left with the loop begins where the socket is full, so the loop seldom waits for a disk. */
         ssize_t sent = sendfile(c->fd, fd, &offset, len < 262144 ? (size_t)len : 262144);
@@ -519,6 +528,7 @@ unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsi
 
     if (f->foreign)
         return status;
+    abort = abort || atomic_load_explicit(&c->cut, memory_order_relaxed); /* whatever the application makes of it */
     if (f->limits.request_timeout != 0) {
         int state = atomic_exchange(&c->answer, ANSWER_DONE);
         if (state == ANSWER_504) { /* what the client has got may not be lost to a reset */
@@ -546,7 +556,7 @@ unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsi
     if (!f->closed) { /* who is cut off by the end has been counted there */
         if (answered)
             ; /* counted by the loop */
-        else if (abort || atomic_load_explicit(&c->cut, memory_order_relaxed))
+        else if (abort)
             count_add(&f->count.aborted, 1);
         else if (rest)
             c->owed = true; /* counted when it is out, or has been cut off */
@@ -587,13 +597,14 @@ void front_count(front *f, front_counters *out)
     LOAD(request_timeouts);
 #undef LOAD
     out->buffered = atomic_load(&f->buffered);
-    out->connections = out->idle = out->queued = out->in_flight = out->late = 0;
+    out->connections = out->idle = out->queued = out->in_flight = out->late = out->finished = 0;
     if (f->foreign)
         return;
     pthread_mutex_lock(&f->mutex);
     out->queued = f->n_ready;
     out->late = f->n_late;
     out->in_flight = f->n_ready + f->n_taken; /* what has been answered and not yet taken back does not count */
+    out->finished = f->n_finished;
     pthread_mutex_unlock(&f->mutex);
     out->connections = atomic_load(&f->n_open);
 }

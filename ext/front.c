@@ -195,9 +195,11 @@ static void stop_workers(front *f)
         lost += c->owed;
     for (front_conn *c = f->waiting[CONN_AGAIN].first; c != NULL; c = c->next)
         lost += c->owed;
-    count_add(&f->count.aborted, lost);
     pthread_mutex_lock(&f->mutex);
     f->closed = true;
+    for (front_conn *c = f->returned.first; c != NULL; c = c->next)
+        lost -= !c->owed; /* given back, and counted, since the loop's last look */
+    count_add(&f->count.aborted, lost);
     while (f->idle_workers != NULL)
         rouse(pop_idle(f));
     for (front_conn *c = f->taken.first; c != NULL; c = c->next) {

@@ -149,6 +149,7 @@ typedef struct {
 typedef struct {
     uint64_t accepted, requests, probes, rejected, timeouts, shed, resets, bytes_in, bytes_out, stale, accept_errors, closed;
     uint64_t connections, idle, queued, in_flight, served, aborted, buffered, queue_ns, request_timeouts, late;
+    uint64_t finished; /* by workers; of these served are those whose whole response is out */
 } front_counters;
 
 int front_open(front **out, int listen_fd, const front_limits *limits);
@@ -186,7 +187,8 @@ int64_t front_clock(const front *f);  /* front_now() without them; stands still 
 int front_take(front *f, front_request *out, int64_t timeout); /* nanoseconds; 0: do not wait; < 0: for ever */
 ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait); /* 0 at the end; -EAGAIN without wait */
 void front_answer(front_conn *c); /* a final response begins: what is read after it is not asked for by 100 Continue */
-/* Both: -EALREADY once the end of a response has been left with the loop.  front_send() advances iov. */
+/* Both: -EALREADY once the end of a response has been left with the loop; -EPIPE once a part of it is lost, by an error
+ * or a client that does not read, and front_finish() cuts the connection then.  front_send() advances iov. */
 int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, bool wait);
 int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len, bool leave);
 bool front_body_pending(const front_conn *c); /* some of the body has not been read from the socket yet */

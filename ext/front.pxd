@@ -135,6 +135,7 @@ cdef extern from "front.h" nogil:
         uint64_t queue_ns
         uint64_t request_timeouts
         uint64_t late
+        uint64_t finished
 
     int front_open(front **out, int listen_fd, const front_limits *limits)
     void front_close(front *f)

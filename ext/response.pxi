@@ -7,6 +7,8 @@ for _i in range(256):
     value_char[_i] = (_i >= 32 and _i != 127) or _i == 9
 
 cdef extern from "response.h":
+    enum:
+        RESPONSE_DATE_SIZE
     const char *response_date() nogil
 
 
@@ -38,6 +40,7 @@ cdef class Response:
     cdef int64_t length       # announced; -1: none
     cdef int64_t written
     cdef bint has_date, has_request_id, self_framed, chunked, bodiless, is_old
+    cdef bint closes          # the connection ends with this response
     cdef bint closed          # nothing more goes into the head: it is out, or could not be sent as it was
     cdef readonly bint sent   # the head is out
     cdef readonly bint ended
@@ -82,7 +85,7 @@ cdef class Response:
         self.head_len = 0
         self.length = -1
         self.written = 0
-        self.has_date = self.has_request_id = self.self_framed = self.chunked = self.closed = False
+        self.has_date = self.has_request_id = self.self_framed = self.chunked = self.closed = self.closes = False
         self.status = status
         self.bodiless = status == 204 or status == 304 or self.request.head.method_id == http1.HTTP1_HEAD
         self.put(b"HTTP/1.1 ", 9)
@@ -104,7 +107,7 @@ cdef class Response:
         self.is_old = is_old
         if is_old:
             self.head[7] = c'0'
-            self.request.keep_alive = False
+            self.closes = True
 
     def add_header(self, name, value):
         self.put_header(name, value)
@@ -137,7 +140,7 @@ cdef class Response:
         if n == 10 and is_name(a, n, b"connection", 10):
             # Persistence is the server's to say; an application may only end it (RFC 9112 9.6).
             if "close" in value.lower():
-                self.request.keep_alive = False
+                self.closes = True
             return 0
         if n == 10 and is_name(a, n, b"keep-alive", 10):
             return 0
@@ -149,8 +152,7 @@ cdef class Response:
             if value.lower() != "chunked":
                 raise ResponseError(f"transfer coding {value!r} is not supported")
             # The application frames its body itself.  That can't be vouched for: the connection ends with it.
-            self.self_framed = True
-            self.request.keep_alive = False
+            self.self_framed = self.closes = True
         self.put(a, n)
         self.put(b": ", 2)
         self.put(b, v)
@@ -205,21 +207,20 @@ cdef class Response:
             self.put(b"\r\n", 2)
         elif self.length < 0 and not self.bodiless and not self.self_framed:
             if r.head.minor == 0 or self.is_old:
-                r.keep_alive = False                      # the body ends with the connection
+                self.closes = True                        # the body ends with the connection
             else:
                 self.put(b"Transfer-Encoding: chunked\r\n", 28)
                 self.chunked = True
         if not self.has_date:
-            self.put(b"Date: ", 6)
-            self.put(response_date(), 29)
-            self.put(b"\r\n", 2)
+            self.put(response_date(), RESPONSE_DATE_SIZE)
         if r.request_id is not None and not self.has_request_id:
             self.put_request_id(r.request_id)
         if conn is not NULL:
             c.front_answer(conn)
-        if c.front_stage_now(r.front._front) != c.FRONT_SERVING or (conn is not NULL and c.front_body_pending(conn)):
-            r.keep_alive = False
-        if not r.keep_alive:
+        if not r.keep_alive or c.front_stage_now(r.front._front) != c.FRONT_SERVING or (
+                conn is not NULL and c.front_body_pending(conn)):
+            self.closes = True
+        if self.closes:
             self.put(b"Connection: close\r\n", 19)
         elif r.head.minor == 0:
             self.put(b"Connection: keep-alive\r\n", 24)
@@ -233,7 +234,7 @@ cdef class Response:
         cdef c.iovec[4] iov
         cdef char[20] size_line
         cdef int n = 0, i
-        cdef Py_ssize_t left
+        cdef Py_ssize_t left, written
         cdef bint whole
         if self.ended:
             raise ResponseError("a write after the end of the response")
@@ -251,6 +252,7 @@ cdef class Response:
             iov[n].iov_base = self.head
             iov[n].iov_len = self.head_len
             n += 1
+        written = self.written   # what another thread is sending keeps this one out: then nothing has been written
         if length > 0 and not self.bodiless:
             if self.length >= 0 and self.written + length > self.length:
                 raise ResponseError(f"more body than the {self.length} bytes announced")
@@ -259,7 +261,7 @@ cdef class Response:
                 self.put(data, length)
                 iov[0].iov_base = self.head
                 iov[0].iov_len = self.head_len
-                self.written += length
+                written += length
                 length = 0
             elif self.chunked:
                 i = 20
@@ -278,7 +280,7 @@ cdef class Response:
                 iov[n].iov_base = <char *>data
                 iov[n].iov_len = length
                 n += 1
-                self.written += length
+                written += length
         if self.chunked:
             if length > 0 and last:
                 iov[n].iov_base = <char *>b"\r\n0\r\n\r\n"
@@ -292,17 +294,18 @@ cdef class Response:
                 iov[n].iov_base = <char *>b"0\r\n\r\n"
                 iov[n].iov_len = 5
                 n += 1
-        if last and not self.bodiless and 0 <= self.length != self.written:
+        if last and not self.bodiless and 0 <= self.length != written:
             # An empty response by HEAD or 304 may announce what it does not carry; others may not.
-            if not self.sent:
-                raise ResponseError(f"{self.written} bytes of body where {self.length} were announced")
-            self.ended = True
-            raise ResponseError(f"{self.written} bytes of body where {self.length} were announced")
-        whole = last or (self.length >= 0 and self.written == self.length)
+            self.ended = self.sent
+            raise ResponseError(f"{written} bytes of body where {self.length} were announced")
+        whole = last or (self.length >= 0 and written == self.length)
         self.sent = True
+        if self.closes:
+            self.request.keep_alive = False
         self.request.status = self.status
         if n > 0:
             send_all(self.request, iov, n, <size_t>-1 if whole else 0)
+        self.written = written
         self.request.answered = whole or self.bodiless
         self.request.response_size = self.written
         self.ended = last

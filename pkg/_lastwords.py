@@ -94,7 +94,7 @@ class Stall:
     def __call__(self) -> str | None:
         """The reason, if it is so now; to be asked every second or so."""
         stats, now = self._front.stats(), self._clock()
-        finished = stats["served"] + stats["aborted"]
+        finished = stats["finished"]
         busy = stats["in_flight"] - stats["queued"]
         if busy < self._threads or finished != self._finished:
             self._finished, self._since = finished, now

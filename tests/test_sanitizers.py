@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SUITES = ["tests/test_wsgi.py", "tests/test_handler.py", "tests/test_forwarded.py"]
+SUITES = ["tests/test_wsgi.py", "tests/test_handler.py", "tests/test_forwarded.py", "tests/test_response_head.py"]
 # The library that must come first in a process whose main program is not instrumented; what a report ends the run with.
 SANITIZERS = {
     "address,undefined": (["libasan.so", "libubsan.so"], "__asan_init"),

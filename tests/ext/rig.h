@@ -315,7 +315,8 @@ static inline void rig_settle_to(rig *r, uint64_t connections)
 {
     front_counters n;
 
-    EVENTUALLY((n = rig_count(r), n.connections == connections && n.in_flight == 0 && n.queued == 0 && n.buffered == 0),
+    EVENTUALLY((n = rig_count(r), n.connections == connections && n.in_flight == 0 && n.queued == 0 && n.buffered == 0 &&
+                                      n.accepted == n.closed + n.connections),
                "connections %llu, in flight %llu, queued %llu, buffered %llu", (unsigned long long)n.connections,
                (unsigned long long)n.in_flight, (unsigned long long)n.queued, (unsigned long long)n.buffered);
 }

@@ -5,7 +5,8 @@
  *   - a refused request is the last of its connection: nothing after it reaches a worker or is answered;
  *   - each connection's responses come in the order of its requests, whole, one for each;
  *   - a worker is handed exactly the requests that a parser finds in the same bytes, in one piece;
- *   - afterwards no connection, buffer or request is left.
+ *   - nothing can be written behind a response whose end is with the loop;
+ *   - afterwards no connection, buffer or request is left, and each has been counted once.
  *
  *     clang -g -O1 -fsanitize=fuzzer,address,undefined -Iext tests/fuzz/fuzz_front.c ext/?*.c -pthread
  *     ./a.out tests/fuzz/corpus/front
@@ -38,7 +39,8 @@
 #define SECOND 1000000000LL
 #define CLIENTS 3
 #define SENT_MAX 65536
-#define HEARD_MAX (1 << 20)
+#define HEARD_MAX (64 << 20)
+#define PADDING 20000 /* bytes of a large response, which the buffer of the server's sockets does not hold */
 
 static front *the_front;
 static struct sockaddr_in address;
@@ -64,7 +66,7 @@ static const front_limits LIMITS = {
 /* The first byte of a target after the slash chooses what the worker does; the response says what it was given. */
 static void serve(front_request *q)
 {
-    char method[32], target[64], body[256], out[512], mode;
+    char method[32], target[64], body[256], out[512 + PADDING], mode;
     const http1_head *h = q->head;
     bool keep_alive = h->keep_alive;
     unsigned status = 200, sum = 0;
@@ -88,10 +90,19 @@ static void serve(front_request *q)
     if (mode == 'c' || front_body_pending(q->conn))
         keep_alive = false;
     int body_len = snprintf(body, sizeof body, "%s %s %zd %x", method, target, n < 0 ? -1 : total, n < 0 ? 0 : sum);
-    int len = snprintf(out, sizeof out, "HTTP/1.1 %u W\r\nContent-Length: %d\r\n%s\r\n%s", status, body_len,
+    int padding = mode == 'w' ? PADDING : 0; /* 'w': a large response */
+    int len = snprintf(out, sizeof out, "HTTP/1.1 %u W\r\nContent-Length: %d\r\n%s\r\n%s", status, body_len + padding,
                        keep_alive ? "" : "Connection: close\r\n", body);
-    struct iovec iov = {.iov_base = out, .iov_len = (size_t)len};
+    memset(out + len, 'w', (size_t)padding);
+    struct iovec iov = {.iov_base = out, .iov_len = (size_t)(len + padding)};
     int rv = front_send(the_front, q->conn, &iov, 1, SIZE_MAX, true);
+    iov = (struct iovec){.iov_base = out, .iov_len = 0};
+    int state = front_send(the_front, q->conn, &iov, 1, 0, false);
+    CHECK(state == (rv == FRONT_OK ? state == -EALREADY ? -EALREADY : FRONT_OK : -EPIPE));
+    if (state != FRONT_OK) {
+        iov.iov_len = 1;
+        CHECK(front_send(the_front, q->conn, &iov, 1, SIZE_MAX, true) == state);
+    }
     front_finish(the_front, q->conn, keep_alive, rv != FRONT_OK, rv == FRONT_OK ? status : 0);
 }
 
@@ -125,6 +136,7 @@ static void start(void)
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     CHECK(bind(fd, (struct sockaddr *)&address, sizeof address) == 0 && listen(fd, 4096) == 0);
     CHECK(getsockname(fd, (struct sockaddr *)&address, &len) == 0);
+    CHECK(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &(int){8192}, sizeof(int)) == 0); /* connections inherit it */
     CHECK(front_open(&the_front, fd, &LIMITS) == FRONT_OK);
     CHECK(pages_add(t, "/healthz", 8, 0) == 0);
     for (unsigned k = 0; k < PAGES_FORMATS; k++)
@@ -270,7 +282,10 @@ static void judge(client *c, bool ended)
             if (status == 200) {
                 int m = snprintf(want, sizeof want, "%.*s %.*s %zu %x", h.method.len < 20 ? (int)h.method.len : 20, p + h.method.pos,
                                  h.target.len < 40 ? (int)h.target.len : 40, target, ignored ? 0 : total, ignored ? 0 : sum);
-                CHECK((size_t)m == body_len && memcmp(body, want, body_len) == 0);
+                size_t padding = h.target.len > 1 && target[1] == 'w' ? PADDING : 0;
+                CHECK((size_t)m + padding == body_len && memcmp(body, want, (size_t)m) == 0);
+                for (size_t i = 0; i < padding; i++)
+                    CHECK(body[(size_t)m + i] == 'w');
             }
             if (next != NULL)
                 p = next;
@@ -315,6 +330,13 @@ static const char *const phrases[] = {
     "\r\n",
 };
 
+static const char *const more_phrases[] = {
+    "GET /w HTTP/1.1\r\nHost: x\r\n\r\n",
+    "GET /w HTTP/1.1\r\nHost: x\r\n\r\nGET /w HTTP/1.1\r\nHost: x\r\n\r\nGET /w HTTP/1.1\r\nHost: x\r\n\r\n",
+    "GET /r\xc3\xa4?\xe2\x82\xac HTTP/1.1\r\nHost: x\r\n\r\n",
+    "POST /w HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\nExpect: 100-continue\r\n\r\n",
+};
+
 static void run(client *c, const uint8_t *data, size_t size)
 {
     static char block[2048];
@@ -349,6 +371,8 @@ static void run(client *c, const uint8_t *data, size_t size)
         } else if (op < 0xe8 && !c[who].shut) {
             shutdown(c[who].fd, SHUT_WR);
             c[who].shut = true;
+        } else if (op >= 0xe8 && op < 0xf8) {
+            say(&c[who], more_phrases[op % 4], strlen(more_phrases[op % 4]));
         } else if (op >= 0xf8) { /* reset, and a new one */
             struct linger now = {.l_onoff = 1, .l_linger = 0};
             setsockopt(c[who].fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
@@ -399,10 +423,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         close(c[i].fd);
     }
     int64_t until = front_now() + 4 * SECOND;
-    while (front_count(the_front, &n), n.connections != 0 || n.in_flight != 0 || n.queued != 0 || n.buffered != 0) {
+    while (front_count(the_front, &n), n.connections != 0 || n.in_flight != 0 || n.queued != 0 || n.buffered != 0 ||
+                                           n.accepted != n.closed || n.requests != n.served + n.aborted || n.requests != n.finished) {
         if (front_now() > until)
-            fprintf(stderr, "left: connections %llu, in flight %llu, queued %llu, buffered %llu\n", (unsigned long long)n.connections,
-                    (unsigned long long)n.in_flight, (unsigned long long)n.queued, (unsigned long long)n.buffered);
+            fprintf(stderr,
+                    "left: connections %llu, in flight %llu, queued %llu, buffered %llu; accepted %llu, closed %llu; "
+                    "requests %llu, finished %llu, served %llu, aborted %llu\n",
+                    (unsigned long long)n.connections, (unsigned long long)n.in_flight, (unsigned long long)n.queued,
+                    (unsigned long long)n.buffered, (unsigned long long)n.accepted, (unsigned long long)n.closed,
+                    (unsigned long long)n.requests, (unsigned long long)n.finished, (unsigned long long)n.served,
+                    (unsigned long long)n.aborted);
         CHECK(front_now() < until);
         usleep(20);
     }
