@@ -158,14 +158,29 @@ void front_say(const char *format, ...)
     va_end(arguments);
 }
 
+/* Bytes over 127 as a client would have to quote them: they may be no text, or control a terminal (C1). */
+static const char *quoted(const char *target, char *out, size_t size)
+{
+    size_t n = 0;
+
+    for (; *target != '\0' && n + 4 <= size; target++)
+        if ((unsigned char)*target < 0x80)
+            out[n++] = *target;
+        else
+            n += (size_t)snprintf(out + n, size - n, "%%%02X", (unsigned)(unsigned char)*target);
+    out[n] = '\0';
+    return out;
+}
+
 void front_last_words(front *f, const char *why)
 {
     front_flight flights[64];
+    char target[3 * sizeof flights[0].target];
     size_t n = front_requests(f, flights, 64);
 
     front_say("%s: the interpreter shows no sign of life; %zu requests in flight\n", why, n);
     for (size_t i = 0; i < n; i++)
-        front_say("  %s %s, %.3f s, thread %llu\n", flights[i].method, flights[i].target,
+        front_say("  %s %s, %.3f s, thread %llu\n", flights[i].method, quoted(flights[i].target, target, sizeof target),
                   (double)flights[i].age / 1e9, (unsigned long long)flights[i].thread);
     if (f->last_words != 0)
         pthread_kill(pthread_self(), f->last_words);

@@ -262,7 +262,7 @@ cdef class Front:
         return [
             {
                 "method": flights[i].method.decode("latin-1"),
-                "target": flights[i].target.decode("latin-1"),
+                "target": flights[i].target.decode("utf-8", "backslashreplace"),
                 "age": flights[i].age / 1e9,
                 "thread": flights[i].thread,
                 "late": flights[i].late,

@@ -54,8 +54,14 @@ class Forwarded:
 
 
 def _values(request: Any, wanted: str) -> list[str]:
-    """The members of a list-valued field, all its lines in order (RFC 9110 5.3)."""
-    return [part.strip() for name, value in request.headers if name.lower() == wanted for part in value.split(",")]
+    """The members of a list-valued field, all its lines in order (RFC 9110 5.3); empty ones are none (5.6.1.2)."""
+    return [
+        member
+        for name, value in request.headers
+        if name.lower() == wanted
+        for part in value.split(",")
+        if (member := part.strip())
+    ]
 
 
 def _address(text: str) -> tuple[str, int] | None:
@@ -76,7 +82,9 @@ def _address(text: str) -> tuple[str, int] | None:
     if port and not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) <= 65535):
         return None
     try:
-        ip_address(host)
+        address = ip_address(host)
     except ValueError:
         return None
-    return host, int(port or 0)
+    # What a dual-stack socket calls an IPv4 client (RFC 4291 2.5.5.2); trusted_proxies and logs know it as IPv4.
+    mapped = address.ipv4_mapped if address.version == 6 else None
+    return host if mapped is None else str(mapped), int(port or 0)

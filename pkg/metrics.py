@@ -189,7 +189,7 @@ _FRONT: tuple[tuple[str, Kind, str, str], ...] = (
     ("pkg_requests_served", "counter", "served", "Requests whose response was given to the connection."),
     ("pkg_requests_aborted", "counter", "aborted", "Requests cut off before their response was complete."),
     ("pkg_requests_rejected", "counter", "rejected", "Heads that were no valid HTTP."),
-    ("pkg_requests_shed", "counter", "shed", "Requests refused because of max_connections or max_queue."),
+    ("pkg_requests_shed", "counter", "shed", "Requests refused because of max_connections, max_queue or buffer_size."),
     ("pkg_timeouts", "counter", "timeouts", "Requests that did not arrive, or were not taken by a worker, in time."),
     ("pkg_request_timeouts", "counter", "request_timeouts", "Requests that took longer than request_timeout."),
     ("pkg_workers_late", "gauge", "late", "Workers still on a request that took longer than request_timeout."),

@@ -374,6 +374,8 @@ class Server(ThreadingHTTPServer):
             return
         if isinstance(error, BodyError):
             status = HTTPStatus(error.status)
+            if status == HTTPStatus.SERVICE_UNAVAILABLE:  # buffer_size is used up
+                headers = {"Retry-After": "1"}
             _log.info("%s %s: %s", request.method, request.target, error)
         elif isinstance(error, DatabaseUnavailable):
             status, headers = HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"}

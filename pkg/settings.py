@@ -157,7 +157,7 @@ class Settings:
     )
     response_buffer_size = Setting(SIZE, _MIB, "Bytes kept for a slow reader; beyond, its thread waits", _KIB, _GIB)
     buffer_size = Setting(
-        SIZE, 32 * _MIB, "Bytes of all those buffers together; beyond, nothing is buffered", _MIB, _TIB
+        SIZE, 32 * _MIB, "Bytes of all those buffers together; beyond, long heads get 503, the rest streams", _MIB, _TIB
     )
 
     header_timeout = Setting(DURATION, 10.0, "For a request's head to arrive; then 408", 0.1, _HOUR)

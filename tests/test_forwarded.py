@@ -39,6 +39,10 @@ def who(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         (LOOPBACK, "X-Forwarded-For: 203.0.113.5:65536, 10.1.2.3\r\n", "10.1.2.3 0 http"),
         (LOOPBACK, "X-Forwarded-For: [2001:db8::1]4711, 10.1.2.3\r\n", "10.1.2.3 0 http"),
         (LOOPBACK, "X-Forwarded-For: [203.0.113.5]:1, 10.1.2.3\r\n", "10.1.2.3 0 http"),
+        (LOOPBACK, "X-Forwarded-For: ::ffff:192.0.2.7, ::ffff:10.1.2.3\r\n", "192.0.2.7 0 http"),
+        (LOOPBACK, "X-Forwarded-For: [::FFFF:192.0.2.7]:4711\r\n", "192.0.2.7 4711 http"),
+        (LOOPBACK, "X-Forwarded-For: ,192.0.2.7,, 10.1.2.3,\r\nX-Forwarded-For:\r\n", "192.0.2.7 0 http"),
+        (LOOPBACK, "X-Forwarded-Proto: https,\r\nX-Forwarded-Proto:\r\n", "MINE https"),
         # The client claims https; the proxy, which appends, has seen http.
         (LOOPBACK, "X-Forwarded-For: 1.1.1.1, 192.0.2.7\r\nX-Forwarded-Proto: https, http\r\n", "192.0.2.7 0 http"),
         # Two proxies of ours: the outer one was spoken to in https, the inner one by the outer in http.

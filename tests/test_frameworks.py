@@ -195,6 +195,9 @@ def test_paths_in_utf_8(process: Process) -> None:
     response, body = ask(process, "GET", "/path/gr%C3%BC%C3%9F%20%E2%82%AC")
     assert response.status == 200, body
     assert json.loads(body) == {"text": "gr\u00fc\u00df \u20ac"}
+    with Connection(process.address) as c:  # as some clients send it
+        answer = c.request("GET", "/path/gr\u00fc\u00df%20\u20ac".encode().decode("latin-1"))
+        assert json.loads(answer.body) == {"text": "gr\u00fc\u00df \u20ac"}
 
 
 def test_a_query(process: Process, database: Postgres | None) -> None:

@@ -41,6 +41,8 @@ class Handler(BaseHTTPRequestHandler):
 
 def app(environ, start_response):
     '''A head that is too long to be sent, then another.'''
+    if environ["PATH_INFO"] == "/body":
+        environ["wsgi.input"].read()
     if environ["PATH_INFO"] == "/bare":
         start_response("299", [("Content-Length", "0")])
         return []
@@ -161,7 +163,15 @@ def test_a_head_for_which_no_buffer_is_left_may_be_sent_again(tmp_path: Path) ->
             client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 20000)
         got = clients[-1].recv(65536)
         assert got.startswith(b"HTTP/1.1 503 ") and b"\r\nRetry-After: 1\r\n" in got
-        for client in clients:
+        small = [socket.create_connection(process.address, 10) for _ in range(30)]
+        for client in small:  # what is left of the buffers, to the last 2 KiB
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 3000)
+        assert small[-1].recv(65536).startswith(b"HTTP/1.1 503 ")
+        # A body in chunks, behind a head that leaves it too little of its first buffer.
+        head = b"POST /body HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\nX: "
+        got = exchange(process, head + b"y" * 1500 + b"\r\n\r\n7d0\r\n" + b"z" * 2000 + b"\r\n0\r\n\r\n")
+        assert got.startswith(b"HTTP/1.1 503 ") and b"\r\nRetry-After: 1\r\n" in got, got
+        for client in clients + small:
             client.close()
 
 

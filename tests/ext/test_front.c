@@ -178,7 +178,7 @@ static void last_words_once(void)
     REQUIRE(front_watch_signals(r.f, pipe_fd[0], SIGUSR1) == 0);
     rig_hold(&r, true);
     dial(&r, &held);
-    say(&held, GET("/hold/me?secret=1"));
+    say(&held, GET("/hold/\xc3\xa4\xc2\x9b/me?secret=1"));
     EVENTUALLY(atomic_load(&r.holding) == 1);
     dial(&r, &c);
     a = ask(&c, GET("/healthz"));
@@ -199,7 +199,7 @@ static void last_words_once(void)
     ssize_t n = read(errors[0], text, sizeof text - 1);
     REQUIRE(n > 0);
     text[n] = '\0';
-    REQUIRE(contains(text, "GET /hold/me, ") && !contains(text, "secret"), "%s", text);
+    REQUIRE(contains(text, "GET /hold/%C3%A4%C2%9B/me, ") && !contains(text, "secret"), "%s", text);
     rig_hold(&r, false);
     hear(&held);
     hang_up(&held);
