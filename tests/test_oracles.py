@@ -224,6 +224,7 @@ H11_REFUSES = {
     "no request line received": "h11 refuses an empty line before the request; RFC 9112 2.2 wants one skipped",
 }
 HTTPTOOLS_REFUSES = {
+    "Invalid char in url": "httptools refuses bytes over 127 in a target; nginx and gunicorn pass them on",
     "Invalid method encountered": "llhttp knows a list of methods; any token is one (RFC 9110 9.1)",
     "Expected space after method": "llhttp knows a list of methods; any token is one (RFC 9110 9.1)",
 }
