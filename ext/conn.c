@@ -328,6 +328,7 @@ static void to_worker(front *f, front_conn *c)
         conn_close(f, c);
         return;
     }
+    unhold(f, c); /* a held body can be complete by now; the next one on this connection is not held */
     c->arrived = f->now;
     c->body_given = 0;
     c->pending = false; /* no edge before the last read counts; from here on each does */
@@ -365,7 +366,6 @@ static void unhold(front *f, front_conn *c)
 static void stream_body(front *f, front_conn *c)
 {
     if (!may_be_kept(f)) {
-        unhold(f, c);
         to_worker(f, c);
     } else if (atomic_load_explicit(&c->gone, memory_order_relaxed)) {
         count_add(&f->count.resets, 1);

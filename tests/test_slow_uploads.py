@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import http.client
 import socket
+import time
 from pathlib import Path
 
 from tests.client import get, wait_for
@@ -95,3 +96,27 @@ def test_a_chunked_body_that_was_announced_has_a_length(tmp_path: Path) -> None:
         response.begin()
         assert (response.status, response.read()) == (200, b"5")
         response.close()
+
+
+def test_a_body_that_was_held_leaves_nothing_behind_for_the_next(tmp_path: Path) -> None:
+    def answer(client: socket.socket) -> tuple[int, bytes]:
+        response = http.client.HTTPResponse(client)
+        response.begin()
+        return response.status, response.read()
+
+    with running(tmp_path, APPLICATION, PKG_THREADS="2", PKG_BODY_BUFFER_SIZE="1KiB") as process:
+        slow = dial(process, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n" + b"z" * 2000)
+        time.sleep(0.3)  # it has its worker, so that the next is held
+        held = dial(process, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1900\r\n\r\n" + b"z" * 1200)
+        time.sleep(0.3)
+        held.sendall(b"z" * 700)  # complete, in the loop's own buffer
+        assert answer(held) == (200, b"1900")
+        slow.sendall(b"z" * 3000)
+        assert answer(slow) == (200, b"5000")
+        # A short one in chunks is still collected whole before a worker gets it: it has no length before.
+        held.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel")
+        time.sleep(0.3)
+        held.sendall(b"lo\r\n0\r\n\r\n")
+        assert answer(held) == (200, b"5")
+        slow.close()
+        held.close()
