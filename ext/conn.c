@@ -370,6 +370,8 @@ static void stream_body(front *f, front_conn *c)
     } else if (atomic_load_explicit(&c->gone, memory_order_relaxed)) {
         count_add(&f->count.resets, 1);
         conn_close(f, c);
+    } else if (conn_watch(f, c, WATCH_IN) != FRONT_OK) { /* all of it may have been there when it was accepted */
+        conn_close(f, c);
     } else if (!c->held) {
         c->held = true;
         atomic_fetch_add(&f->n_held, 1);
