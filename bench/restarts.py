@@ -1,8 +1,9 @@
 """Section 7: requests lost while two instances behind HAProxy and nginx are restarted in turn under load.
 
 The very test that the project is held to (tests/rolling.py: balancers, load, order), with other servers in the place of
-ours.  Each is told to end by SIGTERM (nginx: SIGQUIT, its graceful one), has the same grace period and the same
-application; a request is lost when its client gets no response, or one that is not 200 with the right body.
+ours, which has no more rights than in its image.  Each is told to end by SIGTERM (nginx: SIGQUIT, its graceful one),
+has the same grace period and the same application; a request is lost when its client gets no response, or one that is
+not 200 with the right body.
 
     python -m bench.restarts [--rounds N] [--readme README.md]
 
@@ -107,9 +108,13 @@ class _Starter:
         self._server, self._folder, self._count = server, folder, 0
 
     def __call__(self, port: int) -> subprocess.Popen[bytes]:
+        from tests.unprivileged import unprivileged
+
         words = [word.replace("PORT", str(port)) for word in self._server.words]
         if words == ["nginx"]:
             words = self._nginx(port)
+        elif self._server.words == OURS.words:
+            words = [*unprivileged(), *words]  # as in its image
         environ = {k: v for k, v in os.environ.items() if not k.startswith("PKG_") and k != "PYTHONWARNINGS"}
         environ |= {"PYTHONPATH": str(ROOT), **dict(self._server.environ)}
         with open(self._folder / "log", "ab") as log:
@@ -248,6 +253,8 @@ def race(times: int) -> Counter[str]:
 
 
 def main() -> int:
+    from tests.unprivileged import describe
+
     parser = argparse.ArgumentParser(prog="python -m bench.restarts", description="Requests lost in rolling restarts.")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="both instances once each (default: %(default)s)")
     parser.add_argument("--races", type=int, default=20, help="ends of 1,000 idle connections (default: %(default)s)")
@@ -267,7 +274,7 @@ def main() -> int:
         f"{fate['answered']:,} answered, {fate['closed before']:,} not sent because the client saw the FIN, "
         f"{fate['lost'] + fate['reset']:,} lost."
     )
-    text = f"{table(rows)}\n\n{last}"
+    text = f"{table(rows)}\n\nOurs on {describe()}. {last}"
     print(text)
     if arguments.readme:
         before, _, rest = arguments.readme.read_text().partition(BEGIN)

@@ -1,4 +1,7 @@
-"""Rolling restarts of two real instances behind real HAProxy and nginx, under load: no request may be lost."""
+"""Rolling restarts of two real instances behind real HAProxy and nginx, under load: no request may be lost.
+
+The instances have no more rights than in the image.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import pytest
 
 from tests import balancers
 from tests.rolling import roll, table
+from tests.unprivileged import describe, unprivileged
 
 # Long enough for HAProxy to have seen two red answers in a row.  If it has not, on a machine that has other things to
 # do, it meets a closed port and takes the other instance: nothing is lost for that.
@@ -40,7 +44,7 @@ def test_no_request_is_lost(rounds: int, pairs: int, tmp_path: Path, capsys: pyt
     log = tmp_path / "log"
 
     def start(port: int) -> subprocess.Popen[Any]:
-        command = [sys.executable, "-m", "pkg", "tests.rolling_application:app", "--port", str(port)]
+        command = [*unprivileged(), sys.executable, "-m", "pkg", "tests.rolling_application:app", "--port", str(port)]
         with open(log, "ab") as out:
             return subprocess.Popen(
                 command, env=environ, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=out, stderr=out
@@ -48,9 +52,10 @@ def test_no_request_is_lost(rounds: int, pairs: int, tmp_path: Path, capsys: pyt
 
     outcome = roll(start, rounds=rounds, pairs=pairs, pause=0.01 * pairs)
     with capsys.disabled():
-        print(f"\n{rounds} rolling restarts in {outcome.seconds:.0f} s\n{table(outcome)}")
+        print(f"\n{rounds} rolling restarts in {outcome.seconds:.0f} s, {describe()}\n{table(outcome)}")
     for name in ("haproxy", "nginx"):
         total = outcome.total(name)
         assert total.sent > 20 * rounds
         assert (total.sent, total.lost) == (total.answered, {}), outcome.logs[name][-3000:] + log.read_text()[-3000:]
     assert outcome.codes == [0] * (2 * rounds)
+    assert "could not be stopped" not in log.read_text()
