@@ -115,7 +115,8 @@ struct front {
     struct sockaddr_storage name;   /* the listening socket's, and so of each connection */
     front_limits limits;
     int epoll_fd, listen_fd, wake_fd, signal_fd, reserve_fd, last_words;
-    int n_signals;                  /* L: SIGTERM and SIGINT, duplicates not counted */
+    uint64_t draining_signals;      /* a bit for each signal that begins the drain */
+    int n_signals;                  /* L: how many of them have come, duplicates not counted */
     int64_t last_signal, give_up, gives_up; /* L: when; how long after the first the process ends, and so when */
     bool listening, listener_armed, mourned;
     int accepts, accept_row, eager; /* L: how many to accept a turn, for so many turns by now; how long to look for

@@ -149,9 +149,13 @@ cdef class Front:
     def close_fault(self):
         return c.front_close_fault(self._front)
 
-    def watch_signals(self, int fd, int last_words=0, double give_up=0):
+    def watch_signals(self, int fd, draining, int last_words=0, double give_up=0):
+        cdef uint64_t bits = 0
+        cdef int number
+        for number in draining:
+            bits |= <uint64_t>1 << (number & 63)
         c.front_give_up_after(self._front, nanoseconds(give_up) if give_up > 0 else 0)
-        check(c.front_watch_signals(self._front, fd, last_words))
+        check(c.front_watch_signals(self._front, fd, bits, last_words))
 
     def take(self, double timeout=-1):
         cdef c.front_request taken

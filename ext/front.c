@@ -691,7 +691,7 @@ static void on_signal(front *f)
         return;
     }
     for (ssize_t i = 0; i < n; i++) {
-        if (signals[i] != SIGTERM && signals[i] != SIGINT)
+        if (signals[i] > 63 || !(f->draining_signals >> signals[i] & 1))
             continue;
         front_advance(f, FRONT_TERMINATING);
         if (f->n_signals > 0 && f->now - f->last_signal < SECOND) /* supervisors send one twice */
@@ -933,9 +933,10 @@ void front_give_up_after(front *f, int64_t nanoseconds)
     f->give_up = nanoseconds;
 }
 
-int front_watch_signals(front *f, int fd, int last_words_signal)
+int front_watch_signals(front *f, int fd, uint64_t draining, int last_words_signal)
 {
     f->signal_fd = fd;
+    f->draining_signals = draining;
     f->last_words = last_words_signal;
     return watch_fd(f, fd, SIGNALS, EPOLLIN);
 }

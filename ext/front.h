@@ -165,11 +165,11 @@ enum front_stage front_stage_now(const front *f);
  * If not, a connection made in the very moment of the end is reset. */
 int front_close_fault(const front *f);
 
-/* Reads signal numbers, one byte each, from `fd` (signal.set_wakeup_fd): SIGTERM and SIGINT advance to
- * FRONT_TERMINATING without waiting for anybody.  `last_words` (0: none) is raised in the loop thread before the
+/* Reads signal numbers, one byte each, from `fd` (signal.set_wakeup_fd): one whose bit is set in `draining` (1 << number)
+ * advances to FRONT_TERMINATING without waiting for anybody.  `last_words` (0: none) is raised in the loop thread before the
  * first answer of an expired page of slot 0.  At the third signal the process ends at once, with exit code 1; one within a
  * second of the one before is not counted. */
-int front_watch_signals(front *f, int fd, int last_words);
+int front_watch_signals(front *f, int fd, uint64_t draining, int last_words);
 
 /* If front_run() has not returned so long after the first signal, the process ends with last words and exit code 1:
  * whoever should end it does not get the interpreter lock.  0: never.  Before front_watch_signals(). */

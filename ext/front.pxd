@@ -146,7 +146,7 @@ cdef extern from "front.h" nogil:
     front_stage front_stage_now(const front *f)
     int front_close_fault(const front *f)
 
-    int front_watch_signals(front *f, int fd, int last_words)
+    int front_watch_signals(front *f, int fd, uint64_t draining, int last_words)
     void front_give_up_after(front *f, int64_t nanoseconds)
 
     void front_publish(front *f, pages *table)

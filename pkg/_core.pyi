@@ -1,6 +1,6 @@
 """The C core as Python sees it: documentation of the extension.  Its theory is in ext/front.h and ext/http1.h."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 Answer = tuple[int, bytes, bytes]
@@ -63,8 +63,8 @@ class Front:
         If not, a connection made in the very moment of the end is reset.
         """
 
-    def watch_signals(self, fd: int, last_words: int = 0, give_up: float = 0) -> None:
-        """Reads signal numbers from `fd` (signal.set_wakeup_fd); SIGTERM and SIGINT begin TERMINATING at once.
+    def watch_signals(self, fd: int, draining: Iterable[int], last_words: int = 0, give_up: float = 0) -> None:
+        """Reads signal numbers from `fd` (signal.set_wakeup_fd); those in `draining` begin TERMINATING at once.
 
         `last_words` is a signal raised in the loop's thread before liveness (slot 0) fails for want of renewal.
         If run() has not returned `give_up` seconds after the first (0: never), the process ends with exit code 1:

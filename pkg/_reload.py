@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from pkg.signals import draining
+
 __all__ = ["serve_again"]
 
 INTERVAL = 0.5  # seconds between two looks at the files
@@ -25,7 +27,7 @@ _SKIPPED = ("__pycache__", "node_modules")
 
 
 def serve_again(serve: Callable[[], int]) -> int:
-    """serve() in one child after the other, until SIGTERM or SIGINT; the exit code is the last child's.
+    """serve() in one child after the other, until a signal that drains; the exit code is the last child's.
 
     A child that fails, in an import say, has its successor with the next change, too; one that ends well has none.
     Returns in the children as well, what serve() returns there.
@@ -40,7 +42,7 @@ def serve_again(serve: Callable[[], int]) -> int:
             os.kill(child, number)
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who has it ignored is not told how children end
-    handlers = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    handlers = {number: signal.signal(number, forward) for number in (*draining(), signal.SIGUSR1)}
     handlers[signal.SIGUSR1] = signal.SIG_IGN  # in a child, until it has one of its own
     parent, code = os.getpid(), 0
     while True:

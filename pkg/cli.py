@@ -41,6 +41,8 @@ exit codes:
 signals:
   SIGTERM  drain: readiness fails at once, requests are served for drain_delay, then listeners close, then requests in
            flight have drain_timeout to finish; 1.5 s after that the process ends with 1 whatever holds it up
+  SIGHUP, SIGQUIT
+           the same; a SIGHUP that was ignored at the start (nohup) stays ignored
   SIGINT   the same without drain_delay
            A second one, later than 1 s, skips the delay; a third exits at once with 1.
   SIGUSR1  every thread's stack to stderr

@@ -7,7 +7,7 @@ It decides when things happen; how they happen is each part's own.
             the application imported, the pool opened without waiting, checks begun
             workers started, `startup` passes                (phase READY)
 
-    stop    SIGTERM, SIGINT or POST /drain                   (phase DRAINING)
+    stop    SIGTERM, SIGINT, SIGHUP, SIGQUIT or POST /drain  (phase DRAINING)
       0 s     the front sees the signal by itself: /readyz 503 `shutdown`, `Connection: close` on every response
       |       drain_delay (0 after SIGINT, cut short by a second signal): everything is still accepted and served
       v       no new handshakes, the backlog accepted, the listener closed; idle connections get a last second
@@ -175,7 +175,12 @@ class Service:
             raise StartupError(f"cannot listen on {address}: {error.strerror or error}") from None
         front = server.front
         assert front is not None
-        front.watch_signals(self.signals.read_fd, signal.SIGUSR1, s.drain_delay + s.drain_timeout + GIVE_UP)
+        front.watch_signals(
+            self.signals.read_fd,
+            self.signals.numbers,
+            signal.SIGUSR1,
+            s.drain_delay + s.drain_timeout + GIVE_UP,
+        )
         self.checker = Checker(
             publish=front.publish,
             renew=front.renew,

@@ -1,4 +1,4 @@
-"""What SIGTERM and SIGINT ask for, counted and timed; and SIGUSR1, which writes every stack.
+"""What SIGTERM, SIGINT, SIGHUP and SIGQUIT ask for, counted and timed; and SIGUSR1, which writes every stack.
 
 It carries nothing out: `service.py` waits on the flags here.
 """
@@ -21,12 +21,21 @@ from typing import Any
 
 from pkg._output import last_words
 
-__all__ = ["Interrupted", "Signals"]
+__all__ = ["Interrupted", "Signals", "draining"]
 
 _log = logging.getLogger(__name__)
 
 DUPLICATE = 1.0  # seconds: a second signal so soon is the same one sent twice (supervisors do)
 LOOK = 0.5  # seconds: how late a signal is seen at worst
+
+
+def draining() -> list[signal.Signals]:
+    """The signals that ask for a drain; to be asked before any of them has a handler.
+
+    SIGHUP only if it is not ignored: whoever started this process by nohup wants it to outlive the terminal.
+    """
+    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
+    return numbers if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [*numbers, signal.SIGHUP]
 
 
 class Interrupted(BaseException):
@@ -80,7 +89,7 @@ class Signals:
         self._held = threading.local()
 
     def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in draining():
             self._former[number] = signal.signal(number, self._on_signal)
         # The number of every signal also goes to the front, which needs no interpreter lock to read it.
         self._former_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
@@ -89,6 +98,11 @@ class Signals:
         # What is registered first runs last.  Then the interpreter takes its handlers away, which leaves the default.
         atexit.register(self._ignore)
         os.register_at_fork(before=self._hold, after_in_parent=self._release, after_in_child=self._in_child)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of the signals that begin the drain; none before install()."""
+        return list(self._former)
 
     def keep(self) -> None:
         """Takes back what the application may have taken while it was imported."""

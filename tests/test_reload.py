@@ -145,8 +145,9 @@ def test_stacks_are_the_childs(reloading: Reloading) -> None:
     assert reloading.stop() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR2])
 def test_the_child_does_not_outlive_its_parent(reloading: Reloading, number: int) -> None:
+    """However that ends; what asks for a drain is in test_hangup.py."""
     (child,) = reloading.children()
     reloading.process.send_signal(number)
     assert reloading.process.wait() == -number

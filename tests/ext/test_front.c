@@ -175,7 +175,7 @@ static void last_words_once(void)
     dup2(errors[1], STDERR_FILENO);
     rig_start(&r, NULL, 1);
     rig_publish(&r);
-    REQUIRE(front_watch_signals(r.f, pipe_fd[0], SIGUSR1) == 0);
+    REQUIRE(front_watch_signals(r.f, pipe_fd[0], 1 << SIGTERM, SIGUSR1) == 0);
     rig_hold(&r, true);
     dial(&r, &held);
     say(&held, GET("/hold/\xc3\xa4\xc2\x9b/me?secret=1"));
@@ -1436,7 +1436,7 @@ static void signals_from_a_pipe(void)
     REQUIRE(pipe2(fd, O_NONBLOCK | O_CLOEXEC) == 0);
     rig_start(&r, NULL, 1);
     rig_publish(&r);
-    REQUIRE(front_watch_signals(r.f, fd[0], 0) == 0);
+    REQUIRE(front_watch_signals(r.f, fd[0], 1 << SIGTERM | 1 << SIGINT, 0) == 0);
     dial(&r, &c);
     REQUIRE(write(fd[1], "\x11\x01", 2) == 2); /* SIGCHLD, SIGHUP: not ours */
     for (int i = 0; i < 5; i++)
