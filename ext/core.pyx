@@ -18,6 +18,7 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 cimport front as c
 cimport http1
+cimport init
 cimport pages as p
 cimport record as r
 cimport tally
@@ -49,7 +50,13 @@ include "access.pxi"
 include "response.pxi"
 include "environ.pxi"
 
-__all__ = ["Body", "Front", "Request", "Response", "Stage", "WSGIHandler", "parse_head", "ChunkedDecoder", "ParseError"]
+__all__ = ["Body", "Front", "Request", "Response", "Stage", "WSGIHandler", "parse_head", "watch_over", "ChunkedDecoder",
+           "ParseError"]
+
+
+def watch_over(int child):
+    with nogil:
+        init.init_watch_over(child)
 
 
 class Stage:

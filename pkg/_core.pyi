@@ -1,7 +1,7 @@
 """The C core as Python sees it: documentation of the extension.  Its theory is in ext/front.h and ext/http1.h."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 Answer = tuple[int, bytes, bytes]
 """Status, header lines (each ending in CRLF, without Date and Connection), body."""
@@ -9,6 +9,10 @@ Answers = tuple[Answer, Answer, Answer]
 """As text, verbose text, JSON."""
 Page = tuple[str, int, Answers, Answers, Answers | None]
 """Path, expiry slot (0 to 63), and the answers while fresh, once expired, and while draining."""
+
+def watch_over(child: int) -> NoReturn:
+    """For process 1: passes signals on to `child` and reaps every process that ends; at the child's end this one ends,
+    with its exit code, or 128 + the signal that ended it.  It gives the interpreter's memory back."""
 
 class Stage:
     """The stages of a front's life.  A front only goes forward."""

@@ -46,6 +46,7 @@ signals:
   SIGINT   the same without drain_delay
            A second one, later than 1 s, skips the delay; a third exits at once with 1.
   SIGUSR1  every thread's stack to stderr
+  As process 1 of a container it serves in a child process, passes every signal on to it, and reaps orphans.
 """
 
 
@@ -100,6 +101,11 @@ def _complain(line: str) -> None:
 
 def _serve(arguments: list[str], environ: Mapping[str, str]) -> int:
     _open_standard_descriptors()
+    is_init = os.getpid() == 1
+    if is_init:
+        from pkg._init import hold_signals, serve_in_child
+
+        hold_signals()
     settings, _ = _settings("serve", arguments, environ)
     try:
         from pkg.service import Service
@@ -111,6 +117,8 @@ def _serve(arguments: list[str], environ: Mapping[str, str]) -> int:
         from pkg.errors import StartupError
 
         raise StartupError("cannot start: not enough memory") from None
+    if is_init:
+        serve_in_child()
     if settings.reload:
         from pkg._reload import serve_again
 

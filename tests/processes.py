@@ -28,7 +28,7 @@ class Process:
         defaults = {"PORT": "0", "HOST": "127.0.0.1", "LOG_FORMAT": "json", "PKG_DRAIN_DELAY": "0"}
         with open(self._out, "wb") as out, open(self._err, "wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pkg", *arguments],
+                self.command(arguments),
                 cwd=directory,
                 env=inherited | defaults | environ,
                 stdin=subprocess.DEVNULL,
@@ -36,6 +36,9 @@ class Process:
                 stderr=err,
             )
         self.address = ("127.0.0.1", 0)
+
+    def command(self, arguments: tuple[str, ...]) -> list[str]:
+        return [sys.executable, "-m", "pkg", *arguments]
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._out.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -41,7 +41,7 @@ LAYERS = [
     },
     {"admin", "wsgi", "handler", "server", "status", "_statusz", "_pages", "_reply", "_lastwords", "_observers"},
     {"service", "_api"},
-    {"cli", "_reload", "_client", "__main__", "__init__"},
+    {"cli", "_init", "_reload", "_client", "__main__", "__init__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

@@ -43,6 +43,23 @@ def app(environ, start_response):
 """
 
 
+# Forks a child that leaves an orphan behind and ends with 7; there is no shell to do that.
+ORPHANS = """
+import os, time
+
+
+def app(environ, start_response):
+    pid = os.fork()
+    if pid == 0:
+        if os.fork() == 0:
+            time.sleep(0.1)
+        os._exit(7)
+    body = str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
 @pytest.fixture(scope="module")
 def application() -> Iterator[tuple[str, ...]]:
     """Flags that put it where a user's own application goes."""
@@ -137,11 +154,12 @@ def test_health_check_of_the_image(engine: Engine, image: str) -> None:
 
     with engine.container(image, flags=flags, health_check=True) as container:
         wait_for(lambda: check() == "healthy", "healthy")
-        container.signal("STOP")
+        tell = "import os; os.kill(int(open('/proc/1/task/1/children').read().split()[0]), {})"  # the service
+        assert container.exec("/usr/bin/python3", "-c", tell.format(19)).returncode == 0  # SIGSTOP
         try:
             wait_for(lambda: check() == "unhealthy", "unhealthy", 60)
         finally:
-            container.signal("CONT")
+            assert container.exec("/usr/bin/python3", "-c", tell.format(18)).returncode == 0  # SIGCONT
         wait_for(lambda: check() == "healthy", "healthy again")
 
 
@@ -262,6 +280,27 @@ def test_sigterm_as_process_1_drains(engine: Engine, image: str, application: tu
         assert "0 aborted" in records(container)[-1]["message"]
 
 
+def test_process_1_reaps_orphans_and_is_small(engine: Engine, image: str) -> None:
+    """Children that the application starts and waits for are not its concern."""
+    with tempfile.TemporaryDirectory(prefix="app-") as folder:
+        Path(folder, "app.py").write_text(ORPHANS)
+        Path(folder).chmod(0o755)
+        Path(folder, "app.py").chmod(0o644)
+        flags = (f"--volume={folder}:/app:ro,z", "--env=PKG_APP=app:app")
+        with engine.container(image, flags=flags) as container:
+            container.wait_until("/readyz", 200)
+            for _ in range(10):
+                assert container.get("/").body == "7"
+            code = (
+                "import pathlib\n"
+                + "print(*[p.read_text().split(')')[1] for p in pathlib.Path('/proc').glob('[0-9]*/stat')])"
+            )
+            wait_for(lambda: " Z " not in container.exec("/usr/bin/python3", "-c", code).stdout, "every orphan reaped")
+            code = "print(*[line for line in open('/proc/1/smaps_rollup') if line.startswith('Private_Dirty')])"
+            private = container.exec("/usr/bin/python3", "-c", code).stdout.split()
+            assert int(private[1]) < 1000, private
+
+
 def test_stop_does_not_need_a_kill(engine: Engine, image: str) -> None:
     with engine.container(image) as container:
         container.wait_until("/readyz", 200)
@@ -346,8 +385,8 @@ def test_64_mb_are_enough_under_load(
             thread.join()
         assert faults == []
         assert (probe.returncode, probe.stdout) == (0, "ok\n")
-        code = "print(open('/proc/1/status').read())"
-        status = container.exec("/usr/bin/python3", "-c", code).stdout
+        code = "s = open('/proc/1/task/1/children').read().split()[0]; print(open(f'/proc/{s}/status').read())"
+        status = container.exec("/usr/bin/python3", "-c", code).stdout  # the service, the child of process 1
         peak = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
         print(f"\npeak of resident memory: {peak / 1024:.1f} MB")
         record_property("peak KB", peak)
