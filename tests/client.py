@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from dataclasses import dataclass, field
 
-TIMEOUT = 10.0
+# How much slower everything may be: under a sanitizer it is, by ten times and more.
+SLOWNESS = float(os.environ.get("TEST_SLOWNESS", "1"))
+TIMEOUT = 10.0 * SLOWNESS
 
 
 @dataclass
@@ -132,7 +135,7 @@ def get(address: tuple[str, int], target: str, headers: str = "", method: str = 
 
 def wait_for(condition, timeout: float = 10.0, message: str = "the condition"):  # type: ignore[no-untyped-def]
     """Polls until condition() is true, and returns it; an AssertionError after `timeout` seconds."""
-    end = time.monotonic() + timeout
+    end = time.monotonic() + timeout * SLOWNESS
     while True:
         value = condition()
         if value:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pkg.server import Server
 from pkg.wsgi import Application
+from tests.client import SLOWNESS
 
 
 @contextlib.contextmanager
@@ -21,7 +22,7 @@ def serving(handler: Any, **options: Any) -> Iterator[Server]:
         yield server
     finally:
         server.shutdown()
-        thread.join(10)
+        thread.join(10 * SLOWNESS)
         server.server_close()
         assert not thread.is_alive()
 

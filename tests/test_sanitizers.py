@@ -32,7 +32,7 @@ def library(name: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_extension(sanitizer: str, tmp_path: Path) -> None:
     libraries, symbol = SANITIZERS[sanitizer]
@@ -48,6 +48,7 @@ def test_extension(sanitizer: str, tmp_path: Path) -> None:
         "PKG_LDFLAGS": f"-fsanitize={sanitizer}",
         "PYTHONPATH": str(tmp_path),
         "PYTHONMALLOC": "malloc",
+        "TEST_SLOWNESS": "6",
     }
     built = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
@@ -68,7 +69,20 @@ def test_extension(sanitizer: str, tmp_path: Path) -> None:
     }
     # Without address randomisation: ThreadSanitizer's fixed addresses are at times taken otherwise.
     command = ["setarch", "--addr-no-randomize", sys.executable]
-    command += ["-m", "pytest", "-q", "-x", "-s", "-m", "not slow", "-p", "no:cacheprovider", *SUITES]
+    command += [
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-o",
+        "timeout=600",
+        "-s",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+        *SUITES,
+    ]
     for _ in range(3):
         run = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
         reports = [path.read_text() for path in tmp_path.glob("report.*")]

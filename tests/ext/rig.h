@@ -32,7 +32,13 @@
 
 #define MS 1000000LL
 #define SEC (1000 * MS)
-#define PATIENCE (20 * SEC) /* for what must come, on a machine that does other things as well */
+/* How much slower everything may be: ThreadSanitizer's programs are, by ten times and more, and the machine is busy. */
+#if defined(__SANITIZE_THREAD__)
+#define SLOWNESS 6
+#else
+#define SLOWNESS 1
+#endif
+#define PATIENCE (20 * SLOWNESS * SEC) /* for what must come, on a machine that does other things as well */
 
 static const char *rig_test = "?";
 
@@ -89,11 +95,11 @@ static inline front_limits rig_limits(void)
         .response_buffer_size = 1 << 20,
         .buffer_size = 32 << 20,
         .min_body_rate = 500,
-        .header_timeout = 10 * SEC,
-        .body_timeout = 30 * SEC,
+        .header_timeout = 10 * SLOWNESS * SEC,
+        .body_timeout = 30 * SLOWNESS * SEC,
         .idle_timeout = 75 * SEC,
-        .write_timeout = 30 * SEC,
-        .queue_timeout = 10 * SEC,
+        .write_timeout = 30 * SLOWNESS * SEC,
+        .queue_timeout = 10 * SLOWNESS * SEC,
         .linger_timeout = 2 * SEC,
     };
 }
@@ -629,7 +635,7 @@ static inline int rig_main(const test *tests, int argc, char **argv)
                 if (running[i].pid == 0) {
                     rig_test = t->name;
                     signal(SIGALRM, SIG_DFL);
-                    alarm(t->flags & SLOW ? 280 : 100);
+                    alarm((t->flags & SLOW ? 280 : 100) * SLOWNESS);
                     t->run();
                     exit(0); /* the leak checker looks now */
                 }

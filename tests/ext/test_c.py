@@ -46,7 +46,7 @@ def test_it_compiles_for_aarch64(source: Path) -> None:
     cc(*(WARNINGS if source.parent == EXT else []), "-fsyntax-only", source, f"-I{EXT}", compiler=compiler)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 @pytest.mark.parametrize("test", sorted(HERE.glob("test_*.c")), ids=lambda p: p.name)
 def test_under_sanitizers(test: Path, sanitizer: str, tmp_path: Path) -> None:
