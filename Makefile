@@ -9,13 +9,16 @@ PIP     = $(PY) -m pip install -q --disable-pip-version-check
 TOOLS   = import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
           print(*(r for r in p["optional-dependencies"]["test"] if not r.startswith(p["name"])))
 
-.PHONY: run test test-all lint bench image wheel fuzz ext clean check-tools
+.PHONY: run test test-image-python test-all lint bench image wheel fuzz ext clean check-tools
 
 run: .venv/running           ## the service on $(PORT), with DATABASE_URL or a PostgreSQL of its own; APP=module:attribute
 	@PORT=$(PORT) exec $(PY) -m tests.faults.postgres --unless-set -- $(PY) -m pkg $(APP)
 
 test: check-tools .venv/ready ## the tests that CI runs; SLOW=0 leaves out those that take more than a few seconds
 	@$(PY) -m pytest -q -m "not long$(if $(filter 0,$(SLOW)), and not slow)" $(ARGS)
+
+test-image-python: check-tools .venv/ready ## the fast tests on the image's Python and libpq, in its builder stage
+	@$(PY) -m tests.image.fast_tests $(ARGS)
 
 test-all: check-tools .venv/ready ## every test, also those that take minutes each
 	@$(PY) -m pytest -q $(ARGS)
