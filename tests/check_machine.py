@@ -34,6 +34,7 @@ TEST_TOOLS = [
     ("kubectl", "kubectl"),
 ]
 CROSS = [("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"), ("", "libc6-dev-arm64-cross")]
+IN_A_CONTAINER = "docker compose -f deploy/compose.dev.yaml up"
 BUILD = ["gcc", "libc6-dev", "libpq-dev"]
 
 
@@ -49,9 +50,6 @@ def compiles(source, *flags):
 
 def missing():
     """What building lacks: (what, Debian packages), without packages where there are none that help."""
-    if not sys.platform.startswith("linux"):
-        yield f"pkg builds and runs on Linux only (this is {sys.platform})", []
-        return
     if sys.version_info < (3, 11):  # noqa: UP036 - whatever Python the machine has runs this
         found = sys.version.split()[0]
         yield f"Python 3.11 or later is needed (this is {found}); name another one: make PYTHON=python3.13", []
@@ -96,6 +94,10 @@ def tell(heading, found):
 
 
 def main(arguments):
+    if not sys.platform.startswith("linux"):
+        where = {"darwin": "macOS", "win32": "Windows", "cygwin": "Windows"}.get(sys.platform, sys.platform)
+        sys.stderr.write(f"pkg runs on Linux, not on {where}; in a container it does: {IN_A_CONTAINER}\n")
+        return 1
     if "--packages" in arguments:
         print(" ".join(BUILD + [package for _, package in TEST_TOOLS + CROSS]))
         return 0

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests import check_machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,3 +53,15 @@ def test_continuous_integration_installs_all_of_them() -> None:
     assert {package for _, package in check_machine.TEST_TOOLS} <= set(packages)
     assert {"gcc", "libpq-dev"} <= set(packages)
     assert "check_machine.py --packages" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize(("platform", "name"), [("darwin", "macOS"), ("win32", "Windows"), ("cygwin", "Windows")])
+@pytest.mark.parametrize("arguments", [[], ["--test"]])
+def test_other_systems_are_told_the_container_in_one_line(
+    platform: str, name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    assert check_machine.main(arguments) == 1
+    command = "docker compose -f deploy/compose.dev.yaml up"
+    assert capsys.readouterr() == ("", f"pkg runs on Linux, not on {name}; in a container it does: {command}\n")
+    assert (ROOT / command.split()[3]).is_file()

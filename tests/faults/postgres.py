@@ -211,9 +211,8 @@ class Postgres:
     def _take(self, folder: Path) -> bool:
         """Makes the folder and locks it.  False: the server's user could not reach it (root's checkout below /root)."""
         try:
-            new = not folder.exists()
             folder.mkdir(parents=True, exist_ok=True)
-            if new:
+            if not any(folder.iterdir()):  # new, or a volume that a container's engine has made
                 os.chown(folder, self.uid, self.gid)
             if not _is_open(folder.resolve(), self.uid, self.gid):
                 return False

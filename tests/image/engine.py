@@ -179,8 +179,9 @@ class Engine:
         flags: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
         health_check: bool = False,
+        hardened: bool = True,
     ) -> Iterator[Container]:
-        """A running one, hardened, on a free port of the host's network; gone at the end."""
+        """A running one, hardened unless told otherwise, on a free port of the host's network; gone at the end."""
         name, port = f"pkg-test-{secrets.token_hex(4)}", free_port()
         settings = {"PORT": str(port), "HOST": "127.0.0.1", "PKG_ADMIN": "off", **(environment or {})}
         own = ["--read-only-tmpfs=false"] if self.name == "podman" else []
@@ -189,7 +190,7 @@ class Engine:
         begin = time.monotonic()
         try:
             self.run(
-                "run", "--detach", f"--name={name}", "--network=host", *HARDENED, *own,
+                "run", "--detach", f"--name={name}", "--network=host", *(HARDENED if hardened else ()), *own,
                 *(f"--env={key}={value}" for key, value in settings.items()), *flags, image, *arguments,
             )  # fmt: skip
             yield Container(self, name, port, begin)
@@ -220,7 +221,7 @@ class Engine:
 
     def _remove(self, container: str) -> None:
         # At once; podman would ask for a drain first.
-        self.run("rm", "--force", *(["--time=0"] if self.name == "podman" else []), container, check=False)
+        self.run("rm", "--force", "--volumes", *(["--time=0"] if self.name == "podman" else []), container, check=False)
 
     @functools.cache  # noqa: B019 - one engine a session
     def layers(self, image: str) -> list[Layer]:
