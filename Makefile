@@ -9,7 +9,7 @@ PIP     = $(PY) -m pip install -q --disable-pip-version-check
 TOOLS   = import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
           print(*(r for r in p["optional-dependencies"]["test"] if not r.startswith(p["name"])))
 
-.PHONY: run test test-image-python test-all lint bench image wheel fuzz ext clean check-tools
+.PHONY: run test test-image-python test-all lint bench image wheel fuzz compatibility ext clean check-tools
 
 run: .venv/running           ## the service on $(PORT), with DATABASE_URL or a PostgreSQL of its own; APP=module:attribute
 	@PORT=$(PORT) exec $(PY) -m tests.faults.postgres --unless-set -- $(PY) -m pkg $(APP)
@@ -37,6 +37,9 @@ wheel: .venv/ready           ## dist/: the source archive and manylinux wheels, 
 
 fuzz: .venv/ready            ## libFuzzer on the C core, SECONDS_EACH for each target
 	@$(PY) tests/fuzz/run.py $(SECONDS_EACH)
+
+compatibility: .venv/ready   ## docs/compatibility.json, the list of what a version promises, again
+	@$(PY) -m tests.promises
 
 ext: .venv/running           ## the extension, again
 	@$(PY) setup.py -q build_ext --inplace

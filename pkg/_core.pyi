@@ -49,6 +49,8 @@ class Front:
         queue_timeout: float = 10,
         linger_timeout: float = 5,
         request_timeout: float = 0,
+        proxies: Sequence[Any] = (),
+        proxy_optional: bool = False,
     ) -> None: ...
     def run(self) -> None:
         """Serves until the last stage.  Holds no interpreter lock, and so runs no signal handlers meanwhile."""
