@@ -331,6 +331,7 @@ class Setting(Generic[T]):
         environment: str = "",
         flag: str = "",
         secret: bool = False,
+        basic: bool = False,
     ) -> None:
         self.kind = kind
         self.default = default
@@ -340,6 +341,7 @@ class Setting(Generic[T]):
         self.environment = environment
         self.flag = flag
         self.secret = secret
+        self.basic = basic  # one of those that people need first: `--help` shows it, `--help-all` shows every setting
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name

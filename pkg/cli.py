@@ -24,14 +24,18 @@ __all__ = ["main"]
 COMMANDS = ("serve", "probe", "config", "admin")
 _OUTPUT_FORMS = ("json", "markdown")
 
-_EPILOG = """\
+_COMMANDS = """\
 commands:
   serve [APP]   serve; may be left out
   probe         ask the running server whether it is alive (or --ready); exit 0 or 1
   config        show every setting with value, origin and default; exit 2 and all faults if one is wrong
   admin         talk to the admin listener: threads, requests, pool, metrics, profile, drain, log-level
   Each has its own --help.
-
+"""
+_MORE = """
+--help-all shows all {} settings, the exit codes and the signals.
+"""
+_EXITS_AND_SIGNALS = """
 exit codes:
   0  drained, no request was aborted
   1  requests were aborted or the exit was forced; probe: not healthy; admin: refused or not reachable
@@ -147,7 +151,7 @@ def _settings(
         # What a container runs: all from the environment.  argparse would cost a tenth of the start.
         flags = {"app": arguments[0]} if arguments else {}
     else:
-        options, unknown = _parser(command).parse_known_args(arguments)
+        options, unknown = _parser(command, is_full="--help-all" in arguments).parse_known_args(arguments)
         texts = {True: "true", False: "false"}
         flags = {name: texts.get(value, value) for name, value in vars(options).items() if name not in _OUTPUT_FORMS}
         faults = [_unknown_flag(argument) for argument in unknown if argument.startswith("-")]
@@ -176,11 +180,14 @@ def _unknown_flag(argument: str) -> str:
     if instead := advice(argument):
         return f"{ascii(flag if flag[:2] == '--' else flag[:2])[1:-1]} is not a flag here, instead: {instead}"
     nearest = get_close_matches(flag, [setting.flag for setting in SETTINGS], n=1, cutoff=0.75)
-    return f"{ascii(flag)[1:-1]} is not a flag{f': did you mean {nearest[0]}?' if nearest else ' (see --help)'}"
+    return f"{ascii(flag)[1:-1]} is not a flag{f': did you mean {nearest[0]}?' if nearest else ' (see --help-all)'}"
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
-    """The parser of `serve` and `config`.  It only collects texts; `settings.load` converts and judges them."""
+def _parser(command: str, *, is_full: bool) -> argparse.ArgumentParser:
+    """The parser of `serve` and `config`.  It only collects texts; `settings.load` converts and judges them.
+
+    `is_full`: its help shows every setting, otherwise only those marked `basic`.
+    """
     import argparse
 
     from pkg.settings import HEADINGS, SETTINGS
@@ -190,14 +197,23 @@ def _parser(command: str) -> argparse.ArgumentParser:
             print(_version())
             parser.exit()
 
+    basic = [setting for setting in SETTINGS if setting.basic]
+    if command == "serve":
+        epilog = _COMMANDS + (_EXITS_AND_SIGNALS if is_full else _MORE.format(len(SETTINGS)))
+    else:
+        epilog = "" if is_full else f"--help-all shows all {len(SETTINGS)} settings."
     parser = _new_parser(
         prog="python -m pkg" if command == "serve" else f"python -m pkg {command}",
         usage="python -m pkg [serve] [APP] [flags]" if command == "serve" else f"python -m pkg {command} [flags]",
         description="Serves /healthz and /readyz, and an application beside them."
         if command == "serve"
         else "Shows every setting with its value, origin and default; secrets are not shown.",
-        epilog=_EPILOG if command == "serve" else None,
+        epilog=epilog,
+        add_help=False,
+        hint="--help-all",
     )
+    parser.add_argument("-h", "--help", action="help", help=f"show the {len(basic)} settings that people need first")
+    parser.add_argument("--help-all", action="help", help="show every setting")
     group: Any = parser
     for setting in SETTINGS:
         if setting.name in HEADINGS:
@@ -205,6 +221,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         default = setting.show(setting.default)
         facts = [setting.environment, f"default {default}" if default else "", setting.bounds()]
         text = f"{setting.help} [{', '.join(fact for fact in facts if fact)}]".replace("%", "%%")
+        text = text if is_full or setting.basic else argparse.SUPPRESS
         common: dict[str, Any] = {"dest": setting.name, "default": argparse.SUPPRESS}
         if setting.flag == "APP":
             parser.add_argument("app", nargs="?", metavar="APP", help=text, default=argparse.SUPPRESS)
@@ -222,14 +239,15 @@ def _parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _new_parser(**options: Any) -> argparse.ArgumentParser:
+def _new_parser(hint: str = "--help", **options: Any) -> argparse.ArgumentParser:
+    """`hint`: the flag that an error message points to."""
     import argparse
 
     from pkg.errors import ConfigurationError
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> Any:
-            raise ConfigurationError(f"{message} (see --help)")
+            raise ConfigurationError(f"{message} (see {hint})")
 
     return Parser(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 

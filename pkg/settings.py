@@ -80,14 +80,15 @@ class Row(NamedTuple):
 class Settings:
     """The settings of one process: read-only attributes, made by `load()` only."""
 
-    host = Setting(HOST, "0.0.0.0", "Address to listen on", environment="HOST")
-    port = Setting(PORT, 8080, "TCP port to listen on; 0 takes any free one", 0, 65535, environment="PORT")
+    host = Setting(HOST, "0.0.0.0", "Address to listen on", environment="HOST", basic=True)
+    port = Setting(PORT, 8080, "TCP port to listen on; 0 takes any free one", 0, 65535, environment="PORT", basic=True)
     app = Setting(
         APP,
         "",
         "module:attribute, a WSGI callable or an http.server handler class; package.module: its application or app; "
         "none: health pages only",
         flag="APP",
+        basic=True,
     )
     script_name = Setting(
         PATH_PREFIX,
@@ -96,11 +97,14 @@ class Settings:
         environment="SCRIPT_NAME",
     )
     reload = Setting(
-        BOOLEAN, False, "For development: start again when a Python file below the current directory changes"
+        BOOLEAN,
+        False,
+        "For development: start again when a Python file below the current directory changes",
+        basic=True,
     )
-    threads = Setting(INTEGER, 8, "Worker threads, so many requests run at a time; more wait", 1, 1024)
+    threads = Setting(INTEGER, 8, "Worker threads, so many requests run at a time; more wait", 1, 1024, basic=True)
     trusted_proxies = Setting(
-        NETWORKS, "", "Networks of proxies whose X-Forwarded headers and PROXY protocol are believed"
+        NETWORKS, "", "Networks of proxies whose X-Forwarded headers and PROXY protocol are believed", basic=True
     )
     proxy_protocol = Setting(
         BOOLEAN, False, "Require the PROXY protocol on connections from trusted_proxies; without it they get 400"
@@ -120,6 +124,7 @@ class Settings:
         "postgresql:// URL; without it there is no pool and no database check",
         environment="DATABASE_URL",
         secret=True,
+        basic=True,
     )
     database_url_file = Setting(
         PATH, "", "File with that URL, read again for each new connection", environment="DATABASE_URL_FILE"
@@ -130,7 +135,7 @@ class Settings:
         "primary: a read-only server fails the check (implied by target_session_attrs=read-write in the URL)",
     )
     pool_min_size = Setting(INTEGER, 2, "Connections kept open", 1, 1000)
-    pool_max_size = Setting(INTEGER, 10, "Connections at most; who wants one more waits", 1, 1000)
+    pool_max_size = Setting(INTEGER, 10, "Connections at most; who wants one more waits", 1, 1000, basic=True)
     pool_timeout = Setting(DURATION, 5.0, "Longest wait for a connection; then DatabaseUnavailable", 0.01, 600.0)
     connect_timeout = Setting(DURATION, 3.0, "Longest time to connect; then the attempt has failed", 1.0, 60.0)
     prepare_statements = Setting(
@@ -151,7 +156,7 @@ class Settings:
     max_header_size = Setting(SIZE, 32 * _KIB, "Bytes of a request's head; more get 431", _KIB, 65535)
     max_headers = Setting(INTEGER, 100, "Header fields of a request; more get 431", 8, 128)
     max_target_size = Setting(SIZE, 8 * _KIB, "Bytes of a request's target; more get 414", 64, 65535)
-    max_body_size = Setting(SIZE, 100 * _MIB, "Bytes of a request's body; more get 413", 1, _TIB)
+    max_body_size = Setting(SIZE, 100 * _MIB, "Bytes of a request's body; more get 413", 1, _TIB, basic=True)
     body_buffer_size = Setting(
         SIZE, 64 * _KIB, "Bytes of a body read before a thread is taken; the rest streams", _KIB, _GIB
     )
@@ -170,6 +175,7 @@ class Settings:
         "For a thread to serve a request; then 504, or the connection is cut, and the stack logged; 0 is off",
         0.0,
         _DAY,
+        basic=True,
     )
     write_timeout = Setting(
         DURATION, 30.0, "Without a byte of the response taken; then the connection is cut", 0.1, _HOUR
@@ -177,9 +183,11 @@ class Settings:
     idle_timeout = Setting(DURATION, 75.0, "Between two requests; must be longer than the load balancer's", 1.0, _DAY)
 
     drain_delay = Setting(
-        DURATION, 5.0, "After SIGTERM go on accepting, while load balancers notice; 0: none", 0.0, _HOUR
+        DURATION, 5.0, "After SIGTERM go on accepting, while load balancers notice; 0: none", 0.0, _HOUR, basic=True
     )
-    drain_timeout = Setting(DURATION, 20.0, "Then for requests in flight to finish; 0 aborts them at once", 0.0, _HOUR)
+    drain_timeout = Setting(
+        DURATION, 20.0, "Then for requests in flight to finish; 0 aborts them at once", 0.0, _HOUR, basic=True
+    )
     grace_period = Setting(
         DURATION, 30.0, "From SIGTERM to the platform's SIGKILL; drain_delay + drain_timeout + 2s must fit", 2.0, _DAY
     )
@@ -200,6 +208,7 @@ class Settings:
         "info",
         "Least severe records that are written",
         environment="LOG_LEVEL",
+        basic=True,
     )
     log_format = Setting(
         choice("auto", "json", "text"),
@@ -207,10 +216,13 @@ class Settings:
         "One JSON object a line, or text; auto: text on a terminal, else JSON",
         environment="LOG_FORMAT",
     )
-    access_log = Setting(BOOLEAN, True, "One record for each request; probes are never logged")
+    access_log = Setting(BOOLEAN, True, "One record for each request; probes are never logged", basic=True)
 
     admin = Setting(
-        ADDRESS, "127.0.0.1:9901", "Address of the admin listener, or off; other than loopback needs a token"
+        ADDRESS,
+        "127.0.0.1:9901",
+        "Address of the admin listener, or off; other than loopback needs a token",
+        basic=True,
     )
     admin_token = Setting(TOKEN, "", "Token that the admin listener asks for", secret=True)
     admin_token_file = Setting(PATH, "", "File with that token, read at start")
@@ -252,7 +264,7 @@ class Settings:
 
 
 SETTINGS: tuple[Setting[Any], ...] = tuple(value for value in vars(Settings).values() if isinstance(value, Setting))
-# The headings of `--help` and of the README, each with the setting that it stands before.
+# The headings of `--help-all` and of the README, each with the setting that it stands before.
 HEADINGS = {
     "host": "Listening",
     "pool": "Database",

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from pkg import cli, errors
-from pkg.settings import SETTINGS, Settings
+from pkg.settings import HEADINGS, SETTINGS, Setting, Settings
 
 ROOT = Path(__file__).parent.parent
 PASSWORD = "hunter2"
@@ -98,18 +98,49 @@ def free_port() -> int:
 # --- help and version
 
 
-def test_help_shows_everything_an_operator_can_set() -> None:
-    result = run("--help")
+def help_of(setting: Setting[Any]) -> str:
+    default = setting.show(setting.default)
+    facts = [setting.environment, f"default {default}" if default else "", setting.bounds()]
+    return f"{setting.help} [{', '.join(fact for fact in facts if fact)}]"
+
+
+@pytest.mark.parametrize("command", [(), ("serve",), ("config",)])
+def test_help_all_shows_every_setting(command: tuple[str, ...]) -> None:
+    result = run(*command, "--help-all")
     assert (result.returncode, result.stderr) == (0, "")
     text = " ".join(result.stdout.split())
     for setting in SETTINGS:
-        default = setting.show(setting.default)
-        facts = [setting.environment, f"default {default}" if default else "", setting.bounds()]
-        assert f"{setting.help} [{', '.join(fact for fact in facts if fact)}]" in text
+        assert help_of(setting) in text
         assert f" {setting.flag} " in text or f" {setting.flag}, --no-" in text
-    assert re.search(r"exit codes:\n  0 .*\n  1 .*\n  2 .*\n  3 ", result.stdout)
-    assert all(name in result.stdout for name in ("SIGTERM", "SIGINT", "SIGUSR1"))
-    assert all(f"  {command} " in result.stdout for command in cli.COMMANDS)
+
+
+def test_help_all_shows_commands_exit_codes_and_signals() -> None:
+    text = run("--help-all").stdout
+    assert re.search(r"exit codes:\n  0 .*\n  1 .*\n  2 .*\n  3 ", text)
+    assert all(name in text for name in ("SIGTERM", "SIGINT", "SIGUSR1"))
+    assert all(f"  {command} " in text for command in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("command", [(), ("serve",), ("config",)])
+def test_help_shows_the_settings_that_people_need_first(command: tuple[str, ...]) -> None:
+    result = run(*command, "--help", COLUMNS="100")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(result.stdout.splitlines()) <= 80  # two screens
+    text = " ".join(result.stdout.split())
+    basic = [setting for setting in SETTINGS if setting.basic]
+    assert len(basic) == 15
+    for setting in SETTINGS:
+        assert (help_of(setting) in text) == setting.basic
+    shown = set(re.findall(r"--[a-z-]+", result.stdout)) - {"--help", "--help-all", "--version", "--ready", "--json"}
+    named = {flag for setting in basic for flag in (setting.flag, setting.flag.replace("--", "--no-", 1))}
+    assert shown <= named
+    assert f"--help-all shows all {len(SETTINGS)} settings" in text
+    assert all(f"  {name} " in result.stdout for name in cli.COMMANDS) or command == ("config",)
+
+
+def test_help_has_the_headings_of_what_it_shows() -> None:
+    headings = re.findall(r"^(\w.*):$", run("--help").stdout, re.MULTILINE)
+    assert headings == ["positional arguments", "options", *HEADINGS.values(), "commands"]
 
 
 @pytest.mark.parametrize(
@@ -212,13 +243,13 @@ def test_config_with_nobody_reading() -> None:
     [
         (["--prot", "80"], "--prot is not a flag: did you mean --port?"),
         (["--prot=80"], "--prot is not a flag: did you mean --port?"),
-        (["--zzz"], "--zzz is not a flag (see --help)"),
+        (["--zzz"], "--zzz is not a flag (see --help-all)"),
         ([f"--database-ulr=postgres://u:{PASSWORD}@h"], "--database-ulr is not a flag: did you mean --database-url?"),
         (
             ["--database-ulr", f"postgres://u:{PASSWORD}@h"],
             "--database-ulr is not a flag: did you mean --database-url?",
         ),
-        (["--port"], "argument --port: expected one argument (see --help)"),
+        (["--port"], "argument --port: expected one argument (see --help-all)"),
         (["--por", "80"], "--por is not a flag: did you mean --port?"),
         (["a:b", "c:d"], "unexpected argument: there is one APP at most"),
         (["shop"], "APP: 'shop' is not module:attribute or module:factory()"),
