@@ -1,6 +1,6 @@
-"""The client of the admin listener: which command asks for which page, and how.
+"""The client of the admin listener: which command requests which page, and how.
 
-It prints nothing: `cli` does.
+It prints nothing; `cli` does.
 """
 
 from __future__ import annotations
@@ -12,17 +12,25 @@ from pkg.errors import Error
 
 __all__ = ["PAGES", "ask"]
 
-# By command: method, path, what it is for.
+# For each command: method, path and help text.
 PAGES = {
-    "status": ("GET", "/statusz", "version, phase, settings, checks with reasons, pool, who probes"),
-    "threads": ("GET", "/debug/threads", "every thread's stack"),
-    "requests": ("GET", "/debug/requests", "requests in flight"),
-    "pool": ("GET", "/debug/pool", "the database pool"),
-    "metrics": ("GET", "/metrics", "metrics, in Prometheus' text format or JSON"),
-    "memory": ("GET", "/debug/memory", "who holds memory; --seconds switches tracing on (tracemalloc)"),
-    "profile": ("GET", "/debug/profile", "stacks sampled for some seconds: folded, or with --json for speedscope"),
-    "log-level": ("POST", "/debug/log-level", "another log level; it reverts by itself"),
-    "drain": ("POST", "/drain", "drain and exit, as SIGTERM does"),
+    "status": (
+        "GET",
+        "/statusz",
+        "show version, phase, settings, checks with their reasons, the pool, and who sends probes",
+    ),
+    "threads": ("GET", "/debug/threads", "show every thread's stack"),
+    "requests": ("GET", "/debug/requests", "show requests in flight"),
+    "pool": ("GET", "/debug/pool", "show the database pool"),
+    "metrics": ("GET", "/metrics", "show metrics in Prometheus' text format or JSON"),
+    "memory": ("GET", "/debug/memory", "show what allocated memory; --seconds turns tracing (tracemalloc) on"),
+    "profile": (
+        "GET",
+        "/debug/profile",
+        "sample stacks for some seconds; prints folded stacks, or with --json a speedscope file",
+    ),
+    "log-level": ("POST", "/debug/log-level", "change the log level for a while; then it reverts"),
+    "drain": ("POST", "/drain", "drain and exit, like SIGTERM"),
 }
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -30,7 +38,7 @@ _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 def ask(
     address: tuple[str, int], method: str, target: str, headers: Mapping[str, str], timeout: float
 ) -> tuple[int, bytes]:
-    """Status and body of the answer.  Error: there is none."""
+    """Status and body of the response.  Raises Error if there is none."""
     host, port = _WILDCARDS.get(address[0], address[0]), address[1]
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
@@ -38,6 +46,6 @@ def ask(
         response = connection.getresponse()
         return response.status, response.read()
     except (OSError, http.client.HTTPException) as error:
-        raise Error(f"no answer from the admin listener at {host} port {port}: {error}") from None
+        raise Error(f"no response from the admin listener at {host} port {port}: {error}") from None
     finally:
         connection.close()

@@ -1,7 +1,7 @@
-"""What people bring along from gunicorn and uvicorn: flags and variables, and what there is here instead.
+"""Flags and variables of gunicorn and uvicorn, and what replaces each of them here.
 
-It changes nothing: what means the same here has the same name (`HOST`, `PORT`, `--reload`, ...), all else is only
-answered.  One table for both, so that a new setting has one place to be named in.
+It only produces messages: a flag that means the same here has the same name (`HOST`, `PORT`, `--reload`, ...), and the
+others have no effect.  One table serves both, so that a new setting is named in one place.
 """
 
 from __future__ import annotations
@@ -12,25 +12,31 @@ from collections.abc import Iterator, Mapping
 
 __all__ = ["advice", "warning"]
 
-_WORKERS = "one process serves, with PKG_THREADS threads; for more cores run more containers"
-_TLS = "none: let a proxy in front end TLS"
+_WORKERS = "one process serves requests, in PKG_THREADS threads; for more cores run more containers"
+_TLS = "no counterpart: let a proxy in front terminate TLS"
 _ADDRESS = "HOST and PORT"
 _PROXIES = "PKG_TRUSTED_PROXIES"
-_ASGI = "none: WSGI and handler classes are served"
+_ASGI = "no counterpart: applications are WSGI callables or handler classes"
 _FORM = "APP is module:attribute, or module:factory() for a factory"
-_FOLDER = "modules are found from the current directory and PYTHONPATH"
-_PLATFORM = "none: what starts the process (a container, systemd) says that"
+_FOLDER = "modules are imported from the current directory and PYTHONPATH"
+_PLATFORM = "no counterpart: the platform that starts the process (a container, systemd) decides this"
 _LOGS = "LOG_FORMAT; the log goes to stdout"
-_RECYCLE = "none: the process is not replaced while it serves; stuck_timeout (PKG_STUCK_TIMEOUT) turns /healthz red"
+_RECYCLE = (
+    "no counterpart: the process is never replaced while it serves; "
+    "with PKG_STUCK_TIMEOUT, /healthz fails when all workers hang"
+)
 _HEADERS = "PKG_MAX_HEADER_SIZE, PKG_MAX_HEADERS and PKG_MAX_TARGET_SIZE"
-_BACKLOG = "none: as long as the kernel allows (net.core.somaxconn); PKG_MAX_QUEUE bounds what waits for a thread"
-_TIMEOUT = "PKG_REQUEST_TIMEOUT for one request (504); PKG_STUCK_TIMEOUT for workers that never end"
+_BACKLOG = (
+    "no counterpart: the backlog is as long as the kernel allows (net.core.somaxconn); "
+    "PKG_MAX_QUEUE limits how many requests wait for a thread"
+)
+_TIMEOUT = "PKG_REQUEST_TIMEOUT limits one request (504); PKG_STUCK_TIMEOUT detects workers that never finish"
 
-# Flags of gunicorn and of uvicorn that have no namesake here.
+# Flags of gunicorn and uvicorn that do not exist here under the same name.
 _INSTEAD: dict[str, str] = {
     # gunicorn
     **dict.fromkeys(("-w", "--workers"), _WORKERS),
-    **dict.fromkeys(("-k", "--worker-class"), "one kind of worker, threads: PKG_THREADS"),
+    **dict.fromkeys(("-k", "--worker-class"), "there is one kind of worker, a thread: PKG_THREADS"),
     **dict.fromkeys(("-b", "--bind"), _ADDRESS),
     **dict.fromkeys(("-t", "--timeout"), _TIMEOUT),
     "--graceful-timeout": "PKG_DRAIN_TIMEOUT",
@@ -38,11 +44,11 @@ _INSTEAD: dict[str, str] = {
     "--worker-connections": "PKG_MAX_CONNECTIONS",
     **dict.fromkeys(("--max-requests", "--max-requests-jitter"), _RECYCLE),
     **dict.fromkeys(("--preload", "--worker-tmp-dir"), "not needed: there is one process"),
-    **dict.fromkeys(("-c", "--config"), "variables and flags: see python -m pkg config"),
+    **dict.fromkeys(("-c", "--config"), "variables and flags; python -m pkg config lists them"),
     **dict.fromkeys(("--certfile", "--keyfile", "--ca-certs", "--cert-reqs", "--ciphers"), _TLS),
     **dict.fromkeys(("--access-logfile", "--access-logformat"), "PKG_ACCESS_LOG; the log goes to stdout"),
     **dict.fromkeys(("--error-logfile", "--log-file", "--capture-output", "--use-colors"), _LOGS),
-    "--log-config": "LOG_LEVEL and LOG_FORMAT; the application may configure loggers of its own",
+    "--log-config": "LOG_LEVEL and LOG_FORMAT; the application may configure its own loggers",
     **dict.fromkeys(("-D", "--daemon", "-p", "--pid", "-u", "--user", "-g", "--group", "-m", "--umask"), _PLATFORM),
     **dict.fromkeys(("-n", "--name", "-e", "--env", "--env-file"), _PLATFORM),
     **dict.fromkeys(("--chdir", "--pythonpath", "--app-dir", "--reload-dir", "--reload-extra-file"), _FOLDER),
@@ -58,33 +64,33 @@ _INSTEAD: dict[str, str] = {
     "--root-path": "SCRIPT_NAME",
     "--proxy-headers": _PROXIES,
     "--factory": _FORM,
-    "--limit-concurrency": "PKG_THREADS run, PKG_MAX_QUEUE wait, others get 503",
+    "--limit-concurrency": "PKG_THREADS requests run, PKG_MAX_QUEUE wait, further ones get 503",
     "--limit-max-requests": _RECYCLE,
     "--timeout-keep-alive": "PKG_IDLE_TIMEOUT",
     "--timeout-graceful-shutdown": "PKG_DRAIN_TIMEOUT",
     "--h11-max-incomplete-event-size": _HEADERS,
-    "--ssl-": _TLS,  # and whatever begins so
+    "--ssl-": _TLS,  # stands for every flag with this prefix
     "--app": "PKG_APP",
 }
 # Variables that belong to no flag.
 _VARIABLES = {
     "WEB_CONCURRENCY": _WORKERS,
     "FORWARDED_ALLOW_IPS": _PROXIES,
-    "GUNICORN_CMD_ARGS": "flags of python -m pkg, or variables",
+    "GUNICORN_CMD_ARGS": "flags of python -m pkg, or its variables",
 }
 
 
 def advice(argument: str) -> str:
-    """What there is instead of a flag as it was typed (`-w4`, `--bind=:80`, `--ssl-keyfile`); "" if it is nobody's."""
+    """What replaces a flag, given as it was typed (`-w4`, `--bind=:80`, `--ssl-keyfile`); "" for an unknown flag."""
     flag = argument.partition("=")[0] if argument.startswith("--") else argument[:2]
     return _INSTEAD.get("--ssl-" if flag.startswith("--ssl-") else flag, "")
 
 
 def _of_variable(name: str, value: str, own: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Names and what there is instead.  `own`: flags of ours and their variables."""
+    """Pairs of a name and its replacement.  `own` maps our flags to their variables."""
     if name.startswith("UVICORN_"):
         flag = "--" + name.removeprefix("UVICORN_").lower().replace("_", "-")
-        yield name, own.get(flag) or advice(flag) or "nothing"
+        yield name, own.get(flag) or advice(flag) or "no counterpart"
         return
     yield name, _VARIABLES[name]
     if name == "GUNICORN_CMD_ARGS":
@@ -96,11 +102,11 @@ def _of_variable(name: str, value: str, own: Mapping[str, str]) -> Iterator[tupl
             match = re.match(r"--[\w-]+|-\w", word)
             text = match and (own.get(match[0]) or advice(match[0]))
             if match and text:
-                yield match[0], text  # without its value, which may be a secret
+                yield match[0], text  # not the value of the flag, which may be a secret
 
 
 def warning(environ: Mapping[str, str], own: Mapping[str, str]) -> str:
-    """One line on variables of other servers; "" if there is none.  `own`: our flags and their variables."""
+    """One line about variables of other servers; "" if none is set.  `own` maps our flags to their variables."""
     found: dict[str, str] = {}
     for name in sorted(environ):
         if environ[name].strip() and (name in _VARIABLES or name.startswith("UVICORN_")):
@@ -108,4 +114,4 @@ def warning(environ: Mapping[str, str], own: Mapping[str, str]) -> str:
     if not found:
         return ""
     listed = "; ".join(f"{name}: {text}" for name, text in found.items())
-    return f"variables of gunicorn and uvicorn are not used; instead of {listed}"
+    return f"ignoring variables of gunicorn and uvicorn; what to use instead: {listed}"

@@ -1,6 +1,6 @@
-"""What a setting is, and how its text becomes a value and is shown again: durations, sizes, addresses, secrets.
+"""How the text of a setting becomes a value, and the value text again: durations, sizes, addresses, secrets.
 
-It knows no setting by name; which setting takes what is said in `settings`.
+It knows no setting by name; `settings` declares which setting has which kind.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HIDDEN = "***"
 
 
 class Kind(NamedTuple, Generic[T]):
-    """How a value is read, and shown again.  `parse` raises ValueError; its text continues "NAME: 'text' ..."."""
+    """How a value is read, and shown again.  `parse` raises ValueError, whose text completes "NAME: 'text' ..."."""
 
     metavar: str
     parse: Callable[[str], T]
@@ -27,7 +27,7 @@ class Kind(NamedTuple, Generic[T]):
 
 def _text(text: str) -> str:
     if not text.isprintable():
-        raise ValueError("has control characters")
+        raise ValueError("contains control characters")
     return text
 
 
@@ -94,7 +94,7 @@ def choice(*words: str, **aliases: str) -> Kind[str]:
     def parse(text: str) -> str:
         word = aliases.get(text.lower(), text.lower())
         if word not in words:
-            raise ValueError(f"is none of {', '.join(words)}")
+            raise ValueError(f"is not one of {', '.join(words)}")
         return word
 
     return Kind("|".join(words), parse)
@@ -103,7 +103,7 @@ def choice(*words: str, **aliases: str) -> Kind[str]:
 def _app(text: str) -> str:
     name = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
     if re.fullmatch(r"[^:]*\.py", text):
-        raise ValueError("is a file: name its module, and what in it is the application, as in shop.web:app")
+        raise ValueError("is a file: write the name of its module and the application's name in it, as in shop.web:app")
     # A name without dots is more likely a mistyped command than a module.
     if text and not re.fullmatch(rf"{name}:{name}(\(\))?|{name}\.{name}", text):
         raise ValueError("is not module:attribute or module:factory()")
@@ -118,14 +118,14 @@ def _page(text: str) -> str:
 
 def _path_prefix(text: str) -> str:
     if not re.fullmatch(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*", text):
-        raise ValueError("is not a path such as /shop, without a slash at its end")
+        raise ValueError("is not a path such as /shop (it begins with a slash and does not end with one)")
     return text
 
 
 def _host(text: str) -> str:
     host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     if not re.fullmatch(r"[A-Za-z0-9._-]+|(?=[^:]*:[^:]*:)[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?", host):
-        raise ValueError("is not a host name or an IP address (the port is PORT)")
+        raise ValueError("is not a host name or an IP address (the port is set with PORT)")
     return host
 
 
@@ -160,7 +160,7 @@ def is_loopback(host: str) -> bool:
 def _networks(text: str) -> str:
     if not text:
         return ""
-    import ipaddress  # 3 ms that only those pay who trust a proxy
+    import ipaddress  # takes 3 ms, so it is imported only if a proxy is trusted
 
     networks = []
     for part in text.split(","):
@@ -172,14 +172,14 @@ def _networks(text: str) -> str:
 
 
 def _token(text: str) -> str:
-    # It travels in a header (RFC 6750, 2.1); a short one could be guessed.
+    # The token is sent in a header field (RFC 6750, 2.1); a short one could be guessed.
     if text and not re.fullmatch(r"[\x21-\x7e]{8,512}", text):
         raise ValueError("must be 8 to 512 visible ASCII characters")
     return text
 
 
-# Parameters whose values may be shown.  A list of what is safe, not of what is secret: a mistyped URL can put a piece
-# of the password where a parameter should be.
+# Parameters whose values may be shown.  This lists what is safe and not what is secret, because in a mistyped URL a
+# part of the password can stand where a parameter should be.
 _OPEN_PARAMETERS = re.compile(
     r"host|hostaddr|port|dbname|user|application_name|client_encoding|connect_timeout|options|ssl(mode|cert|key|rootcert|crl)"
     r"|sslnegotiation|ssl_(min|max)_protocol_version|channel_binding|gssencmode|krbsrvname|service|passfile|requirepeer"
@@ -198,32 +198,34 @@ class _DatabaseUrl(NamedTuple):
 
 
 def _split_database_url(url: str) -> _DatabaseUrl:
-    """Raises ValueError whose text never holds a piece of the URL."""
+    """Raises ValueError, whose text never contains a part of the URL."""
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.lower() not in ("postgres", "postgresql", "postgresql+psycopg"):
         raise ValueError(
             "the URL does not begin with postgresql://, postgres:// or postgresql+psycopg://; "
-            "if it is the application's own, set PKG_POOL=off"
+            "if only the application uses it, set PKG_POOL=off"
         )
     if not url.isprintable() or " " in url:
-        raise ValueError("the URL has spaces or control characters: percent-encode them")
+        raise ValueError("the URL contains spaces or control characters: percent-encode them")
     if re.search(r"%(?![0-9A-Fa-f]{2})", rest):
-        raise ValueError("the URL has a % that is not followed by two hexadecimal digits: write it as %25")
+        raise ValueError("the URL contains a % that is not followed by two hexadecimal digits: write it as %25")
     rest, _, query = rest.partition("?")
     authority, slash, path = rest.partition("/")
     if authority.count("@") > 1 or "@" in path:
-        raise ValueError("the URL has an @ in its password or a / before the @: percent-encode them (%40, %2F)")
+        raise ValueError("the URL contains an @ in the password or a / before the @: percent-encode them (%40, %2F)")
     userinfo, _, hosts = authority.rpartition("@")
-    if re.search("[;&=]", hosts + path):  # what another driver takes for parameters would be part of a name here
+    if re.search(
+        "[;&=]", hosts + path
+    ):  # other drivers accept these as parameters; libpq would take them for part of a name
         raise ValueError(
-            "the URL has ; & or = before its ?: parameters begin with ?, in names these are percent-encoded"
+            "the URL contains ; & or = before the ?: parameters follow the ?; percent-encode these in names"
         )
     for host in hosts.split(","):
         match = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]]*)(?::([0-9]*))?", host)
         if match is None or (match[2] and not 0 < int(match[2][:9]) < 65536):
             raise ValueError(
-                "the URL's host or port is wrong (port 1 to 65535, IPv6 addresses in brackets, "
-                "/ ? # @ in a password percent-encoded)"
+                "the URL's host or port is invalid (ports are 1 to 65535, IPv6 addresses are in brackets, "
+                "and / ? # @ in a password are percent-encoded)"
             )
     from urllib.parse import unquote
 
@@ -231,18 +233,18 @@ def _split_database_url(url: str) -> _DatabaseUrl:
     for pair in query.split("&") if query else ():
         name, equals, value = pair.partition("=")
         if not equals or "=" in value or not name:
-            raise ValueError("the URL's parameters are not name=value, joined by &")
+            raise ValueError("the URL's parameters are not of the form name=value&name=value")
         parameters.append((unquote(name), unquote(value)))
     attrs = dict(parameters).get("target_session_attrs", "any")
     if attrs not in _SESSION_ATTRS:
-        raise ValueError(f"the URL's target_session_attrs is none of {', '.join(_SESSION_ATTRS)}")
+        raise ValueError(f"the URL's target_session_attrs is not one of {', '.join(_SESSION_ATTRS)}")
     return _DatabaseUrl(userinfo, hosts, slash + path, parameters)
 
 
 def parse_database_url(text: str) -> str:
-    """The URL as libpq takes it (`postgresql+psycopg://` is SQLAlchemy's spelling).
+    """The URL in the form that libpq accepts (`postgresql+psycopg://` is SQLAlchemy's spelling).
 
-    Raises ValueError; its text never holds a piece of the URL, so that it can go to the log.
+    Raises ValueError, whose text never contains a part of the URL, so that it can be logged.
     """
     text = text.strip()
     if text:
@@ -252,7 +254,7 @@ def parse_database_url(text: str) -> str:
 
 
 def redact_url(url: str) -> str:
-    """The URL with its password as three stars, also where it is a parameter; all of it if it cannot be read."""
+    """The URL with `***` for its password, also in a parameter; only `***` if the URL cannot be parsed."""
     try:
         pieces = _split_database_url(url)
     except ValueError:
@@ -273,13 +275,13 @@ def is_primary_wanted(url: str) -> bool:
 
 
 def read_secret(path: str) -> str:
-    """The content of a secret file without the white space around it.
+    """The content of a secret file, without leading and trailing white space.
 
-    A regular file (Kubernetes mounts links to regular files), not empty, at most 64 KiB, UTF-8.  Raises ValueError with
-    a phrase that names what is wrong with the file and shows nothing of its content.
+    It must be a regular file (Kubernetes mounts links to regular files), not empty, at most 64 KiB, in UTF-8.  Raises
+    ValueError with a phrase that says what is wrong with the file and shows nothing of its content.
     """
     try:
-        # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
+        # O_NONBLOCK, because opening a FIFO without a writer would block forever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -318,7 +320,7 @@ TOKEN = Kind("TOKEN", _token)
 
 
 class Setting(Generic[T]):
-    """One setting, declared as an attribute of `Settings`; it is also the descriptor that reads the value."""
+    """One setting, declared as an attribute of `Settings`, and the descriptor that reads its value."""
 
     def __init__(
         self,
@@ -359,7 +361,7 @@ class Setting(Generic[T]):
         return value
 
     def parse(self, text: str) -> T:
-        """The value of a text; raises ValueError with a phrase that says what is wrong, never with a secret in it."""
+        """The value of a text.  Raises ValueError with a phrase that says what is wrong and contains no secret."""
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -368,11 +370,11 @@ class Setting(Generic[T]):
         low: Any = self.low
         high: Any = self.high
         if low is not None and not low <= value <= high:
-            raise ValueError(f"is not from {self.kind.show(low)} to {self.kind.show(high)}")
+            raise ValueError(f"is not in the range {self.kind.show(low)} to {self.kind.show(high)}")
         return value
 
     def show(self, value: T) -> str:
-        """The value as a person writes it; a secret as three stars."""
+        """The value as a person would write it; `***` for a secret."""
         if self.secret:
             return HIDDEN if value else ""
         return self.kind.show(value)

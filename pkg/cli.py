@@ -1,7 +1,7 @@
 """The command line: serve (default), probe, config, admin.
 
-It decides nothing about serving.  What a command does not need it does not import: `probe` runs every few seconds in
-every container, and `serve` must reach the point where signal handlers are set before anything slow is loaded.
+It makes no decision about serving.  A command imports only what it needs: `probe` runs every few seconds in every
+container, and `serve` must install its signal handlers before anything slow is loaded.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ _OUTPUT_FORMS = ("json", "markdown")
 
 _COMMANDS = """\
 commands:
-  serve [APP]   serve; may be left out
-  probe         ask the running server whether it is alive (or --ready); exit 0 or 1
-  config        show every setting with value, origin and default; exit 2 and all faults if one is wrong
-  admin         talk to the admin listener: threads, requests, pool, metrics, profile, drain, log-level
-  Each has its own --help.
+  serve [APP]   serve an application; the word serve may be left out
+  probe         ask the running server whether it is alive, or with --ready whether it is ready; exit 0 or 1
+  config        show every setting with its value, origin and default; if any is invalid, list all faults and exit 2
+  admin         query the admin listener: status, threads, requests, pool, metrics, memory, profile, log-level, drain
+  Each command has its own --help.
 """
 _MORE = """
 --help-all shows all {} settings, the exit codes and the signals.
 """
 _EXITS_AND_SIGNALS = """
 exit codes:
-  0  drained, no request was aborted
-  1  requests were aborted or the exit was forced; probe: not healthy; admin: refused or not reachable
-  2  usage or configuration
-  3  start-up: the port is taken, the application cannot be imported, libpq, a thread or memory is missing
+  0  drained without aborting a request
+  1  requests were aborted, or the exit was forced; probe: not healthy; admin: refused or unreachable
+  2  wrong usage or configuration
+  3  start-up failed: the port is taken, the application cannot be imported, or libpq, a thread or memory is missing
 
 signals:
-  SIGTERM  drain: readiness fails at once, requests are served for drain_delay, then listeners close, then requests in
-           flight have drain_timeout to finish; 1.5 s after that the process ends with 1 whatever holds it up
+  SIGTERM  drain: readiness fails at once; requests are still accepted for drain_delay; then the listener closes, and
+           requests in flight have drain_timeout to finish; 1.5 s later the process ends with 1 in any case
   SIGHUP, SIGQUIT
-           the same; a SIGHUP that was ignored at the start (nohup) stays ignored
-  SIGINT   the same without drain_delay
-           A second one, later than 1 s, skips the delay; a third exits at once with 1.
-  SIGUSR1  every thread's stack to stderr
-  As process 1 of a container it serves in a child process, passes every signal on to it, and reaps orphans.
+           the same as SIGTERM; a SIGHUP that was ignored at start (nohup) stays ignored
+  SIGINT   the same as SIGTERM, without drain_delay
+           A second signal more than 1 s later skips the delay; a third exits at once with 1.
+  SIGUSR1  write every thread's stack to stderr
+  As process 1 of a container it serves in a child process, forwards every signal to it, and reaps orphans.
 """
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
-    """Runs one command and returns its exit code.  Only `--help` and `--version` raise SystemExit."""
+    """Runs one command and returns its exit code.  Only `--help`, `--help-all` and `--version` raise SystemExit."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     environment = os.environ if environ is None else environ
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "serve"
@@ -75,24 +75,24 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             _complain(line)
         return error.exit_code
     except BrokenPipeError:
-        return 1  # `... | head`: nobody is left to tell
+        return 1  # `... | head`: there is no reader for a message either
 
 
 def _write(data: bytes) -> None:
-    """Prints what was asked for.  BrokenPipeError: nobody reads it; Error: it cannot be written."""
+    """Writes to stdout.  Raises BrokenPipeError if the reader has gone, Error if the write fails otherwise."""
     from pkg.errors import Error
 
     if sys.stdout is None:
-        raise Error("stdout is closed")
+        raise Error("cannot write to stdout: it is closed")
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except OSError as error:
-        # The interpreter must not try to flush at exit and complain.
+        # Otherwise the interpreter would try to flush stdout again at exit and print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if isinstance(error, BrokenPipeError):
             raise
-        raise Error(f"stdout: {error.strerror}") from None
+        raise Error(f"cannot write to stdout: {error.strerror}") from None
 
 
 def _complain(line: str) -> None:
@@ -116,11 +116,11 @@ def _serve(arguments: list[str], environ: Mapping[str, str]) -> int:
     except ImportError as error:
         from pkg.errors import StartupError
 
-        raise StartupError(f"the installation is not complete: {error}") from error
+        raise StartupError(f"the installation is incomplete: {error}") from error
     except MemoryError:
         from pkg.errors import StartupError
 
-        raise StartupError("cannot start: not enough memory") from None
+        raise StartupError("cannot start: out of memory") from None
     if is_init:
         serve_in_child()
     if settings.reload:
@@ -131,7 +131,7 @@ def _serve(arguments: list[str], environ: Mapping[str, str]) -> int:
 
 
 def _open_standard_descriptors() -> None:
-    """Puts /dev/null where descriptor 0, 1 or 2 is closed: else a client's socket could become "stdout"."""
+    """Opens /dev/null for each closed descriptor of 0, 1 and 2; otherwise a client's socket could become "stdout"."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -148,7 +148,8 @@ def _settings(
     faults: list[str] = []
     options = None
     if not any(argument.startswith("-") for argument in arguments) and len(arguments) < 2:
-        # What a container runs: all from the environment.  argparse would cost a tenth of the start.
+        # The usual case in a container: every setting comes from the environment.  Importing argparse would take a
+        # tenth of the start-up time.
         flags = {"app": arguments[0]} if arguments else {}
     else:
         options, unknown = _parser(command, is_full="--help-all" in arguments).parse_known_args(arguments)
@@ -156,11 +157,13 @@ def _settings(
         flags = {name: texts.get(value, value) for name, value in vars(options).items() if name not in _OUTPUT_FORMS}
         faults = [_unknown_flag(argument) for argument in unknown if argument.startswith("-")]
         if faults:
-            flags.pop("app", None)  # more likely what was meant as the unknown flag's value
+            flags.pop("app", None)  # it was more likely meant as the unknown flag's value
         elif unknown:
-            faults = ["unexpected argument: there is one APP at most"]  # not shown: nobody knows what it is
+            faults = [
+                "unexpected argument: only one APP can be given"
+            ]  # the argument is not shown: it could be a secret
     if flags.get("app") in COMMANDS:
-        faults.append(f"{flags.pop('app')}: the command comes first: python -m pkg COMMAND [flags]")
+        faults.append(f"{flags.pop('app')}: the command must come first: python -m pkg COMMAND [flags]")
     try:
         settings = load(environ, flags)
     except ConfigurationError as error:
@@ -178,7 +181,7 @@ def _unknown_flag(argument: str) -> str:
 
     flag = argument.partition("=")[0]
     if instead := advice(argument):
-        return f"{ascii(flag if flag[:2] == '--' else flag[:2])[1:-1]} is not a flag here, instead: {instead}"
+        return f"{ascii(flag if flag[:2] == '--' else flag[:2])[1:-1]} is not a flag of this server; instead: {instead}"
     nearest = get_close_matches(flag, [setting.flag for setting in SETTINGS], n=1, cutoff=0.75)
     return f"{ascii(flag)[1:-1]} is not a flag{f': did you mean {nearest[0]}?' if nearest else ' (see --help-all)'}"
 
@@ -205,9 +208,9 @@ def _parser(command: str, *, is_full: bool) -> argparse.ArgumentParser:
     parser = _new_parser(
         prog="python -m pkg" if command == "serve" else f"python -m pkg {command}",
         usage="python -m pkg [serve] [APP] [flags]" if command == "serve" else f"python -m pkg {command} [flags]",
-        description="Serves /healthz and /readyz, and an application beside them."
+        description="Serves /healthz and /readyz, and an application if APP is given."
         if command == "serve"
-        else "Shows every setting with its value, origin and default; secrets are not shown.",
+        else "Shows every setting with its value, origin and default. Secrets are redacted.",
         epilog=epilog,
         add_help=False,
         hint="--help-all",
@@ -234,8 +237,8 @@ def _parser(command: str, *, is_full: bool) -> argparse.ArgumentParser:
             "--version", action=Version, nargs=0, dest=argparse.SUPPRESS, help="show the versions and exit"
         )
     else:
-        parser.add_argument("--json", action="store_true", help="as JSON, for programs")
-        parser.add_argument("--markdown", action="store_true", help=argparse.SUPPRESS)  # the README's table
+        parser.add_argument("--json", action="store_true", help="print JSON")
+        parser.add_argument("--markdown", action="store_true", help=argparse.SUPPRESS)  # for the documentation
     return parser
 
 
@@ -294,9 +297,9 @@ def _config(arguments: list[str], environ: Mapping[str, str]) -> int:
 # --- admin ---------------------------------------------------------------------------------------------------------
 
 _FOR_A_WHILE = {
-    "profile": "seconds to sample; default 10",
-    "log-level": "seconds until it reverts; default 300",
-    "memory": "trace allocations for so many seconds, from now on",
+    "profile": "duration of sampling in seconds; default 10",
+    "log-level": "time in seconds until the level reverts; default 300",
+    "memory": "start to trace allocations, for this many seconds",
 }
 
 
@@ -306,22 +309,26 @@ def _admin(arguments: list[str], environ: Mapping[str, str]) -> int:
     from pkg.settings import load, parse_address
 
     parser = _new_parser(
-        prog="python -m pkg admin", description="Talks to the admin listener of the server in this container."
+        prog="python -m pkg admin", description="Queries the admin listener of the server in this container."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (_, _, text) in PAGES.items():
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--json", action="store_true", help="as JSON, for programs")
-        command.add_argument("--timeout", type=_seconds, default=10.0, metavar="S", help="seconds to wait; default 10")
-        command.add_argument("--admin", metavar="HOST:PORT", help="the listener's address [PKG_ADMIN]")
-        command.add_argument("--admin-token-file", metavar="PATH", help="file with its token [PKG_ADMIN_TOKEN_FILE]")
+        command.add_argument("--json", action="store_true", help="print JSON")
+        command.add_argument(
+            "--timeout", type=_seconds, default=10.0, metavar="S", help="timeout in seconds; default 10"
+        )
+        command.add_argument("--admin", metavar="HOST:PORT", help="address of the admin listener [PKG_ADMIN]")
+        command.add_argument(
+            "--admin-token-file", metavar="PATH", help="file that contains its token [PKG_ADMIN_TOKEN_FILE]"
+        )
         if name in _FOR_A_WHILE:
             command.add_argument("--seconds", type=_seconds, metavar="S", help=_FOR_A_WHILE[name])
         if name == "log-level":
             command.add_argument("level", metavar="LEVEL", choices=("debug", "info", "warning", "error", "critical"))
     options = parser.parse_args(arguments)
 
-    # Only its own settings: a fault elsewhere must not keep anybody from looking.
+    # Only the settings of the admin listener are read: a fault in another one must not prevent a diagnosis.
     own = ("PKG_ADMIN", "PKG_ADMIN_TOKEN", "PKG_ADMIN_TOKEN_FILE")
     flags = {name: getattr(options, name) for name in ("admin", "admin_token_file") if getattr(options, name)}
     settings = load({name: environ[name] for name in own if name in environ}, flags)
@@ -343,13 +350,13 @@ def _admin(arguments: list[str], environ: Mapping[str, str]) -> int:
         | ({"Authorization": f"Bearer {settings.admin_token}"} if settings.admin_token else {}),
         timeout,
     )
-    # Shown on a terminal, and what is in it strangers have sent: no escape sequence may get there, whoever serves it.
+    # The body goes to a terminal and may contain what clients have sent: escape sequences must not get through.
     from pkg._records import printable_json, printable_lines
 
     clean = printable_json if options.json else printable_lines
     body = clean(body.decode("utf-8", "backslashreplace")).encode("utf-8", "backslashreplace")
     if status >= 300:
-        raise Error(f"the admin listener answered {status}: {_one_line(body)}")
+        raise Error(f"the admin listener responded with {status}: {_one_line(body)}")
     _write(body if body.endswith(b"\n") or not body else body + b"\n")
     return 0
 
@@ -362,7 +369,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!a} is not a number of seconds up to 3600")
+        raise argparse.ArgumentTypeError(f"{text!a} is not a number of seconds from 0 to 3600")
     return value
 
 
@@ -371,21 +378,21 @@ def _seconds(text: str) -> float:
 _PROBE_HELP = """\
 usage: python -m pkg probe [--ready] [--json] [--host HOST] [--port N] [--timeout S]
 
-Asks the running server whether it is alive (/healthz), or with --ready whether it is ready (/readyz), and prints its
-answer.  Exit 0 if that was 200, 1 whatever else happens (a HEALTHCHECK knows no other).  PKG_LIVENESS_PATH and
-PKG_READINESS_PATH name other paths, as for the server.
+Asks the running server whether it is alive (/healthz), or with --ready whether it is ready (/readyz), and prints the
+response.  Exits with 0 if its status is 200, otherwise with 1 (HEALTHCHECK allows no other code).  PKG_LIVENESS_PATH
+and PKG_READINESS_PATH change the paths, as they do for the server.
 
-  --ready      ask /readyz
-  --json       print the answer as JSON
-  --host HOST  default HOST, or the loopback address if that is a wildcard
-  --port N     default PORT, or 8080
-  --timeout S  seconds for the whole exchange; default 2
+  --ready      request /readyz
+  --json       print JSON
+  --host HOST  address of the server; default: the variable HOST, or the loopback address if HOST is a wildcard
+  --port N     port of the server; default: the variable PORT, or 8080
+  --timeout S  timeout in seconds for the whole exchange; default 2
 """
 _ANSWER_SIZE = 16384
 
 
 def probe(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
-    """The fast path: no argparse, no http.client, no settings.  Returns 0 if the answer is 200, else 1."""
+    """Runs `probe` without argparse, http.client or the settings.  Returns 0 if the status is 200, otherwise 1."""
     import socket
 
     path = environ.get("PKG_LIVENESS_PATH") or "/healthz"
@@ -408,7 +415,7 @@ def probe(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
                 raise ValueError(f"{flag!a} is not a flag (see --help)")
         port, timeout = int(options["--port"]), float(options.get("--timeout", "2").removesuffix("s"))
         if not 0 < port < 65536 or not 0 < timeout < 3600:
-            raise ValueError("the port is not from 1 to 65535, or the timeout not from 0 to 3600 seconds")
+            raise ValueError("the port must be from 1 to 65535, and the timeout from 0 to 3600 seconds")
     except (ValueError, IndexError) as error:
         _complain(f"probe: {error}")
         return 1
@@ -421,7 +428,7 @@ def probe(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     reason = ""
     for host in hosts:
         try:
-            # bytes: as text the name would go through the IDNA codec, whose import takes longer than the probe.
+            # bytes, because a str would go through the IDNA codec, whose import takes longer than the probe.
             address: Any = (host.encode(), port)
             with socket.create_connection(address, timeout) as connection:
                 connection.sendall(request)
@@ -437,7 +444,10 @@ def probe(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def _read_answer(connection: Any, deadline: float) -> tuple[int, bytes]:
-    """Status and body of the answer, whose length is given or ends with the connection.  Raises OSError, ValueError."""
+    """Status and body of the response, which ends at its Content-Length or with the connection.
+
+    Raises OSError on timeouts and network errors, ValueError if the response is not HTTP.
+    """
     answer = b""
     while len(answer) < _ANSWER_SIZE:
         left = deadline - time.monotonic()
@@ -453,15 +463,17 @@ def _read_answer(connection: Any, deadline: float) -> tuple[int, bytes]:
             if not received or (lengths and lengths[0].isdigit() and len(body) >= int(lengths[0])):
                 break
         if not received:
-            raise ValueError("the answer is not HTTP" if answer else "the connection was closed without an answer")
+            raise ValueError(
+                "the response is not HTTP" if answer else "the server closed the connection without a response"
+            )
     words = answer.split(b"\r\n", 1)[0].split()
     if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
-        raise ValueError("the answer is not HTTP")
+        raise ValueError("the response is not HTTP")
     return int(words[1]), answer.partition(b"\r\n\r\n")[2]
 
 
 def _one_line(body: bytes) -> str:
-    """The first line, fit for a terminal whatever a stranger's server sent."""
+    """The first line; what is not printable ASCII is replaced, since an unknown server may have sent it."""
     lines = body.decode("utf-8", "replace").splitlines() or [""]
     return "".join(character if " " <= character <= "~" else "?" for character in lines[0][:500])
 

@@ -210,9 +210,9 @@ def test_config_lists_all_faults_at_once() -> None:
     assert result.stderr.splitlines() == [
         "pkg: --drain-dely is not a flag: did you mean --drain-delay?",
         "pkg: PORT: 'x' is not a whole number",
-        "pkg: --threads: '0' is not from 1 to 1024",
+        "pkg: --threads: '0' is not in the range 1 to 1024",
         "pkg: DATABASE_URL: the URL does not begin with postgresql://, postgres:// or postgresql+psycopg://; "
-        "if it is the application's own, set PKG_POOL=off",
+        "if only the application uses it, set PKG_POOL=off",
     ]
 
 
@@ -251,10 +251,10 @@ def test_config_with_nobody_reading() -> None:
         ),
         (["--port"], "argument --port: expected one argument (see --help-all)"),
         (["--por", "80"], "--por is not a flag: did you mean --port?"),
-        (["a:b", "c:d"], "unexpected argument: there is one APP at most"),
+        (["a:b", "c:d"], "unexpected argument: only one APP can be given"),
         (["shop"], "APP: 'shop' is not module:attribute or module:factory()"),
-        (["--port", "1", "probe"], "probe: the command comes first: python -m pkg COMMAND [flags]"),
-        (["--port", "-1"], "--port: '-1' is not from 0 to 65535"),
+        (["--port", "1", "probe"], "probe: the command must come first: python -m pkg COMMAND [flags]"),
+        (["--port", "-1"], "--port: '-1' is not in the range 0 to 65535"),
         (["--threads", ""], "--threads: '' is not a whole number"),
     ],
 )
@@ -340,7 +340,7 @@ def test_errors_of_the_service(
 def test_serve_without_its_parts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "pkg.service", None)
     assert cli.main([], {}) == 3
-    assert capsys.readouterr().err.startswith("pkg: the installation is not complete: ")
+    assert capsys.readouterr().err.startswith("pkg: the installation is incomplete: ")
 
 
 def test_serve_fills_closed_descriptors() -> None:
@@ -442,9 +442,9 @@ def reset(connection: socket.socket) -> None:
         pytest.param(
             b"HTTP/1.1 200 OK\r\n\r\nok\x1b[2J\xff\nsecond line", 0, "ok?[2J?\n", "", id="a terminal's controls"
         ),
-        pytest.param(b"SSH-2.0-OpenSSH\r\n", 1, "", "the answer is not HTTP", id="not HTTP"),
-        pytest.param(b"HTTP/1.1 2xx OK\r\n\r\n", 1, "", "the answer is not HTTP", id="a status that is none"),
-        pytest.param(b"", 1, "", "the connection was closed without an answer", id="closed"),
+        pytest.param(b"SSH-2.0-OpenSSH\r\n", 1, "", "the response is not HTTP", id="not HTTP"),
+        pytest.param(b"HTTP/1.1 2xx OK\r\n\r\n", 1, "", "the response is not HTTP", id="a status that is none"),
+        pytest.param(b"", 1, "", "the server closed the connection without a response", id="closed"),
         pytest.param(reset, 1, "", "Connection reset by peer", id="reset"),
         pytest.param(stay_silent, 1, "", "timed out", id="silent"),
     ],
@@ -591,11 +591,14 @@ def test_admin_sends_its_token(answering: Callable[..., Answering], tmp_path: Pa
 @pytest.mark.parametrize(
     ("answer", "line"),
     [
-        (page("401 Unauthorized", b"wrong token\n"), "the admin listener answered 401: wrong token"),
-        (page("409 Conflict", b"a profile is running\nmore"), "the admin listener answered 409: a profile is running"),
-        (page("303 See Other", b""), "the admin listener answered 303: "),
-        (b"nonsense\r\n\r\n", "no answer from the admin listener at 127.0.0.1 port PORT: nonsense"),
-        (b"", "no answer from the admin listener at 127.0.0.1 port PORT: Remote end closed connection"),
+        (page("401 Unauthorized", b"wrong token\n"), "the admin listener responded with 401: wrong token"),
+        (
+            page("409 Conflict", b"a profile is running\nmore"),
+            "the admin listener responded with 409: a profile is running",
+        ),
+        (page("303 See Other", b""), "the admin listener responded with 303: "),
+        (b"nonsense\r\n\r\n", "no response from the admin listener at 127.0.0.1 port PORT: nonsense"),
+        (b"", "no response from the admin listener at 127.0.0.1 port PORT: Remote end closed connection"),
     ],
 )
 def test_admin_refused(
@@ -613,7 +616,7 @@ def test_admin_not_reachable(capsys: pytest.CaptureFixture[str]) -> None:
     port = free_port()
     assert cli.main(["admin", "drain"], {"PKG_ADMIN": f"127.0.0.1:{port}"}) == 1
     assert capsys.readouterr().err == (
-        f"pkg: no answer from the admin listener at 127.0.0.1 port {port}: [Errno 111] Connection refused\n"
+        f"pkg: no response from the admin listener at 127.0.0.1 port {port}: [Errno 111] Connection refused\n"
     )
     assert cli.main(["admin", "drain"], {"PKG_ADMIN": "off"}) == 1
     assert capsys.readouterr().err == "pkg: the admin listener is off (PKG_ADMIN)\n"
@@ -652,7 +655,11 @@ def test_admin_of_a_process_into_a_broken_pipe(answering: Callable[..., Answerin
 
 @pytest.mark.parametrize("arguments", ["admin threads --admin 127.0.0.1:PORT", "config", "config --json"])
 @pytest.mark.parametrize(
-    ("stdout", "line"), [(">&-", b"stdout is closed"), (">/dev/full", b"stdout: No space left on device")]
+    ("stdout", "line"),
+    [
+        (">&-", b"cannot write to stdout: it is closed"),
+        (">/dev/full", b"cannot write to stdout: No space left on device"),
+    ],
 )
 def test_answers_that_cannot_be_written(
     answering: Callable[..., Answering], arguments: str, stdout: str, line: bytes

@@ -187,5 +187,5 @@ def test_what_is_no_path(text: str) -> None:
 
 
 def test_both_pages_at_one_path() -> None:
-    with pytest.raises(ConfigurationError, match="PKG_READINESS_PATH: is liveness_path as well"):
+    with pytest.raises(ConfigurationError, match="PKG_READINESS_PATH: is the same path as liveness_path"):
         load({"PKG_READINESS_PATH": "/healthz"})

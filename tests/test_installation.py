@@ -125,7 +125,7 @@ def test_a_missing_core_is_one_line(site: Path) -> None:
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 3
-    assert done.stderr.startswith("pkg: the installation is not complete: ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("pkg: the installation is incomplete: ") and done.stderr.count("\n") == 1
 
 
 # --- another distribution of our package's name --------------------------------------------------------------------

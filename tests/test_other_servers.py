@@ -39,7 +39,7 @@ def test_flags(arguments: list[str], flag: str, instead: str, capsys: pytest.Cap
         assert out == ""
         lines = err.splitlines()
         assert len(lines) == 1
-        assert lines[0].startswith(f"pkg: {flag} is not a flag here, instead: ")
+        assert lines[0].startswith(f"pkg: {flag} is not a flag of this server; instead: ")
         assert instead in lines[0]
         assert "secret" not in err
 
@@ -66,16 +66,16 @@ def test_variables_are_one_warning() -> None:
         "FORWARDED_ALLOW_IPS": "*",
     }
     (line,) = load(environ).warnings
-    assert line.startswith("variables of gunicorn and uvicorn are not used; instead of ")
+    assert line.startswith("ignoring variables of gunicorn and uvicorn; what to use instead: ")
     for part in (
-        "WEB_CONCURRENCY: one process serves, with PKG_THREADS threads",
+        "WEB_CONCURRENCY: one process serves requests, in PKG_THREADS threads",
         "--bind: HOST and PORT",
         "--threads: PKG_THREADS",
-        "--keyfile: none: let a proxy",
+        "--keyfile: no counterpart: let a proxy",
         "UVICORN_PORT: PORT",
         "UVICORN_TIMEOUT_KEEP_ALIVE: PKG_IDLE_TIMEOUT",
-        "UVICORN_SSL_KEYFILE_PASSWORD: none: let a proxy",
-        "UVICORN_SOMETHING: nothing",
+        "UVICORN_SSL_KEYFILE_PASSWORD: no counterpart: let a proxy",
+        "UVICORN_SOMETHING: no counterpart",
         "FORWARDED_ALLOW_IPS: PKG_TRUSTED_PROXIES",
     ):
         assert part in line
@@ -91,7 +91,7 @@ def test_no_warning_without_reason(environ: dict[str, str]) -> None:
 
 def test_arguments_that_no_shell_would_take() -> None:
     (line,) = load({"GUNICORN_CMD_ARGS": "--bind 'open"}).warnings
-    assert line.endswith("GUNICORN_CMD_ARGS: flags of python -m pkg, or variables")
+    assert line.endswith("GUNICORN_CMD_ARGS: flags of python -m pkg, or its variables")
 
 
 WSGI = """
@@ -129,4 +129,4 @@ def test_a_module_without_either(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["web.py", "shop/web.py"])
 def test_a_file_is_no_module(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([text], {}) == 2
-    assert "is a file: name its module" in capsys.readouterr().err
+    assert "is a file: write the name of its module" in capsys.readouterr().err

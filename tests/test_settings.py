@@ -101,7 +101,7 @@ def test_declaration_is_complete(setting: Setting[object]) -> None:
     upper = setting.name.upper()
     assert setting.environment == (upper if setting.name in well_known else f"PKG_{upper}")
     assert setting.flag == ("APP" if setting.name == "app" else "--" + setting.name.replace("_", "-"))
-    assert setting.help and not setting.help.endswith(".")
+    assert setting.help[:1].isupper() and setting.help.endswith(".")
     assert (setting.low is None) == (setting.high is None)
     if isinstance(setting.default, int | float) and not isinstance(setting.default, bool):
         assert setting.low is not None, "a number needs bounds"
@@ -130,7 +130,7 @@ def test_bounds(setting: Setting[float]) -> None:
     for value in (setting.low - step, setting.high + step):
         text = f"{value:.3f}" if isinstance(value, float) else str(value)
         (fault,) = faults(ROOMY | {setting.environment: text})
-        bounds = f"from {setting.kind.show(setting.low)} to {setting.kind.show(setting.high)}"
+        bounds = f"in the range {setting.kind.show(setting.low)} to {setting.kind.show(setting.high)}"
         assert fault == f"{setting.environment}: '{text}' is not {bounds}"
 
 
@@ -234,14 +234,20 @@ def test_accepted(environ: dict[str, str], name: str, value: object) -> None:
             "PKG_MAX_BODY_SIZE: '1MB' is not a size such as 65536, 64k, 64KiB, 1MiB or 1GiB",
         ),
         ({"PKG_ACCESS_LOG": "maybe"}, "PKG_ACCESS_LOG: 'maybe' is neither true nor false"),
-        ({"LOG_LEVEL": "loud"}, "LOG_LEVEL: 'loud' is none of debug, info, warning, error, critical"),
+        ({"LOG_LEVEL": "loud"}, "LOG_LEVEL: 'loud' is not one of debug, info, warning, error, critical"),
         ({"PKG_APP": "shop"}, "PKG_APP: 'shop' is not module:attribute or module:factory()"),
         ({"PKG_APP": "shop:app:x"}, "PKG_APP: 'shop:app:x' is not module:attribute or module:factory()"),
         ({"PKG_APP": "shop/web.py:app"}, "PKG_APP: 'shop/web.py:app' is not module:attribute or module:factory()"),
-        ({"SCRIPT_NAME": "/shop/"}, "SCRIPT_NAME: '/shop/' is not a path such as /shop, without a slash at its end"),
-        ({"SCRIPT_NAME": "shop"}, "SCRIPT_NAME: 'shop' is not a path such as /shop, without a slash at its end"),
-        ({"HOST": "0.0.0.0:80"}, "HOST: '0.0.0.0:80' is not a host name or an IP address (the port is PORT)"),
-        ({"HOST": "http://x"}, "HOST: 'http://x' is not a host name or an IP address (the port is PORT)"),
+        (
+            {"SCRIPT_NAME": "/shop/"},
+            "SCRIPT_NAME: '/shop/' is not a path such as /shop (it begins with a slash and does not end with one)",
+        ),
+        (
+            {"SCRIPT_NAME": "shop"},
+            "SCRIPT_NAME: 'shop' is not a path such as /shop (it begins with a slash and does not end with one)",
+        ),
+        ({"HOST": "0.0.0.0:80"}, "HOST: '0.0.0.0:80' is not a host name or an IP address (the port is set with PORT)"),
+        ({"HOST": "http://x"}, "HOST: 'http://x' is not a host name or an IP address (the port is set with PORT)"),
         ({"PKG_ADMIN": "9901"}, "PKG_ADMIN: '9901' is neither off nor host:port"),
         ({"PKG_ADMIN": "::1:9901"}, "PKG_ADMIN: '::1:9901' is neither off nor host:port"),
         ({"PKG_ADMIN": "127.0.0.1:65536"}, "PKG_ADMIN: '127.0.0.1:65536' is neither off nor host:port"),
@@ -249,7 +255,7 @@ def test_accepted(environ: dict[str, str], name: str, value: object) -> None:
             {"PKG_TRUSTED_PROXIES": "10.0.0.1/8"},
             "PKG_TRUSTED_PROXIES: '10.0.0.1/8' is not a comma-separated list of networks such as 10.0.0.0/8, fd00::/8",
         ),
-        ({"DATABASE_URL_FILE": "/a\nb"}, "DATABASE_URL_FILE: '/a\\nb' has control characters"),
+        ({"DATABASE_URL_FILE": "/a\nb"}, "DATABASE_URL_FILE: '/a\\nb' contains control characters"),
         ({"PKG_APP": "caf\udce9:app"}, "PKG_APP: 'caf\\udce9:app' is not valid UTF-8"),
         ({"PKG_ADMIN_TOKEN": "short"}, "PKG_ADMIN_TOKEN: must be 8 to 512 visible ASCII characters"),
         ({"PKG_ADMIN_TOKEN": "sécret-sécret"}, "PKG_ADMIN_TOKEN: must be 8 to 512 visible ASCII characters"),
@@ -270,23 +276,26 @@ def test_refused(environ: dict[str, str], fault: str) -> None:
             {"PKG_DRAIN_DELAY": "9"},
             "PKG_GRACE_PERIOD: 30s is too short for drain_delay 9s + drain_timeout 20s + 2s",
         ),
-        ({"PKG_POOL_MIN_SIZE": "11"}, "PKG_POOL_MIN_SIZE: 11 is more than pool_max_size, 10"),
+        ({"PKG_POOL_MIN_SIZE": "11"}, "PKG_POOL_MIN_SIZE: 11 is more than pool_max_size (10)"),
         (
             {"PKG_MAX_TARGET_SIZE": "2k", "PKG_MAX_HEADER_SIZE": "1k"},
-            "PKG_MAX_TARGET_SIZE: 2KiB is more than max_header_size, 1KiB",
+            "PKG_MAX_TARGET_SIZE: 2KiB is more than max_header_size (1KiB)",
         ),
-        ({"PKG_BODY_BUFFER_SIZE": "33m"}, "PKG_BODY_BUFFER_SIZE: 33MiB is more than buffer_size, 32MiB"),
-        ({"PKG_RESPONSE_BUFFER_SIZE": "33m"}, "PKG_RESPONSE_BUFFER_SIZE: 33MiB is more than buffer_size, 32MiB"),
-        ({"PKG_PROXY_PROTOCOL": "on"}, "PKG_PROXY_PROTOCOL: needs trusted_proxies, the networks it is believed from"),
+        ({"PKG_BODY_BUFFER_SIZE": "33m"}, "PKG_BODY_BUFFER_SIZE: 33MiB is more than buffer_size (32MiB)"),
+        ({"PKG_RESPONSE_BUFFER_SIZE": "33m"}, "PKG_RESPONSE_BUFFER_SIZE: 33MiB is more than buffer_size (32MiB)"),
+        (
+            {"PKG_PROXY_PROTOCOL": "on"},
+            "PKG_PROXY_PROTOCOL: requires trusted_proxies, the networks from which it is accepted",
+        ),
         (
             {"PKG_ADMIN": "0.0.0.0:9901"},
-            "PKG_ADMIN: 0.0.0.0:9901 is not a loopback address: it needs admin_token or admin_token_file",
+            "PKG_ADMIN: 0.0.0.0:9901 is not a loopback address: set admin_token or admin_token_file",
         ),
         (
             {"PKG_ADMIN": "127.0.0.evil.example:9901"},
-            "PKG_ADMIN: 127.0.0.evil.example:9901 is not a loopback address: it needs admin_token or admin_token_file",
+            "PKG_ADMIN: 127.0.0.evil.example:9901 is not a loopback address: set admin_token or admin_token_file",
         ),
-        ({"PKG_ADMIN": "127.0.0.1:8080"}, "PKG_ADMIN: 127.0.0.1:8080 has the port of the service itself"),
+        ({"PKG_ADMIN": "127.0.0.1:8080"}, "PKG_ADMIN: 127.0.0.1:8080 uses the port of the service itself"),
     ],
 )
 def test_across_settings(environ: dict[str, str], fault: str) -> None:
@@ -336,10 +345,10 @@ def test_flag_beats_environment_beats_default() -> None:
 
 
 def test_faults_name_the_flag_when_it_was_the_flag() -> None:
-    assert faults({"PORT": "1"}, {"port": "-1"}) == ("--port: '-1' is not from 0 to 65535",)
+    assert faults({"PORT": "1"}, {"port": "-1"}) == ("--port: '-1' is not in the range 0 to 65535",)
     assert faults({}, {"app": "x"}) == ("APP: 'x' is not module:attribute or module:factory()",)
     assert faults({}, {"port": ""}) == ("--port: '' is not a whole number",)
-    assert faults({}, {"nonsense": "1"}) == ("nonsense: is not a setting",)
+    assert faults({}, {"nonsense": "1"}) == ("nonsense is not a setting",)
 
 
 def test_settings_are_frozen() -> None:
@@ -558,10 +567,10 @@ def test_value_and_file_together_are_a_fault(tmp_path: Path) -> None:
     path = tmp_path / "url"
     path.write_text("postgres://h")
     assert faults({"DATABASE_URL": "postgres://h", "DATABASE_URL_FILE": str(path)}) == (
-        "DATABASE_URL and DATABASE_URL_FILE are both set: which one is meant?",
+        "DATABASE_URL and DATABASE_URL_FILE are both set; set only one of them",
     )
     assert faults({"DATABASE_URL_FILE": str(path)}, {"database_url": "postgres://h"}) == (
-        "--database-url and DATABASE_URL_FILE are both set: which one is meant?",
+        "--database-url and DATABASE_URL_FILE are both set; set only one of them",
     )
 
 
