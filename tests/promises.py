@@ -112,8 +112,8 @@ def signals() -> list[str]:
 
 
 def _listed(heading: str) -> str:
-    """What `--help` says below a heading."""
-    found = re.search(rf"^{heading}:\n((?:  .*\n)+)", cli._EPILOG, re.MULTILINE)
+    """What `--help-all` says below a heading."""
+    found = re.search(rf"^{heading}:\n((?:  .*\n)+)", cli._EXITS_AND_SIGNALS, re.MULTILINE)
     assert found is not None
     return found[1]
 
