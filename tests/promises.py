@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,15 @@ def commands() -> dict[str, list[str]]:
 
 
 def _flags(*command: str) -> set[str]:
-    shown = subprocess.run(
-        [sys.executable, "-m", "pkg", *command, "--help"], capture_output=True, text=True, check=True, timeout=60
+    flag = "--help-all" if command[0] in ("serve", "config") else "--help"
+    return set(re.findall(r"^  (?:-h, )?(--[a-z][a-z-]*)", _help(*command, flag), re.MULTILINE))
+
+
+@cache
+def _help(*arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "pkg", *arguments], capture_output=True, text=True, check=True, timeout=60
     ).stdout
-    return set(re.findall(r"^  (?:-h, )?(--[a-z][a-z-]*)", shown, re.MULTILINE))
 
 
 def exit_codes() -> dict[str, list[str]]:
@@ -113,7 +119,7 @@ def signals() -> list[str]:
 
 def _listed(heading: str) -> str:
     """What `--help-all` says below a heading."""
-    found = re.search(rf"^{heading}:\n((?:  .*\n)+)", cli._EXITS_AND_SIGNALS, re.MULTILINE)
+    found = re.search(rf"^{heading}:\n((?:  .*\n)+)", _help("serve", "--help-all"), re.MULTILINE)
     assert found is not None
     return found[1]
 
