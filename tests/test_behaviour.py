@@ -52,7 +52,7 @@ def rule(row: dict[str, str]) -> str:
 
 def example(row: dict[str, str]) -> bytes:
     (text,) = names(row["example"])
-    text = re.sub(r"\{(.+?)×(\d+)\}", lambda match: match[1] * int(match[2]), text)
+    text = re.sub(r"\{(.+?)\*(\d+)\}", lambda match: match[1] * int(match[2]), text)
     return text.encode().decode("unicode_escape").encode("latin-1")
 
 
