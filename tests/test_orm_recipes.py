@@ -1,0 +1,78 @@
+"""The recipes of docs/databases.md for SQLAlchemy and Django, as they stand there, through an outage.
+
+That they can be followed in peace, test_docs.py shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.client import wait_for
+from tests.faults.postgres import Postgres
+from tests.pages import ROOT, files_of
+from tests.processes import Process, ask, running
+
+FORM = {"Content_Type": "application/x-www-form-urlencoded"}
+MODULES = {"sqlalchemy": "orm_shop:app", "django": "library.wsgi"}
+
+
+@contextlib.contextmanager
+def library(name: str, folder: Path, database: Postgres, **environ: str) -> Iterator[Process]:
+    pytest.importorskip(name)
+    for path, text in files_of(ROOT / "docs/databases.md").items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(text)
+    environ = {"DATABASE_URL": database.url, "PKG_ADMIN": "off", "PKG_POOL_MAX_SIZE": "2", **environ}
+    if name == "django":
+        for command in (["makemigrations", "library"], ["migrate"]):
+            subprocess.run(
+                [sys.executable, "-m", "django", *command], cwd=folder, check=True, capture_output=True, timeout=60,
+                env={**environ, "DJANGO_SETTINGS_MODULE": "library.settings", "PYTHONPATH": str(folder)},
+            )  # fmt: skip
+    with running(folder, "", app=MODULES[name], **environ) as process:
+        wait_for(lambda: ask(process.address, "/readyz")[0] == 200, 15, "readiness")
+        yield process
+
+
+def add(process: Process, title: str) -> int:
+    return ask(process.address, "/", "POST", body=f"title={title}".encode(), **FORM)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODULES)
+def test_an_outage_is_503_and_passes(name: str, tmp_path: Path) -> None:
+    """More requests at a time than connections: each gives its own back, in peace and in an outage."""
+    with Postgres() as database, library(name, tmp_path, database) as process, ThreadPoolExecutor(6) as clients:
+        assert set(clients.map(lambda n: add(process, f"t{n}"), range(60))) == {201}
+        assert ask(process.address, "/", "POST", body=b"no=title", **FORM)[0] in (400, 500)
+        database.stop()
+        wait_for(lambda: ask(process.address, "/readyz")[0] == 503, 15, "readiness to fail")
+        for _ in range(4):
+            status, headers, _ = ask(process.address, "/")
+            assert (status, headers["retry-after"]) == (503, "1")
+        database.start()
+        wait_for(lambda: ask(process.address, "/readyz")[0] == 200, 15, "readiness")
+        answers = list(clients.map(lambda n: ask(process.address, "/"), range(12)))
+        assert {status for status, _, _ in answers} == {200}
+        found = json.loads(answers[0][2])
+        assert len(found["titles"] if name == "django" else found) == 60
+        assert process.stop() == 0, process.errors()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_connections_lost_at_once_cost_no_more_than_one_answer_each(name: str, tmp_path: Path) -> None:
+    """A restart that readiness does not notice."""
+    with Postgres() as database, library(name, tmp_path, database) as process:
+        assert add(process, "one") == 201
+        database.terminate()
+        answers = [ask(process.address, "/")[0] for _ in range(6)]
+        assert set(answers) <= {200, 503}
+        assert answers[-1] == 200
