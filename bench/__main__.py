@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--servers", default="", metavar="A,B", help="these servers: " + ", ".join(peers.BY_NAME))
     parser.add_argument("--output", type=Path, default=environment.BENCH / "results.json", help="default: %(default)s")
     parser.add_argument("--report", action="store_true", help="measure nothing: table and plots from the results")
-    parser.add_argument("--readme", type=Path, help="put the table between the markers of this file")
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help="put the tables between the markers of this page")
     arguments = parser.parse_args()
 
     results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
@@ -60,8 +60,8 @@ def main() -> int:
     for name, picture in plots.draw(results).items():
         (arguments.output.parent / f"{name}.svg").write_text(picture)
     print(report.terminal(results))
-    if arguments.readme:
-        report.update(arguments.readme, results)
+    if arguments.docs:
+        report.update(arguments.docs, results)
     return 0
 
 

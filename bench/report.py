@@ -1,6 +1,6 @@
-"""The tables of a run, as Markdown: for the terminal, and for the README between two markers.
+"""The tables of a run, as Markdown: for the terminal, and for docs/benchmarks.md between two markers.
 
-It reads results.json only, so that the README says what was measured and nothing else.
+It reads results.json only, so that the page says what was measured and nothing else.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 
 from bench.peers import BY_NAME, PEERS
 
-BEGIN, END = "<!-- bench: begin, written by `python -m bench --report --readme README.md` -->", "<!-- bench: end -->"
+BEGIN = "<!-- bench: begin, written by `python -m bench --report --docs docs/benchmarks.md` -->"
+END = "<!-- bench: end -->"
 
 Results = dict[str, Any]
 Row = dict[str, Any]
@@ -26,15 +27,15 @@ def terminal(results: Results) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def readme(results: Results) -> str:
-    """What a reader wants to see: the goals, the pictures beside results.json; every figure folded away below them."""
-    pictures = [f"![{alt}](bench/{name}.svg)" for name, alt, section in (
+def page(results: Results) -> str:
+    """What a reader wants to see: the goals, the pictures beside results.json; every figure below them."""
+    pictures = [f"![{alt}](../bench/{name}.svg)" for name, alt, section in (
         ("latency", "how long a health probe waits under load", "latency"),
         ("throughput", "requests per second of CPU", "hosting")) if results.get(section)]  # fmt: skip
     tables = [latency, hosting, probes, footprint, parsing, overhead]
+    how = notes(results)
     parts = [
-        goals(results), *pictures, "<details><summary>Every figure</summary>",
-        *(table(results) for table in tables), "</details>", notes(results),
+        goals(results), *pictures, *(table(results) for table in tables), how and f"## How it was measured\n\n{how}",
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part)
 
@@ -46,7 +47,7 @@ def update(path: Path, results: Results) -> None:
         raise ValueError(f"{path} has no lines {BEGIN!r} and {END!r}")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n\n{readme(results)}\n\n{END}{after}")
+    path.write_text(f"{before}{BEGIN}\n\n{page(results)}\n\n{END}{after}")
 
 
 # ------------------------------------------------------------------------- goals
@@ -312,4 +313,4 @@ def _table(title: str, head: list[str], body: list[list[str]], left: int = 1) ->
         return "| " + " | ".join(cells) + " |"
 
     rule = "|" + "|".join("-" * (w + 2) if n < left else "-" * (w + 1) + ":" for n, w in enumerate(widths)) + "|"
-    return "\n".join([f"**{title}**", "", line(head), rule, *map(line, body)])
+    return "\n".join([f"## {title}", "", line(head), rule, *map(line, body)])

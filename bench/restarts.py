@@ -5,9 +5,9 @@ ours, which has no more rights than in its image.  Each is told to end by SIGTER
 has the same grace period and the same application; a request is lost when its client gets no response, or one that is
 not 200 with the right body.
 
-    python -m bench.restarts [--rounds N] [--readme README.md]
+    python -m bench.restarts [--rounds N] [--docs docs/shutdown.md]
 
-prints the table, puts it between the README's markers, and measures beside it what no server can save: requests that
+prints the table, puts it between that page's markers, and measures beside it what no server can save: requests that
 cross the end of an idle connection.
 """
 
@@ -258,7 +258,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.restarts", description="Requests lost in rolling restarts.")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="both instances once each (default: %(default)s)")
     parser.add_argument("--races", type=int, default=20, help="ends of 1,000 idle connections (default: %(default)s)")
-    parser.add_argument("--readme", type=Path, help="put the table between the markers of this file")
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help="put the table between the markers of this page")
     arguments = parser.parse_args()
     session = Session(False, [], {})
     session.missing |= environment.prepare(session.say)
@@ -276,10 +276,10 @@ def main() -> int:
     )
     text = f"{table(rows)}\n\nOurs on {describe()}. {last}"
     print(text)
-    if arguments.readme:
-        before, _, rest = arguments.readme.read_text().partition(BEGIN)
+    if arguments.docs:
+        before, _, rest = arguments.docs.read_text().partition(BEGIN)
         _, _, after = rest.partition(END)
-        arguments.readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        arguments.docs.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
     return 0
 
 

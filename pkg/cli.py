@@ -238,7 +238,7 @@ def _parser(command: str, *, is_full: bool) -> argparse.ArgumentParser:
         )
     else:
         parser.add_argument("--json", action="store_true", help="print JSON")
-        parser.add_argument("--markdown", action="store_true", help=argparse.SUPPRESS)  # for the documentation
+        parser.add_argument("--markdown", action="store_true", help=argparse.SUPPRESS)  # docs/settings.md
     return parser
 
 

@@ -403,7 +403,7 @@ class Settings:
 
 
 SETTINGS: tuple[Setting[Any], ...] = tuple(value for value in vars(Settings).values() if isinstance(value, Setting))
-# The headings of `--help-all` and of the settings table, each with the setting before which it stands.
+# The headings of `--help-all` and of docs/settings.md, each with the setting before which it stands.
 HEADINGS = {
     "host": "Listening",
     "pool": "Database",
@@ -584,19 +584,41 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
     return settings
 
 
-# --- the table of the documentation -----------------------------------------------------------------------------------
+# --- docs/settings.md ----------------------------------------------------------------------------------------------
+
+_PAGE = """\
+# Settings
+
+<!-- Written by `python -m pkg config --markdown >docs/settings.md`; what it says is in pkg/settings.py. -->
+
+A setting is given by a flag or by an environment variable; a flag wins. The flag of `drain_delay` is `--drain-delay`,
+its variable is `PKG_DRAIN_DELAY`. An empty variable counts as not set. `app` is given without a flag:
+`python -m pkg shop:app --drain-delay 2s`.
+
+`python -m pkg config` prints every setting with its value, its default, and where the value came from. It exits with 2
+and lists every fault if a value is wrong; so does the server, before it binds anything. An unknown variable that
+begins with `PKG_` is a warning that names the nearest setting. Secrets are never printed.
+
+| kind of value | examples |
+|---|---|
+| duration | `500ms`, `2s`, `5m`, `1h`, `90`; a number without a unit is seconds |
+| size | `65536`, `64k`, `64KiB`, `1MiB`; a number without a unit is bytes, and `k` is 1024 |
+| truth | `true`, `yes`, `on`, `1`; `false`, `no`, `off`, `0`; as flags `--access-log` and `--no-access-log` |
+| networks | `10.0.0.0/8,fd00::/8` |
+"""
 
 
 def markdown() -> str:
-    """The settings as a Markdown table for the documentation; a test compares the two."""
+    """The page of the settings, for docs/settings.md; a test compares the two."""
 
     def escaped(text: str) -> str:
         return text.replace("|", "\\|")
 
-    lines = ["| setting | environment | default | range | what it does |", "|---|---|---|---|---|"]
+    lines = [_PAGE.rstrip()]
     for setting in SETTINGS:
         if setting.name in HEADINGS:
-            lines.append(f"| **{HEADINGS[setting.name]}** | | | | |")
+            lines += ["", f"## {HEADINGS[setting.name]}", ""]
+            lines += ["| setting | environment | default | range | what it does |", "|---|---|---|---|---|"]
         default = setting.show(setting.default)
         lines.append(
             f"| `{setting.name}` | `{setting.environment}` | {f'`{default}`' if default else ''} | {setting.bounds()} "

@@ -1,4 +1,4 @@
-"""What the benchmark writes into the README is what its results file says."""
+"""What the benchmark writes into docs/benchmarks.md is what its results file says."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 GOALS = """\
-**Goals**
+## Goals
 
 | what | goal | measured | met |
 |---|---|---|---|
@@ -72,35 +72,35 @@ def test_a_probe_without_an_answer_is_in_the_table() -> None:
 def test_report_command(tmp_path: Path) -> None:
     """The tables stand between the markers, the rest of the page as it was; the pictures are XML."""
     (tmp_path / "results.json").write_text(json.dumps(SMALL))
-    page = tmp_path / "README.md"
+    page = tmp_path / "benchmarks.md"
     page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     subprocess.run(
-        [sys.executable, "-m", "bench", "--report", "--output", tmp_path / "results.json", "--readme", page],
+        [sys.executable, "-m", "bench", "--report", "--output", tmp_path / "results.json", "--docs", page],
         cwd=ROOT, check=True, timeout=60, capture_output=True,
     )  # fmt: skip
     text = page.read_text()
-    assert text == f"before\n{report.BEGIN}\n\n{report.readme(SMALL)}\n\n{report.END}\nafter\n"
+    assert text == f"before\n{report.BEGIN}\n\n{report.page(SMALL)}\n\n{report.END}\nafter\n"
     assert "old" not in text and report.goals(SMALL) in text
     for name in ("latency", "throughput"):
-        assert f"bench/{name}.svg" in text
+        assert f"](../bench/{name}.svg)" in text
         assert ElementTree.parse(tmp_path / f"{name}.svg").getroot().tag.endswith("svg")
 
 
 def test_a_page_without_markers_is_refused(tmp_path: Path) -> None:
-    page = tmp_path / "README.md"
+    page = tmp_path / "benchmarks.md"
     page.write_text("nothing here\n")
     with pytest.raises(ValueError, match="has no lines"):
         report.update(page, SMALL)
 
 
-def test_the_readme_says_what_the_results_say(tmp_path: Path) -> None:
+def test_the_page_says_what_the_results_say(tmp_path: Path) -> None:
     results = ROOT / "bench" / "results.json"
-    page = tmp_path / "README.md"
-    shutil.copy(ROOT / "README.md", page)
+    page = tmp_path / "benchmarks.md"
+    shutil.copy(ROOT / "docs/benchmarks.md", page)
     if results.exists():
         report.update(page, json.loads(results.read_text()))
     else:  # not measured yet: then nothing is claimed
         text = page.read_text()
         between = text.partition(report.BEGIN)[2].partition(report.END)[0]
         page.write_text(text.replace(report.BEGIN + between, report.BEGIN + "\n"))
-    assert page.read_text() == (ROOT / "README.md").read_text()
+    assert page.read_text() == (ROOT / "docs/benchmarks.md").read_text()

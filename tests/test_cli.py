@@ -216,7 +216,7 @@ def test_config_lists_all_faults_at_once() -> None:
     ]
 
 
-def test_config_as_markdown_is_the_table_of_the_readme() -> None:
+def test_config_as_markdown_is_the_page_of_the_settings() -> None:
     from pkg.settings import markdown
 
     result = run("config", "--markdown")

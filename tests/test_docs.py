@@ -1,152 +1,133 @@
-"""The pages of docs/: what they show is run as they show it, and no link leads nowhere.
-
-A fenced block is preceded by a comment that says what becomes of it:
-
-    <!-- file: NAME -->        it is written to that file
-    <!-- serve -->             its command runs in the background, on a free port, until the next one or the page's end
-    <!-- serve: database -->   the same, with a PostgreSQL behind the DATABASE_URL that it names
-    <!-- run -->               its commands (`$ ...`) run; where output follows a command, that is what it must print
-    <!-- not run: REASON -->   it is only shown
-"""
+"""The pages: what they show is run as they show it, no link leads nowhere, and what they name is there."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shlex
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.client import wait_for
-from tests.faults.postgres import Postgres
-from tests.processes import ask, free_port
+from pkg import _other_servers
+from pkg.settings import SETTINGS
+from tests import test_fault_matrix
+from tests.pages import ROOT, Reader, anchors, blocks, prose
 
-ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "CHANGELOG.md", *ROOT.glob("CONTRIBUTING.md")])
-BLOCK = re.compile(r"^(?:<!-- (.+?) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def blocks(page: Path) -> list[tuple[str, str]]:
-    """(what its comment says, text) of each fenced block."""
-    return [(match[1] or "", match[3]) for match in BLOCK.finditer(page.read_text())]
+DOCS = sorted(ROOT.glob("docs/*.md"))
+PAGES = [*DOCS, *sorted(ROOT.glob("*.md"))]
+FOLLOWED = [ROOT / "README.md", *DOCS]
 
 
-def slug(heading: str) -> str:
-    """The anchor that GitHub gives a heading."""
-    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+# What is no setting and may be named: of tests and tools.
+OTHER_VARIABLES = {"PKG_NAME", "PKG_URL"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
-    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if target.startswith(("https://", "http://")):
             continue
         name, _, anchor = target.partition("#")
         there = (page.parent / name).resolve() if name else page
         assert there.exists(), f"{page.name}: {target}"
-        if anchor:
-            headings = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
-            assert anchor in map(slug, headings), f"{page.name}: {target}"
+        assert ROOT in there.parents, f"{page.name}: {target} is outside of the project"
+        assert not anchor or anchor in anchors(there), f"{page.name}: {target}; it has {sorted(anchors(there))}"
 
 
-class Session:
-    """A reader at the keyboard, in an empty folder."""
-
-    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
-        self._folder, self._stack = folder, stack
-        self._port, self._admin = free_port(), free_port()
-        self._server: subprocess.Popen[bytes] | None = None
-        stack.callback(self._end)
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        self._environ = os.environ | {
-            "PATH": path,
-            "PORT": str(self._port),
-            "HOST": "127.0.0.1",
-            "PKG_ADMIN": f"127.0.0.1:{self._admin}",
-            "PKG_DRAIN_DELAY": "0",
-        }
-
-    def follow(self, what: str, text: str) -> None:
-        kind, _, rest = what.partition(": ")
-        match kind:
-            case "file":
-                (self._folder / rest).write_text(text)
-            case "serve":
-                self._serve(text, rest)
-            case "run":
-                for command, shown in steps(text):
-                    printed = self._run(command)
-                    assert not shown or printed.rstrip("\n") == shown.rstrip("\n"), f"$ {command}\n{printed}"
-            case "not run":
-                assert rest, "no reason is given"
-            case _:
-                raise AssertionError(f"{what!r} says nothing of what becomes of the block\n{text}")
-
-    def _run(self, command: str) -> str:
-        command = command.replace("8080", str(self._port)).replace("9901", str(self._admin))
-        done = subprocess.run(
-            ["bash", "-c", command], cwd=self._folder, env=self._environ, capture_output=True, text=True, timeout=60
-        )
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
-        return done.stdout
-
-    def _serve(self, text: str, rest: str) -> None:
-        self._end()
-        ((command, _),) = steps(text)
-        environ = dict(self._environ)
-        words = shlex.split(command)
-        while "=" in words[0]:
-            name, _, value = words.pop(0).partition("=")
-            environ[name] = value
-        if rest == "database":
-            assert environ["DATABASE_URL"].startswith("postgresql://")
-            environ["DATABASE_URL"] = self._stack.enter_context(Postgres()).url
-        self._server = subprocess.Popen(words, cwd=self._folder, env=environ, stdout=subprocess.DEVNULL)
-
-        def is_ready() -> bool:
-            assert self._server is not None and self._server.poll() is None
-            try:
-                return ask(("127.0.0.1", self._port), "/readyz")[0] == 200
-            except OSError:
-                return False
-
-        wait_for(is_ready, 20, "readiness")
-
-    def _end(self) -> None:
-        server, self._server = self._server, None
-        if server is not None:
-            server.send_signal(signal.SIGINT)
-            try:
-                assert server.wait(20) == 0
-            finally:
-                if server.poll() is None:
-                    server.kill()
-                    server.wait(10)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_what_a_page_names_is_there(page: Path) -> None:
+    """Files of the project, targets of the Makefile, settings."""
+    text = page.read_text()
+    for name in re.findall(r"`((?:bench|deploy|docs|examples|ext|pkg|tests)/[\w./-]+\.\w+)`", text):
+        assert (ROOT / name).exists(), f"{page.name}: {name}"
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for name in re.findall(r"(?:`|^\$ |^    )make ([a-z-]+)", text, re.MULTILINE):
+        assert name in targets, f"{page.name}: make {name}"
+    if page.name != "CHANGELOG.md":  # which remembers
+        known = {setting.environment for setting in SETTINGS} | OTHER_VARIABLES
+        for name in re.findall(r"\bPKG_[A-Z_]*[A-Z]\b", text):
+            assert name in known, f"{page.name}: {name}"
 
 
-def steps(text: str) -> Iterator[tuple[str, str]]:
-    """(command, what it prints) of a block of a terminal."""
-    assert text.startswith("$ "), text
-    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
-        command, _, shown = part.partition("\n")
-        yield command, shown
+@pytest.mark.parametrize("page", DOCS, ids=name_of)
+def test_the_index_has_every_page(page: Path) -> None:
+    index = (ROOT / "docs/README.md").read_text()
+    assert page.name == "README.md" or f"]({page.name})" in index
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.parent.name == "docs"], ids=lambda page: page.name)
+def test_the_readme_is_read_to_its_end() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 160
+
+
+@pytest.mark.parametrize("page", FOLLOWED, ids=name_of)
 def test_a_page_can_be_followed(page: Path, tmp_path: Path) -> None:
+    found = blocks(page)
+    if not found:
+        return
     pytest.importorskip("flask")
     with contextlib.ExitStack() as stack:
-        session = Session(tmp_path, stack)
-        if page.name != "getting-started.md":  # the others go on with its application
-            for what, text in blocks(ROOT / "docs" / "getting-started.md"):
-                if what.startswith("file:"):
-                    session.follow(what, text)
-        for what, text in blocks(page):
-            session.follow(what, text)
+        reader = Reader(tmp_path, stack)
+        if page.parent.name == "docs" and page.name != "getting-started.md":  # the others go on with its application
+            for block in blocks(ROOT / "docs/getting-started.md"):
+                if block.what.startswith("file:"):
+                    reader.follow(block)
+        for block in found:
+            reader.follow(block)
+
+
+def rows(page: str, marker: str) -> list[str]:
+    """The first column of the table between two markers, without its head."""
+    text = (ROOT / page).read_text().partition(f"<!-- {marker} -->")[2].partition(f"<!-- /{marker} -->")[0]
+    return re.findall(r"^\| (.+?) \|", text, re.MULTILINE)[1:]
+
+
+def test_the_matrix_has_every_fault() -> None:
+    assert rows("docs/databases.md", "matrix") == [fault.name for fault in test_fault_matrix.FAULTS]
+
+
+def test_the_drain_table_has_every_server() -> None:
+    from bench.restarts import SERVERS
+
+    assert rows("docs/shutdown.md", "drain") == [server.title for server in SERVERS.values()]
+
+
+OTHERS = [ROOT / "docs/from-gunicorn.md", ROOT / "docs/from-uvicorn.md"]
+
+
+@pytest.mark.parametrize("page", OTHERS, ids=name_of)
+def test_there_are_the_flags_that_replace_others(page: Path) -> None:
+    ours = {setting.flag for setting in SETTINGS} | {f"--no-{setting.flag[2:]}" for setting in SETTINGS}
+    table = re.findall(r"^\| (.+?) \| (.+?) \|.*\|$", page.read_text(), re.MULTILINE)
+    assert len(table) > 15
+    for _, here in table:
+        assert set(re.findall(r"--[a-z][\w-]+", here)) <= ours
+
+
+def test_flags_that_the_program_answers_are_on_a_page() -> None:
+    text = "".join(page.read_text() for page in OTHERS)
+    assert [flag for flag in _other_servers._INSTEAD if flag.startswith("--") and flag not in text] == []
+
+
+def quoted(page: str) -> list[str]:
+    """Messages that a page quotes, each in a cell of its own: `... text`."""
+    return re.findall(r"^\| `([^`]+)` \|", (ROOT / page).read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("message", quoted("docs/troubleshooting.md"))
+def test_a_quoted_message_is_one_of_the_program_s(message: str) -> None:
+    """Its fixed parts stand in the source, in order; `...` and numbers are what a format fills in."""
+    source = "\n".join(_joined(path.read_text()) for path in [*ROOT.glob("pkg/*.py"), *ROOT.glob("ext/*.[chp]*")])
+    parts = [re.escape(part) for part in re.split(r"\.\.\.|\b\d+(?:\.\d+)?\b", message)]
+    is_found = re.search(r"[^\n]*?".join(parts), source) is not None
+    assert is_found, message
+
+
+def _joined(text: str) -> str:
+    """Python's and C's adjacent string literals as one."""
+    return re.sub(r'"\s*\n\s*f?"', "", text)

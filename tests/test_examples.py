@@ -1,4 +1,4 @@
-"""The examples run as the README says, as processes of their own."""
+"""The examples run as their pages say, as processes of their own."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@
 It does not look inside: `test_database.py` does; nor does it wait for long: `test_outages.py` does.
 
 Faults run several at a time, since most of their time is waiting; each test then judges its own row.  With
-FAULT_MATRIX=FILE.md (or .json) in the environment the table is written there.
+FAULT_MATRIX=FILE.md (or .json) in the environment the table is written there, between markers if the file has them.
 """
 
 from __future__ import annotations
@@ -362,4 +362,7 @@ def write(rows: list[Row]) -> None:
         f"| {row.threads[0]} / {row.threads[1]} | {row.descriptors[0]} / {row.descriptors[1]} |"
         for row in rows
     ]
-    Path(target).write_text("\n".join(lines) + "\n")
+    table, path = "\n".join(lines), Path(target)
+    before, marker, rest = (path.read_text() if path.exists() else "").partition("<!-- matrix -->\n")
+    after = rest.partition("<!-- /matrix -->")[2]
+    path.write_text(f"{before}{marker}{table}\n<!-- /matrix -->{after}" if marker else f"{table}\n")

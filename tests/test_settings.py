@@ -105,7 +105,7 @@ def test_declaration_is_complete(setting: Setting[object]) -> None:
     assert (setting.low is None) == (setting.high is None)
     if isinstance(setting.default, int | float) and not isinstance(setting.default, bool):
         assert setting.low is not None, "a number needs bounds"
-    # The default is what its own text means, so that help, README and `config` say what can be typed.
+    # The default is what its own text means, so that help, docs and `config` say what can be typed.
     shown = setting.kind.show(setting.default)
     assert setting.parse(shown) == setting.default if shown else setting.default == ""
 
@@ -574,16 +574,35 @@ def test_value_and_file_together_are_a_fault(tmp_path: Path) -> None:
     )
 
 
-# --- the README
+# --- docs/settings.md
 
 
 def test_markdown_has_one_row_for_each_setting() -> None:
     table = settings.markdown()
     names = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", table, re.MULTILINE)
     assert names == [(setting.name, setting.environment) for setting in SETTINGS]
-    assert all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in table.splitlines())
+    rows = [line for line in table.partition("\n## ")[2].splitlines() if line.startswith("|")]
+    assert len(rows) == len(SETTINGS) + 2 * len(settings.HEADINGS)
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 6 for row in rows)
 
 
-def test_readme_shows_the_table() -> None:
-    readme = Path(__file__).parent.parent / "README.md"
-    assert settings.markdown() in readme.read_text(), "python -m pkg config --markdown prints what belongs there"
+def test_the_page_is_of_these_settings() -> None:
+    page = Path(__file__).parent.parent / "docs" / "settings.md"
+    wanted = f"{settings.markdown()}\n"
+    assert page.read_text() == wanted, "write it again: python -m pkg config --markdown >docs/settings.md"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("drain_delay", "500ms", 0.5), ("drain_delay", "2s", 2.0), ("idle_timeout", "5m", 300.0),
+        ("idle_timeout", "1h", 3600.0), ("idle_timeout", "90", 90.0), ("body_buffer_size", "65536", 65536),
+        ("body_buffer_size", "64k", 65536), ("body_buffer_size", "64KiB", 65536), ("buffer_size", "1MiB", 1 << 20),
+        ("trusted_proxies", "10.0.0.0/8,fd00::/8", "10.0.0.0/8,fd00::/8"),
+        *(("access_log", word, True) for word in ("true", "yes", "on", "1")),
+        *(("access_log", word, False) for word in ("false", "no", "off", "0")),
+    ],
+)  # fmt: skip
+def test_values_are_written_as_the_page_says(name: str, text: str, value: object) -> None:
+    assert f"`{text}`" in settings.markdown()
+    assert getattr(load({}, {name: text}), name) == value

@@ -210,7 +210,7 @@ def test_ca_certificates_are_there_and_used(engine: Engine, image: str) -> None:
 def test_sizes(
     engine: Engine, image: str, base_image: str, files: Files, record_property: pytest.RecordProperty
 ) -> None:
-    """Prints the README's table (`pytest -s -k test_sizes tests/image`)."""
+    """Prints the table of docs/deploying.md (`pytest -s -k test_sizes tests/image`)."""
     layers = engine.layers(image)
     base = len(engine.digests(base_image))
     assert engine.digests(image)[:base] == engine.digests(base_image)
@@ -224,10 +224,10 @@ def test_sizes(
     print(f"files: {len(regular):,}; ELF files: {sum(content.startswith(ELF) for content in regular)}", end="; ")
     print(f"Debian packages: {sum(bool(STATUS.fullmatch(path)) for path in files)}", end="; ")
     print(f"commands: {sorted(path for path in executables(files) if '/bin/' in path or '/sbin/' in path)}")
-    claimed = re.search(r"^\| to pull \(gzip\) \| \*\*([\d.]+) MB\*\*", (ROOT / "README.md").read_text(), re.M)
+    claimed = re.search(r"^\| to pull \(gzip\) \| \*\*([\d.]+) MB\*\*", (ROOT / "docs/deploying.md").read_text(), re.M)
     assert claimed is not None
     packed = sum(layer.packed_size for layer in layers)
-    assert float(claimed[1]) * 1e6 == pytest.approx(packed, rel=0.02), "the README's table is old"
+    assert float(claimed[1]) * 1e6 == pytest.approx(packed, rel=0.02), "the table of docs/deploying.md is old"
     (application,), byte_code = parts["application and libpq"], parts["byte code"]
     assert sum(layer.packed_size for layer in layers) < 26_000_000
     assert sum(layer.size for layer in layers) < 72_000_000
