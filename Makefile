@@ -4,12 +4,13 @@ PYTHON ?= python3
 PY      = .venv/bin/python
 PORT   ?= 8080
 SECONDS_EACH ?= 60
+MINUTES ?= 60
 
 PIP     = $(PY) -m pip install -q --disable-pip-version-check
 TOOLS   = import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
           print(*(r for r in p["optional-dependencies"]["test"] if not r.startswith(p["name"])))
 
-.PHONY: run test test-image-python test-all lint bench image wheel fuzz compatibility ext clean check-tools
+.PHONY: run test test-image-python test-all soak lint bench image wheel fuzz compatibility ext clean check-tools
 
 run: .venv/running           ## the service on $(PORT), with DATABASE_URL or a PostgreSQL of its own; APP=module:attribute
 	@PORT=$(PORT) exec $(PY) -m tests.faults.postgres --unless-set -- $(PY) -m pkg $(APP)
@@ -22,6 +23,9 @@ test-image-python: check-tools .venv/ready ## the fast tests on the image's Pyth
 
 test-all: check-tools .venv/ready ## every test, also those that take minutes each
 	@$(PY) -m pytest -q $(ARGS)
+
+soak: .venv/ready            ## good and bad clients for MINUTES=60; memory and descriptors are to stay flat
+	@$(PY) -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 lint: .venv/ready            ## ruff and mypy
 	@$(PY) -m ruff check pkg tests bench deploy/wheel setup.py && $(PY) -m ruff format --check pkg tests bench deploy/wheel setup.py && $(PY) -m mypy
