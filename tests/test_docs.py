@@ -11,7 +11,7 @@ import pytest
 from pkg import _other_servers
 from pkg.settings import SETTINGS
 from tests import test_fault_matrix
-from tests.pages import ROOT, Reader, anchors, blocks, prose
+from tests.pages import ROOT, Block, Reader, anchors, blocks, prose
 
 DOCS = sorted(ROOT.glob("docs/*.md"))
 PAGES = [*DOCS, *sorted(ROOT.glob("*.md"))]
@@ -79,6 +79,28 @@ def test_a_page_can_be_followed(page: Path, tmp_path: Path) -> None:
                     reader.follow(block)
         for block in found:
             reader.follow(block)
+
+
+def spoken() -> list[str]:
+    """Commands within a sentence or a table that ask a running server; the one that ends it comes last."""
+    text = "".join(page.read_text() for page in FOLLOWED)
+    found = set(re.findall(r"`(curl [^`]+|python3? -m pkg (?:config|probe|admin|--\w)[^`]*)`", text))
+    return sorted((command for command in found if "..." not in command), key=lambda c: (c.endswith("/drain"), c))
+
+
+def test_commands_within_sentences_work(tmp_path: Path) -> None:
+    pytest.importorskip("flask")
+    commands = spoken()
+    assert len(commands) > 10
+    with contextlib.ExitStack() as stack:
+        reader = Reader(tmp_path, stack)
+        for block in blocks(ROOT / "README.md"):
+            if block.what.startswith(("file:", "serve:")):
+                reader.follow(block)
+        (tmp_path / "docs").mkdir()
+        for command in commands:
+            command = command.replace("curl ", "curl -sf ").replace("seconds=10'", "seconds=1'")
+            reader.follow(Block("run", "console", f"$ {command}\n"))
 
 
 def rows(page: str, marker: str) -> list[str]:
