@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -18,6 +20,7 @@ from tests.client import wait_for
 from tests.faults.pgbouncer import PGBOUNCER, bouncing
 from tests.faults.postgres import Postgres
 from tests.faults.proxy import Proxy
+from tests.processes import ask, running
 
 SLEEPING = "select count(*) from pg_stat_activity where usename = 'app' and state = 'active'"
 
@@ -161,3 +164,40 @@ def test_tls_that_is_not_demanded(server: Postgres, tls_url: str) -> None:
             assert conn.pgconn.ssl_in_use
         runs_out(db, "select pg_sleep(60)")
         wait_for(lambda: server.sql(SLEEPING) == 0, 5, "the query to end")
+
+
+# What a client begins with (PostgreSQL: protocol-message-formats, SSLRequest and CancelRequest).
+SSL_REQUEST = struct.pack("!II", 8, 80877103)
+CANCEL_REQUEST = struct.pack("!II", 16, 80877102)
+
+SOURCE = """
+import pkg
+
+def app(environ, start_response):
+    with pkg.connection(timeout=1) as conn:
+        conn.execute("select pg_sleep(%s), 'of the service'", [float(environ["QUERY_STRING"])])
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+"""
+
+
+@needs_pgbouncer
+@pytest.mark.parametrize("mode", ["require", "prefer"])
+def test_what_the_process_sends_in_plain_text(server: Postgres, tls_url: str, tmp_path: Path, mode: str) -> None:
+    """Its secret only where libpq, before 17, can do no other and nobody demands TLS."""
+    is_encrypted = capabilities.has_cancel_safe()
+    with Proxy(int(tls_url.rpartition(":")[2].partition("/")[0])) as proxy:
+        url = f"{server.url_of('first-secret', proxy.port)}?sslmode={mode}"
+        environ = {"DATABASE_URL": url, "PKG_PREPARE_STATEMENTS": "false", "PKG_ADMIN": "off"}
+        environ |= {"PKG_POOL_MIN_SIZE": "1", "PKG_POOL_MAX_SIZE": "1"}
+        with running(tmp_path, SOURCE, **environ) as process:
+            wait_for(lambda: ask(process.address, "/readyz")[0] == 200, 10, "readiness")
+            assert ask(process.address, "/?60")[0] == 503
+            if is_encrypted or mode == "prefer":
+                wait_for(lambda: server.sql(SLEEPING) == 0, 5, "the query to end")
+            else:
+                process.await_message("is not cancelled on the server: sslmode=require")
+                assert server.terminate() == 1
+            plain = [beginning for beginning in proxy.beginnings if not beginning.startswith(SSL_REQUEST)]
+            assert [beginning[:8] for beginning in plain] == [CANCEL_REQUEST] * (mode == "prefer" and not is_encrypted)
+            assert process.stop() == 0

@@ -6,6 +6,7 @@ It does not understand what it carries.
     proxy.mode = Mode.BLACK_HOLE        in force when the assignment returns
     proxy.delay = 0.2                   seconds that each chunk of bytes takes, each way
     proxy.cut_after = 100               a connection is reset once so many bytes have come back from the server
+    proxy.beginnings                    what each client has sent first, up to 16 bytes
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Proxy:
         self.cut_after = 0
         self.accepted = 0
         self.carried = 0  # bytes, both ways
+        self.beginnings: list[bytes] = []
         self._forgotten: set[_Side] = set()
         self._mode = Mode.PASS
         self._wanted: Mode | None = None
@@ -224,6 +226,8 @@ class Proxy:
         if not data:
             side.ended = True
             self._selector.unregister(side.socket)
+        elif not side.is_server and side.received == 0:
+            self.beginnings.append(data[:16])
         side.received += len(data)
         self.carried += len(data)
         cut = self.cut_after if side.is_server else 0
