@@ -150,13 +150,13 @@ def end(process: First) -> None:
 
 
 def test_exit_codes_are_the_applications_while_orphans_end(first: First) -> None:
-    """1,000 of subprocess.run(), and some hundred that are asked for late."""
+    """1,000 of subprocess.run(), and some hundred that are asked for late; at least 110 orphans end meanwhile."""
     stop = threading.Event()
+    rounds: list[str] = []
 
     def leave_orphans() -> None:
         while not stop.is_set():
-            get(first.address, "/orphans?10")
-            get(first.address, "/daemon")
+            rounds.append(first.text("/orphans?10") + first.text("/daemon"))
 
     disturber = threading.Thread(target=leave_orphans, daemon=True)
     disturber.start()
@@ -172,6 +172,8 @@ def test_exit_codes_are_the_applications_while_orphans_end(first: First) -> None
         stop.set()
         disturber.join(30)
     assert results == ["0"] * len(targets)
+    assert rounds == ["0"] * len(rounds)
+    assert len(rounds) >= 10
     wait_for(lambda: children(first.init) == [first.service], 20, "every orphan reaped")
     assert first.errors() == ""
 
