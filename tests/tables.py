@@ -26,6 +26,6 @@ def tables(page: str, *columns: str) -> list[dict[str, str]]:
     return found
 
 
-def names(cell: str) -> list[str]:
-    """What is in backquotes."""
-    return re.findall(r"`([^`]+)`", cell)
+def names(text: str) -> list[str]:
+    """What is in backquotes, but not in fenced blocks."""
+    return re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))

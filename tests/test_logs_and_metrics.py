@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pkg._records import text_access
+from tests import promises
 from tests.client import wait_for
 from tests.faults.postgres import Postgres
 from tests.processes import Process, ask, free_port, running
@@ -171,3 +172,8 @@ def test_everything_shown_is_a_metric_of_the_page() -> None:
     shown |= {m for row in tables(PAGE, "condition") for m in re.findall(r"(?:pkg|db|http)_\w+", row["condition"])}
     assert shown
     assert {re.sub(r"_(count|sum)$", "", name) if name not in told else name for name in shown} <= told
+
+
+def test_every_logger_is_named() -> None:
+    told = set(names((DOCS / PAGE).read_text()))
+    assert set(promises.loggers()) - {"pkg"} <= told
