@@ -14,8 +14,8 @@ A fenced block of a page is preceded by a comment that says what becomes of it:
     <!-- tested by: FILE::NAME --> that test runs it
     <!-- not run: REASON -->       it is only shown
 
-A block of text, a drawing or a document without a comment is only shown as well; it contains no command.  In output `...`
-stands for anything, in messages of the server so does every number.  Well-known ports are free ones in fact.
+A block of text, a drawing or a document without a comment is only shown as well; it contains no command.  In output
+`...` stands for anything, in messages of the server so does every number.  Well-known ports are free ones in fact.
 """
 
 from __future__ import annotations
