@@ -39,6 +39,12 @@ def test_it_is_three_lines() -> None:
     assert [line.split()[0] for line in last] == ["FROM", "COPY", "ENV"]
 
 
+def test_another_command_of_the_application(engine: Engine, own_image: str) -> None:
+    """As docs/deploying.md runs migrations."""
+    flags = ["--network=host", "--env=PYTHONPATH=/app", "--entrypoint=/usr/bin/python3"]
+    assert engine.run("run", "--rm", *flags, own_image, "-m", "flask", "--version").stdout.startswith("Python 3.13")
+
+
 def test_it_keeps_what_the_image_is(engine: Engine, image: str, own_image: str) -> None:
     ours, own = engine.inspect(image)["Config"], engine.inspect(own_image)["Config"]
     for key in ("Entrypoint", "User", "WorkingDir", "StopSignal", "ExposedPorts"):
