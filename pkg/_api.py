@@ -51,7 +51,7 @@ def current() -> Service:
     """The running service.  NotRunningError: there is none in this process."""
     if _current is None:
         if _is_child:
-            raise NotRunningError("the service runs in the process that this one was forked from")
+            raise NotRunningError("the service runs in the parent process, not in this forked child")
         raise NotRunningError("no service is running in this process; start it with `python -m pkg`")
     return _current
 

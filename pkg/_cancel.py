@@ -91,7 +91,7 @@ def prepare(pgconn: Any) -> Cancel | None:
         for option in pgconn.info:
             name, value = option.keyword.decode(), (option.val or b"").decode()
             if value in _ENCRYPTED.get(name, ()):
-                _say_once(f"{name}={value} is set, and this libpq (before 17) sends cancel requests in plain text")
+                _say_once(f"{name}={value} is set, but this libpq (before 17) sends cancel requests unencrypted")
                 return None
         return PlainCancel(pgconn)
     except OSError as error:
@@ -108,7 +108,7 @@ def _say_once(why: str) -> None:
     global _said
     if not _said:
         _said = True
-        _log.warning("a query whose deadline passes is not cancelled on the server: %s", why)
+        _log.warning("queries are not cancelled on the server when their deadline passes: %s", why)
 
 
 class _Request(ctypes.Structure):
@@ -128,13 +128,13 @@ def _secret(pgconn: Any) -> tuple[int, int]:
     libpq = _load_libpq()
     request = libpq.PQgetCancel(pgconn.pgconn_ptr)
     if not request:
-        raise psycopg.OperationalError("libpq gives no cancel request for this connection")
+        raise psycopg.OperationalError("libpq returned no cancel request for this connection")
     try:
         found = _Request.from_buffer_copy(ctypes.string_at(request, ctypes.sizeof(_Request)))
     finally:
         libpq.PQfreeCancel(request)
     if found.number != pgconn.backend_pid:
-        raise OSError("this libpq keeps the connection's secret in another way")
+        raise OSError("this libpq stores the connection's secret in an unknown layout")
     return found.number, found.secret
 
 
@@ -149,7 +149,7 @@ def _load_libpq() -> ctypes.CDLL:
             paths = (line.split(maxsplit=5)[-1].strip() for line in maps if "/libpq" in line)
             path = next((path for path in paths if path.rpartition("/")[2].startswith(("libpq.", "libpq-"))), None)
         if path is None:
-            raise OSError("libpq is not among the libraries of this process")
+            raise OSError("libpq was not found among the libraries of this process")
         libpq = ctypes.CDLL(path)
         libpq.PQgetCancel.argtypes, libpq.PQgetCancel.restype = [ctypes.c_void_p], ctypes.c_void_p
         libpq.PQfreeCancel.argtypes, libpq.PQfreeCancel.restype = [ctypes.c_void_p], None

@@ -30,7 +30,9 @@ def end(error: BaseException | None) -> NoReturn:
         elif error.code is not None:
             code, text = 1, f"{error.code}\n"
     elif error is None or isinstance(error, ClientDisconnected):
-        text = f"pkg: process {os.getpid()}, forked in a request, has come back from its handler and ends\n"
+        text = (
+            f"pkg: process {os.getpid()}, forked while a request was served, has returned from the handler and exits\n"
+        )
     else:
         code, text = 1, "".join(traceback.format_exception(error))
     try:

@@ -84,7 +84,7 @@ class LastWord:
     def __call__(self, diagnostic: psycopg.errors.Diagnostic) -> None:
         self.heard = True
         if diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
-            self.text = diagnostic.message_primary or "the server ended the session"
+            self.text = diagnostic.message_primary or "the server closed the session"
 
 
 class Adapters(AdaptersMap):
@@ -297,7 +297,7 @@ class Connection(psycopg.Connection[Any]):
 
     def _refuse(self, gen: Any, *_: Any, **__: Any) -> Any:
         gen.close()
-        raise Expired("the connection's time is up")
+        raise Expired("the connection's deadline has passed")
 
     def restore(self) -> None:
         """Takes back what a borrower has set for itself: the next one expects a connection as new.
@@ -305,9 +305,9 @@ class Connection(psycopg.Connection[Any]):
         psycopg.Error: that cannot be done.
         """
         if self.pgconn.pipeline_status:
-            raise psycopg.ProgrammingError("left in a pipeline")
+            raise psycopg.ProgrammingError("the connection was left in pipeline mode")
         if self._num_transactions or self._tpc:
-            raise psycopg.ProgrammingError("left in a transaction block")
+            raise psycopg.ProgrammingError("the connection was left in a transaction block")
         # The values themselves and not psycopg's properties: this happens at each block's end.
         if self._autocommit:
             self.autocommit = False

@@ -26,7 +26,7 @@ _DEFAULTS = {
     "keepalives_count": "3",
 }
 
-_NOT_UNDERSTOOD = "libpq does not understand the URL or a parameter in it"  # its own text could quote the password
+_NOT_UNDERSTOOD = "libpq does not accept the URL or one of its parameters"  # its own text could quote the password
 
 
 class Source:
@@ -78,5 +78,5 @@ def _reason(url: str) -> str:
         for pair in query.split("&") if query else ():
             name = pair.partition("=")[0]
             if name not in known and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,40}", name):
-                return f"libpq knows no parameter {name!r}; if the URL is the application's own, set PKG_POOL=off"
+                return f"libpq has no parameter {name!r}; if only the application uses the URL, set PKG_POOL=off"
     return _NOT_UNDERSTOOD

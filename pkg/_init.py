@@ -36,7 +36,7 @@ def serve_in_child() -> None:
         try:
             child = os.fork()
         except OSError as error:
-            _say(f"process 1 cannot start a child to serve in ({error.strerror}): orphans will not be reaped")
+            _say(f"process 1 cannot fork a child process to serve in ({error.strerror}); orphans will not be reaped")
     if child:
         _core.watch_over(child)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -42,8 +42,8 @@ def conflict(folder: str = os.path.dirname(os.path.abspath(__file__))) -> str:
                 with open(os.path.join(beside, info, "RECORD"), encoding="utf-8", errors="replace") as record:
                     if any(line.startswith(f"{name}/") for line in record):
                         return (
-                            f"the distribution pkg {info[4:-10]}, another project, is installed into the folder of "
-                            f"{DISTRIBUTION}, and each replaces files of the other; run: "
+                            f"another project's distribution, pkg {info[4:-10]}, is installed in the same folder as "
+                            f"{DISTRIBUTION}, and each overwrites files of the other; run: "
                             f"pip uninstall pkg; pip install --force-reinstall {DISTRIBUTION}"
                         )
     except OSError:
@@ -95,6 +95,6 @@ def why_no_driver(error: ImportError) -> str:
     if "libpq library not found" in said:
         return (
             "libpq, the client library of PostgreSQL, is missing: install it (on Debian: apt-get install libpq5), "
-            f"or take the psycopg that brings its own: pip install '{DISTRIBUTION}[binary]'"
+            f"or install the psycopg that contains it: pip install '{DISTRIBUTION}[binary]'"
         )
     return f"psycopg cannot be loaded: {' '.join(said.split())}"

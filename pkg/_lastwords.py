@@ -68,14 +68,21 @@ class Late:
         taken = {stack.native_id: stack for stack in stacks.capture()} if found else {}
         for request in found:
             stack = taken.get(request["thread"])
-            text = (_TOO_LONG + "; its worker goes on", request["method"], request["target"], self._timeout)
+            text = (
+                _TOO_LONG + "; its worker thread is still busy",
+                request["method"],
+                request["target"],
+                self._timeout,
+            )
             record = _log.makeRecord(_log.name, logging.ERROR, __file__, 0, text[0], text[1:], None)
             if stack is not None:
                 record.stack_info = stacks.text(stack.frames, indent="")
             _log.handle(record)
         if new > len(found):
             _log.error(
-                "%d requests took longer than %g s; their workers have come back since", new - len(found), self._timeout
+                "%d requests took longer than %g s (request_timeout); their worker threads have finished since",
+                new - len(found),
+                self._timeout,
             )
 
     def _is_known(self, request: Any) -> bool:
@@ -101,6 +108,6 @@ class Stall:
         if now - self._since <= self._timeout:
             return None
         return (
-            f"all {self._threads} workers have been on their requests for more than {self._timeout:g} s, "
+            f"all {self._threads} worker threads have been busy with their requests for more than {self._timeout:g} s, "
             "and none has finished"
         )

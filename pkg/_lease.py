@@ -38,7 +38,7 @@ class Lease:
 
     def __enter__(self) -> psycopg.Connection[Any]:
         if self._conn is not None:
-            raise RuntimeError("this connection is in use; each `with` needs a connection() of its own")
+            raise RuntimeError("this connection is already in use; call connection() for each `with` block")
         database, timeout = self._database, self._timeout
         if timeout is None:
             conn = database.lend(self)
@@ -84,7 +84,9 @@ class Lease:
             database.take_back(self, conn)
             if lost and (error is None or isinstance(error, psycopg.Error)):
                 text = (
-                    f"not done within {self._timeout:g} s" if late else f"the connection was lost: {first_line(error)}"
+                    f"not finished within {self._timeout:g} s"
+                    if late
+                    else f"the connection was lost: {first_line(error)}"
                 )
                 raise Unavailable(text) from error
 

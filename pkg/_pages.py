@@ -72,24 +72,28 @@ class Pages:
         self._profiler = Profiler()
         self._memory = Memory()
         self._table: dict[str, tuple[str, Callable[[Query], Reply], str]] = {
-            "/": ("GET", self._index, "this list"),
-            "/statusz": ("GET", self._statusz, "what runs, how it is, and what seems to be wrong"),
-            "/metrics": ("GET", self._metrics, "metrics, for Prometheus"),
-            "/debug/threads": ("GET", self._threads_page, "every thread's stack, the same ones together"),
-            "/debug/requests": ("GET", self._requests, "requests in flight, and where each stands"),
+            "/": ("GET", self._index, "list of these pages"),
+            "/statusz": ("GET", self._statusz, "what runs, its state, and what seems to be wrong"),
+            "/metrics": ("GET", self._metrics, "metrics for Prometheus"),
+            "/debug/threads": ("GET", self._threads_page, "every thread's stack, grouped by stack"),
+            "/debug/requests": ("GET", self._requests, "requests in flight, and where each one is"),
             "/debug/pool": ("GET", self._pool, "the database pool"),
             "/debug/profile": (
                 "GET",
                 self._profile,
                 "sampled stacks: ?seconds=10&hz=100&format=folded|speedscope&all=1",
             ),
-            "/debug/memory": ("GET, POST", self._memory_page, "who holds memory; POST ?seconds=60 switches tracing on"),
+            "/debug/memory": (
+                "GET, POST",
+                self._memory_page,
+                "what allocated memory; POST ?seconds=60 turns tracing on",
+            ),
             "/debug/log-level": (
                 "GET, POST",
                 self._log_level,
                 "the log level; POST ?level=debug&seconds=300 changes it",
             ),
-            "/drain": ("POST", self._drain_page, "drain and exit, as SIGTERM does"),
+            "/drain": ("POST", self._drain_page, "drain and exit, like SIGTERM"),
         }
 
     def prime(self) -> None:
@@ -109,12 +113,12 @@ class Pages:
         path, _, query = target.partition("?")
         path = path.rstrip("/") or "/"
         if path not in self._table:
-            raise Problem(404, f"no such page; there are: {' '.join(self._table)}")
+            raise Problem(404, f"no such page; the pages are: {' '.join(self._table)}")
         allowed, page, _ = self._table[path]
         if "GET" in allowed:
             allowed = allowed.replace("GET", "GET, HEAD")
         if method not in allowed.split(", "):
-            raise Problem(405, f"{path} answers {allowed}", Allow=allowed)
+            raise Problem(405, f"{path} allows only {allowed}", Allow=allowed)
         try:
             values = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=20))
         except ValueError:
@@ -197,7 +201,7 @@ class Pages:
         if query.form == "json":
             return json_reply(pool)
         if pool is None:
-            return text("there is no pool: DATABASE_URL is not set, or PKG_POOL is off\n")
+            return text("there is no connection pool: DATABASE_URL is not set, or PKG_POOL is off\n")
         return text("\n".join(_statusz.columns([(name, str(value)) for name, value in pool.items()])) + "\n")
 
     def _profile(self, query: Query) -> Reply:
@@ -207,7 +211,7 @@ class Pages:
         try:
             profile = self._profiler.sample(seconds, hz, all_threads=query.values.get("all", "") in ("1", "true"))
         except Busy:
-            raise Problem(409, "another profile is being taken; try again when it is done") from None
+            raise Problem(409, "another profile is being sampled; try again when it has finished") from None
         facts = {
             "X-Samples": str(profile.samples),
             "X-Rounds": str(profile.rounds),
@@ -232,7 +236,7 @@ class Pages:
             f"objects tracked by the collector  {document['gc']['objects']}",
         ]
         if not document["tracing"]:
-            lines.append("allocations are not traced: POST /debug/memory?seconds=60 switches that on, and off again")
+            lines.append("allocations are not traced; POST /debug/memory?seconds=60 turns tracing on for 60 s")
         else:
             current, peak = _statusz.size(document["traced_bytes"]), _statusz.size(document["peak_bytes"])
             lines += [f"traced  {current}, at most {peak}", ""]
@@ -281,7 +285,7 @@ class _Levels:
                 self._usual = self._level()
             self._timer, self._until = timer, time.monotonic() + seconds
             self._set(level)
-        _log.warning("log level %s for %g s, then %s again", level, seconds, self._usual)
+        _log.warning("log level changed to %s for %g s, then back to %s", level, seconds, self._usual)
 
     def revert(self) -> None:
         with self._lock:
@@ -290,7 +294,7 @@ class _Levels:
             self._timer.cancel()
             self._set(self._usual)
             self._timer = self._usual = None
-        _log.warning("log level %s again", self._level())
+        _log.warning("log level changed back to %s", self._level())
 
     def state(self) -> tuple[str, str, float | None]:
         """The level, the usual one, and the seconds until that returns."""

@@ -368,4 +368,4 @@ def _terse(record: logging.LogRecord) -> bool:
 def first_line(error: BaseException | None) -> str:
     """One line for the log.  libpq's messages name host, port, user and database, never the password."""
     text = str(error).strip().splitlines() if error is not None else []
-    return text[0].removeprefix("connection failed: ") if text else "the server closed it"
+    return text[0].removeprefix("connection failed: ") if text else "the server closed the connection"

@@ -68,7 +68,7 @@ def serve_again(serve: Callable[[], int]) -> int:
         while status is None:
             time.sleep(pause)
             if not (changed or is_over) and (changed := _changes(seen)):
-                _say(f"{changed[0]} has changed: starting again")
+                _say(f"{changed[0]} has changed; restarting")
                 os.kill(child, signal.SIGINT)  # which drains without a delay
                 until = time.monotonic() + PATIENCE
             if time.monotonic() > until:
@@ -79,7 +79,7 @@ def serve_again(serve: Callable[[], int]) -> int:
         if code == 0 and not changed:
             return code
         if not (changed or is_over):
-            _say(f"ended with exit code {code}: waiting for a file to change")
+            _say(f"the service exited with code {code}; waiting for a file to change")
         while not (changed or is_over):
             time.sleep(pause)
             changed = _changes(seen)

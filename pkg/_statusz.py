@@ -99,8 +99,8 @@ def _sections(d: Mapping[str, Any]) -> Iterable[Section]:
     if d["pool"] is not None:
         yield Section("Database pool", (), _pool(d["pool"]))
     yield Section(
-        "Who probes, and what they were told",
-        ("client", "user agent", "page", "count", "last answer", "ago"),
+        "Probers, and the responses they got",
+        ("client", "user agent", "page", "count", "last response", "ago"),
         [
             (
                 Cell(p["client"]),
@@ -112,7 +112,7 @@ def _sections(d: Mapping[str, Any]) -> Iterable[Section]:
             )
             for p in d["probers"]
         ],
-        "nobody so far",
+        "none so far",
     )
     yield Section("Front", (), _front(d["front"]))
     yield Section("Process", (), _process(d))
@@ -191,7 +191,7 @@ def _pool(pool: Mapping[str, Any]) -> Rows:
     wrong = [
         (Cell(label), Cell(number(n(key)), "warn" if n(key) else ""))
         for label, key in (
-            ("not served in time", "requests_errors"),
+            ("timed out waiting", "requests_errors"),
             ("failed to connect", "connections_errors"),
             ("found broken", "connections_lost"),
         )
@@ -200,8 +200,8 @@ def _pool(pool: Mapping[str, Any]) -> Rows:
         (Cell("in use"), Cell(f"{number(n('pool_size') - n('pool_available'))} of at most {number(n('pool_max'))}")),
         (Cell("open"), Cell(number(n("pool_size")))),
         (Cell("callers waiting"), Cell(number(n("requests_waiting")), "bad" if n("requests_waiting") else "")),
-        (Cell("asked for"), Cell(number(n("requests_num")))),
-        (Cell("of them had to wait"), Cell(f"{number(waited)}{mean}")),
+        (Cell("requested"), Cell(number(n("requests_num")))),
+        (Cell("of these had to wait"), Cell(f"{number(waited)}{mean}")),
         (Cell("connections made"), Cell(f"{number(made)}{each}")),
         *wrong,
     ]
@@ -211,7 +211,7 @@ def _front(front: Mapping[str, Any]) -> Rows:
     return [
         (Cell("connections"), Cell(f"{number(front['connections'])} now, {number(front['accepted'])} accepted")),
         (Cell("health probes answered"), Cell(number(front["probes"]))),
-        (Cell("of them stale: 503"), Cell(number(front["stale"]), "bad" if front["stale"] else "")),
+        (Cell("of these stale (503)"), Cell(number(front["stale"]), "bad" if front["stale"] else "")),
         (Cell("malformed requests"), Cell(number(front["rejected"]))),
         (Cell("reset by clients"), Cell(number(front["resets"]))),
         (Cell("accept errors"), Cell(number(front["accept_errors"]), "bad" if front["accept_errors"] else "")),

@@ -109,7 +109,7 @@ class Admin:
         try:
             _ = self.pages
         except Exception:  # a service must not end for want of its pages
-            _log.exception("the admin pages cannot be made")
+            _log.exception("cannot create the admin pages")
 
     def in_child(self) -> None:
         """In a process that was forked: it must not keep the port.  Its copy of the socket goes, not the socket."""
@@ -152,7 +152,7 @@ class Admin:
                 except OSError:
                     pass  # the client is gone
                 except Exception:
-                    _log.exception("the admin listener failed")
+                    _log.exception("the admin listener failed to serve a connection")
                 finally:
                     with self._lock_served:
                         self._served.pop(connection, None)
@@ -225,15 +225,15 @@ class Admin:
                 if suppressed := self._refusals.note():
                     more = f" ({suppressed - 1} more before)" if suppressed > 1 else ""
                     _log.warning("admin listener: wrong or missing token from %s for %s %s%s", peer, method, path, more)
-                raise Problem(401, "a token is needed", WWW_Authenticate='Bearer, Basic realm="admin"')
+                raise Problem(401, "a token is required", WWW_Authenticate='Bearer, Basic realm="admin"')
         elif host is not None and not _is_local(host, self._host):
-            _log.warning("admin listener: refused %s %s for host %.100r", method, path, host)
+            _log.warning("admin listener: refused %s %s because of its Host header %.100r", method, path, host)
             raise Problem(403, "the Host header names neither a loopback address nor this listener")
         if method not in ("GET", "HEAD"):
             origin, site = headers.get("Origin"), headers.get("Sec-Fetch-Site", "none")
             if site not in ("none", "same-origin") or (origin is not None and origin.partition("://")[2] != host):
                 _log.warning("admin listener: refused %s %s from another site", method, path)
-                raise Problem(403, "a request from another site")
+                raise Problem(403, "requests from other sites are refused")
 
 
 class _Refusals:
@@ -341,7 +341,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise
         except Exception as error:
             _log.exception("admin page %s %.100s failed", self.command, self.path)
-            return text(f"this page failed ({type(error).__name__}); the log says why\n", 500)
+            return text(f"this page failed ({type(error).__name__}); see the log\n", 500)
 
     def _read_head(self, deadline: float) -> tuple[bytes, bytes]:
         data = b""
@@ -357,10 +357,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _read_body(self, data: bytes, deadline: float) -> None:
         """Reads the body and forgets it: no page wants one, but closing on unread bytes would reset the connection."""
         if "Transfer-Encoding" in self.headers:
-            raise Problem(411, "a body needs a Content-Length")
+            raise Problem(411, "a body requires a Content-Length")
         length = self.headers.get("Content-Length", "0")
         if not length.isascii() or not length.isdigit():
-            raise Problem(400, "Content-Length is no number")
+            raise Problem(400, "Content-Length is not a number")
         if len(length) > 20 or int(length) > MAX_BODY_SIZE:
             raise Problem(413, "the body is too large")
         left = int(length) - len(data)

@@ -58,7 +58,7 @@ ANSWERED = 1.0  # after a request's end the front has answered for it: what ends
 LAST_CANCELS = 0.5  # for cancelling, at the very end, the queries that are still running
 
 
-_FOREIGN = "the pool belongs to the process that this one was forked from; connect anew here"
+_FOREIGN = "the pool belongs to the parent process; open a connection in this forked child instead"
 
 
 class Database:
@@ -171,7 +171,7 @@ class Database:
                 self.watchdog.release(deadline)
             if read_only:
                 conn.close()
-                raise psycopg.OperationalError("the server is read-only, and role=primary is set")
+                raise psycopg.OperationalError("the server is read-only, but database_role=primary is set")
 
     def _connect_and_ask(self) -> None:
         conninfo = self._source.conninfo()
@@ -221,7 +221,9 @@ class Database:
         except PoolTimeout:
             in_use = len(self._leases)
             why = (
-                f"; the check says: {self._reason}" if self._failures else f"; {in_use} of {self._max_size} are in use"
+                f"; the last check failed: {self._reason}"
+                if self._failures
+                else f"; {in_use} of {self._max_size} are in use"
             )
             raise Unavailable(f"no connection within {timeout:.3g} s{why}") from None
         except (PoolClosed, TooManyRequests) as error:
@@ -263,7 +265,7 @@ class Database:
         finally:
             self._ended = monotonic()
         if self._failures:
-            _log.info("the database answers again after %d failed checks", self._failures)
+            _log.info("the database responds again after %d failed checks", self._failures)
         self._failures, self._reason = 0, ""
         self._flush()
         if self._pool.size < self._pool.min_size:
@@ -276,7 +278,9 @@ class Database:
         proved = self._proved > since and self._began - self._proved < PROOF_AGE and not self._pool.prune()
         if proved and not self._primary:
             if crowded and self._crowded:
-                return Degraded(f"saturated: {len(self._leases)} connections in use, {self._pool.waiting} waiting")
+                return Degraded(
+                    f"saturated: {len(self._leases)} connections are in use, {self._pool.waiting} callers are waiting"
+                )
             return None
         if self._ask_free(self._began + ANSWER_TIMEOUT):
             return None
@@ -289,13 +293,15 @@ class Database:
             full = in_use >= self._max_size and self._began - self._returned < RECENTLY and _is_servers(str(error))
             if (full or _is_one_too_many(str(error))) and not self._read_only:
                 if in_use:
-                    return Degraded(f"{in_use} connections are in use, and the server refuses one more: {error}")
+                    return Degraded(f"{in_use} connections are in use, and the server refuses another: {error}")
                 while self._pool.available and monotonic() < self._began + CHECK_TIMEOUT:
                     if self._ask_free(self._began + CHECK_TIMEOUT):
-                        return Degraded(f"the server refuses one more connection: {error}")
+                        return Degraded(f"the server refuses another connection: {error}")
             raise
         if in_use >= self._max_size:
-            return Degraded(f"saturated: all {in_use} connections are in use, none came back since the last check")
+            return Degraded(
+                f"saturated: all {in_use} connections are in use, and none was returned since the last check"
+            )
         return None
 
     def _ask_free(self, at: float) -> bool:
@@ -344,13 +350,13 @@ class Database:
                 late = self.watchdog.release(deadline)
         except (psycopg.Error, OSError) as error:
             late = monotonic() >= at
-            text = f"no answer to a query within {at - begun:.2f} s" if late else first_line(error)
+            text = f"no response to a query within {at - begun:.2f} s" if late else first_line(error)
             raise DatabaseUnavailable(text) from None
         if late:
-            raise DatabaseUnavailable(f"no answer to a query within {at - begun:.2f} s")
+            raise DatabaseUnavailable(f"no response to a query within {at - begun:.2f} s")
         if read_only:
             self._doubt = "the server is read-only"
-            raise DatabaseUnavailable("the server is read-only, and role=primary is set")
+            raise DatabaseUnavailable("the server is read-only, but database_role=primary is set")
 
     def _ask_new(self) -> None:
         """The same on a new connection.  An answer that a request had before this check began says nothing now."""
@@ -370,13 +376,13 @@ class Database:
             return
         if attempt is not None and attempt.error is not None:
             raise attempt.error
-        raise DatabaseUnavailable(f"no answer to a new connection within {monotonic() - self._began:.2f} s")
+        raise DatabaseUnavailable(f"no response to a new connection within {monotonic() - self._began:.2f} s")
 
     def _flush(self) -> None:
         """If there is doubt about one connection, the others are closed and replaced; those in use when they return."""
         if self._doubt:
             if self._doubt != self._doubted:
-                _log.info("connections of the pool are replaced: %s", self._doubt)
+                _log.info("replacing the pool's connections: %s", self._doubt)
             self._counts["flushes"] += 1
             self._pool.drain()
         self._doubted = self._doubt

@@ -62,7 +62,7 @@ class _Common(BaseHTTPRequestHandler):
         """Writes the collected lines to `wfile`.
 
         ResponseError: one of them holds a second line, so a header that a client may have had a say in was about to
-        become two; or there is no status line.
+        become two; or there is not a status line.
         """
         lines: list[bytes] | None = getattr(self, "_headers_buffer", None)
         if not lines:
@@ -71,7 +71,7 @@ class _Common(BaseHTTPRequestHandler):
         head = b"".join(lines)
         if not len(lines) == head.count(b"\n") == head.count(b"\r") == head.count(b"\r\n") or b"\0" in head:
             wrong = next((line for line in lines if re.search(rb"[\r\n\0]", line.removesuffix(b"\r\n"))), lines[-1])
-            raise ResponseError(f"control character or line end in {wrong!r}")
+            raise ResponseError(f"a header contains a control character or a line end: {wrong!r}")
         self.wfile.write(head)
 
 
@@ -158,12 +158,12 @@ class RequestHandler(_Common):
             self._request.keep_alive = False  # the head may not be out yet
         if writer.response is not None:
             if getattr(self, "_headers_buffer", None):
-                raise ResponseError(f"a header after the head of the response: {self._headers_buffer[0]!r}")
+                raise ResponseError(f"a header was sent after the head of the response: {self._headers_buffer[0]!r}")
             writer.response.end()
         elif writer.is_raw:
             self.close_connection = True
         else:
-            raise ResponseError("the handler has sent no response")
+            raise ResponseError("the handler sent no response")
         self._request.finish(keep_alive=not self.close_connection)
 
     # -------------------------------------------------------------- writing
@@ -216,7 +216,7 @@ class _Writer(io.BufferedIOBase):
         """What is written next belongs to a head.  It replaces one that is not out yet, of which no body has come."""
         if self.response is not None:
             if self.response.sent:
-                raise ResponseError("a second response to one request")
+                raise ResponseError("the handler sent a second response to the same request")
             self.response = None
         self._is_head_due = not self.is_raw
 
@@ -241,13 +241,13 @@ class _Writer(io.BufferedIOBase):
         """Takes what begins with a head, or with a part of one."""
         if not data.startswith(b"HTTP/"[: len(data)]):
             if self._is_head_due:
-                raise ResponseError("a header before the status line")
+                raise ResponseError("a header was sent before the status line")
             self._pass_on(data)
             return
         end = _HEAD_END.search(data)
         if end is None:
             if len(data) > _MAX_HEAD_SIZE:
-                raise ResponseError("more than a megabyte of headers")
+                raise ResponseError("the head of the response is larger than 1 MiB")
             self._head = data
             return
         self._head = b""
@@ -255,7 +255,7 @@ class _Writer(io.BufferedIOBase):
         line, *lines = (line.removesuffix("\r") for line in data[: end.start()].decode("latin-1").split("\n"))
         match = _STATUS_LINE.fullmatch(line)
         if match is None:
-            raise ResponseError(f"{line!r} is no status line")
+            raise ResponseError(f"{line!r} is not a status line")
         minor, status, reason = match[1], int(match[2]), match[3] or ""
         if status == HTTPStatus.SWITCHING_PROTOCOLS:
             self._pass_on(data)
@@ -269,7 +269,7 @@ class _Writer(io.BufferedIOBase):
             for line in lines:
                 name, colon, value = line.partition(":")
                 if not colon:
-                    raise ResponseError(f"{line!r} is no header")
+                    raise ResponseError(f"{line!r} is not a header")
                 response.add_header(name, value.strip(" \t"))
             self.response = response
             if len(data) > end.end():
@@ -499,7 +499,7 @@ def _serve_replayed(
     connection = ClientSocket(request, server)
     handler_class(connection, client_address, server, *args, **keywords)
     if request.status == 0:
-        raise ResponseError("the handler has sent no response")
+        raise ResponseError("the handler sent no response")
     request.finish(keep_alive=connection.replay.asked_for_more)
 
 
@@ -528,7 +528,10 @@ def adapt(handler: Any) -> Callable[[Any, Any, Any], object]:
     if handler in RequestHandler.__mro__:
         return RequestHandler
     if hasattr(handler, "run_cgi"):
-        raise StartupError("CGI handlers need the client's socket, which is the front's; Python 3.15 has none either")
+        raise StartupError(
+            "CGI handlers are not supported: they need the client's socket, which belongs to the front; "
+            "Python 3.15 has removed them"
+        )
     if _overrides(handler, _READING):
         return partial(_serve_replayed, _with_base(handler, _Replayed))
     return _with_base(handler, _Adapted)

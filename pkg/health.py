@@ -59,7 +59,7 @@ def _judge(outcome: Any) -> Result:
     if hasattr(outcome, "__await__"):
         if hasattr(outcome, "close"):
             outcome.close()  # else the interpreter warns that it was never awaited
-        return Result("failed", "returned a coroutine: a check is an ordinary function")
+        return Result("failed", "returned a coroutine; a check must be an ordinary function")
     return Result("ok")
 
 
@@ -91,11 +91,11 @@ class Check:
         recoveries: int = 2,
     ) -> None:
         if not _NAME.fullmatch(name) or name in BUILT_IN:
-            raise ValueError(f"{name!r} cannot be the name of a check")
+            raise ValueError(f"{name!r} is not a valid name for a check")
         if not 0.05 <= interval <= 3600 or not 0.01 <= timeout <= 600:
-            raise ValueError(f"check {name}: interval and timeout are seconds, 0.05 to 3600 and 0.01 to 600")
+            raise ValueError(f"check {name}: interval must be 0.05 to 3600 seconds, and timeout 0.01 to 600 seconds")
         if failures < 1 or recoveries < 1:
-            raise ValueError(f"check {name}: failures and recoveries are at least 1")
+            raise ValueError(f"check {name}: failures and recoveries must be at least 1")
         self.name = name
         self.probe = probe
         self.interval = interval
@@ -152,11 +152,11 @@ class Check:
         return True
 
     def _log(self, former: str, now: float) -> None:
-        lasted = f"after {now - self.since:.1f} s {former}"
+        lasted = f"(was {former} for {now - self.since:.1f} s)"
         if self.status == "ok":
-            _log.info("readiness check %s ok, %s", self.name, lasted)
+            _log.info("readiness check %s ok %s", self.name, lasted)
         else:
-            _log.warning("readiness check %s %s: %s, %s", self.name, self.status, self.reason, lasted)
+            _log.warning("readiness check %s %s: %s %s", self.name, self.status, self.reason, lasted)
 
 
 class Checker:
@@ -248,9 +248,9 @@ class Checker:
         """One more check; it does not pass until it has a result.  ValueError: the name is taken, or too many."""
         with self._lock:
             if check.name in self._checks:
-                raise ValueError(f"there is a check {check.name!r} already")
+                raise ValueError(f"a check named {check.name!r} already exists")
             if len(self._checks) == MAX_CHECKS:
-                raise ValueError(f"more than {MAX_CHECKS} checks")
+                raise ValueError(f"there can be at most {MAX_CHECKS} checks")
             check.since = check.last = self._clock()
             self._checks[check.name] = check
             if self._started:
@@ -276,7 +276,7 @@ class Checker:
             lasted, self._application_since = now - self._application_since, now
         said, was = ("ready", "not ready") if ready else ("not ready", "ready")
         why = f": {reason}" if reason else ""
-        _log.info("the application says it is %s%s, after %.1f s %s", said, why, lasted, was)
+        _log.info("the application reports that it is %s%s (was %s for %.1f s)", said, why, was, lasted)
 
     def fail_liveness(self, reason: str) -> None:
         """The application says that this process cannot recover; there is no way back."""
@@ -341,7 +341,7 @@ class Checker:
             try:
                 self.run_once(check)
             except Exception:  # not the probe's; the result counts, and the next tick publishes it
-                _log.exception("health check %s", check.name)
+                _log.exception("running the health check %s failed", check.name)
             # While not everything is well look twice as often, to see both the end of it and the second failure.
             interval = check.interval if check.status == "ok" and not check._bad else check.interval / 2
             # From begin to begin, and never late: how soon readiness is red must not depend on how slowly probes fail.
@@ -359,7 +359,7 @@ class Checker:
                 if self._late is not None:
                     self._late()
             except Exception:  # the next tick tries again; if none succeeds the answers expire, as they should
-                _log.exception("health tick failed")
+                _log.exception("updating the health pages failed")
             self._wake.wait(TICK / 10 if late else TICK)  # the front may not have noticed yet that it was frozen
 
     def tick(self) -> None:
@@ -370,10 +370,10 @@ class Checker:
             for check in self._checks.values():
                 if check._began is not None and now - check._began > check.timeout + check._overdue * check.interval:
                     check._overdue += 1
-                    check.take(Result("failed", f"hangs since {now - check._began:.1f} s"), now)
+                    check.take(Result("failed", f"has been hanging for {now - check._began:.1f} s"), now)
                 elif check.passes and now - check.last > check.stale_after:
                     check._bad = check.failures
-                    check.take(Result("failed", f"stale: no result since {now - check.last:.1f} s"), now)
+                    check.take(Result("failed", f"stale: no result for {now - check.last:.1f} s"), now)
             reason = self._stuck() if self._stuck is not None else None
             if reason and self._workers.status == "ok":
                 self._mourn(reason)
@@ -386,7 +386,7 @@ class Checker:
         """After the process was frozen: every check runs at once."""
         frozen = self._frozen()
         if frozen != self._frozen_so_far:
-            _log.info("the process was frozen for %.1f s; every check runs again", frozen - self._frozen_so_far)
+            _log.info("the process was frozen for %.1f s; running every check again", frozen - self._frozen_so_far)
             self._frozen_so_far = frozen
             for check in self._checks.values():
                 check._outdated = True

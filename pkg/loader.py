@@ -49,7 +49,9 @@ def load(spec: str) -> Any:
         if not attribute:
             attribute = next((name for name in USUAL if hasattr(module, name)), "")
             if not attribute:
-                raise StartupError(f"APP {spec!r}: it has neither {' nor '.join(USUAL)}; say {spec}:attribute")
+                raise StartupError(
+                    f"APP {spec!r}: the module has neither {' nor '.join(USUAL)}; write {spec}:attribute"
+                )
         for part in attribute.split("."):
             if not hasattr(app, part):
                 raise StartupError(f"APP {spec!r}: module {module_name!r} has no attribute {attribute!r}")

@@ -449,7 +449,7 @@ def catch_uncaught(sink: Sink) -> None:
         if issubclass(kind, KeyboardInterrupt):
             excepthook(kind, error, trace)
             return
-        said(kind, error, trace, "an exception has ended the program")
+        said(kind, error, trace, "an uncaught exception ended the program")
         if excepthook is not sys.__excepthook__:
             excepthook(kind, error, trace)
 
@@ -457,7 +457,7 @@ def catch_uncaught(sink: Sink) -> None:
         if args.exc_type is SystemExit:  # as threading's own hook
             return
         name = args.thread.name if args.thread is not None else "unknown"
-        said(args.exc_type, args.exc_value, args.exc_traceback, "an exception has ended the thread %s", name)
+        said(args.exc_type, args.exc_value, args.exc_traceback, "an uncaught exception ended the thread %s", name)
         if threads is not threading.__excepthook__:
             threads(args)
 

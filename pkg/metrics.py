@@ -182,36 +182,46 @@ def _add_python(page: Exposition) -> None:
 _FRONT: tuple[tuple[str, Kind, str, str], ...] = (
     ("pkg_connections", "gauge", "connections", "Client connections open now."),
     ("pkg_connections_accepted", "counter", "accepted", "Client connections accepted."),
-    ("pkg_connections_closed", "counter", "closed", "Client connections closed; accepted less closed are open."),
+    ("pkg_connections_closed", "counter", "closed", "Client connections closed; accepted minus closed are open."),
     ("pkg_connection_resets", "counter", "resets", "Connections that clients reset."),
-    ("pkg_accept_errors", "counter", "accept_errors", "Connections not accepted for want of descriptors or memory."),
-    ("pkg_requests", "counter", "requests", "Requests handed to the workers."),
-    ("pkg_requests_served", "counter", "served", "Requests whose response was given to the connection."),
+    ("pkg_accept_errors", "counter", "accept_errors", "Connections not accepted for lack of descriptors or memory."),
+    ("pkg_requests", "counter", "requests", "Requests handed to worker threads."),
+    ("pkg_requests_served", "counter", "served", "Requests whose complete response was passed to the connection."),
     ("pkg_requests_aborted", "counter", "aborted", "Requests cut off before their response was complete."),
-    ("pkg_requests_rejected", "counter", "rejected", "Heads that were no valid HTTP."),
+    ("pkg_requests_rejected", "counter", "rejected", "Request heads that were not valid HTTP."),
     ("pkg_requests_shed", "counter", "shed", "Requests refused because of max_connections, max_queue or buffer_size."),
-    ("pkg_timeouts", "counter", "timeouts", "Requests that did not arrive, or were not taken by a worker, in time."),
+    (
+        "pkg_timeouts",
+        "counter",
+        "timeouts",
+        "Requests that did not arrive in time, or were not taken by a worker thread in time.",
+    ),
     ("pkg_request_timeouts", "counter", "request_timeouts", "Requests that took longer than request_timeout."),
-    ("pkg_workers_late", "gauge", "late", "Workers still on a request that took longer than request_timeout."),
-    ("pkg_probes", "counter", "probes", "Health probes answered."),
-    ("pkg_probes_stale", "counter", "stale", "Probes answered 503 because nobody had renewed the answer."),
+    (
+        "pkg_workers_late",
+        "gauge",
+        "late",
+        "Worker threads still busy with a request that took longer than request_timeout.",
+    ),
+    ("pkg_probes", "counter", "probes", "Responses to health probes."),
+    ("pkg_probes_stale", "counter", "stale", "Probes that got 503 because the health pages had expired."),
     ("pkg_received_bytes", "counter", "bytes_in", "Bytes received from clients by the front."),
     ("pkg_sent_bytes", "counter", "bytes_out", "Bytes sent to clients."),
-    ("pkg_buffered_bytes", "gauge", "buffered", "Bytes of request bodies and responses held for slow clients."),
-    ("pkg_queue_length", "gauge", "queued", "Requests waiting for a worker."),
-    ("pkg_queue_wait_seconds", "counter", "queue_seconds", "Time that requests have waited for a worker."),
+    ("pkg_buffered_bytes", "gauge", "buffered", "Bytes of request bodies and responses buffered for slow clients."),
+    ("pkg_queue_length", "gauge", "queued", "Requests waiting for a worker thread."),
+    ("pkg_queue_wait_seconds", "counter", "queue_seconds", "Total time that requests have waited for a worker thread."),
 )
 
 
 def _add_front(page: Exposition, stats: Mapping[str, Any], threads: int) -> None:
     page.family(
-        "http_server_active_requests", "gauge", "Requests in flight, those that wait for a worker included.",
+        "http_server_active_requests", "gauge", "Requests in flight, including those that wait for a worker thread.",
         stats["in_flight"],
     )  # fmt: skip
     for name, kind, key, help in _FRONT:
         page.family(name, kind, help, stats[key])
     page.family("pkg_workers", "gauge", "Worker threads.", threads)
-    page.family("pkg_workers_busy", "gauge", "Worker threads on a request.", workers_busy(stats, threads))
+    page.family("pkg_workers_busy", "gauge", "Worker threads busy with a request.", workers_busy(stats, threads))
 
 
 def workers_busy(stats: Mapping[str, Any], threads: int) -> int:
@@ -236,20 +246,20 @@ def _add_pool(page: Exposition, stats: Mapping[str, Any]) -> None:
     # db.client.connection.count is what OpenTelemetry calls it; that ending is for histograms and summaries only.
     page.family(f"{prefix}s", "gauge", "Connections of the pool by state.", count)
     for name, kind, key, help in (
-        ("max", "gauge", "pool_max", "Most connections the pool may have."),
-        ("idle_min", "gauge", "pool_min", "Connections the pool keeps open."),
+        ("max", "gauge", "pool_max", "Maximum size of the pool."),
+        ("idle_min", "gauge", "pool_min", "Minimum size of the pool."),
         ("pending_requests", "gauge", "requests_waiting", "Callers waiting for a connection."),
-        ("requests", "counter", "requests_num", "Connections asked for."),
-        ("timeouts", "counter", "requests_errors", "Callers that got no connection in time."),
-        ("returned_bad", "counter", "returns_bad", "Connections that came back broken."),
-        ("lost", "counter", "connections_lost", "Connections found broken by the pool."),
+        ("requests", "counter", "requests_num", "Connections requested from the pool."),
+        ("timeouts", "counter", "requests_errors", "Callers that timed out waiting for a connection."),
+        ("returned_bad", "counter", "returns_bad", "Connections that were broken when they were returned."),
+        ("lost", "counter", "connections_lost", "Connections that the pool found broken."),
         ("create_errors", "counter", "connections_errors", "Attempts to connect that failed."),
     ):
         page.family(f"{prefix}_{name}", kind, help, [("", _POOL_NAME, number(key))])  # type: ignore[arg-type]
     for name, total, times, help in (
-        ("wait_time", "requests_wait_ms", "requests_queued", "Waiting for a connection."),
-        ("use_time", "usage_ms", "requests_num", "Between taking a connection and giving it back."),
-        ("create_time", "connections_ms", "connections_num", "Making a connection."),
+        ("wait_time", "requests_wait_ms", "requests_queued", "Time spent waiting for a connection."),
+        ("use_time", "usage_ms", "requests_num", "Time between taking a connection and returning it."),
+        ("create_time", "connections_ms", "connections_num", "Time to establish a connection."),
     ):
         page.family(
             f"{prefix}_{name}_seconds",
@@ -266,7 +276,7 @@ def _add_health(page: Exposition, report: Mapping[str, Any]) -> None:
     kinds = (("livez", report["liveness"]), ("readyz", report["readiness"]))
     for name, help, passing in (
         ("pkg_healthcheck", "1 if the check passes.", ("ok", "degraded")),
-        ("pkg_healthcheck_degraded", "1 if it passes, but not well.", ("degraded",)),
+        ("pkg_healthcheck_degraded", "1 if the check passes, but is degraded.", ("degraded",)),
     ):
         samples = [
             ("", {"name": state["name"], "type": kind}, int(state["status"] in passing))
@@ -303,8 +313,8 @@ def collect(
     page = Exposition()
     page.histogram(
         "http_server_request_duration_seconds",
-        "Duration of requests from a complete head to the end of the response, probes left out; "
-        "without a status: cut off before a response.",
+        "Duration of requests from a complete head to the end of the response, without probes. "
+        "Requests that were cut off before a response have no status.",
         _core.DURATION_BOUNDS,
         [(_request_labels(method, status), counts, total) for method, status, counts, total in front.durations()],
     )
@@ -314,12 +324,17 @@ def collect(
     if health is not None:
         _add_health(page, health)
     phases = ("starting", "ready", "draining", "stopped")
-    page.family("pkg_phase", "gauge", "1 for the present phase.", [("", {"phase": p}, int(p == phase)) for p in phases])
+    page.family("pkg_phase", "gauge", "1 for the current phase.", [("", {"phase": p}, int(p == phase)) for p in phases])
     if logs:
         page.family("pkg_log_lines_written", "counter", "Log lines written.", logs["written"])
-        page.family("pkg_log_lines_dropped", "counter", "Log lines lost: the output was blocked.", logs["dropped"])
+        page.family(
+            "pkg_log_lines_dropped",
+            "counter",
+            "Log lines lost because the output was blocked or failed.",
+            logs["dropped"],
+        )
         page.family("pkg_log_lines_queued", "gauge", "Log lines waiting to be written.", logs["queued"])
-    page.family("pkg_info", "gauge", "What runs.", [("", {"version": version}, 1)])
+    page.family("pkg_info", "gauge", "Version of this package.", [("", {"version": version}, 1)])
     _add_process(page)
     _add_python(page)
     return page

@@ -75,7 +75,7 @@ class Profile:
     def speedscope(self, name: str = "pkg") -> dict[str, Any]:
         """The file format of speedscope.app (jlfwong/speedscope: src/lib/file-format-spec.ts)."""
         # One thread at least: speedscope does not open a file without.
-        samples = self._samples or {f"idle: {self.idle} samples, in none the application at work": []}
+        samples = self._samples or {f"idle: the application was at work in none of {self.idle} samples": []}
         frames: dict[CodeType, int] = {}
         stacks = [[frames.setdefault(code, len(frames)) for code in key] for key in self._numbers]
         return {

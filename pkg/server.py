@@ -234,9 +234,11 @@ class Server(ThreadingHTTPServer):
     def _check_socket(self) -> None:
         """RuntimeError where TLS is meant, with a wrapped `socket` or in get_request(): it would be plain HTTP."""
         if type(self).get_request is not Server.get_request:
-            raise RuntimeError("get_request() is not called: the front accepts (for TLS, let a proxy in front end it)")
+            raise RuntimeError(
+                "get_request() is never called, as the front accepts connections; let a proxy in front terminate TLS"
+            )
         if type(self.socket) is not socket.socket:
-            raise RuntimeError(f"cannot serve on a {type(self.socket).__name__}: let a proxy in front end TLS")
+            raise RuntimeError(f"cannot serve on a {type(self.socket).__name__}: let a proxy in front terminate TLS")
 
     def host(self, handler: Any) -> None:
         """Gives a server that was made with `None` its handler.  Until then requests wait; published pages do not."""
@@ -322,7 +324,7 @@ class Server(ThreadingHTTPServer):
                 self.shutdown_request(request)
             self._end_child()
         except BaseException:
-            _log.exception("%s %s: what follows a request has failed", request.method, request.target)
+            _log.exception("%s %s: handling the end of the request failed", request.method, request.target)
             Server.shutdown_request(self, request)
 
     def _end_child(self) -> None:

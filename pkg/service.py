@@ -148,7 +148,7 @@ class Service:
         try:
             from pkg.server import Server
         except ImportError as error:  # the C core: not compiled, compiled for another Python, or taken away
-            raise StartupError(f"the installation is not complete: {error}") from error
+            raise StartupError(f"the installation is incomplete: {error}") from error
         s = self.settings
         proxies: Sequence[Any] = ()
         if s.trusted_proxies:
@@ -199,11 +199,13 @@ class Service:
         server.start()
 
         if not s.pool:
-            _log.info("pool is off: DATABASE_URL is the application's own; no connection pool, no database check")
+            _log.info(
+                "pool is off: DATABASE_URL is left to the application, without a connection pool or a database check"
+            )
         elif s.database_url or s.database_url_file:
             self._open_database()
         else:
-            _log.info("no DATABASE_URL: there is no connection pool and no database check")
+            _log.info("DATABASE_URL is not set: there is no connection pool and no database check")
         _api.enter(self)  # the application may register checks while it is imported
         try:
             with self.signals.interrupting():
@@ -237,7 +239,7 @@ class Service:
         inner = app.func if isinstance(app, functools.partial) else app
         if isinstance(inner, type) and issubclass(inner, BaseRequestHandler):
             if self.settings.script_name:
-                _log.warning("script_name is for WSGI applications; a handler class sees the path as it was sent")
+                _log.warning("ignoring script_name: APP is a handler class, which gets each path as it was sent")
             return app
         self._tell_of_shadows(app)
         return Application(app, name=self.address[0], port=self.address[1], script_name=self.settings.script_name)
@@ -249,8 +251,8 @@ class Service:
         shadowed = own_routes(app, self.checker.paths)
         if shadowed:
             _log.warning(
-                "the application's own %s cannot be reached: the health pages are there; liveness_path and "
-                "readiness_path (PKG_LIVENESS_PATH, PKG_READINESS_PATH) move them",
+                "the health pages hide the application's own %s; liveness_path and readiness_path "
+                "(PKG_LIVENESS_PATH, PKG_READINESS_PATH) move the health pages",
                 ", ".join(shadowed),
             )
 
@@ -267,7 +269,7 @@ class Service:
             reason = f"the admin listener cannot listen on {s.admin}: {error.strerror or error}"
             if s.origin("admin") != "default":
                 raise StartupError(reason) from None
-            _log.warning("%s; going on without it", reason)
+            _log.warning("%s; continuing without it", reason)
             return
         self.admin.start()
 
@@ -338,7 +340,7 @@ class Service:
         before = front.stats()
         _log.info(
             "draining after %s: %d requests in flight, %d connections; "
-            "accepting for %g s more, then at most %g s to finish",
+            "accepting new connections for %g s, then waiting at most %g s for requests to finish",
             signals.name,
             before["in_flight"],
             before["connections"],
@@ -363,7 +365,8 @@ class Service:
                 aborted += front.stats()["aborted"]
         if front.close_fault:
             _log.warning(
-                "new connections could not be stopped before the listener closed (%s); one made then was reset",
+                "new connections could not be stopped before the listener closed (%s); "
+                "a connection made at that moment was reset",
                 os.strerror(front.close_fault),
             )
         after = front.stats()
@@ -371,7 +374,7 @@ class Service:
         self.lifecycle.advance(Phase.STOPPED)
         _has_lasting_threads()
         _log.info(
-            "stopped: %d served while draining, %d aborted%s, after %.1f s; since the start %d served, %d broken off",
+            "stopped: %d served while draining, %d aborted%s, after %.1f s; since the start %d served, %d cut off",
             after["served"] - before["served"],
             aborted,
             " at the deadline" if aborted else "",
@@ -386,10 +389,14 @@ class Service:
         assert self.server is not None and self.server.front is not None
         stats = self.server.front.stats()
         if stats["in_flight"]:
-            self._last_words("the drain ends in a second")
+            self._last_words("the drain deadline is in 1 s")
         else:
             left = max(0.0, deadline - time.monotonic())
-            _log.info("the drain ends in %.1f s: %d connections left, no worker busy", left, stats["connections"])
+            _log.info(
+                "the drain deadline is in %.1f s: %d connections are left, no request is in flight",
+                left,
+                stats["connections"],
+            )
 
     def _close_parts(self) -> None:
         """Takes 1.3 s at most, whatever hangs: less than GIVE_UP, or the summary would be lost."""
@@ -432,13 +439,13 @@ def _short_of_means() -> Iterator[None]:
     try:
         yield
     except MemoryError:
-        reason = "not enough memory: raise its limit, or lower max_connections or threads"
+        reason = "out of memory: raise the memory limit, or lower max_connections or threads"
     except RuntimeError as error:
         if "can't start new thread" not in str(error):
             raise
         reason = (
-            "no thread can be started: raise the limit of processes (RLIMIT_NPROC, the pids of a container) "
-            "or of memory, or lower threads"
+            "no thread can be started: raise the limit on processes (RLIMIT_NPROC, or the container's pids limit) "
+            "or on memory, or lower threads"
         )
     else:
         return
@@ -449,7 +456,7 @@ def _has_lasting_threads() -> bool:
     """Whether the application has left threads that are no daemons; the interpreter waits for them."""
     names = [t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
     if names:
-        _log.warning("threads of the application that are no daemons hold up the exit: %s", ", ".join(names))
+        _log.warning("the application's non-daemon threads delay the exit: %s", ", ".join(names))
     return bool(names)
 
 
@@ -489,7 +496,7 @@ def _connections(wanted: int) -> int:
         return wanted
     possible = max(16, soft - 2 * _OTHER_DESCRIPTORS)
     if possible < wanted:
-        _log.info("at most %d connections: the limit of open files is %d", possible, soft)
+        _log.info("max_connections is lowered to %d, because the limit on open files is %d", possible, soft)
     return min(wanted, possible)
 
 

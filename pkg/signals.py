@@ -108,10 +108,11 @@ class Signals:
         """Takes back what the application may have taken while it was imported."""
         for number in self._former:
             if signal.getsignal(number) != self._on_signal:
-                _log.warning("the application's handler of %s is not used: it drains", signal.Signals(number).name)
+                name = signal.Signals(number).name
+                _log.warning("ignoring the application's %s handler; %s starts the drain", name, name)
                 signal.signal(number, self._on_signal)
         if signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False) != self._write_fd:
-            _log.debug("the application had taken the wake-up descriptor of signals")
+            _log.debug("restored the signal wake-up descriptor, which the application had replaced")
 
     def close(self) -> None:
         """Lets go of the front.  The handlers stay until the interpreter ends: one signal more than was needed, while

@@ -248,7 +248,7 @@ def _of_health(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
 def _of_workers(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
     workers, requests = document["workers"], document["requests"]
     if document["service"]["phase"] == "ready" and workers["alive"] < workers["threads"]:
-        text = f"only {workers['alive']} of {_times(workers['threads'], 'worker')} are there: the others have ended"
+        text = f"only {workers['alive']} of {_times(workers['threads'], 'worker')} are running; the others have ended"
         yield _finding("error", text, "/debug/threads")
     queued = document["front"]["queued"]
     running = [request for request in requests if request["thread"]]
@@ -256,7 +256,7 @@ def _of_workers(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
         longest = running[0]
         text = (
             f"all {_times(workers['threads'], 'worker')} {'is' if workers['threads'] == 1 else 'are'} busy and "
-            f"{_times(queued, 'request')} {'waits' if queued == 1 else 'wait'}; the longest has been on for "
+            f"{_times(queued, 'request')} {'waits' if queued == 1 else 'wait'}; the longest has been running for "
             f"{longest['age']:.1f} s: {longest['method']} {longest['target']}"
         )
         yield _finding("error" if queued or longest["age"] > LONG_REQUEST else "warning", text, "/debug/requests")
@@ -272,9 +272,9 @@ def _of_workers(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
         if any(request["target"] != oldest["target"] for request in there):
             what += " and others"
         if len(there) == 1:
-            text = f"{oldest['worker'] or 'a worker'} has been on {what} for {oldest['age']:.0f} s, at {place}"
+            text = f"{oldest['worker'] or 'a worker'} has been serving {what} for {oldest['age']:.0f} s, at {place}"
         else:
-            text = f"{len(there)} workers have been on {what} for up to {oldest['age']:.0f} s, at {place}"
+            text = f"{len(there)} workers have been serving {what} for up to {oldest['age']:.0f} s, at {place}"
         yield _finding("warning", text, "/debug/threads")
 
 
@@ -285,13 +285,15 @@ def _of_pool(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
     lent = pool.get("connections_used", 0)
     if lent and not document["requests"]:
         what = "a connection is" if lent == 1 else f"{lent} connections are"
-        text = f"{what} in use while no request is in flight: leaked, unless a thread of the application's own has it"
+        text = (
+            f"{what} in use while no request is in flight; leaked, unless one of the application's own threads holds it"
+        )
         yield _finding("warning", text, "/debug/pool")
     size, most = pool.get("pool_size", 0), pool.get("pool_max", 0)
     waiting = pool.get("requests_waiting", 0)
     if waiting or (most and size >= most and not pool.get("pool_available", 0)):
         used = size - pool.get("pool_available", 0)
-        text = f"the pool is used up: {used} of {most} connections are in use, {_times(waiting, 'caller')} waiting"
+        text = f"the pool is exhausted: {used} of {most} connections are in use, {_times(waiting, 'caller')} waiting"
         yield _finding("error" if waiting else "warning", text, "/debug/pool")
 
 
@@ -306,7 +308,7 @@ def _of_process(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
         yield _finding("error", text, "/debug/requests")
     delay = process["interpreter_delay_seconds"]
     if delay > SLOW_INTERPRETER:
-        text = f"threads wait {delay * 1000:.0f} ms for the interpreter lock: something computes and seldom lets go"
+        text = f"threads wait {delay * 1000:.0f} ms for the interpreter lock: a thread computes and seldom releases it"
         yield _finding("warning", text, "/debug/profile?seconds=5")
     limit = process.get("memory_limit_bytes")
     if limit and process["container_memory_bytes"] > MUCH_MEMORY * limit:
@@ -317,14 +319,14 @@ def _of_process(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
 def _of_past(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
     front, logs = document["front"], document["logs"]
     if front["accept_errors"]:
-        text = f"{_times(front['accept_errors'], 'time')} no descriptor or memory was left to accept a connection"
+        text = f"{_times(front['accept_errors'], 'time')} there was no descriptor or memory to accept a connection"
         yield _finding("note", f"{text} (since the start)", "/metrics")
     if front["stale"]:
         text = (
             f"{_times(front['stale'], 'probe')} got 503 because the interpreter showed no sign of life: "
-            "the lock was held, or the process stood still (since the start; stderr has the stacks)"
+            "the lock was held, or the process was stopped (since the start; stderr has the stacks)"
         )
         yield _finding("note", text, "/metrics")
     if logs["dropped"]:
-        text = f"{_times(logs['dropped'], 'log line')} lost: the output is or was blocked (since the start)"
+        text = f"{_times(logs['dropped'], 'log line')} were lost: the output is or was blocked (since the start)"
         yield _finding("note", text, "/metrics")

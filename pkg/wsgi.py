@@ -65,13 +65,15 @@ def _check(app: Any) -> None:
     inner: Any = app.func if isinstance(app, functools.partial) else app
     code = getattr(inner, "__code__", None) or getattr(inner.__call__, "__code__", None)
     if code is not None and code.co_flags & CO_COROUTINE:
-        raise StartupError("the application is asynchronous (ASGI); this host serves WSGI and handler classes")
+        raise StartupError(
+            "the application is asynchronous (ASGI); this server hosts WSGI callables and handler classes"
+        )
     if isinstance(app, FunctionType) and not app.__code__.co_flags & CO_VARARGS:
         most = app.__code__.co_argcount
         if not most - len(app.__defaults__ or ()) <= 2 <= most:
             raise StartupError(
                 f"{app.__qualname__}() cannot be called with (environ, start_response), as WSGI does;"
-                f" if it makes the application, say module:{app.__qualname__}()"
+                f" if it creates the application, write module:{app.__qualname__}()"
             )
 
 

@@ -448,11 +448,11 @@ def test_threads(world: World) -> None:
 
 
 def test_pool(world: World) -> None:
-    assert "no pool" in world.ask("/debug/pool")[2]
+    assert "no connection pool" in world.ask("/debug/pool")[2]
     assert world.json("/debug/pool") is None
     world.pool = {"pool_size": 4, "pool_max": 4, "pool_available": 0, "requests_waiting": 3}
     assert world.json("/debug/pool")["requests_waiting"] == 3
-    assert "the pool is used up: 4 of 4 connections are in use, 3 callers waiting" in world.ask("/statusz")[2]
+    assert "the pool is exhausted: 4 of 4 connections are in use, 3 callers waiting" in world.ask("/statusz")[2]
 
 
 def test_memory(world: World) -> None:
@@ -493,7 +493,7 @@ def test_log_level_reverts_by_itself(world: World, caplog: pytest.LogCaptureFixt
     assert world.json("/debug/log-level?level=error&seconds=1", "POST")["usual"] == "info"
     wait_for(lambda: world.levels() == "info")
     assert world.levels.past == ["info", "debug", "error", "info"]
-    assert "log level info again" in caplog.text
+    assert "log level changed back to info" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -546,7 +546,7 @@ def test_profile_for_speedscope(world: World) -> None:
 def test_profile_of_an_idle_service_can_be_opened() -> None:
     """speedscope: src/lib/file-format.ts shows one of the profiles, so there has to be one."""
     (profile,) = Profile(0.01).speedscope()["profiles"]
-    assert profile["name"].startswith("idle: 0 samples")
+    assert profile["name"].startswith("idle: the application was at work in none of 0 samples")
     assert (profile["type"], profile["samples"], profile["weights"]) == ("sampled", [], [])
 
 
@@ -628,21 +628,25 @@ FINDINGS: list[tuple[str, dict[str, Any], str]] = [
         "still starting after 100 s: .*a.py:1",
     ),
     ("warning", {"service.phase": "draining", "service.reason": "SIGTERM"}, "draining for 100 s because of SIGTERM"),
-    ("error", {"workers.alive": 3}, "only 3 of 4 workers are there"),
+    ("error", {"workers.alive": 3}, "only 3 of 4 workers are running"),
     (
         "error",
         {"workers.busy": 4, "front.queued": 2, "requests": [request(1.0)]},
         "all 4 workers are busy and 2 requests wait; .* 1.0 s: GET /a",
     ),
     ("warning", {"workers.busy": 4, "requests": [request(1.0)]}, "all 4 workers are busy and 0 requests wait"),
-    ("warning", {"requests": [request(9.0)]}, "worker-0 has been on GET /a for 9 s, at app.py:3 in f: `with lock:`"),
+    (
+        "warning",
+        {"requests": [request(9.0)]},
+        "worker-0 has been serving GET /a for 9 s, at app.py:3 in f: `with lock:`",
+    ),
     (
         "warning",
         {"requests": [request(9.0), request(8.0)]},
-        "2 workers have been on GET /a for up to 9 s, at app.py:3",
+        "2 workers have been serving GET /a for up to 9 s, at app.py:3",
     ),
     ("warning", {"requests": [request(9.0, None)]}, "at an unknown place"),
-    ("warning", {"pool": {"pool_size": 5, "pool_max": 5, "pool_available": 0}}, "used up: 5 of 5 .* 0 callers"),
+    ("warning", {"pool": {"pool_size": 5, "pool_max": 5, "pool_available": 0}}, "exhausted: 5 of 5 .* 0 callers"),
     (
         "error",
         {"process": {"max_fds": 64.0, "interpreter_delay_seconds": 0.0}},
@@ -653,16 +657,16 @@ FINDINGS: list[tuple[str, dict[str, Any], str]] = [
         {"process.open_fds": 960.0, "front.connections": 900},
         "960 of 1000 file .* are open, 900 of them client",
     ),
-    ("warning", {"pool": {"connections_used": 2}}, "2 connections are in use while no request is in flight: leaked"),
+    ("warning", {"pool": {"connections_used": 2}}, "2 connections are in use while no request is in flight; leaked"),
     ("warning", {"process.interpreter_delay_seconds": 0.3}, "threads wait 300 ms for the interpreter lock"),
     (
         "warning",
         {"process.memory_limit_bytes": 100.0, "process.container_memory_bytes": 95.0},
         "95% of its memory limit",
     ),
-    ("note", {"front.accept_errors": 2}, "2 times no descriptor or memory was left"),
+    ("note", {"front.accept_errors": 2}, "2 times there was no descriptor or memory"),
     ("note", {"front.stale": 1}, "1 probe got 503 because the interpreter showed no sign of life"),
-    ("note", {"logs.dropped": 7}, "7 log lines lost"),
+    ("note", {"logs.dropped": 7}, "7 log lines were lost"),
 ]
 
 
@@ -759,7 +763,7 @@ def test_a_service_and_its_admin_client(tmp_path: Path) -> None:
             "status": "application:app: ready",
             "threads": "worker-0",
             "requests": "no request is in flight",
-            "pool": "no pool",
+            "pool": "no connection pool",
             "metrics": "pkg_requests_served_total 1",
             "memory": "not traced",
         }.items():
@@ -769,7 +773,7 @@ def test_a_service_and_its_admin_client(tmp_path: Path) -> None:
         assert json.loads(client("profile", "--json", "--seconds", "0.2").stdout)["exporter"] == "pkg"
         assert client("profile", "--seconds", "61").returncode == 1
         assert "debug for" in client("log-level", "debug", "--seconds", "60").stdout
-        service.await_message("log level debug for 60 s")
+        service.await_message("log level changed to debug for 60 s")
         assert client("drain").returncode == 0
         service.await_message(r"draining after POST /drain")
         assert service.process.wait(15) == 0

@@ -195,7 +195,7 @@ def test_the_admin_pages_say_so(server: Postgres, tmp_path: Path) -> None:
         assert "leaked" not in ask(admin, "/statusz")[2]
         assert ask(process.address, "/leak")[0] == 200
         wait_for(
-            lambda: "a connection is in use while no request is in flight: leaked" in status(admin), 5, "a finding"
+            lambda: "a connection is in use while no request is in flight; leaked" in status(admin), 5, "a finding"
         )
 
 

@@ -129,7 +129,7 @@ def serves(folder: Path, python: Path, implementation: str, monkeypatch: pytest.
     assert re.fullmatch(rf"pkg \d\S* \(Python 3\S+; psycopg 3\S+ \({implementation}\), libpq \d+\.\d+\)\n", said)
     monkeypatch.setattr(sys, "executable", str(python))
     with Postgres() as server, running(folder, QUERY, DATABASE_URL=server.url) as service:
-        assert "another project" not in service.messages()[0]
+        assert "another project's distribution" not in service.messages()[0]
         assert ask(service.address, "/healthz")[::2] == (200, "ok")
         assert ask(service.address, "/")[::2] == (200, "42")
         wait_for(lambda: ask(service.address, "/readyz")[0] == 200)
@@ -200,11 +200,11 @@ def test_another_distribution_of_our_folder_s_name_is_named_and_put_right(
     with running(tmp_path, "", app="", ready=False) as service:
         service.await_message(r"^serving ")
         first = service.messages()[0]
-    assert first.startswith("the distribution pkg 0.2, another project, is installed into the folder of pkg-service")
+    assert first.startswith("another project's distribution, pkg 0.2, is installed in the same folder as pkg-service")
     remove, renew = first.partition("run: ")[2].split("; ")
     run(*pip, *remove.split()[1:], "--yes", cwd=tmp_path)
     run(*pip, *renew.replace("pkg-service", f"-q --no-deps {archives['wheel']}").split()[1:], cwd=tmp_path)
     assert run(python, "-c", "import pkg; print(hasattr(pkg, 'connection'))", cwd=tmp_path) == "True\n"
     with running(tmp_path, "", app="", ready=False) as service:
         service.await_message(r"^serving ")
-        assert service.messages()[0].startswith("no DATABASE_URL")
+        assert service.messages()[0].startswith("DATABASE_URL is not set")

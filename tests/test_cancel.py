@@ -62,7 +62,7 @@ def opened(url: str) -> Iterator[Database]:
 
 def runs_out(db: Database, query: str = "select pg_sleep(60), %s::int") -> None:
     begun = time.monotonic()
-    with pytest.raises(Unavailable, match="not done within"), db.connection(timeout=0.5) as conn:
+    with pytest.raises(Unavailable, match="not finished within"), db.connection(timeout=0.5) as conn:
         conn.execute(query.encode(), [1] if "%s" in query else None)
     assert time.monotonic() - begun < 5.0
 
@@ -116,7 +116,7 @@ def test_nothing_is_sent_after_the_deadline(server: Postgres) -> None:
     """A body that goes on gets no statement out, though the connection is still open to the server."""
     server.sql("create table late (a int); grant all on late to app", database="postgres")
     with opened(server.url) as db:
-        with pytest.raises(Unavailable, match="not done within"), db.connection(timeout=0.3) as conn:
+        with pytest.raises(Unavailable, match="not finished within"), db.connection(timeout=0.3) as conn:
             conn.autocommit = True
             wait_for(lambda: db.stats()["deadlines_passed"] == 1, 5, "the deadline")
             with contextlib.suppress(psycopg.OperationalError):
@@ -146,7 +146,7 @@ def test_a_secret_is_not_sent_in_plain_text_where_tls_is_demanded(
         for _ in range(2):
             wait_for(lambda: db.stats()["pool_available"] == 1, 10, "a connection")
             runs_out(db, "select pg_sleep(60)")
-        lines = [record.getMessage() for record in caplog.records if "is not cancelled" in record.getMessage()]
+        lines = [record.getMessage() for record in caplog.records if "are not cancelled" in record.getMessage()]
         if capabilities.has_cancel_safe():
             wait_for(lambda: server.sql(SLEEPING) == 0, 5, "the queries to end")
             assert lines == []

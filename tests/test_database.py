@@ -181,14 +181,14 @@ class Fault(NamedTuple):
 FAULTS = [
     Fault("stop", lambda s: s.server.stop(), lambda s: s.server.start(), "refused|closed|reset"),
     Fault("kill -9", lambda s: s.server.kill(), lambda s: s.server.start(), "refused|closed|reset"),
-    Fault("SIGSTOP", lambda s: s.server.pause(), lambda s: s.server.resume(), "no answer"),
+    Fault("SIGSTOP", lambda s: s.server.pause(), lambda s: s.server.resume(), "no response"),
     Fault("refused", Scene.refuse, lambda s: s.server.allow(), "not currently accepting connections"),
     Fault("password", Scene.change_password, lambda s: s.server.set_password(PASSWORD), "authentication failed"),
     Fault(
         "max_connections", Scene.take_all_connections, Scene.free_connections, "too many clients|remaining connection"
     ),
     Fault("read-only", lambda s: s.set_read_only(True), lambda s: s.set_read_only(False), "read-only", "primary"),
-    Fault("black hole", lambda s: s.mode(Mode.BLACK_HOLE), lambda s: s.mode(Mode.PASS), "no answer"),
+    Fault("black hole", lambda s: s.mode(Mode.BLACK_HOLE), lambda s: s.mode(Mode.PASS), "no response"),
     Fault("reset", lambda s: s.mode(Mode.RESET), lambda s: s.mode(Mode.PASS), "closed|reset"),
     Fault("FIN", lambda s: s.mode(Mode.END), lambda s: s.mode(Mode.PASS), "closed|reset"),
     Fault("no listener", Scene.cut, lambda s: s.mode(Mode.PASS), "Connection refused"),
@@ -563,7 +563,7 @@ def test_before_postgresql_14_the_server_is_asked(server: Postgres, monkeypatch:
 def runs_out(db: Database, seconds: float, query: str = "select pg_sleep(60)") -> None:
     """A query under a deadline, which must end it in time."""
     begun = time.monotonic()
-    with pytest.raises(Unavailable, match=f"not done within {seconds:g} s|no connection within"):
+    with pytest.raises(Unavailable, match=f"not finished within {seconds:g} s|no connection within"):
         value(db, query, timeout=seconds)
     assert seconds - 0.05 < time.monotonic() - begun < seconds + SLACK
 
@@ -608,7 +608,7 @@ def test_a_deadline_counts_the_wait_for_a_connection(server: Postgres) -> None:
 def test_a_deadline_that_passes_between_queries_is_said_at_the_commit(server: Postgres) -> None:
     with opened(server.url) as db:
         warmed(db)
-        with pytest.raises(Unavailable, match=r"not done within 0.2 s"), db.connection(0.2) as conn:
+        with pytest.raises(Unavailable, match=r"not finished within 0.2 s"), db.connection(0.2) as conn:
             conn.execute("select 1")
             time.sleep(0.4)
 
@@ -799,8 +799,8 @@ def test_a_rotated_password_needs_no_restart(server: Postgres, tmp_path: Path) -
         ("", "is empty"),
         ("first-secret", "does not begin with"),
         ("postgresql://h/?first=1", "libpq"),
-        ("postgresql://app:first%FF@h/", "libpq does not understand"),
-        ("postgresql://app:first%00@h/", "libpq does not understand"),
+        ("postgresql://app:first%FF@h/", "libpq does not accept"),
+        ("postgresql://app:first%00@h/", "libpq does not accept"),
         ("postgresql://app:first@secret@h/", "percent-encode"),
     ],
 )
@@ -900,7 +900,7 @@ def test_the_pool_says_little(server: Postgres, caplog: pytest.LogCaptureFixture
         server.start()
         passes(db)
     assert [r.getMessage() for r in caplog.records if r.name == "pkg.database"] == [
-        "the database answers again after 4 failed checks"
+        "the database responds again after 4 failed checks"
     ]
 
 

@@ -59,7 +59,7 @@ def test_nothing_is_said_of_a_healthy_interpreter(tmp_path: Path) -> None:
         assert [status for path, status in answers if path != "/readyz"] == [200] * 6, answers
         assert {status for path, status in answers if path == "/readyz"} <= {200, 503}
         assert process.errors() == ""
-        process.await_message(r"the process was frozen for \d\.\d s; every check runs again")
+        process.await_message(r"the process was frozen for \d\.\d s; running every check again")
         assert process.stop() == 0
 
 

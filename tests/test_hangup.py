@@ -102,7 +102,7 @@ def test_a_hangup_that_was_ignored_at_the_start_is_left_alone(tmp_path: Path, ow
 def test_an_application_s_handler_is_taken_back(tmp_path: Path) -> None:
     (tmp_path / "own-handler").touch()
     with running(tmp_path, APP, PKG_ADMIN="off") as p:
-        p.await_message("the application's handler of SIGHUP is not used")
+        p.await_message("ignoring the application's SIGHUP handler")
         p.process.send_signal(signal.SIGHUP)
         assert p.process.wait(20) == 0
         assert not (tmp_path / "called").exists()

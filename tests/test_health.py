@@ -276,7 +276,7 @@ async def forgotten() -> None:
     ("probe", "reason"),
     [
         (lambda: False, "returned False"),
-        (forgotten, "returned a coroutine: a check is an ordinary function"),
+        (forgotten, "returned a coroutine; a check must be an ordinary function"),
         (Mock(side_effect=Unspeakable), "Unspeakable"),
     ],
 )
@@ -295,9 +295,9 @@ def test_transitions_are_logged_once_with_reason_and_duration(caplog: pytest.Log
     for outcome in (None, None, FAIL, FAIL, FAIL, FAIL, None, None, None):
         bench.run(check, outcome)
     assert [r.getMessage() for r in caplog.records] == [
-        "readiness check database ok, after 1.0 s pending",
-        "readiness check database failed: RuntimeError: password=secret at 10.0.0.1, after 3.0 s ok",
-        "readiness check database ok, after 4.0 s failed",
+        "readiness check database ok (was pending for 1.0 s)",
+        "readiness check database failed: RuntimeError: password=secret at 10.0.0.1 (was ok for 3.0 s)",
+        "readiness check database ok (was failed for 4.0 s)",
     ]
 
 
@@ -308,8 +308,8 @@ def test_what_the_application_says_is_logged_once_too(caplog: pytest.LogCaptureF
         bench.clock.now += 2.0
         bench.checker.set_ready(ready, reason)
     assert [r.getMessage() for r in caplog.records] == [
-        "the application says it is not ready: loading, after 4.0 s ready",
-        "the application says it is ready, after 4.0 s not ready",
+        "the application reports that it is not ready: loading (was ready for 4.0 s)",
+        "the application reports that it is ready (was not ready for 4.0 s)",
     ]
 
 
@@ -395,7 +395,7 @@ def test_bodies_stay_within_a_kibibyte() -> None:
     assert checks[-1].name in bench.front.answer("/readyz", VERBOSE)[2]
     assert bench.front.answer("/readyz", VERBOSE)[2].endswith("more)\nreadyz check failed\n")
     assert checks[-1].name in json.loads(bench.front.answer("/readyz", JSON)[2])["checks"]
-    with pytest.raises(ValueError, match="more than"):
+    with pytest.raises(ValueError, match="at most 60"):
         bench.add("one-too-many")
 
 

@@ -59,7 +59,7 @@ def serve(folder: Path, *arguments: str, **environ: str) -> subprocess.Completed
         pytest.param(
             NO_LIBPQ, {"PSYCOPG_IMPL": "python"},
             "libpq, the client library of PostgreSQL, is missing: install it (on Debian: apt-get install libpq5), or "
-            "take the psycopg that brings its own: pip install 'pkg-service[binary]'",
+            "install the psycopg that contains it: pip install 'pkg-service[binary]'",
             id="libpq",
         ),
         pytest.param(NO_PSYCOPG, {}, "psycopg is missing: pip install 'pkg-service[binary]'", id="psycopg"),
@@ -143,7 +143,7 @@ def test_the_first_line_names_another_distribution_over_ours(site: Path) -> None
     with running(site, HELLO, PYTHONPATH=str(site)) as service:
         first = service.lines()[0]
     assert first["severity"] == "WARNING"
-    assert first["message"].startswith("the distribution pkg 0.2, another project, is installed into the folder of ")
+    assert first["message"].startswith("another project's distribution, pkg 0.2, is installed in the same folder as ")
     assert first["message"].endswith("pip uninstall pkg; pip install --force-reinstall pkg-service")
 
 

@@ -31,7 +31,7 @@ def app(environ, start_response):
 @pytest.mark.parametrize("url", ["mysql://u:p@h/shop", "sqlite:///shop.db", "postgresql://h/shop?schema=public"])
 def test_a_url_of_the_applications_own(tmp_path: Path, url: str) -> None:
     with running(tmp_path, SOURCE, DATABASE_URL=url, PKG_POOL="off", PKG_ADMIN="off") as process:
-        process.await_message("DATABASE_URL is the application's own")
+        process.await_message("DATABASE_URL is left to the application")
         assert ask(process.address, "/readyz")[0] == 200
         assert (
             ask(process.address, "/")[2]
@@ -45,10 +45,10 @@ def test_a_url_of_the_applications_own(tmp_path: Path, url: str) -> None:
     [
         ("mysql://u:p4ss@h/shop", "DATABASE_URL: the URL does not begin with postgresql://"),
         ("postgresql+asyncpg://u:p4ss@h/shop", "DATABASE_URL: the URL does not begin with postgresql://"),
-        ("postgresql://u:p4ss@h/shop?schema=public", "DATABASE_URL: libpq knows no parameter 'schema'"),
+        ("postgresql://u:p4ss@h/shop?schema=public", "DATABASE_URL: libpq has no parameter 'schema'"),
         (
             "postgresql://u:p4ss@h/shop?sslmode=require&pool_size=5",
-            "DATABASE_URL: libpq knows no parameter 'pool_size'",
+            "DATABASE_URL: libpq has no parameter 'pool_size'",
         ),
     ],
 )

@@ -123,7 +123,9 @@ def test_a_module_without_either(tmp_path: Path) -> None:
     (tmp_path / "shop" / "wsgi.py").write_text("")
     with running(tmp_path, "", app="shop.wsgi", PKG_ADMIN="off", ready=False) as process:
         assert process.process.wait(15) == 3
-        assert "APP 'shop.wsgi': it has neither application nor app; say shop.wsgi:attribute" in process.errors()
+        assert (
+            "APP 'shop.wsgi': the module has neither application nor app; write shop.wsgi:attribute" in process.errors()
+        )
 
 
 @pytest.mark.parametrize("text", ["web.py", "shop/web.py"])

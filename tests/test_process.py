@@ -190,7 +190,9 @@ def test_applications_of_every_kind(tmp_path: Path, app: str) -> None:
     with running(tmp_path, source, app=app, PKG_ADMIN="off", SCRIPT_NAME="/shop") as p:
         assert get(p.address, "/").body == b"hello"
         assert p.stop(signal.SIGTERM) == 0
-        assert any("script_name is for WSGI" in text for text in p.messages()) == (app == "application:Handler")
+        assert any("ignoring script_name: APP is a handler class" in text for text in p.messages()) == (
+            app == "application:Handler"
+        )
 
 
 def test_health_answers_while_the_application_is_imported(tmp_path: Path) -> None:
@@ -428,7 +430,7 @@ def test_what_never_ends_is_aborted_at_the_deadline(tmp_path: Path, kind: str) -
             assert "stopped: 1 aborted at the deadline" in p.errors()
         elif kind != "hold/60":  # whose interpreter runs now and then
             assert "1 aborted at the deadline" in summary(p)
-            assert any("the drain ends" in m for m in p.messages())
+            assert any("the drain deadline is in 1 s" in m for m in p.messages())
             assert any("worker-" in line["message"] + str(line) for line in p.lines()), "no stack of the worker"
 
 
@@ -528,7 +530,7 @@ def test_what_clients_break_off_is_no_failure_of_the_drain(tmp_path: Path, when:
         assert other.receive().body == b"sleep"
         assert p.process.wait(10) == 0
         assert summary(p).startswith("stopped: 1 served while draining, 0 aborted")
-        assert summary(p).endswith("since the start 1 served, 1 broken off")
+        assert summary(p).endswith("since the start 1 served, 1 cut off")
 
 
 @pytest.mark.parametrize("timeout", ["0", "1.5"])

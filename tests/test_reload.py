@@ -71,7 +71,7 @@ def test_a_change_starts_another(reloading: Reloading) -> None:
     reloading.write("package/__init__.py", "")
     reloading.write("application.py", "import package" + APP % "three")
     wait_for(lambda: reloading.says("three"), 20, "the third")
-    assert re.search(r"^pkg: application.py has changed: starting again$", reloading.errors(), re.MULTILINE)
+    assert re.search(r"^pkg: application.py has changed; restarting$", reloading.errors(), re.MULTILINE)
     assert sum("draining after SIGINT" in line for line in reloading.messages()) >= 2
     assert reloading.stop(signal.SIGTERM) == 0
     assert reloading.messages()[-1].startswith("stopped: ")
@@ -92,7 +92,11 @@ def test_other_files_change_nothing(reloading: Reloading) -> None:
 
 def test_a_mistake_waits_for_its_correction(reloading: Reloading) -> None:
     reloading.write("application.py", "import nothing_of_that_name")
-    wait_for(lambda: "exit code 3: waiting for a file to change" in reloading.errors(), 20, "the end of the second")
+    wait_for(
+        lambda: "the service exited with code 3; waiting for a file to change" in reloading.errors(),
+        20,
+        "the end of the second",
+    )
     assert "No module named 'nothing_of_that_name'" in reloading.errors()
     assert reloading.children() == []
     reloading.write("application.py", APP % "three")
@@ -103,7 +107,9 @@ def test_a_mistake_waits_for_its_correction(reloading: Reloading) -> None:
 def test_the_exit_code_is_the_last_childs(reloading: Reloading) -> None:
     (child,) = reloading.children()
     os.kill(child, signal.SIGKILL)
-    wait_for(lambda: "exit code 137: waiting" in reloading.errors(), 20, "the child's end to be seen")
+    wait_for(
+        lambda: "the service exited with code 137; waiting" in reloading.errors(), 20, "the child's end to be seen"
+    )
     assert reloading.stop() == 137
 
 

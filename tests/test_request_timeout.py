@@ -138,7 +138,7 @@ def test_counted_once_and_stuck_until_it_comes_back(tmp_path: Path) -> None:
             ("504", "1"),
         ], counts
         assert process.stop() == 0
-        summary = process.await_message(r"since the start (\d+) served, (\d+) broken off")
+        summary = process.await_message(r"since the start (\d+) served, (\d+) cut off")
         assert (int(summary[1]), int(summary[2])) == (1, 0)
 
 

@@ -80,7 +80,7 @@ def test_nothing_follows_the_head_but_the_body(tmp_path: Path) -> None:
             got = exchange(process, b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode())
             # Framed as its head says, and cut off at the end, for the client to see.
             assert got.endswith(b"\r\n\r\n5\r\nhello\r\n5\r\nworld\r\n<reset>"), (path, got)
-        process.await_message("a header after the head of the response: b'X-Late: 1")
+        process.await_message("a header was sent after the head of the response: b'X-Late: 1")
 
 
 def test_an_interim_response_has_a_clean_reason(tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def fails(directory: Path, limits: dict[int, int], command: tuple[str, ...] = ()
 
 
 def stranger() -> tuple[str, ...]:
-    """The limit of processes is none for root: a command that runs the rest as a user who has no process yet, but may
-    read what root may."""
+    """A command that runs the rest as a user who has no process yet, but may read what root may: the limit on processes
+    does not apply to root."""
     if os.getuid() != 0:
         return ()
     setpriv = shutil.which("setpriv")
@@ -81,7 +81,7 @@ def stranger() -> tuple[str, ...]:
 def test_no_thread(threads: int, tmp_path: Path) -> None:
     url = "postgresql://nobody@127.0.0.1:1/none"
     text = fails(tmp_path, {resource.RLIMIT_NPROC: threads}, stranger(), DATABASE_URL=url if threads > 7 else "")
-    assert text.startswith("pkg: cannot start: no thread can be started: raise the limit of processes"), text
+    assert text.startswith("pkg: cannot start: no thread can be started: raise the limit on processes"), text
 
 
 def test_no_memory(tmp_path: Path) -> None:

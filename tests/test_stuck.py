@@ -167,11 +167,11 @@ def test_every_worker_stuck_fails_liveness_with_last_words(tmp_path: Path) -> No
         drill.send("/one", "/two", "/")
         wait_for(lambda: drill.probe() == (503, "workers: failed"))
         drill.await_finding(
-            "error: liveness fails: workers: all 2 workers have been on their requests for more than 1 s"
+            "error: liveness fails: workers: all 2 worker threads have been busy with their requests for more than 1 s"
         )
         drill.await_finding("error: all 2 workers are busy and 1 request waits")
         messages = drill.service.messages()
-        assert any("liveness fails: all 2 workers" in m for m in messages)
+        assert any("liveness fails: all 2 worker threads" in m for m in messages)
         assert any(m.startswith("in flight: GET /one") and "in one" in m for m in messages)
         stacks = {
             line["message"]: line["code.stacktrace"] for line in drill.service.lines() if "code.stacktrace" in line
@@ -196,7 +196,7 @@ def test_busy_workers_do_not_fail_liveness() -> None:
     now[0] += 10
     assert stall() is None
     now[0] += 0.1
-    assert "all 2 workers" in str(stall())
+    assert "all 2 worker threads" in str(stall())
     numbers["finished"] += 1
     assert stall() is None, "it recovers"
     now[0] += 20
@@ -230,7 +230,7 @@ def test_a_pool_that_is_used_up(tmp_path: Path) -> None:
         ) as drill,
     ):
         drill.send(*["/take_connection"] * 3)
-        finding = drill.await_finding("error: the pool is used up: 2 of 2 connections are in use, 1 caller waiting")
+        finding = drill.await_finding("error: the pool is exhausted: 2 of 2 connections are in use, 1 caller waiting")
         assert finding
         assert drill.json("/debug/pool")["requests_waiting"] == 1
         metrics = drill.page("/metrics")
@@ -394,7 +394,7 @@ def test_a_drain_that_does_not_end(tmp_path: Path) -> None:
         drill.await_finding("warning: draining for", "because of SIGINT")
         assert drill.service.process.wait(15) == 1
         messages = drill.service.messages()
-        last = next(n for n, m in enumerate(messages) if m == "the drain ends in a second: 1 requests in flight")
+        last = next(n for n, m in enumerate(messages) if m == "the drain deadline is in 1 s: 1 requests in flight")
         assert any(m.startswith("in flight: GET /wait for") and "in wait" in m for m in messages[last:])
         assert any(
             "in wait\n    threading.Event().wait()" in line.get("code.stacktrace", "") for line in drill.service.lines()

@@ -84,7 +84,7 @@ def app(environ, start_response):
     with running(tmp_path, source, PKG_ADMIN="off") as process:
         assert get(process.address, "/").status == 200
         assert process.stop() == 0
-        of_thread = next(x for x in process.lines() if x["message"] == "an exception has ended the thread mine")
+        of_thread = next(x for x in process.lines() if x["message"] == "an uncaught exception ended the thread mine")
         of_finalizer = next(x for x in process.lines() if x.get("exception.message") == "in a finalizer")
         assert process.errors() == ""
     assert of_thread["exception.type"] == "application.Broken"

@@ -790,7 +790,7 @@ def scoped(scope: Any, receive: Any, send: Any) -> Any:
 
 @pytest.mark.parametrize("app", [create_app, configured, scoped])
 def test_functions_of_other_arguments_are_refused_at_once(app: Any) -> None:
-    with pytest.raises(StartupError, match=rf"say module:{app.__name__}\(\)"):
+    with pytest.raises(StartupError, match=rf"write module:{app.__name__}\(\)"):
         Application(app, name="127.0.0.1", port=80)
 
 
