@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -62,6 +63,33 @@ def test_the_script_can_be_read_and_its_files_are_there() -> None:
         assert (ROOT / name).exists(), name
     cluster = yaml.safe_load((HERE / "cluster.yaml").read_text())
     assert [node["role"] for node in cluster["nodes"]] == ["control-plane", "worker", "worker"]
+
+
+# Writes down what it was asked; the load has ended with the code in the file `code`.
+STAND_IN = """#!/bin/sh
+echo "${0##*/} $*" >>"${0%/*}/asked"
+case "$*" in *exitCode*) cat "${0%/*}/code" ;; esac
+"""
+
+
+@pytest.mark.parametrize("code", ["0", "1"])
+def test_the_script_goes_through(code: str, tmp_path: Path) -> None:
+    """With tools that do nothing: the steps come in order, and its exit code is that of the load."""
+    for tool in ("kind", "kubectl"):
+        (tmp_path / tool).write_text(STAND_IN)
+        (tmp_path / tool).chmod(0o755)
+    (tmp_path / "code").write_text(code)
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "DRAIN": "0"}
+    done = subprocess.run([str(HERE / "rolling.sh"), "3"], env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == int(code), done.stderr
+    asked = (tmp_path / "asked").read_text().splitlines()
+    restarts = [n for n, line in enumerate(asked) if "rollout restart" in line]
+    assert len(restarts) == 3
+    (ended,) = (n for n, line in enumerate(asked) if "SIGTERM" in line)
+    (applied,) = (n for n, line in enumerate(asked) if "apply -k tests/kind" in line)
+    assert applied < restarts[0] and restarts[-1] < ended
+    assert asked[0].startswith("kind create cluster") and asked[-1].startswith("kind delete cluster")
+    assert all("--context kind-pkg-rolling" in line for line in asked if line.startswith("kubectl"))  # no other cluster
 
 
 def test_manifests_fit_the_api_s_schemas(manifests: dict[tuple[str, str], Any]) -> None:

@@ -2,7 +2,7 @@
 # Rolling updates on a kind cluster, under load that counts every request:  tests/kind/rolling.sh [ROUNDS]
 #
 # It wants docker, kind, kubectl and the image that `make image` makes.  The cluster is called pkg-rolling; it is made
-# first and deleted at the end (KEEP=1 keeps it).  Exit code 0: no request was lost.
+# first and deleted at the end (KEEP=1 keeps it).  DRAIN: seconds that a pod's drain may take, 30.  Exit code 0: no request was lost.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 rounds=${1:-10}
@@ -39,7 +39,7 @@ for round in $(seq "$rounds"); do
     k rollout status deployment/pkg --timeout=5m
     echo "round $round of $rounds"
 done
-sleep 30 # the last old pods' drains
+sleep "${DRAIN:-30}" # of the last old pods
 
 # Without a shell in it: Python itself tells process 1 to end and to print what it has counted.
 k exec load -- /usr/bin/python3 -c 'import os, signal; os.kill(1, signal.SIGTERM)'
