@@ -22,10 +22,6 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-# What is no setting and may be named: of tests and tools.
-OTHER_VARIABLES = {"PKG_NAME", "PKG_URL"}
-
-
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
@@ -48,7 +44,7 @@ def test_what_a_page_names_is_there(page: Path) -> None:
     for name in re.findall(r"(?:`|^\$ |^    )make ([a-z-]+)", text, re.MULTILINE):
         assert name in targets, f"{page.name}: make {name}"
     if page.name != "CHANGELOG.md":  # which remembers
-        known = {setting.environment for setting in SETTINGS} | OTHER_VARIABLES
+        known = {setting.environment for setting in SETTINGS}
         for name in re.findall(r"\bPKG_[A-Z_]*[A-Z]\b", text):
             assert name in known, f"{page.name}: {name}"
 
