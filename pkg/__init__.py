@@ -1,21 +1,21 @@
-"""A Python microservice, and a host for one: truthful health probes, a PostgreSQL pool, a drain that loses nothing.
+"""A Python microservice, and a host for one: truthful health probes, a PostgreSQL pool, a drain that loses no request.
 
-It is not a framework: the application inside is an `http.server` handler class or a WSGI callable.
+It is not a framework: the application is an `http.server` handler class or a WSGI callable.
 
-    connection(timeout=None)        a connection of the pool, for a `with` block
-    check(name, interval=5, ...)    decorator: a readiness check
-    set_ready(ready, reason="")     readiness as the application sees it
-    fail_liveness(reason)           "restart me"
-    Server, RequestHandler          the parts, usable like those of `http.server`
+    connection(timeout=None)        a pooled database connection, for a `with` block
+    check(name, interval=5, ...)    decorator: registers a readiness check
+    set_ready(ready, reason="")     takes this instance out of rotation, or puts it back
+    fail_liveness(reason)           makes the liveness page fail, so that the platform restarts the process
+    Server, RequestHandler          the server and its handler class, usable like those of `http.server`
 
-Names are imported when they are first used (PEP 562): `python -m pkg probe` must not load psycopg.
+Names are imported when they are first used (PEP 562), so that `python -m pkg probe` does not load psycopg.
 """
 
 from __future__ import annotations
 
 import importlib
 
-TYPE_CHECKING = False  # importing typing would take a quarter of the probe's own time
+TYPE_CHECKING = False  # importing typing would take a quarter of the time of a probe
 if TYPE_CHECKING:
     from typing import Any
 
@@ -64,7 +64,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
-    globals()[name] = value  # found without us from now on: `pkg.connection()` is said in each request
+    globals()[name] = value  # from now on found without this function, as `pkg.connection()` runs in each request
     return value
 
 

@@ -1,4 +1,4 @@
-"""`python -m pkg`: hands over to the command line.  It holds no logic."""
+"""`python -m pkg` runs the command line in `cli`.  There is no logic here."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What probers are told: the states of the checks as the bytes of every health page.
+"""The health pages: renders the states of the checks to the bytes that probers get.
 
-It decides nothing and keeps nothing; reasons stay out of it, but for the admin listener's report.
+It makes no decision and keeps no state.  Reasons never get into a page, only into the admin listener's report.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 __all__ = ["LIVENESS", "READINESS", "Page", "Result", "State", "pages_of", "verdict_of"]
 
 LIVENESS, READINESS = 0, 1  # expiry slots
-MAX_BODY_SIZE = 1024  # probers match in the first KiB (GCP, Envoy)
+MAX_BODY_SIZE = 1024  # probers search for their text in the first KiB only (GCP, Envoy)
 
 Answer = tuple[int, bytes, bytes]
 Answers = tuple[Answer, Answer, Answer]
@@ -21,14 +21,14 @@ Page = tuple[str, int, Answers, Answers, Answers | None]
 
 
 class Result(NamedTuple):
-    """One outcome of a probe; `reason` is for the log and the admin listener, never for a prober."""
+    """The result of a check; `reason` is for the log and the admin listener, never for a prober."""
 
     status: str  # ok, degraded, failed
     reason: str = ""
 
 
 class State(NamedTuple):
-    """One check as it stands, built in or not."""
+    """The current state of one check, built in or registered."""
 
     name: str
     result: Result
@@ -53,17 +53,17 @@ class State(NamedTuple):
 
 
 def verdict_of(states: Sequence[State]) -> str:
-    """pass, warn or fail, of all of them."""
+    """The overall verdict: pass, warn or fail."""
     verdicts = {state.verdict for state in states}
     return "fail" if "fail" in verdicts else "warn" if "warn" in verdicts else "pass"
 
 
-# What a prober may know of a failure: whose it is.
+# The only reasons that a prober may see.
 _PUBLIC = {"startup": "in progress", "shutdown": "draining"}
 
 
 def pages_of(path: str, name: str, slot: int, states: Sequence[State]) -> list[Page]:
-    """The page of all states, and one for each below it."""
+    """The page of all states, and below it one page for each state."""
     draining = None
     if slot == READINESS:
         draining = _answers(name, [State("shutdown", Result("failed"), True, None)])
@@ -87,7 +87,7 @@ def _answers(name: str, states: Sequence[State], text: str = "") -> Answers:
 
 
 def _verbose(name: str, states: Sequence[State], verdict: str) -> str:
-    """The lines of the Kubernetes API server (apiserver pkg/server/healthz); failures first if they do not all fit."""
+    """The lines of the Kubernetes API server (apiserver pkg/server/healthz); failures first if not all of them fit."""
     lines = {
         "pass": "[+]{} ok",
         "warn": "[~]{} degraded: reason withheld",

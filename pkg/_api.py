@@ -1,6 +1,6 @@
-"""What an application may call while it is served; `pkg` exports these names.
+"""The functions that a served application may call; `pkg` exports them.
 
-It only finds the running service and its part: what a call does is that part's own.
+They only find the running service and the part of it that does the work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["check", "connection", "fail_liveness", "set_ready"]
 
 _current: Service | None = None
 _is_child = _is_watching = False
-early_checks: list[Check] = []  # of modules that were imported before there was a service
+early_checks: list[Check] = []  # registered by modules that were imported before the service existed
 
 
 def enter(service: Service) -> None:
@@ -39,7 +39,7 @@ def leave() -> None:
 
 
 def _leave_to_parent() -> None:
-    """In a child: the service is the parent's."""
+    """Runs in a forked child, which has no service: it belongs to the parent."""
     global _is_child
     if _current is not None:
         _is_child = True
@@ -48,7 +48,7 @@ def _leave_to_parent() -> None:
 
 
 def current() -> Service:
-    """The running service.  NotRunningError: there is none in this process."""
+    """The running service.  Raises NotRunningError if there is none in this process."""
     if _current is None:
         if _is_child:
             raise NotRunningError("the service runs in the parent process, not in this forked child")
@@ -57,7 +57,13 @@ def current() -> Service:
 
 
 def connection(timeout: float | None = None) -> AbstractContextManager[psycopg.Connection[Any]]:
-    """A connection of the pool, for the body of a `with`."""
+    """A connection from the pool, for a `with` block, which commits at its end or rolls back if it raised.
+
+    `timeout`: seconds for the whole block, including the wait for a connection and the commit.
+
+    Raises DatabaseUnavailable if no connection becomes free in time or the timeout passes, and NotRunningError if there
+    is no pool in this process.
+    """
     database = current().database
     if database is None:
         raise NotRunningError("the service has no pool: DATABASE_URL is not set, or PKG_POOL is off")
@@ -67,7 +73,12 @@ def connection(timeout: float | None = None) -> AbstractContextManager[psycopg.C
 def check(
     name: str, *, interval: float = 5.0, timeout: float = 1.0, required: bool = True
 ) -> Callable[[Callable[[], object]], Callable[[], object]]:
-    """Makes the decorated function a readiness check; it fails by raising, or by returning False."""
+    """Makes the decorated function a readiness check, which fails by raising an exception or by returning False.
+
+    `interval`: seconds between two runs.  `timeout`: seconds after which a run has failed.  `required`: whether a
+    failure makes the service unready; otherwise it is only degraded.  Raises ValueError for a name or a number out of
+    range.
+    """
 
     def register(probe: Callable[[], object]) -> Callable[[], object]:
         from pkg.health import Check
@@ -83,14 +94,14 @@ def check(
 
 
 def set_ready(ready: bool, reason: str = "") -> None:
-    """Readiness as the application sees it: the check `application`."""
+    """Sets the state of the check `application`: False makes the readiness page fail, True lets it pass again."""
     checker = current().checker
     assert checker is not None
     checker.set_ready(ready, reason)
 
 
 def fail_liveness(reason: str) -> None:
-    """Says that this process cannot recover by itself: /healthz is 503 from now on."""
+    """Reports that this process cannot recover: /healthz returns 503 from now on, for good."""
     checker = current().checker
     assert checker is not None
     checker.fail_liveness(reason)

@@ -1,6 +1,6 @@
-"""A connection in somebody's hands: lent by the database, under a deadline, taken back at the end of a `with`.
+"""A borrowed connection: lent by the database for a `with` block, under a deadline, and returned at its end.
 
-It neither makes connections nor judges the database.
+It neither creates connections nor judges the database.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["Lease", "Unavailable"]
 
 
 class Unavailable(DatabaseUnavailable, psycopg.OperationalError):
-    """What `connection` raises: an application may catch it as either, and if it catches neither, 503 follows."""
+    """Raised by `connection`.  An application may catch it as either class; if it does not, the client gets 503."""
 
 
 class Lease:
-    """What `Database.connection` returns, for one `with`.  timeout: seconds for all of it."""
+    """Returned by `Database.connection`, for one `with` block.  `timeout`: seconds for the whole block."""
 
     __slots__ = ("_conn", "_database", "_deadline", "_timeout")
 
@@ -58,12 +58,12 @@ class Lease:
     ) -> None:
         database, conn, deadline = self._database, self._conn, self._deadline
         assert conn is not None
-        if database.is_foreign:  # nothing was committed, and nothing of this is ours
+        if database.is_foreign:  # the connection belongs to the parent, and nothing was committed
             self._conn = self._deadline = None
             if kind is None:
                 database.take_back(self, conn)  # NotRunningError
             return
-        closed = conn.closed  # then psycopg would not even try to commit
+        closed = conn.closed  # psycopg would not try to commit then
         late = False
         try:
             if kind is None and not closed:
@@ -76,7 +76,7 @@ class Lease:
         finally:
             if deadline is not None:
                 late = database.watchdog.release(deadline, is_lost=conn.closed)
-            lost = conn.broken  # it was not the body that closed it
+            lost = conn.broken  # closed, but not by the block
             if late:
                 lost = lost or isinstance(error, (psycopg.errors.QueryCanceled, Expired))
                 conn.close()
@@ -91,7 +91,7 @@ class Lease:
                 raise Unavailable(text) from error
 
     def shut(self) -> None:
-        """Ends the connection, whoever waits in it."""
+        """Shuts the connection down, even if a thread waits for a response on it."""
         conn = self._conn
         if conn is not None:
             self._database.watchdog.end(conn)

@@ -1,6 +1,6 @@
-"""psycopg's pool, with what the database's check needs of it, and deadlines that free a thread.
+"""psycopg's pool with additions for the database check, and deadlines that free a waiting thread.
 
-It decides nothing: when to ask, flush, refill or give up is said in `database`.
+It makes no decisions: `database` decides when to ask, flush, refill or give up.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ LOG_INTERVAL = 5.0  # seconds between two lines that say why a connection failed
 
 PoolTimeout = psycopg_pool.PoolTimeout
 
-MAX_CANCELS = 1024  # waiting, more than a pool has connections by default; the oldest is dropped
+MAX_CANCELS = 1024  # waiting requests, more than a pool has connections by default; the oldest is dropped
 CANCEL_TIMEOUT = 5.0  # seconds, for one
-CANCEL_ATTEMPTS = 6  # with so many servers behind a balancer that takes them in turn the right one is among them
-CANCEL_ANSWER = 0.1  # seconds until the server has ended the query; then the request is sent once more
-CANCEL_GRACE = 1.0  # seconds that a connection is kept for its cancel request, which a pooler matches with it
-TLS_GRACE = 0.25  # the same where its thread has to wait meanwhile
-MAX_WAIT = 3600.0  # seconds at a time: a wait of 300 years is an OverflowError
+CANCEL_ATTEMPTS = 6  # behind a round-robin balancer with this many servers, one attempt reaches the right one
+CANCEL_ANSWER = 0.1  # seconds for the server to end the query; then the request is sent again
+CANCEL_GRACE = 1.0  # seconds that a connection is kept for its cancel request, which a pooler assigns by it
+TLS_GRACE = 0.25  # the same if the thread has to wait meanwhile
+MAX_WAIT = 3600.0  # seconds for one wait; a wait of 300 years would be an OverflowError
 
 
 class NotNow(psycopg.OperationalError):
-    """The pool wants to connect while the check says that there is no use in it."""
+    """Prevents the pool from connecting while the check fails."""
 
 
 class Pool(psycopg_pool.ConnectionPool[Connection]):
     """psycopg_pool without its back-off and without meeting dead connections one by one.
 
-    - A failed attempt to connect is repeated once and given up (reconnect_timeout=0).  psycopg_pool would try again
-      after 1, 2, 4 .. 128 s, and count the connection as there meanwhile, so that a database back after 130 s is next
-      tried after 255 s (psycopg issues 1315 and 370).  Here whoever waits for a connection tries, and `refill`.
+    - A failed attempt to connect is repeated once and then given up (reconnect_timeout=0).  psycopg_pool would retry
+      after 1, 2, 4 .. 128 s and count the connection as existing meanwhile, so that a database that is back after 130 s
+      is next tried after 255 s (psycopg issues 1315 and 370).  Here each waiting borrower and `refill` make an attempt.
     - There is no `check=`: it costs a round trip for each borrower, and sleeps 1, 2, 4, 8, 16 s inside getconn() while
-      it meets dead connections.  `borrow` sees most of them without asking and goes on to the next.
+      it finds dead connections.  `borrow` recognises most of them without a query and takes the next one.
     """
 
     def __init__(self, conninfo: Callable[[], str], *, name: str = POOL_NAME, **options: Any) -> None:
@@ -78,11 +78,11 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
         )
 
     def borrow(self, timeout: float) -> Connection:
-        """A connection that is not known to be dead.  PoolTimeout: none within `timeout` seconds."""
+        """A connection that is not known to be dead.  Raises PoolTimeout if there is none within `timeout` seconds."""
         self._stats[self._REQUESTS_NUM] += 1
         if self._closed:
             self._check_open_getconn()
-        end = 0.0 if self._pool else monotonic() + timeout  # with one free there is nothing to wait for
+        end = 0.0 if self._pool else monotonic() + timeout  # no deadline is needed if a connection is free
         while True:
             conn = self._getconn_unchecked(timeout)  # getconn() has a loop for `check=` around it
             conn.lent = monotonic()
@@ -94,7 +94,7 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
             timeout = max(0.001, end - monotonic())
 
     def prune(self) -> int:
-        """Replaces idle connections that are known to be dead, without asking; how many they were."""
+        """Replaces idle connections that are known to be dead, without a query, and returns their number."""
         with self._lock:
             lost = [conn for conn in self._pool if conn.is_lost()]
             for conn in lost:
@@ -105,7 +105,7 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
         return len(lost)
 
     def refill(self) -> None:
-        """Begins to connect until there are `min_size` connections; for those who wait, one more."""
+        """Starts to connect until there are `min_size` connections, and one more if callers are waiting."""
         with self._lock:
             if self.closed:
                 return
@@ -117,7 +117,7 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
 
     @property
     def size(self) -> int:
-        """Connections there or being made."""
+        """Connections that exist or are being established."""
         return self._nconns
 
     @property
@@ -130,16 +130,16 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
 
 
 def shut(fd: int, how: int = socket.SHUT_RDWR) -> None:
-    """Ends a connection whose thread waits in it: that thread gets an OperationalError at once.
+    """Shuts a connection down; a thread that waits for a response on it gets an OperationalError at once.
 
-    Nothing else does with a server that is stopped or cut off: not the pool's timeout, not `statement_timeout` (the
-    server's own clock), not a cancel request (it needs the server).
+    Nothing else helps with a server that is stopped or unreachable: not the pool's timeout, not `statement_timeout`
+    (which the server enforces), and not a cancel request (which the server must process).
     """
     end = socket.socket(fileno=fd)
     try:
         end.shutdown(how)
     except OSError:
-        pass  # the peer was faster
+        pass  # the peer has closed it already
     finally:
         end.detach()
 
@@ -147,7 +147,9 @@ def shut(fd: int, how: int = socket.SHUT_RDWR) -> None:
 def _has_data(fd: int) -> bool:
     end = socket.socket(fileno=fd)
     try:
-        return bool(end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))  # what is shut for reading still receives
+        return bool(
+            end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        )  # a socket that is shut down for reading still receives
     except BlockingIOError:
         return False
     except OSError:
@@ -157,44 +159,44 @@ def _has_data(fd: int) -> bool:
 
 
 def _started(target: Callable[[], object], name: str) -> threading.Thread:
-    """RuntimeError: the machine, or the container, has no thread to give."""
+    """A started daemon thread.  Raises RuntimeError if no thread can be started."""
     thread = threading.Thread(target=target, name=name, daemon=True)
     thread.start()
     return thread
 
 
 class Deadline:
-    """One watched connection.  `fired`: its time was up."""
+    """One watched connection.  `fired`: whether its deadline has passed."""
 
     __slots__ = ("conn", "fd", "fired")
 
     def __init__(self, fd: int, conn: Connection | None) -> None:
-        self.fd = fd  # the watcher's own; -1: closed
-        self.conn = conn  # whose query is to be cancelled; None: of none
+        self.fd = fd  # a duplicate that belongs to the watchdog; -1 if closed
+        self.conn = conn  # the connection whose query is to be cancelled, or None
         self.fired = False
 
 
 class Watchdog:
-    """Shuts connections whose deadline has passed.  One thread, which begins with the first deadline.
+    """Shuts down connections whose deadline has passed, in one thread, which starts with the first deadline.
 
-    A server that still runs does not notice that its client has gone until the query ends, which may be never.  So it
-    is asked to cancel the query, by a thread of its own:
+    A running server does not notice that its client is gone until the query ends, which may be never.  So a second
+    thread asks it to cancel the query:
 
-        the deadline          the request is made, with the connection's secret; nothing more is sent on it; its socket
-                              is shut for reading, which frees the thread that waits
-        the request is taken  the socket is shut for writing, too.  Not before: PgBouncer forgets the secret of a client
-                              that has gone, and lets its query run
-        CANCEL_GRACE later    the same, if the server has not taken it
+        deadline                the cancel request is built with the connection's secret; nothing more is sent on the
+                                connection; its socket is shut down for reading, which frees the waiting thread
+        request was received    the socket is shut down for writing as well.  Not earlier, because PgBouncer forgets the
+                                secret of a client that has disconnected, and lets its query run
+        CANCEL_GRACE later      the same, if the server has not received the request
 
-    On a connection with TLS the thread is freed a moment later (TLS_GRACE at most): libpq, which finds the socket at
-    its end, would take leave of the peer.
+    With TLS the thread is freed a moment later (TLS_GRACE at most): libpq, when it finds the end of the stream, would
+    send a closing message to the peer.
     """
 
     def __init__(self) -> None:
         self._condition = threading.Condition(threading.Lock())
         self._heap: list[tuple[float, int, Deadline]] = []
         self._count = count()
-        self._released = 0  # of those in the heap
+        self._released = 0  # deadlines in the heap that have been released
         self._thread: threading.Thread | None = None
         self._closed = False
         self._cancels: deque[tuple[Cancel, Deadline]] = deque(maxlen=MAX_CANCELS)
@@ -202,8 +204,9 @@ class Watchdog:
         self.fired = 0
 
     def watch(self, conn: Connection, at: float, *, cancel: bool = False) -> Deadline:
-        """Shuts the connection at the monotonic time `at` unless it is released before; then cancels its query."""
-        # A descriptor of its own: libpq may close the connection's at any time, and its number be given to another.
+        """Shuts the connection down at the monotonic time `at`, unless it is released before.  `cancel`: cancels its
+        query."""
+        # A duplicate of the descriptor, because libpq may close its own at any time, and the number may be reused.
         with self._condition:
             if self._thread is None and not self._closed:
                 self._thread = _started(self._run, "database-deadlines")
@@ -214,9 +217,10 @@ class Watchdog:
         return deadline
 
     def release(self, deadline: Deadline, *, is_lost: bool = False) -> bool:
-        """Afterwards the connection is not touched any more.  True: its time was up, and it is to be closed.
+        """Stops watching.  Returns whether the deadline has passed; then the connection must be closed.
 
-        is_lost: a query may still be running; else whatever was sent has been answered, and nothing is to be cancelled.
+        `is_lost`: a query may still be running.  Otherwise everything sent has been answered, and there is nothing to
+        cancel.
         """
         with self._condition:
             deadline.conn = None
@@ -227,7 +231,7 @@ class Watchdog:
             elif not is_lost and deadline.fd >= 0:
                 self._end(deadline)
                 self._released += 1
-            # Most deadlines are released long before they pass; the heap holds no more dead than living ones.
+            # Most deadlines are released long before they pass; at most half of the heap may be released ones.
             if self._released > 64 and self._released * 2 > len(self._heap):
                 self._heap = [entry for entry in self._heap if entry[2].fd >= 0]
                 heapq.heapify(self._heap)
@@ -235,7 +239,7 @@ class Watchdog:
         return deadline.fired
 
     def end(self, conn: Connection) -> None:
-        """Does at once what happens at a deadline."""
+        """Does at once what a deadline does."""
         with self._condition, contextlib.suppress(psycopg.Error, OSError):
             self._fire(Deadline(os.dup(conn.pgconn.socket), conn))
 
@@ -273,8 +277,8 @@ class Watchdog:
         self._condition.notify_all()
         self._cancels.append((cancel, deadline))
         if self._canceller is None:
-            # Without a thread to be had it stays in the queue for the next one's.  However late it is sent, it can hit
-            # nothing but the session it was made for.
+            # If no thread can be started, the request waits in the queue for the next attempt.  However late it is
+            # sent, it can only affect the session for which it was made.
             with contextlib.suppress(RuntimeError):
                 self._canceller = _started(self._run_cancels, "database-cancels")
 
@@ -292,7 +296,7 @@ class Watchdog:
                     self._condition.notify_all()
                     return
                 cancel, deadline = self._cancels.popleft()
-            # A balancer may send the request to another server, which takes it and does nothing.
+            # A balancer may send the request to another server, which ignores it.
             for _ in range(CANCEL_ATTEMPTS if cancel.is_active else 1):
                 try:
                     cancel.send(CANCEL_TIMEOUT)
@@ -303,10 +307,10 @@ class Watchdog:
             with self._condition:
                 if deadline.fd >= 0:
                     self._end(deadline)
-                    self._released += 1  # it is in the heap still
+                    self._released += 1  # it is still in the heap
 
     def _has_answered(self, deadline: Deadline) -> bool:
-        """Whether the server says that the query has ended, or nobody waits for that any more."""
+        """Whether the server has announced the end of the query, or nobody waits for it any more."""
         end = monotonic() + CANCEL_ANSWER
         while True:
             with self._condition:
@@ -317,7 +321,7 @@ class Watchdog:
             sleep(0.005)
 
     def close(self, timeout: float = 0.0) -> None:
-        """Ends, after cancels that are under way have had `timeout` seconds."""
+        """Ends the watchdog; cancel requests under way get `timeout` seconds."""
         with self._condition:
             self._condition.wait_for(lambda: self._canceller is None, timeout)
             self._closed = True
@@ -331,41 +335,41 @@ class Watchdog:
             thread.join(1.0)
 
 
-# ---------------------------------------------------------------------- what the pool logs
+# ---------------------------------------------------------------------- the log of the pool
 
 
 def quiet() -> None:
-    """Makes psycopg_pool's log fit to be read."""
+    """Reduces the log of psycopg_pool to what is useful."""
     if _log.level == logging.NOTSET:
-        _log.setLevel(logging.WARNING)  # at INFO it says something about each borrower
+        _log.setLevel(logging.WARNING)  # at INFO it writes a line for each borrower
     _log.addFilter(_terse)
 
 
-_logged: dict[str, float] = {}  # when something was said last, by the name of the pool; of ours only
+_logged: dict[str, float] = {}  # time of the last line about a pool, by the name of the pool; only for our pools
 
 
 def _terse(record: logging.LogRecord) -> bool:
-    """Of what the pools' workers say: why a connection failed, every few seconds and not for each attempt of each.
+    """A filter that keeps only why a connection failed, once in a few seconds instead of for each attempt.
 
-    That connections are lost, replaced or given up is in the numbers, and the check says what it means.  What pools
-    of the application's own say is left alone.
+    Lost, replaced and failed connections are in the metrics, and the check logs what follows from them.  Records of the
+    application's own pools pass unchanged.
     """
     args = record.args if isinstance(record.args, tuple) else ()
     name = next((arg for arg in args if isinstance(arg, str) and arg in _logged), None)
     if name is None:
-        # Those about one connection do not name the pool.
+        # Records about a single connection do not name the pool.
         return not (args and isinstance(args[0], Connection) and record.msg.startswith("discarding closed connection"))
     error = args[-1]
     now = monotonic()
     if not isinstance(error, Exception) or isinstance(error, NotNow) or now - _logged[name] < LOG_INTERVAL:
         return False
-    # As text: who keeps the record would keep the exception, its frames, and with them the connection's descriptor.
+    # As text: otherwise a stored record would keep the exception, its frames, and the connection's descriptor.
     record.args = (name, first_line(error))
     _logged[name] = now
     return True
 
 
 def first_line(error: BaseException | None) -> str:
-    """One line for the log.  libpq's messages name host, port, user and database, never the password."""
+    """One line for the log.  Messages of libpq contain host, port, user and database, but never the password."""
     text = str(error).strip().splitlines() if error is not None else []
     return text[0].removeprefix("connection failed: ") if text else "the server closed the connection"

@@ -214,9 +214,8 @@ def _split_database_url(url: str) -> _DatabaseUrl:
     if authority.count("@") > 1 or "@" in path:
         raise ValueError("the URL contains an @ in the password or a / before the @: percent-encode them (%40, %2F)")
     userinfo, _, hosts = authority.rpartition("@")
-    if re.search(
-        "[;&=]", hosts + path
-    ):  # other drivers accept these as parameters; libpq would take them for part of a name
+    # Other drivers take these for the beginning of parameters; libpq would take them for part of a name.
+    if re.search("[;&=]", hosts + path):
         raise ValueError(
             "the URL contains ; & or = before the ?: parameters follow the ?; percent-encode these in names"
         )

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-TYPE_CHECKING = False  # importing typing would take a quarter of the probe's own time
+TYPE_CHECKING = False  # importing typing would take a quarter of the time of a probe
 if TYPE_CHECKING:
     import argparse
     from typing import Any

@@ -1,6 +1,6 @@
-"""Which trace and which request a log record belongs to: the ids that a client sends, new ones, and those in force.
+"""The trace and request to which a log record belongs: ids from the client, new ids, and the ids now in force.
 
-It takes part in no trace: it makes no spans and sends nothing anywhere.
+It does not take part in tracing: it creates no spans and sends nothing.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ __all__ = [
 
 
 class TraceParent(NamedTuple):
-    """What W3C Trace Context's `traceparent` says: lowercase hexadecimal ids, and flags (bit 0: sampled).
+    """The content of W3C Trace Context's `traceparent`: lowercase hexadecimal ids, and flags (bit 0: sampled).
 
-    `span_id` is "" where a load balancer of AWS or Google began the trace and named no span.
+    `span_id` is "" if a load balancer of AWS or Google began the trace without a span.
     """
 
     trace_id: str
@@ -50,9 +50,9 @@ class TraceParent(NamedTuple):
 _TRACEPARENT = compile_pattern(
     r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-[\x20-\x7e]*)?", ASCII
 )
-# What load balancers add: Root=1-(8 digits of time)-(24 digits);Parent=(16 digits);Sampled=1, other parts between them
-# (docs.aws.amazon.com, "Request tracing for your Application Load Balancer"), and TRACE/SPAN;o=1 with a decimal span
-# (cloud.google.com, "Trace context").
+# The fields that load balancers add: Root=1-(8 digits of time)-(24 digits);Parent=(16 digits);Sampled=1, other parts
+# between them (docs.aws.amazon.com, "Request tracing for your Application Load Balancer"), and TRACE/SPAN;o=1 with a
+# decimal span (cloud.google.com, "Trace context").
 _AMZN_TRACE = compile_pattern(
     r"(?:[^;]*;)*?Root=1-([0-9a-f]{8})-([0-9a-f]{24})(?:;(?:[^;]*;)*?Parent=([0-9a-f]{16}))?(?:;[^;]*)*", ASCII
 )
@@ -61,7 +61,7 @@ _REQUEST_ID = compile_pattern(r"[\x21-\x7e]{1,128}")
 
 
 def parse_traceparent(value: str | None) -> TraceParent | None:
-    """The header's ids, or None if it is malformed: then it counts as absent (W3C Trace Context, 3.2.2 and 4.3)."""
+    """The ids of the field, or None if it is malformed, which counts as absent (W3C Trace Context, 3.2.2 and 4.3)."""
     match = _TRACEPARENT.fullmatch(value.strip(" \t")) if value else None
     # Version 00 ends after the flags; a later one may go on after a dash.
     if match is None or (match[5] is not None and match[1] == "00"):
@@ -70,7 +70,8 @@ def parse_traceparent(value: str | None) -> TraceParent | None:
 
 
 def parse_amzn_trace(value: str | None) -> TraceParent | None:
-    """`X-Amzn-Trace-Id`, its root as one id of 32 digits, as X-Ray's exporters write it; None if it is malformed."""
+    """`X-Amzn-Trace-Id`, with its root as one id of 32 digits, as X-Ray's exporters write it; None if it is
+    malformed."""
     match = _AMZN_TRACE.fullmatch(value) if value and len(value) <= 512 else None
     if match is None:
         return None
@@ -78,7 +79,7 @@ def parse_amzn_trace(value: str | None) -> TraceParent | None:
 
 
 def parse_cloud_trace(value: str | None) -> TraceParent | None:
-    """`X-Cloud-Trace-Context`, its span in hexadecimal; None if it is malformed."""
+    """`X-Cloud-Trace-Context`, with its span in hexadecimal; None if it is malformed."""
     match = _CLOUD_TRACE.fullmatch(value) if value else None
     if match is None:
         return None
@@ -90,8 +91,11 @@ ID_HEADERS = (b"x-request-id", b"traceparent", b"x-cloud-trace-context", b"x-amz
 
 
 def trace_parent(header: Callable[[bytes], str | None]) -> TraceParent | None:
-    """The trace that a request belongs to, by the first of the headers that says one well; `header` looks one
-    up, and finds none where a request has two of them: who added one has not read the other."""
+    """The trace to which a request belongs, from the first of these fields that is well-formed.
+
+    `header` looks a field up.  It must return None if a request has two such fields: whoever added the second has not
+    read the first.
+    """
     return (
         parse_traceparent(header(b"traceparent"))
         or parse_cloud_trace(header(b"x-cloud-trace-context"))
@@ -105,7 +109,7 @@ def parse_request_id(value: str | None) -> str | None:
 
 
 class _Source(threading.local):
-    """A source of ids for each thread: no system call and no lock for an id.  Unique, not secret."""
+    """A generator for each thread, so that an id costs no system call and no lock.  Ids are unique, not secret."""
 
     def __init__(self) -> None:
         self.bits = Random(os.urandom(32)).getrandbits
@@ -116,19 +120,19 @@ _source = _Source()
 
 def new_request_id() -> str:
     """32 lowercase hexadecimal digits."""
-    return _source.bits(128).to_bytes(16, "big").hex()  # a third of what formatting takes
+    return _source.bits(128).to_bytes(16, "big").hex()  # takes a third of the time of formatting
 
 
 _deadline: ContextVar[float | None] = ContextVar("pkg.deadline", default=None)
 
 
 def set_deadline(at: float) -> None:
-    """The monotonic time until which the request that this thread serves may take."""
+    """Sets the deadline, in monotonic time, of the request that this thread serves."""
     _deadline.set(at)
 
 
 def time_left() -> float | None:
-    """Seconds until then, 0 if it is over.  None: there is no such time."""
+    """Seconds until the deadline, 0 if it has passed; None if there is no deadline."""
     at = _deadline.get()
     return None if at is None else max(0.0, at - monotonic())
 
@@ -137,12 +141,12 @@ _ids: ContextVar[Ids] = ContextVar("pkg.context", default=("", "", ""))
 
 
 def bind(trace_id: str = "", span_id: str = "", request_id: str = "") -> Token[Ids]:
-    """Gives every record of this context these ids, until `unbind` of the token that is returned."""
+    """Gives every log record of this context these ids, until `unbind` is called with the returned token."""
     return _ids.set((trace_id, span_id, request_id))
 
 
 def unbind(token: Token[Ids]) -> None:
-    """Takes back what `bind` did."""
+    """Restores the ids from before `bind`."""
     _ids.reset(token)
 
 
@@ -152,9 +156,9 @@ def ids() -> Ids:
 
 
 def ids_now() -> Ids:
-    """The same, but with the trace and the span of OpenTelemetry where one of its spans is active.
+    """The same, but with the trace and span of OpenTelemetry if one of its spans is active.
 
-    It is not imported for that: an application, or an agent in front of it, that makes spans has done so.
+    OpenTelemetry is not imported for this: an application or agent that creates spans has imported it.
     """
     found = _ids.get()
     trace = sys.modules.get("opentelemetry.trace")
@@ -164,6 +168,6 @@ def ids_now() -> Ids:
         span = trace.get_current_span().get_span_context()
         if span.is_valid:
             return f"{span.trace_id:032x}", f"{span.span_id:016x}", found[2]
-    except Exception:  # half imported, or another library of that name: a record is worth more than its ids
+    except Exception:  # partly imported, or another library of that name; the record matters more than its ids
         return found
     return found

@@ -1,21 +1,21 @@
-"""The database: a pool of PostgreSQL connections, and the check that says whether it can be used.
+"""The database: a pool of PostgreSQL connections, and the check that decides whether the database can be used.
 
-It runs no query but the check's, and keeps no clock: `health` says when to check and damps the verdicts.
+It runs no queries except those of the check, and no timer: `health` decides when to check and damps the results.
 
-    evidence since the last check       verdict
-    a connection came back, answered    ok, without a query, unless idle ones are known to have been lost since
-    one is free and answers             ok
-    one is free, does not answer        a new one of the check's own decides; if it answers, the pool is flushed
-    none is free                        a new one of the check's own decides; degraded if all are in use
-    the new one is one too many         degraded while a connection of the pool is in use or another free one answers
-    (any, role=primary)                 asked in each check; failed if the server is read-only; the pool is flushed
+    evidence since the last check       result
+    a connection was returned intact    ok, without a query, unless idle connections are known to have been lost since
+    a free connection responds          ok
+    a free connection does not respond  a new connection of the check decides; if it responds, the pool is flushed
+    no connection is free               a new connection of the check decides; degraded if all are in use
+    the server refuses the new one      degraded while a connection of the pool is in use or a free one responds
+    (any, with role=primary)            each check asks the server; failed if it is read-only, and the pool is flushed
 
-What the server reported at login (`in_hot_standby`) may be a pooler's memory of another day.  It is a reason to ask, or
-not to count an answer, never a verdict.
+What the server reported at login (`in_hot_standby`) may be outdated information from a pooler.  It is a reason to ask
+the server, or not to count a response, but it never decides.
 
-    while the verdict is bad            the check alone connects: no worker of the pool waits in connect() for a server
-                                        that is not there, and none sleeps in a back-off when it comes back
-    when it is good again               the pool is refilled at once
+    while the check fails               only the check connects: no worker of the pool waits in connect() for a server
+                                        that is down, and none sleeps in a back-off when the server comes back
+    when the check passes again         the pool is refilled at once
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ __all__ = ["Database", "Lease", "Unavailable"]
 
 _log = logging.getLogger(__name__)
 
-# One check, in seconds.  With an interval of 2 s (1 s while failing) from begin to begin and two failures in a row,
-# readiness is red after PROOF_AGE + 2 + 0.75 + 0.25 + 0.75 = 4.25 s at most; 5 s are promised.
+# Time limits of one check, in seconds.  With an interval of 2 s (1 s while failing) from start to start, and two
+# failures in a row, readiness fails after at most PROOF_AGE + 2 + 0.75 + 0.25 + 0.75 = 4.25 s; 5 s are promised.
 CHECK_TIMEOUT = 0.75
 BORROW_TIMEOUT = 0.25
-ANSWER_TIMEOUT = 0.4  # for a borrowed connection, counted from the check's begin; then a new one is tried
-# A connection of the check's own, per host.  It does not wait as long as others may: those that began in an outage can
-# be lost in it, with the server or the firewall that took them, and would keep new ones from being tried.
+ANSWER_TIMEOUT = 0.4  # for a borrowed connection, from the start of the check; then a new connection is tried
+# For a new connection of the check, per host.  It is shorter than connect_timeout may be: attempts that begin in an
+# outage can get lost with the server or firewall that took them, and would prevent new attempts.
 ATTEMPT_TIMEOUT = 3.0
-MAX_ATTEMPTS = 8  # of those at a time: enough for two hosts; more only if names do not resolve, and then to no use
-PROOF_AGE = 0.5  # how old an answer may be that stands for a query; a dead server passes for alive as long
-RECENTLY = 10.0  # a pool whose connections came back within this is saturated, not dead
-KNOWN_DOWN_TIMEOUT = 1.0  # how long a borrower waits while the check keeps failing: until the next check
-GATE_EXPIRY = 10.0  # a verdict as old as this keeps nobody from connecting
-ANSWERED = 1.0  # after a request's end the front has answered for it: what ends in the database is no 503 before that
-LAST_CANCELS = 0.5  # for cancelling, at the very end, the queries that are still running
+MAX_ATTEMPTS = 8  # such attempts at once: enough for two hosts; more would only help if names did not resolve
+PROOF_AGE = 0.5  # maximum age of a response that replaces a query; a dead server is noticed this much later
+RECENTLY = 10.0  # if connections were returned within this time, the pool is saturated and not dead
+KNOWN_DOWN_TIMEOUT = 1.0  # how long a borrower waits while the check fails: until the next check
+GATE_EXPIRY = 10.0  # an older result of the check does not prevent the pool from connecting
+ANSWERED = 1.0  # extra time after a request's deadline, so that the front sends its 504 before a query ends in 503
+LAST_CANCELS = 0.5  # for cancelling queries that still run when the pool closes
 
 
 _FOREIGN = "the pool belongs to the parent process; open a connection in this forked child instead"
@@ -64,12 +64,14 @@ _FOREIGN = "the pool belongs to the parent process; open a connection in this fo
 class Database:
     """A pool of connections and its check.
 
-    url, url_file: one of them; the file is read for each new connection, so that a rotated password is used without a
-    restart.  role: `primary` refuses servers that are read-only.  pool_timeout: the longest wait for a connection;
-    connect_timeout: for making one (libpq takes whole seconds, at least 2).  All in seconds.  prepare: statements that
-    a connection repeats; not where a pooler in between gives each transaction another session and does not know them.
-    name: of the pool, in the log.  time_left: of the request that the caller serves, seconds or None; no connection is
-    lent for much longer.
+    `url` or `url_file`: the file is read for each new connection, so that a new password needs no restart.
+    `role`: `primary` refuses servers that are read-only.
+    `pool_timeout`: maximum time in seconds to wait for a connection.
+    `connect_timeout`: maximum time in seconds to establish one (libpq takes whole seconds, at least 2).
+    `prepare`: whether psycopg prepares repeated statements; False for a pooler that gives each transaction another
+    session and does not support prepared statements.
+    `name`: name of the pool in the log.
+    `time_left`: returns the seconds left for the caller's request, or None; no connection is lent for much longer.
     """
 
     def __init__(
@@ -104,18 +106,18 @@ class Database:
             timeout=pool_timeout,
             configure=self._configure,
         )
-        # Written by whoever brings a connection back, read by the check; one attribute each, so no lock.
-        self._use_time = 0.0  # seconds, of all that came back
-        self._proved = 0.0  # when the server last answered in a way that counts
-        self._returned = 0.0  # the same, on a connection that came back in good state
-        # The check's own.
-        self._began = self._ended = 0.0  # the last check
+        # Written by threads that return a connection, read by the check; single attributes, so there is no lock.
+        self._use_time = 0.0  # seconds, for all returned connections
+        self._proved = 0.0  # when the server last responded in a way that counts
+        self._returned = 0.0  # the same, on a connection that was returned in good state
+        # Used by the check only.
+        self._began = self._ended = 0.0  # of the last check
         self._failures = 0  # in a row
         self._reason = ""
-        self._doubt = ""  # why the pool's connections are not to be trusted
-        self._doubted = ""  # the same at the check before: a read-only server would fill the log
-        self._read_only = False  # what the server said last, with role=primary
-        self._crowded = False  # somebody waited for a connection at the last check
+        self._doubt = ""  # why the pool's connections cannot be trusted
+        self._doubted = ""  # the same at the previous check, so that a read-only server does not fill the log
+        self._read_only = False  # what the server last reported, with role=primary
+        self._crowded = False  # whether somebody was waiting for a connection at the last check
         self._news = threading.Condition(threading.Lock())
         self._attempts: set[_Attempt] = set()
         self._counts = dict.fromkeys(("checks", "check_queries", "check_connections", "flushes", "refills"), 0)
@@ -123,9 +125,9 @@ class Database:
     # ------------------------------------------------------------------ life
 
     def open(self) -> None:
-        """Begins to connect and returns at once; a database that is down is no error.
+        """Starts to connect and returns at once; it is not an error if the database is down.
 
-        ConfigurationError: libpq does not understand the URL.
+        Raises ConfigurationError if libpq does not accept the URL.
         """
         self._source.verify()
         quiet()
@@ -135,13 +137,14 @@ class Database:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether this process was forked from the one that opened the pool: no connection is to be had here."""
+        """Whether this process was forked from the one that opened the pool, and so cannot use it."""
         return self._generation != generation()
 
     def close(self, timeout: float = 5.0) -> None:
-        """Ends every connection; those still in use are shut, which frees the threads that wait in them.
+        """Closes every connection; those in use are shut down, which frees the threads that wait for a response.
 
-        Their queries are cancelled: a server would run them, and hold their locks, long after this process has gone.
+        Their queries are cancelled, since the server would go on running them, and hold their locks, after this process
+        has ended.
         """
         if self.is_foreign:
             return
@@ -153,7 +156,7 @@ class Database:
     # ------------------------------------------------------------------ connecting
 
     def _conninfo(self) -> str:
-        """For the pool's workers, which ask before each attempt."""
+        """The connection string; the pool's workers ask for it before each attempt to connect."""
         if self._failures and monotonic() - self._began < GATE_EXPIRY:
             raise NotNow(self._reason)
         return self._source.conninfo()
@@ -162,7 +165,8 @@ class Database:
         conn.listen()
         if not self._prepare:
             conn.usual_threshold = conn.prepare_threshold = None
-        # Good news may be old, too: the check finds that out.  To ask each time would cost each new connection a query.
+        # A report that the server is a primary may be outdated; the check finds out.  To ask here each time would cost
+        # each new connection a query.
         if self._primary and _reports_read_only(conn):
             deadline = self.watchdog.watch(conn, monotonic() + self._connect_timeout)
             try:
@@ -191,13 +195,14 @@ class Database:
     # ------------------------------------------------------------------ use
 
     def connection(self, timeout: float | None = None) -> Lease:
-        """A connection for the body of a `with`, which commits at its end, or rolls back if it raised.
+        """A connection for a `with` block, which commits at its end, or rolls back if it raised.
 
-        timeout: seconds for everything, the wait, the body and the commit.  When it passes the connection is shut:
-        the query in it ends with DatabaseUnavailable.  None: no end but that of the wait, `pool_timeout`.
-        What the body sets on the connection object (autocommit, row_factory, isolation_level ...) ends with it too.
+        `timeout`: seconds for the whole block: the wait, the body and the commit.  When it passes, the connection is
+        shut down and the query in it ends with DatabaseUnavailable.  None: only the wait is limited, by `pool_timeout`.
+        What the block sets on the connection object (autocommit, row_factory, isolation_level ...) is undone at its
+        end.
 
-        DatabaseUnavailable: no connection in time, or the deadline passed.
+        Raises DatabaseUnavailable if no connection is free in time, or the deadline passes.
         """
         if timeout is not None and not 0 < timeout < float("inf"):
             raise ValueError(f"timeout is {timeout!r}, not a positive number of seconds")
@@ -207,9 +212,9 @@ class Database:
         return Lease(self, timeout)
 
     def lend(self, lease: Lease, timeout: float | None = None) -> Connection:
-        """Unavailable: no connection within `timeout` seconds, or within `pool_timeout`.
+        """Lends a connection.  Raises Unavailable if none is free within `timeout` seconds or `pool_timeout`.
 
-        NotRunningError: in a process that the application has forked.
+        Raises NotRunningError in a process that the application has forked.
         """
         if self.is_foreign:
             raise NotRunningError(_FOREIGN)
@@ -232,12 +237,13 @@ class Database:
         return conn
 
     def take_back(self, lease: Lease, conn: Connection) -> None:
-        """The pool's again; what it proves is when the server last answered, in this use or before."""
+        """Returns a connection to the pool; if it is intact, it proves that the server has responded during this
+        use."""
         if self.is_foreign:
             raise NotRunningError(_FOREIGN)
         self._leases.discard(lease)
         use_time = monotonic() - conn.lent
-        self._use_time += use_time  # nothing is called between its reading and its writing: no thread gets in between
+        self._use_time += use_time  # no call between reading and writing it, so no other thread can come in between
         if conn.pgconn.transaction_status == IDLE:
             if conn.answered > self._returned and not (self._primary and _reports_read_only(conn)):
                 self._returned = conn.answered
@@ -251,7 +257,7 @@ class Database:
     # ------------------------------------------------------------------ the check
 
     def check(self) -> Degraded | None:
-        """One check, within a second.  None: the database can be used.  DatabaseUnavailable: it cannot."""
+        """Checks the database, within a second.  Returns None or Degraded; raises DatabaseUnavailable if it fails."""
         self._began = monotonic()
         self._counts["checks"] += 1
         self._doubt = ""
@@ -288,8 +294,8 @@ class Database:
         try:
             self._ask_new()
         except DatabaseUnavailable as error:
-            # A server that says no to one connection more is alive, and serves those that the pool has.  In a language
-            # that is not understood it may have another reason: then its answers of a moment ago have to count.
+            # A server that refuses one more connection is alive, and serves those of the pool.  If its message is in an
+            # unknown language, the reason may be another one; then only its recent responses count.
             full = in_use >= self._max_size and self._began - self._returned < RECENTLY and _is_servers(str(error))
             if (full or _is_one_too_many(str(error))) and not self._read_only:
                 if in_use:
@@ -305,7 +311,7 @@ class Database:
         return None
 
     def _ask_free(self, at: float) -> bool:
-        """Whether there is a connection that nobody wants, and it answers before the monotonic time `at`."""
+        """Whether there is a free connection that responds before the monotonic time `at`."""
         conn = self._free()
         if conn is None:
             return False
@@ -320,10 +326,10 @@ class Database:
             self._pool.putconn(conn)
 
     def _free(self) -> Connection | None:
-        """A connection that nobody wants.  The check does not queue for one: that would make the pool grow."""
+        """A free connection.  The check does not queue for one, which would make the pool grow."""
         end = monotonic() + BORROW_TIMEOUT
         while not self._pool.available:
-            # While it fails none will come: the pool does not connect then.
+            # While the check fails, the pool does not connect, so no connection will become free.
             if self._failures or monotonic() >= end:
                 return None
             sleep(0.01)
@@ -333,9 +339,10 @@ class Database:
             return None
 
     def _ask(self, conn: Connection, at: float) -> None:
-        """One query, answered before the monotonic time `at`.  DatabaseUnavailable: not so, or it is read-only.
+        """Runs one query.  Raises DatabaseUnavailable if there is no response before the monotonic time `at`, or if the
+        server is read-only and must not be.
 
-        An empty one unless it has to tell a primary from a standby.
+        The query is empty unless it has to distinguish a primary from a standby.
         """
         self._counts["check_queries"] += 1
         begun, read_only = monotonic(), False
@@ -359,7 +366,7 @@ class Database:
             raise DatabaseUnavailable("the server is read-only, but database_role=primary is set")
 
     def _ask_new(self) -> None:
-        """The same on a new connection.  An answer that a request had before this check began says nothing now."""
+        """The same on a new connection.  Responses from before the start of this check do not count."""
         self._attempts = {attempt for attempt in self._attempts if attempt.is_alive()}
         attempt = None
         if len(self._attempts) < MAX_ATTEMPTS:
@@ -379,7 +386,7 @@ class Database:
         raise DatabaseUnavailable(f"no response to a new connection within {monotonic() - self._began:.2f} s")
 
     def _flush(self) -> None:
-        """If there is doubt about one connection, the others are closed and replaced; those in use when they return."""
+        """If one connection is in doubt, closes and replaces all; those in use when they are returned."""
         if self._doubt:
             if self._doubt != self._doubted:
                 _log.info("replacing the pool's connections: %s", self._doubt)
@@ -390,7 +397,7 @@ class Database:
     # ------------------------------------------------------------------ numbers
 
     def stats(self) -> dict[str, float]:
-        """psycopg_pool's numbers under its names ("Pool stats"), those that are 0 too, and the check's."""
+        """The statistics of psycopg_pool under its names ("Pool stats"), including zeros, and those of the check."""
         stats: dict[str, float] = dict.fromkeys(_POOL_STATS, 0)
         stats.update(self._pool.get_stats())
         stats["usage_ms"] = round(self._use_time * 1e3, 3)
@@ -420,7 +427,7 @@ _POOL_STATS = (
 
 
 class _Attempt(threading.Thread):
-    """One new connection of the check's own, asked and closed.  It may hang in libpq, in name resolution above all."""
+    """Opens a new connection for the check, asks, and closes it.  It may hang in libpq, mostly in name resolution."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(name="database-check-connects", daemon=True)
@@ -432,7 +439,7 @@ class _Attempt(threading.Thread):
         try:
             database._connect_and_ask()
         except Exception as error:
-            # Only its text: the exception's frames hold the connection, and with it a descriptor.
+            # Keep only the text: the exception's frames hold the connection and its descriptor.
             text = first_line(error)
         with database._news:
             if text:
@@ -443,7 +450,7 @@ class _Attempt(threading.Thread):
 
 
 def _reports_read_only(conn: Connection) -> bool | None:
-    """What the server, or a pooler for it, reported by itself (PostgreSQL 14 and later); None if it did not."""
+    """What the server, or a pooler, reported by itself (PostgreSQL 14 and later); None if it reported nothing."""
     standby = conn.pgconn.parameter_status(b"in_hot_standby")
     if standby is None:
         return None
@@ -451,9 +458,9 @@ def _reports_read_only(conn: Connection) -> bool | None:
 
 
 def _is_read_only(conn: Connection) -> bool:
-    """Asks the server.  psycopg.Error: no answer."""
+    """Asks the server.  Raises psycopg.Error if it does not respond."""
     autocommit = conn.autocommit
-    conn.autocommit = True  # one query, not three
+    conn.autocommit = True  # one round trip instead of three
     try:
         row = conn.execute(b"select pg_is_in_recovery() or current_setting('transaction_read_only')::bool").fetchone()
         assert row is not None
@@ -463,8 +470,8 @@ def _is_read_only(conn: Connection) -> bool:
             conn.autocommit = autocommit
 
 
-# What a server (SQLSTATE 53300: its own limit, the database's or the role's) and PgBouncer say when they have no
-# connection more.  libpq gives no SQLSTATE for a connection that has not come about.
+# Messages of a server (SQLSTATE 53300: its own limit, the database's or the role's) and of PgBouncer when they refuse
+# one more connection.  libpq has no SQLSTATE for a failed connection.
 _ONE_TOO_MANY = re.compile(
     r"too many (?:clients|connections|database connections|user connections)"
     r"|remaining connection slots are reserved"

@@ -1,6 +1,6 @@
-"""The exceptions that callers of the package may meet, each saying whose fault it is and what follows from it.
+"""The exceptions of the package; each says whose fault it is and what follows from it.
 
-It does not hold the C core's parse errors: those never leave the core, they are statuses on the wire.
+The parse errors of the C core are not among them: they become status codes and never leave the core.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ __all__ = [
 
 
 class Error(Exception):
-    """Root of the tree.  Where one ends the process, `exit_code` is what the process exits with."""
+    """The base class.  If one of these ends the process, `exit_code` is its exit code."""
 
     exit_code = 1
 
 
 class ConfigurationError(Error):
-    """The operator's fault: a setting is wrong.  Exit 2, before anything is bound.
+    """The operator's fault: a setting is invalid.  The process exits with 2 before it binds anything.
 
-    `faults` holds one line for each wrong setting, so that all can be put right in one go.  No line holds a secret.
+    `faults` holds one line for each fault, so that all can be corrected at once.  No line contains a secret.
     """
 
     exit_code = 2
@@ -42,40 +42,42 @@ class ConfigurationError(Error):
 
 
 class StartupError(Error):
-    """The surroundings' fault: the port is taken, the application cannot be imported, libpq is missing.
+    """The environment's fault: the port is taken, the application cannot be imported, or libpq is missing.
 
-    Exit 3, nothing stays bound.
+    The process exits with 3 and leaves nothing bound.
     """
 
     exit_code = 3
 
 
 class NotRunningError(Error, RuntimeError):
-    """The caller's fault: `pkg.connection()` and its kin were used where no service runs, or in a forked process."""
+    """The caller's fault: `pkg.connection()` or a similar function was called where no service runs, or in a forked
+    process."""
 
 
 class DatabaseUnavailable(Error):
-    """The database's fault: no connection in time, or the query's deadline passed.
+    """The database's fault: no connection was free in time, or the deadline of a query passed.
 
-    An application that lets it through answers 503 with `Retry-After`; the cause is in the log, not in the response.
+    If the application does not catch it, the client gets 503 with `Retry-After`; the cause is only in the log.
     """
 
 
 class ResponseError(Error):
     """The application's fault: it wrote a response that HTTP does not allow.
 
-    Answered with 500 if nothing has been sent yet, else the connection is closed so that the peer sees the cut.
+    The client gets 500 if nothing has been sent yet; otherwise the connection is closed, so that the client can see
+    that the response is incomplete.
     """
 
 
 class ClientDisconnected(Error, ConnectionError):
-    """Nobody's fault: the client has closed the connection, or stopped reading, before the response was out."""
+    """Nobody's fault: the client closed the connection, or stopped reading, before the response was complete."""
 
 
 class BodyError(Error, OSError):
-    """The client's fault: its request body came late (408), was too large (413), malformed or cut short (400).
+    """The client's fault: its request body was late (408), too large (413), malformed or incomplete (400).
 
-    Raised where the application reads the body; let through, it is answered with `status`.
+    Raised where the application reads the body.  If the application does not catch it, the client gets `status`.
     """
 
     def __init__(self, status: int, text: str) -> None:

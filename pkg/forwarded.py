@@ -1,6 +1,6 @@
-"""X-Forwarded-For and X-Forwarded-Proto of configured proxies: who the client is, and by which scheme it came.
+"""X-Forwarded-For and X-Forwarded-Proto from trusted proxies: the client's address and the scheme it used.
 
-It believes nobody else: a client may write these headers too.  (The PROXY protocol is read by the front.)
+Fields from anybody else are ignored, since a client can write them as well.  (The front reads the PROXY protocol.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def networks(text: str) -> list[IPv4Network | IPv6Network]:
 
 
 class Forwarded:
-    """To be called with each request ahead of its handler.  `proxies`: the networks that are believed."""
+    """Called with each request before its handler.  `proxies`: the networks of the trusted proxies."""
 
     def __init__(self, proxies: Sequence[IPv4Network | IPv6Network]) -> None:
         self._proxies = tuple(proxies)
@@ -36,9 +36,9 @@ class Forwarded:
         peer, _ = request.client_address
         if not self._is_proxy(peer):
             return
-        passed = 0  # hops that trusted proxies vouch for
+        passed = 0  # hops added by trusted proxies
         for hop in reversed(_values(request, "x-forwarded-for")):
-            # Each proxy has appended whom it saw; the first one that is no proxy is the client.
+            # Each proxy has appended the address of its peer; the first one that is not a proxy is the client.
             address = _address(hop)
             if address is None:
                 break
@@ -47,14 +47,14 @@ class Forwarded:
             if not self._is_proxy(address[0]):
                 break
         schemes = _values(request, "x-forwarded-proto")
-        if schemes:  # one for each hop, as above; a proxy that overwrites the field leaves one for all of them
+        if schemes:  # one for each hop, as above; a proxy that overwrites the field leaves a single one
             scheme = schemes[-min(max(passed, 1), len(schemes))].lower()
             if scheme in ("http", "https"):
                 request.scheme = scheme
 
 
 def _values(request: Any, wanted: str) -> list[str]:
-    """The members of a list-valued field, all its lines in order (RFC 9110 5.3); empty ones are none (5.6.1.2)."""
+    """The members of a list-valued field from all its lines in order (RFC 9110 5.3), without empty ones (5.6.1.2)."""
     return [
         member
         for name, value in request.headers
@@ -65,8 +65,8 @@ def _values(request: Any, wanted: str) -> list[str]:
 
 
 def _address(text: str) -> tuple[str, int] | None:
-    """Address and port (0 where there is none) of `203.0.113.5`, `203.0.113.5:4711`, `2001:db8::1`, `[2001:db8::1]` or
-    `[2001:db8::1]:4711`; None: it is no address."""
+    """Address and port (0 if there is none) of `203.0.113.5`, `203.0.113.5:4711`, `2001:db8::1`, `[2001:db8::1]` or
+    `[2001:db8::1]:4711`; None if it is not an address."""
     if len(text) > MAX_ADDRESS:
         return None
     host, port = text, ""
@@ -85,6 +85,6 @@ def _address(text: str) -> tuple[str, int] | None:
         address = ip_address(host)
     except ValueError:
         return None
-    # What a dual-stack socket calls an IPv4 client (RFC 4291 2.5.5.2); trusted_proxies and logs know it as IPv4.
+    # A dual-stack socket reports an IPv4 client in this form (RFC 4291 2.5.5.2); trusted_proxies and logs use IPv4.
     mapped = address.ipv4_mapped if address.version == 6 else None
     return host if mapped is None else str(mapped), int(port or 0)

@@ -1,23 +1,22 @@
-"""RequestHandler: `BaseHTTPRequestHandler` over requests that the C front has parsed and responses that it frames.
+"""RequestHandler: `BaseHTTPRequestHandler` for requests that the C front has parsed and responses that it frames.
 
-It is no framework: `do_GET` and the rest, `send_response`, `rfile`, `wfile` mean what `http.server` says of them.
+It is not a framework: `do_GET`, `send_response`, `rfile`, `wfile` and the others mean what they mean in `http.server`.
 
 How any handler class is served (`adapt`):
 
-- a subclass of `RequestHandler` as it is;
-- another subclass of `BaseHTTPRequestHandler` by putting `RequestHandler` behind it in its bases, so that what the
-  class overrides stays and how it reads requests is ours;
-- one that overrides how requests are read (`handle`, `parse_request`, ...) is given a connection which replays the
-  bytes of the request, and parses for itself.
+- a subclass of `RequestHandler` is used as it is;
+- another subclass of `BaseHTTPRequestHandler` gets `RequestHandler` behind it in its bases, so that it keeps what it
+  overrides, and `RequestHandler` reads the requests;
+- a class that overrides how requests are read (`handle`, `parse_request`, ...) gets a connection that replays the bytes
+  of the request, and parses them by itself.
 
-How responses are written stays http.server's own: a head collects in `_headers_buffer` and is written to `wfile`.  So
-it makes no difference whether a class calls `super().end_headers()` or `BaseHTTPRequestHandler.end_headers(self)`,
-looks into that buffer, or writes a head by itself to `wfile`, `request` or `connection`.  These three lead to one
-place (`_Writer`), which takes the head apart again and frames the body: lengths, chunks, Date and persistence are the
-server's to say.
+Responses are written as in http.server: a head is collected in `_headers_buffer` and written to `wfile`.  So a class
+may call `super().end_headers()` or `BaseHTTPRequestHandler.end_headers(self)`, look into that buffer, or write a head
+by itself to `wfile`, `request` or `connection`.  These three end in one place (`_Writer`), which parses the head again
+and frames the body: the server decides on lengths, chunks, Date and persistence.
 
-HTTP/1.1 with persistent connections is for every class that leaves `protocol_version` alone, although http.server's
-default is HTTP/1.0; a class that sets HTTP/1.0 itself gets HTTP/1.0 and a connection for each request.
+A class that does not set `protocol_version` is served with HTTP/1.1 and persistent connections, although the default of
+http.server is HTTP/1.0.  A class that sets HTTP/1.0 gets HTTP/1.0 and a new connection for each request.
 """
 
 from __future__ import annotations
@@ -42,27 +41,27 @@ __all__ = ["RequestHandler", "adapt"]
 _log = logging.getLogger(__name__)
 
 
-# As in http.server: what a client has sent must not end a line of the log, or colour a terminal.
+# As in http.server: text from a client must not break a line of the log or send escape sequences to a terminal.
 _ESCAPES = {code: rf"\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {ord("\\"): r"\\"}
 
 
 class _Common(BaseHTTPRequestHandler):
-    """What all hosted handlers have in common, however their requests are read."""
+    """Common to all hosted handlers, no matter how they read requests."""
 
-    _headers_buffer: list[bytes]  # http.server's own
+    _headers_buffer: list[bytes]  # defined by http.server
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Nothing: the server writes one access line for each request."""
+        """Does nothing: the server writes one access record for each request."""
 
     def log_message(self, format: str, *args: Any) -> None:
-        """What handlers say goes to the log."""
+        """Logs messages of handlers."""
         _log.info("%s %s", self.address_string(), (format % args).translate(_ESCAPES))
 
     def flush_headers(self) -> None:
         """Writes the collected lines to `wfile`.
 
-        ResponseError: one of them holds a second line, so a header that a client may have had a say in was about to
-        become two; or there is not a status line.
+        Raises ResponseError if a line contains a line end or a control character (a header whose value comes from a
+        client could become two headers), or if there is no status line.
         """
         lines: list[bytes] | None = getattr(self, "_headers_buffer", None)
         if not lines:
@@ -76,9 +75,9 @@ class _Common(BaseHTTPRequestHandler):
 
 
 class RequestHandler(_Common):
-    """The base of handlers that want the whole speed.  Responses without Content-Length are chunked.
+    """The fastest base class for handlers.  Responses without Content-Length are chunked.
 
-    `request` is the request as the front has parsed it.
+    `request`: the request, as parsed by the front.
     """
 
     protocol_version = "HTTP/1.1"
@@ -98,7 +97,7 @@ class RequestHandler(_Common):
 
     @cached_property
     def connection(self) -> Any:
-        """Something like the client's socket, after the head; what is written to it is the same as to `wfile`."""
+        """Stands for the client's socket after the head.  Writing to it is the same as writing to `wfile`."""
         return ClientSocket(self._request, self.server, self._writer)
 
     @cached_property
@@ -107,7 +106,7 @@ class RequestHandler(_Common):
         for name, value in self._request.headers:
             message.set_raw(name, value)
         if self._request.chunked and self._request.body_size is not None:
-            # Decoded already: the handler sees a body with a length (RFC 9112 7.1.3), as most can read only those.
+            # Decoded already: the handler gets a body with a length (RFC 9112 7.1.3), since most handlers require one.
             del message["Transfer-Encoding"]
             message.set_raw("Content-Length", str(self._request.body_size))
         return message
@@ -120,7 +119,7 @@ class RequestHandler(_Common):
         request = self._request
         self.command = request.method
         self.path = request.target
-        # Its redirects would lead to another host (gh-87389); other handlers get the target as it came.
+        # Redirects of this class would lead to another host (gh-87389); other handlers get the target unchanged.
         if self.path.startswith("//") and isinstance(self, SimpleHTTPRequestHandler):
             self.path = "/" + self.path.lstrip("/")
         self.request_version = request.version
@@ -129,7 +128,7 @@ class RequestHandler(_Common):
         return not request.expects_continue or self.handle_expect_100()
 
     def handle_expect_100(self) -> bool:
-        """True: the client may go on.  The front tells it so when the body is read, not before."""
+        """Returns True: the client may send its body.  The front sends 100 (Continue) when the body is read."""
         return True
 
     def handle(self) -> None:
@@ -150,12 +149,12 @@ class RequestHandler(_Common):
 
     def finish(self) -> None:
         if self._failed:
-            return  # Server.handle_error() answers
+            return  # Server.handle_error() responds
         writer = self._writer
-        if self.wfile is not writer and not self.wfile.closed:  # the handler has put something before it
+        if self.wfile is not writer and not self.wfile.closed:  # the handler has wrapped it
             self.wfile.flush()
         if self.close_connection:
-            self._request.keep_alive = False  # the head may not be out yet
+            self._request.keep_alive = False  # the head may not have been sent yet
         if writer.response is not None:
             if getattr(self, "_headers_buffer", None):
                 raise ResponseError(f"a header was sent after the head of the response: {self._headers_buffer[0]!r}")
@@ -170,9 +169,9 @@ class RequestHandler(_Common):
 
     def flush_headers(self) -> None:
         if self.close_connection:
-            self._request.keep_alive = False  # which the head shall say
+            self._request.keep_alive = False  # so that the head contains it
         if self._writer.response is not None and getattr(self, "_headers_buffer", None) == [b"\r\n"]:
-            self._headers_buffer = []  # a second end_headers(), which would put an empty line into the body
+            self._headers_buffer = []  # a second call of end_headers(), which would put an empty line into the body
             return
         self._writer.expect_head()
         super().flush_headers()
@@ -182,7 +181,7 @@ class RequestHandler(_Common):
 
 
 class _Adapted(RequestHandler):
-    """Goes behind a class of http.server in its bases: `request` is like the client's socket, as it is there."""
+    """Stands behind a handler class in its bases; `request` is like the client's socket, as in http.server."""
 
     def setup(self) -> None:
         super().setup()
@@ -195,25 +194,25 @@ _MAX_HEAD_SIZE = 1 << 20  # as _core.Response has it
 
 
 class _Writer(io.BufferedIOBase):
-    """What a handler writes to its client: a head, which is taken apart and checked, then the body.
+    """The output of a handler: a head, which is parsed and checked, then the body.
 
-    The head goes out with the first part of the body, or at the end.  What does not begin like a response, and what
-    follows 101 (Switching Protocols), is passed on as it is; its connection is not used again.
+    The head is sent with the first part of the body, or at the end.  Output that does not begin like a response, or
+    that follows 101 (Switching Protocols), is passed on unchanged, and the connection is not used again.
     """
 
     def __init__(self, request: _core.Request) -> None:
         self._request = request
-        self._head = b""  # the part of a head that has come
+        self._head = b""  # the part of a head received so far
         self.response: _core.Response | None = None
         self.is_raw = False
-        self.is_abandoned = False  # somebody else answers
+        self.is_abandoned = False  # Server.handle_error() responds instead
         self._is_head_due = False
 
     def writable(self) -> bool:
         return True
 
     def expect_head(self) -> None:
-        """What is written next belongs to a head.  It replaces one that is not out yet, of which no body has come."""
+        """Expects a head next.  It replaces a head that has not been sent yet and has no body so far."""
         if self.response is not None:
             if self.response.sent:
                 raise ResponseError("the handler sent a second response to the same request")
@@ -238,7 +237,7 @@ class _Writer(io.BufferedIOBase):
             self.response.flush()
 
     def _begin(self, data: bytes) -> None:
-        """Takes what begins with a head, or with a part of one."""
+        """Takes data that begins with a head, or a part of one."""
         if not data.startswith(b"HTTP/"[: len(data)]):
             if self._is_head_due:
                 raise ResponseError("a header was sent before the status line")
@@ -251,7 +250,7 @@ class _Writer(io.BufferedIOBase):
             self._head = data
             return
         self._head = b""
-        # Bare LF, which http.server lets pass from handlers that write their own head, ends a line as well.
+        # A bare LF ends a line as well, as http.server accepts it from handlers that write their own head.
         line, *lines = (line.removesuffix("\r") for line in data[: end.start()].decode("latin-1").split("\n"))
         match = _STATUS_LINE.fullmatch(line)
         if match is None:
@@ -276,7 +275,7 @@ class _Writer(io.BufferedIOBase):
                 response.write(data[end.end() :])
 
     def _inform(self, head: bytes, status: int) -> None:
-        """An interim response.  The front says 100 when the body is read; HTTP/1.0 knows none (RFC 9110 15.2)."""
+        """Sends an interim response, but not 100, which the front sends, and none to HTTP/1.0 (RFC 9110 15.2)."""
         if status != HTTPStatus.CONTINUE and self._request.version != "HTTP/1.0":
             self._request.send(head)
 
@@ -288,7 +287,7 @@ class _Writer(io.BufferedIOBase):
 
 
 def _octets(data: Any) -> bytes:
-    """Its memory, whatever its items are.  TypeError, BufferError: it has none in one piece, which no socket takes."""
+    """The bytes of a buffer with items of any type.  Raises TypeError or BufferError where a socket would."""
     view = memoryview(data)
     if not view.c_contiguous:
         raise BufferError("memoryview: underlying buffer is not C-contiguous")
@@ -296,11 +295,11 @@ def _octets(data: Any) -> bytes:
 
 
 def _send_raw(request: _core.Request, data: bytes) -> None:
-    """Sends what a handler has framed by itself, and takes its status from there."""
+    """Sends data that a handler has framed by itself, and reads the status from it."""
     if data == _CONTINUE:
-        return  # the front says it, when the body is read
+        return  # the front sends it when the body is read
     if request.status == 0:
-        # A final status ends the wait for one; what does not look like a status line counts as 200, as in HTTP/0.9.
+        # Only a final status counts; data that does not begin with a status line counts as 200, as in HTTP/0.9.
         status = int(data[9:12]) if data[:5] == b"HTTP/" and data[9:12].isdigit() else 200
         request.status = status if status >= 200 or status == HTTPStatus.SWITCHING_PROTOCOLS else 0
     request.send(data)
@@ -309,25 +308,25 @@ def _send_raw(request: _core.Request, data: bytes) -> None:
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-# ---------------------------------------------------------------- what stands for the client's socket
+# ---------------------------------------------------------------- in place of the client's socket
 
 
 class _Incoming(io.RawIOBase):
-    """The bytes of a request as they came: head, if it is wanted, then body, in chunks if it was."""
+    """The bytes of a request as they were received: the head, if wanted, then the body, chunked if it was."""
 
     def __init__(self, request: _core.Request, head: bool) -> None:
         self._request = request
         self._data = request.head_bytes.lstrip(b"\r\n") if head else b""
-        # Behind a head of ours the body has a length, if that is known: see RequestHandler.headers.
+        # If the handler got its head from us, a body of known size has a length: see RequestHandler.headers.
         self._chunked = request.chunked and (head or request.body_size is None)
         self._ended = False
-        self.asked_for_more = False  # a read past the end of this request: the handler keeps the connection
+        self.asked_for_more = False  # the handler has read past the end of this request, so it keeps the connection
 
     def readable(self) -> bool:
         return True
 
     def peek(self) -> bytes:
-        """What can be read at once, which is left there; waits for something, b"" at the end."""
+        """Data that can be read without waiting, without consuming it; waits for the first byte, b"" at the end."""
         if not self._data and not self._ended:
             data = self._request.body.read1(65536)
             self._ended = not data
@@ -347,10 +346,10 @@ class _Incoming(io.RawIOBase):
 
 
 class ClientSocket:
-    """What a handler sees of its client: a connected, blocking socket, as far as handlers use one.
+    """Given to handlers in place of the client's socket: a connected, blocking socket, as far as handlers use one.
 
-    Without `writer` it replays the head, too, and what is written goes out as it is.  The descriptor, and with it
-    whatever is asked of the kernel, stays the front's; options are read from the listener, whose they were.
+    Without `writer` it also replays the head, and data is sent unchanged.  The descriptor stays with the front, so
+    nothing that needs it works; options are read from the listener, from which the connection inherited them.
     """
 
     type = socket.SOCK_STREAM
@@ -423,7 +422,7 @@ class ClientSocket:
         return self._server.socket.getsockopt(*args)
 
     def setsockopt(self, *args: Any) -> None:
-        """Nothing: the server has set what is useful."""
+        """Does nothing: the server has set the useful options."""
 
     def fileno(self) -> int:
         raise OSError("the descriptor belongs to the server")
@@ -431,7 +430,7 @@ class ClientSocket:
     detach = fileno
 
     def settimeout(self, timeout: float | None) -> None:
-        """Only kept: the front has deadlines for everything a client may delay."""
+        """Only stores the value: the front has timeouts for everything that a client can delay."""
         self._timeout = timeout
 
     def gettimeout(self) -> float | None:
@@ -449,13 +448,13 @@ class ClientSocket:
         self._request.keep_alive = False
 
     def close(self) -> None:
-        """Nothing: the connection is the front's."""
+        """Does nothing: the connection belongs to the front."""
 
     def __enter__(self) -> ClientSocket:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing, as close()."""
+        """Does nothing, like close()."""
 
 
 class _Outgoing(io.RawIOBase):
@@ -471,16 +470,16 @@ class _Outgoing(io.RawIOBase):
         return self._connection.send(data)
 
 
-# ---------------------------------------------------------------- classes that read for themselves
+# ---------------------------------------------------------------- classes that read requests by themselves
 
 
 class _Replayed(_Common):
-    """Goes behind a replayed class in its bases: what is left of `http.server`, made safe."""
+    """Stands behind a class that reads requests by itself in its bases, and makes the rest of http.server safe."""
 
     _begun = False
 
     def handle_one_request(self) -> None:
-        """One request, the replayed one.  A body which the handler has left unread is not the next request."""
+        """Serves one request, the replayed one.  An unread body must not be taken for the next request."""
         if not self._begun:
             self._begun = True
             super().handle_one_request()
@@ -503,7 +502,7 @@ def _serve_replayed(
     request.finish(keep_alive=connection.replay.asked_for_more)
 
 
-# What a class must not override for its requests to be parsed by the front.
+# A class that overrides one of these reads requests by itself.
 _READING = ("setup", "handle", "handle_one_request", "parse_request", "finish")
 
 
@@ -513,9 +512,9 @@ def _overrides(cls: type, names: tuple[str, ...]) -> bool:
 
 
 def adapt(handler: Any) -> Callable[[Any, Any, Any], object]:
-    """A callable of (request, client_address, server) that serves one request with `handler`.
+    """A callable with the parameters (request, client_address, server) that serves one request with `handler`.
 
-    StartupError: it is of a kind that cannot be served.
+    Raises StartupError for a kind of handler that cannot be served.
     """
     if isinstance(handler, partial):
         return partial(adapt(handler.func), *handler.args, **handler.keywords)
@@ -538,6 +537,6 @@ def adapt(handler: Any) -> Callable[[Any, Any, Any], object]:
 
 
 def _with_base(handler: type, base: type) -> type:
-    """`handler` with `base` behind it: what it overrides stays, what it inherits from http.server is the base's."""
+    """`handler` with `base` behind it: it keeps what it overrides, and inherits from `base` instead of http.server."""
     names = ("__module__", "__qualname__", "__doc__")
     return type(handler.__name__, (handler, base), {name: getattr(handler, name) for name in names})

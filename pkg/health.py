@@ -1,19 +1,19 @@
-"""Liveness and readiness: background checks, and the answers that the front gives to probes.
+"""Liveness and readiness: background checks, and the pages that the front sends to probers.
 
-It asks nobody while a probe waits: checks run on their own, answers are rendered when a state changes, and the front
-gives them until they expire.
+Nothing is checked while a probe waits: checks run in the background, pages are rendered when a state changes, and the
+front sends them until they expire.
 
     check thread:  wait interval --> probe() --> result --+
                                                           v
     tick thread:   hung?  stale?  changed? --> render --> publish()      every tick: renew()
 
-A check is `pending` until its first result (unknown never passes), then `ok`, `degraded` or `failed`.  It fails after
-`failures` bad results in a row and recovers after `recoveries` good ones; the first result of all counts at once when
-it is good.  Its thread runs nothing but its probe: a probe that hangs is failed by the tick thread, again and again,
-and what it returns too late counts for nothing.
+A check is `pending` until its first result (an unknown state never passes), then `ok`, `degraded` or `failed`.  It
+fails after `failures` bad results in a row and recovers after `recoveries` good ones; if the very first result is good,
+it counts at once.  The thread of a check only runs its probe: while a probe hangs, the tick thread counts failures for
+it again and again, and its result is ignored when it returns too late.
 
-Time in which the process is frozen is no time here (`clock`).  What was found before it says nothing about now, so
-after it every check runs at once, and readiness is not renewed until the required ones have.
+Time in which the process is frozen does not count (`clock`).  Results from before a freeze are outdated, so every check
+runs at once after it, and readiness is not renewed until the required checks have run.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ __all__ = ["Check", "Checker", "Degraded", "Result"]
 
 _log = logging.getLogger(__name__)
 
-TICK = 0.5  # seconds between two looks; changes are published at once
-FROZEN = 2.0  # seconds by which a tick is late if the process, or the interpreter, has stood still
-READINESS_EXPIRY = 10.0  # seconds; shorter where a required check is stale sooner
-STOP_TIMEOUT = 0.2  # for all checks together: those that hang must not use up the time of the shutdown
+TICK = 0.5  # seconds between two ticks; changes are published at once
+FROZEN = 2.0  # seconds; a tick that is later than this means that the process or the interpreter was stopped
+READINESS_EXPIRY = 10.0  # seconds; shorter if a required check becomes stale sooner
+STOP_TIMEOUT = 0.2  # seconds, for all checks together, so that hanging checks do not use up the time of the shutdown
 MAX_CHECKS = 60
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
@@ -45,20 +45,20 @@ BUILT_IN = ("startup", "shutdown", "application", "interpreter", "workers")
 
 
 class Degraded(NamedTuple):
-    """What a probe returns when it passes, but not well: ready all the same, and shown."""
+    """Returned by a probe that passes with a reservation: the service stays ready, and the reason is shown."""
 
     reason: str
 
 
 def _judge(outcome: Any) -> Result:
-    """What a probe that has returned says.  Not only a raised error fails: what is meant so must not pass for well."""
+    """The result of a probe that has returned.  Returning False, or a coroutine by mistake, is a failure as well."""
     if isinstance(outcome, Degraded):
         return Result("degraded", outcome.reason)
     if outcome is False:
         return Result("failed", "returned False")
     if hasattr(outcome, "__await__"):
         if hasattr(outcome, "close"):
-            outcome.close()  # else the interpreter warns that it was never awaited
+            outcome.close()  # otherwise the interpreter warns that it was never awaited
         return Result("failed", "returned a coroutine; a check must be an ordinary function")
     return Result("ok")
 
@@ -74,10 +74,12 @@ def _reason(error: BaseException) -> str:
 
 
 class Check:
-    """A readiness check: `probe()` raises or returns False to fail; Degraded and anything else pass.
+    """A readiness check: `probe()` fails by raising or by returning False; Degraded and any other value pass.
 
-    It runs every `interval` seconds (half of that while failing), and fails if it takes longer than `timeout`.  One
-    that is not `required` makes the whole degraded, not unready.  ValueError: a name or a number that cannot be.
+    It runs every `interval` seconds (twice as often while it fails), and fails if it takes longer than `timeout`
+    seconds.  If it is not `required`, a failure makes the service degraded instead of unready.
+
+    Raises ValueError for an invalid name, or a number out of range.
     """
 
     def __init__(
@@ -106,23 +108,23 @@ class Check:
 
         self.status = "pending"
         self.reason = "no result yet"
-        self.since = 0.0  # of the status; the checker's clock
+        self.since = 0.0  # when the status changed; on the checker's clock
         self.changed = datetime.now(UTC)
-        self.last = 0.0  # when the last result came
-        self.duration = 0.0  # of the last probe, seconds
+        self.last = 0.0  # time of the last result
+        self.duration = 0.0  # of the last run, in seconds
         self.runs = 0
-        self.proved = False  # has passed once
+        self.proved = False  # whether it has ever passed
 
         self._bad = 0
         self._good = 0
-        self._began: float | None = None  # while the probe runs
-        self._overdue = 0  # how often this run has been failed for its length
+        self._began: float | None = None  # start of the current run
+        self._overdue = 0  # how many failures this run has been counted as, because it hangs
         self._outdated = False  # the last result is from before the process was frozen
-        self._again = threading.Event()  # not to sleep until the next run
+        self._again = threading.Event()  # set to run at once instead of sleeping
 
     @property
     def stale_after(self) -> float:
-        """Seconds after which a result says nothing any more."""
+        """Seconds after which the last result no longer counts."""
         return 3 * self.interval + self.timeout
 
     @property
@@ -130,14 +132,14 @@ class Check:
         return self.status in ("ok", "degraded")
 
     def take(self, result: Result, now: float) -> bool:
-        """Counts a result; True if the status has changed."""
+        """Counts a result.  Returns whether the status has changed."""
         former = self.status
         self.last = now
         if result.status == "failed":
             self._good = 0
             self._bad += 1
             if former == "failed" or self._bad >= self.failures or former == "pending":
-                # From `pending` there is nothing to damp: it does not pass either way.
+                # From `pending` a single failure is enough, as a pending check does not pass either.
                 self.status, self.reason = "failed", result.reason
         else:
             self.proved = True
@@ -160,13 +162,13 @@ class Check:
 
 
 class Checker:
-    """Runs the checks and keeps the published answers true.
+    """Runs the checks and keeps the published pages up to date.
 
-    `publish(pages)` and `renew(slot, seconds)` are the front's.  `root`: `/` answers like the readiness page.  `/livez`
-    is another name of `/healthz`, not of what is put in its place.  `stuck()` gives a reason if no worker moves any
-    more.  `last_words(reason)` is called before the first failing liveness answer: the process may be killed for it.
-    `late()` is called now and then, to log what has taken too long.  `frozen()` is for how many seconds the process has
-    been frozen so far, `clock()` the monotonic time without those.
+    `publish(pages)` and `renew(slot, seconds)` belong to the front.  `root`: `/` shows the readiness page.  `/livez` is
+    an alias of `/healthz`, but not of another `liveness_path`.  `stuck()` returns a reason if all workers are stuck.
+    `last_words(reason)` is called before liveness fails for the first time, since the process may be killed for it.
+    `late()` is called regularly and logs requests that have taken too long.  `frozen()` returns the seconds for which
+    the process has been frozen so far, and `clock()` the monotonic time without them.
     """
 
     def __init__(
@@ -210,13 +212,13 @@ class Checker:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Where the pages are; those of single checks are below."""
+        """The paths of the pages; the pages of single checks are below them."""
         return (*self._liveness_paths, self._readiness_path)
 
     # -------------------------------------------------------------- life
 
     def start(self) -> None:
-        """Publishes the first answers and begins to check."""
+        """Publishes the first pages and starts the checks."""
         with self._lock:
             self._started = True
             self.tick()
@@ -225,7 +227,7 @@ class Checker:
                 self._spawn(partial(self._run_check, check), f"check-{check.name}")
 
     def stop(self) -> None:
-        """Ends the checks; a probe that hangs is left behind in its daemon thread."""
+        """Stops the checks.  A probe that hangs is left behind in its daemon thread."""
         self._stopping = True
         self._wake.set()
         with self._lock:
@@ -236,7 +238,7 @@ class Checker:
             thread.join(max(0.0, end - time.monotonic()))
 
     def in_child(self) -> None:
-        """In a process that a probe, or anybody else, has forked: it checks nothing."""
+        """Called in a forked process, which must not run checks."""
         self._is_child = self._stopping = True
 
     def _spawn(self, target: Callable[[], object], name: str) -> None:
@@ -245,7 +247,8 @@ class Checker:
         self._threads.append(thread)
 
     def add(self, check: Check) -> None:
-        """One more check; it does not pass until it has a result.  ValueError: the name is taken, or too many."""
+        """Adds a check, which does not pass before its first result.  Raises ValueError if the name is taken, or for
+        more than MAX_CHECKS checks."""
         with self._lock:
             if check.name in self._checks:
                 raise ValueError(f"a check named {check.name!r} already exists")
@@ -257,17 +260,17 @@ class Checker:
                 self._spawn(partial(self._run_check, check), f"check-{check.name}")
                 self.refresh()
 
-    # -------------------------------------------------------------- what others say
+    # -------------------------------------------------------------- states set by others
 
     def startup_done(self) -> None:
-        """The application is loaded; `startup` passes once every required check has passed once."""
+        """Called when the application is loaded; `startup` passes once every required check has passed once."""
         self._set("_startup", Result("ok"))
 
     def shutting_down(self) -> None:
         self._set("_shutdown", Result("failed", "draining"))
 
     def set_ready(self, ready: bool, reason: str = "") -> None:
-        """Readiness as the application sees it."""
+        """Sets the state of the check `application`."""
         with self._lock:
             former, now = self._application.status, self._clock()
             self._set("_application", Result("ok") if ready else Result("failed", reason or "not ready"))
@@ -279,7 +282,7 @@ class Checker:
         _log.info("the application reports that it is %s%s (was %s for %.1f s)", said, why, was, lasted)
 
     def fail_liveness(self, reason: str) -> None:
-        """The application says that this process cannot recover; there is no way back."""
+        """Makes liveness fail for good, because the application reports that it cannot recover."""
         with self._lock:
             if self._liveness.status == "ok":
                 self._mourn(reason)
@@ -300,7 +303,7 @@ class Checker:
     # -------------------------------------------------------------- checking
 
     def run_once(self, check: Check) -> None:
-        """One probe of one check, and its result."""
+        """Runs one check once and counts its result."""
         with self._lock:
             check._began, check._overdue = self._clock(), 0
             frozen = self._frozen()
@@ -320,7 +323,7 @@ class Checker:
             check.runs += 1
             outdated = check._outdated
             if frozen != self._frozen():
-                if result.status == "failed":  # for the time that has passed, most likely
+                if result.status == "failed":  # most likely because of the freeze
                     check._again.set()
                     return
             else:
@@ -328,7 +331,7 @@ class Checker:
             if check._overdue == 0 and check.duration > check.timeout:
                 result = Result("failed", f"took {check.duration:.1f} s, longer than {check.timeout:g} s")
             elif check._overdue:
-                return  # has been failed already, and says nothing about now
+                return  # it has been counted as failed already, and the result is outdated
             if check.take(result, now):
                 self.refresh()
             if outdated:
@@ -340,11 +343,11 @@ class Checker:
             began = time.monotonic()
             try:
                 self.run_once(check)
-            except Exception:  # not the probe's; the result counts, and the next tick publishes it
+            except Exception:  # not raised by the probe; the result counts, and the next tick publishes it
                 _log.exception("running the health check %s failed", check.name)
-            # While not everything is well look twice as often, to see both the end of it and the second failure.
+            # Run twice as often while something fails, to notice both the second failure and the recovery soon.
             interval = check.interval if check.status == "ok" and not check._bad else check.interval / 2
-            # From begin to begin, and never late: how soon readiness is red must not depend on how slowly probes fail.
+            # Counted from start to start: how soon readiness fails must not depend on how slowly probes fail.
             rest = began + interval * jitter.uniform(0.85, 1.0) - time.monotonic()
             check._again.wait(max(rest, interval / 10))
             check._again.clear()
@@ -358,12 +361,12 @@ class Checker:
                 self.tick()
                 if self._late is not None:
                     self._late()
-            except Exception:  # the next tick tries again; if none succeeds the answers expire, as they should
+            except Exception:  # the next tick tries again; if none succeeds, the pages expire, as they should
                 _log.exception("updating the health pages failed")
-            self._wake.wait(TICK / 10 if late else TICK)  # the front may not have noticed yet that it was frozen
+            self._wake.wait(TICK / 10 if late else TICK)  # the front may not have noticed the freeze yet
 
     def tick(self) -> None:
-        """Fails what hangs or is stale, publishes what has changed, renews what is published."""
+        """Fails checks that hang or are stale, publishes changes, and renews the published pages."""
         with self._lock:
             self._look_again()
             now = self._clock()
@@ -383,7 +386,7 @@ class Checker:
             self._renew_readiness()
 
     def _look_again(self) -> None:
-        """After the process was frozen: every check runs at once."""
+        """Runs every check at once after the process was frozen."""
         frozen = self._frozen()
         if frozen != self._frozen_so_far:
             _log.info("the process was frozen for %.1f s; running every check again", frozen - self._frozen_so_far)
@@ -396,7 +399,7 @@ class Checker:
         required = [c for c in self._checks.values() if c.required]
         if not any(c._outdated and c.passes for c in required):
             self._renew(READINESS, min([READINESS_EXPIRY, *(c.stale_after for c in required)]))
-            if self._frozen() != self._frozen_so_far:  # just now: the front has let it expire before
+            if self._frozen() != self._frozen_so_far:  # frozen just now; the front has let the page expire
                 self._renew(READINESS, 0.0)
 
     # -------------------------------------------------------------- rendering
@@ -408,7 +411,7 @@ class Checker:
             State("application", self._liveness, True, None),
         ]
         if self._startup.status == "ok" and all(c.proved for c in self._checks.values() if c.required):
-            self._proved = True  # for good: a check that is added later speaks for itself
+            self._proved = True  # for good; a check that is added later counts for itself only
         readiness = [
             State("startup", Result("ok") if self._proved else Result("failed", "in progress"), True, None),
             State("shutdown", self._shutdown, True, None),
@@ -418,7 +421,7 @@ class Checker:
         return liveness, readiness
 
     def refresh(self) -> None:
-        """Renders and publishes if anything that a prober can see has changed."""
+        """Renders and publishes the pages if anything visible to a prober has changed."""
         with self._lock:
             liveness, readiness = self._states()
             shown = [(s.name, s.result.status, s.changed) for s in (*liveness, *readiness)]
@@ -434,7 +437,7 @@ class Checker:
             self._shown = shown  # if that raised, the next tick tries again
 
     def report(self) -> dict[str, Any]:
-        """Everything, with reasons: for the admin listener, not for probers."""
+        """All states with their reasons, for the admin listener; not for probers."""
         with self._lock:
             now = self._clock()
             liveness, readiness = self._states()

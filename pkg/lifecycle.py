@@ -1,11 +1,11 @@
 """The phases of the process's life.
 
-It does not make anything happen: `service.py` does, and says so here.  What others wait on, tests among them, are the
-log lines that go with the changes: `serving ...`, `draining after ...`, `stopped: ...`.
+It only records them: `service.py` acts and reports each change here.  Tests and others wait for the log lines that go
+with the changes: `serving ...`, `draining after ...`, `stopped: ...`.
 
     STARTING --> READY --> DRAINING --> STOPPED
         |                     ^
-        +---- a signal -------+        (start-up that fails goes straight to STOPPED)
+        +---- a signal -------+        (a failed start-up goes straight to STOPPED)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NEXT = {
 
 
 class Lifecycle:
-    """The present phase; `reason` and `since` (time.monotonic()): why and when it was entered."""
+    """The current phase, and why (`reason`) and when (`since`, in time.monotonic()) it was entered."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -42,8 +42,8 @@ class Lifecycle:
         self.since = time.monotonic()
 
     def advance(self, phase: Phase, reason: str = "") -> None:
-        """Enters `phase`.  ValueError: there is no way to it from the present one."""
+        """Enters `phase`.  Raises ValueError if it cannot follow the current one."""
         with self._lock:
             if phase not in _NEXT[self.phase]:
-                raise ValueError(f"no way from {self.phase.value} to {phase.value}")
+                raise ValueError(f"the phase {phase.value} cannot follow {self.phase.value}")
             self.phase, self.reason, self.since = phase, reason, time.monotonic()

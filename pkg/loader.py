@@ -1,6 +1,6 @@
-"""Finds the application that APP names.
+"""Imports the application that APP names.
 
-It does not say what kind it is: whoever serves it looks.
+It does not care what kind of application it is; `service` does.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _log = logging.getLogger("pkg.loader")
 def load(spec: str) -> Any:
     """The application that `module:attribute` names; `module:factory()` calls the factory.
 
-    `package.module` alone means its `application`, or else its `app`: where Django and others have it.
+    `package.module` alone means its `application`, or else its `app`, the names that Django and others use.
 
-    StartupError: there is no such thing, or it is no application.  What the import itself raises is shown with its
-    traceback, in the log if that is open, and is a StartupError as well.
+    Raises StartupError if there is no such application, or if importing it raises; then the traceback is logged, or
+    printed if there is no log yet.
     """
     module_name, _, attribute = spec.partition(":")
     call = attribute.endswith("()")
@@ -42,7 +42,10 @@ def load(spec: str) -> Any:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise StartupError(f"APP {spec!r}: no module named {error.name!r}") from None
         raise _import_failed(spec, error) from error
-    except (Exception, SystemExit) as error:  # an application that exits does not serve, whatever code it exits with
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # an application that exits during the import cannot be served, whatever its exit code is
         raise _import_failed(spec, error) from error
     app: Any = module
     try:
@@ -69,7 +72,7 @@ def load(spec: str) -> Any:
 
 def _import_failed(spec: str, error: BaseException) -> StartupError:
     frames = error.__traceback__
-    # Our own frames and the import machinery's say nothing to the application's author.
+    # Frames of this package and of the import machinery do not help the application's author.
     while frames is not None and (
         frames.tb_frame.f_code.co_filename == __file__ or "importlib" in frames.tb_frame.f_code.co_filename
     ):
@@ -82,6 +85,6 @@ def _import_failed(spec: str, error: BaseException) -> StartupError:
         traceback.print_exception(type(error), error, frames)
     try:
         reason = f"{type(error).__name__}: {error}"
-    except Exception:  # of its str()
+    except Exception:  # raised by its str()
         reason = type(error).__name__
     return StartupError(f"APP {spec!r} cannot be imported: {reason}".splitlines()[0])

@@ -1,10 +1,10 @@
 """Server: `http.server.ThreadingHTTPServer` whose loop is the C front and whose threads are a bounded pool.
 
-It knows nothing of health, databases or settings: what a connection may do is given as keyword arguments.
+It knows nothing about health, databases or settings; its limits are keyword arguments.
 
-The shape of `socketserver` stays.  `serve_forever()` is the loop (it holds no interpreter lock), the worker threads
-are what makes the server "threading", `finish_request()` builds the handler.  What differs: a request, not a
-connection, is what a worker is given, and a slow client costs no thread.
+It keeps the structure of `socketserver`: `serve_forever()` runs the loop (without the interpreter lock), worker threads
+make the server "threading", and `finish_request()` builds the handler.  The difference is that a worker gets a request
+and not a connection, so that a slow client does not occupy a thread.
 """
 
 from __future__ import annotations
@@ -31,22 +31,23 @@ _log = logging.getLogger(__name__)
 
 Handler = Callable[[Any, Any, Any], object]
 
-LOOK_EVERY = 0.05  # seconds; how soon handle_request() sees that a client has left
-WORKERS_END = 0.4  # seconds that server_close() gives all workers together; who is stuck then is left behind
+LOOK_EVERY = 0.05  # seconds; how soon handle_request() notices that a client has left
+WORKERS_END = 0.4  # seconds that server_close() waits for all workers together; workers stuck then are left behind
 
 
 class Server(ThreadingHTTPServer):
     """An HTTP server on one listening socket.
 
-    `RequestHandlerClass` is a `BaseHTTPRequestHandler` subclass, or any callable of (request, client_address, server)
-    that answers `request`.  `before` and `access` are called with each request, ahead of its handler and at its end.
-    `limits` are the keyword arguments of `_core.Front`; durations in seconds, sizes in bytes.
-    OSError: the address cannot be bound.
+    `RequestHandlerClass`: a subclass of `BaseHTTPRequestHandler`, or any callable with the parameters (request,
+    client_address, server) that responds to `request`.  `before` and `access` are called with each request, before its
+    handler and at its end.  `limits`: keyword arguments of `_core.Front`, durations in seconds and sizes in bytes.
+
+    Raises OSError if the address cannot be bound.
     """
 
-    # As many as the kernel allows (net.core.somaxconn): what waits there is not lost, what does not fit is.
+    # As many as the kernel allows (net.core.somaxconn): connections that wait there are not lost, others are.
     request_queue_size = 4096
-    allow_reuse_port = False  # whatever the base class says: a second server on one port must be an error
+    allow_reuse_port = False  # unlike some versions of the base class: a second server on the same port must fail
     daemon_threads = True
 
     def __init__(
@@ -72,7 +73,7 @@ class Server(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._serving = False
         self._served = False
-        self._single: threading.Thread | None = None  # runs the front for handle_request()
+        self._single: threading.Thread | None = None  # the thread that runs the front for handle_request()
         self._taken = self._left = 0  # connections that ended with and without a request for handle_request()
         self._ended = threading.Event()
         self._ended.set()
@@ -81,7 +82,7 @@ class Server(ThreadingHTTPServer):
     # -------------------------------------------------------------- life
 
     def server_bind(self) -> None:
-        """Binds; unlike the base class, asks no name server who we are."""
+        """Binds the socket.  Unlike the base class it does not look the host's name up."""
         if self.address_family == socket.AF_INET6:
             with contextlib.suppress(OSError):
                 self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -89,8 +90,8 @@ class Server(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def server_activate(self) -> None:
-        # Accepted sockets inherit the option.  Without it a response in two segments waits 40 ms for an
-        # acknowledgement that the client delays.
+        # Accepted sockets inherit the option.  Without it a response in two segments waits up to 40 ms for the client's
+        # delayed acknowledgement.
         if self.address_family != socket.AF_UNIX:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
@@ -100,12 +101,12 @@ class Server(ThreadingHTTPServer):
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serves until `shutdown()`, or until the front has closed every connection.
 
-        Every `poll_interval` seconds signal handlers run, on the main thread, and service_actions(), if overridden.
+        Every `poll_interval` seconds it runs service_actions(), if overridden, and on the main thread signal handlers.
         """
         self._ended.clear()
         try:
             self._check_socket()
-            # A front only goes forward; as under socketserver, the server may serve again, or in a forked process.
+            # A front runs only once, but as in socketserver a server may serve again, or in a forked process.
             if self._served or self._front().is_foreign:
                 self.front = _core.Front(self.socket.fileno(), **self._limits)
                 self._workers.clear()
@@ -129,9 +130,9 @@ class Server(ThreadingHTTPServer):
             self._ended.set()
 
     def start(self) -> None:
-        """Serves in a thread of its own; `drain()`, `join()` and `shutdown()` may follow before that has begun.
+        """Serves in a new thread.  `drain()`, `join()` and `shutdown()` may be called before that thread runs.
 
-        RuntimeError: there is no thread to be had.
+        Raises RuntimeError if no thread can be started.
         """
         self._ended.clear()
         try:
@@ -149,16 +150,16 @@ class Server(ThreadingHTTPServer):
 
     @staticmethod
     def _run_stopped(front: _core.Front) -> None:
-        """Lets the workers go where run() was left by an exception, or never came to run."""
+        """Releases the workers after run() has raised an exception or was never called."""
         front.advance(_core.Stage.STOPPED)
         with contextlib.suppress(OSError):
             front.run()
 
     def _run_aside(self, front: _core.Front, poll_interval: float) -> None:
-        """Runs the front in another thread.  Were it this one, a signal that comes just before the front falls asleep
-        would be seen when the next client comes."""
+        """Runs the front in another thread.  In this thread, a signal that arrives just before the front goes to sleep
+        would be handled only when the next client connects."""
         errors: list[BaseException] = []
-        ended = threading.Event()  # an interrupted Thread.join() takes the thread for dead (gh-90882, until 3.13)
+        ended = threading.Event()  # an interrupted Thread.join() considers the thread dead (gh-90882, until 3.13)
 
         def run() -> None:
             try:
@@ -170,7 +171,7 @@ class Server(ThreadingHTTPServer):
 
         try:
             threading.Thread(target=run, name="front", daemon=True).start()
-        except BaseException:  # no thread to be had: the workers go, for whom nobody would serve
+        except BaseException:  # no thread can be started: release the workers, which would never get a request
             self._run_stopped(front)
             raise
         try:
@@ -185,9 +186,9 @@ class Server(ThreadingHTTPServer):
     def handle_request(self) -> None:
         """Serves one request, whose connection then closes; after `timeout` seconds without one, handle_timeout().
 
-        As under socketserver it also returns when a client has connected and leaves without a request, or is refused
-        by the front.  The request is served by a thread of its own, so that signal handlers run meanwhile.  Between
-        calls other requests wait, at most queue_timeout.
+        As in socketserver it also returns when a client has connected and leaves without a request, or is refused by
+        the front.  A separate thread serves the request, so that signal handlers can run meanwhile.  Between two calls
+        other requests wait, at most queue_timeout.
         """
         self._check_socket()
         front = self._front()
@@ -201,7 +202,7 @@ class Server(ThreadingHTTPServer):
         def serve() -> None:
             nonlocal request, late
             end = None if self.timeout is None else time.monotonic() + self.timeout
-            # Seen twice: one look may fall between two of the counters.
+            # Look twice: one look may fall between the updates of two counters.
             looks = 0
             while request is None and not late and looks < 2:
                 looks = looks + 1 if self._connections_left() > self._left else 0
@@ -227,12 +228,12 @@ class Server(ThreadingHTTPServer):
             self.handle_timeout()
 
     def _connections_left(self) -> int:
-        """How many connections are over that have brought no request to handle_request()."""
+        """How many connections have ended without a request for handle_request()."""
         stats = self._front().stats()
         return int(stats["accepted"] - stats["connections"]) - self._taken
 
     def _check_socket(self) -> None:
-        """RuntimeError where TLS is meant, with a wrapped `socket` or in get_request(): it would be plain HTTP."""
+        """Raises RuntimeError where TLS is meant, by a wrapped `socket` or in get_request(); it would be plain HTTP."""
         if type(self).get_request is not Server.get_request:
             raise RuntimeError(
                 "get_request() is never called, as the front accepts connections; let a proxy in front terminate TLS"
@@ -241,7 +242,8 @@ class Server(ThreadingHTTPServer):
             raise RuntimeError(f"cannot serve on a {type(self.socket).__name__}: let a proxy in front terminate TLS")
 
     def host(self, handler: Any) -> None:
-        """Gives a server that was made with `None` its handler.  Until then requests wait; published pages do not."""
+        """Sets the handler of a server that was created with `None`.  Until then requests wait, except for health
+        pages."""
         with self._lock:
             self._handle = adapt(handler)
             if self._serving:
@@ -255,29 +257,29 @@ class Server(ThreadingHTTPServer):
 
     @property
     def stuck_workers(self) -> int:
-        """Workers that have not ended although the server has."""
+        """The number of workers that have not ended, although the server has."""
         return sum(worker.is_alive() for worker in self._workers)
 
     def shutdown(self) -> None:
-        """Ends `serve_forever` at once, aborting what is in flight, and waits for it.  For a drain see `drain()`."""
+        """Ends `serve_forever` at once, aborts requests in flight, and waits for the end.  To drain, see `drain()`."""
         self._front().advance(_core.Stage.STOPPED)
         self._ended.wait()
 
     def drain(self) -> None:
-        """From now on every response says `Connection: close`; the listener still accepts."""
+        """Sends `Connection: close` with every response from now on.  New connections are still accepted."""
         self._front().advance(_core.Stage.TERMINATING)
 
     def close_listener(self) -> None:
-        """Accepts what waits, stops listening, lets requests finish; `serve_forever` returns when all are done."""
+        """Accepts the backlog, stops listening, and lets requests finish; then `serve_forever` returns."""
         self._front().advance(_core.Stage.CLOSING)
 
     def join(self, timeout: float) -> bool:
-        """Waits for serve_forever to return; False if it has not after `timeout` seconds."""
+        """Waits at most `timeout` seconds for serve_forever to return, and returns whether it has."""
         return self._ended.wait(timeout)
 
     def server_close(self) -> None:
         if self._single is not None:
-            self._front().advance(_core.Stage.CLOSING)  # what has been answered goes out
+            self._front().advance(_core.Stage.CLOSING)  # responses that are complete are still sent
             self._single.join(5.0)
             self._front().advance(_core.Stage.STOPPED)
             self._single.join()
@@ -297,7 +299,7 @@ class Server(ThreadingHTTPServer):
     # -------------------------------------------------------------- requests
 
     def _work(self) -> None:
-        """One worker.  The loop is in C unless a subclass has changed what happens to a request."""
+        """Runs one worker.  The loop is in C, unless a subclass overrides a method that handles requests."""
         front = self._front()
         changed = any(
             getattr(type(self), name) is not getattr(Server, name)
@@ -311,14 +313,14 @@ class Server(ThreadingHTTPServer):
             self._serve(request)
 
     def _serve(self, request: _core.Request) -> None:
-        """The way of a request through the methods that subclasses may override, as in socketserver."""
+        """Serves a request through the methods that subclasses may override, as in socketserver."""
         try:
             try:
                 if self.verify_request(request, request.client_address):
                     self.process_request(request, request.client_address)
                 else:
                     self.shutdown_request(request)
-            except BaseException:  # of an override: the worker goes on
+            except BaseException:  # raised by an override; the worker continues
                 self._end_child()
                 self.handle_error(request, request.client_address)
                 self.shutdown_request(request)
@@ -328,18 +330,18 @@ class Server(ThreadingHTTPServer):
             Server.shutdown_request(self, request)
 
     def _end_child(self) -> None:
-        """Ends this process if the handler has forked it: it has no way back into the worker's loop."""
+        """Ends this process if the handler forked it: a child must not return into the worker's loop."""
         if self._front().is_foreign:
             from pkg._child import end
 
             end(sys.exception())
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether the request is served; for subclasses to override."""
+        """Whether to serve the request; subclasses may override it."""
         return True
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serves one request in the calling worker."""
+        """Serves one request in the calling worker thread."""
         try:
             if self.before is not None:
                 self.before(request)
@@ -356,18 +358,18 @@ class Server(ThreadingHTTPServer):
         if isinstance(request, _core.Request):
             assert self._handle is not None
             self._handle(request, client_address, self)
-        else:  # a subclass that brings connections of its own
+        else:  # a subclass passes its own connections
             super().finish_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """Gives the connection back to the front."""
+        """Returns the connection to the front."""
         if not isinstance(request, _core.Request):
             super().shutdown_request(request)
         elif not request.is_finished:
             request.finish(keep_alive=request.status != 0, abort=request.status == 0)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Answers for the exception being handled, if nothing has been sent; else cuts the connection."""
+        """Responds for the exception being handled, or closes the connection if a response has begun."""
         error = sys.exception()
         status, headers = HTTPStatus.INTERNAL_SERVER_ERROR, {}
         if isinstance(error, ClientDisconnected):
@@ -376,7 +378,7 @@ class Server(ThreadingHTTPServer):
             return
         if isinstance(error, BodyError):
             status = HTTPStatus(error.status)
-            if status == HTTPStatus.SERVICE_UNAVAILABLE:  # buffer_size is used up
+            if status == HTTPStatus.SERVICE_UNAVAILABLE:  # buffer_size is exhausted
                 headers = {"Retry-After": "1"}
             _log.info("%s %s: %s", request.method, request.target, error)
         elif isinstance(error, DatabaseUnavailable):

@@ -1,20 +1,20 @@
 """The composition root: builds the parts, runs them, and ends them in order.
 
-It decides when things happen; how they happen is each part's own.
+It decides when something happens; each part knows how.
 
     start   signal handlers, then logs                       (phase STARTING)
             socket bound, front running: /healthz 200, /readyz 503 `startup`
-            the application imported, the pool opened without waiting, checks begun
+            pool opened without waiting, application imported, checks started
             workers started, `startup` passes                (phase READY)
 
     stop    SIGTERM, SIGINT, SIGHUP, SIGQUIT or POST /drain  (phase DRAINING)
       0 s     the front sees the signal by itself: /readyz 503 `shutdown`, `Connection: close` on every response
-      |       drain_delay (0 after SIGINT, cut short by a second signal): everything is still accepted and served
-      v       no new handshakes, the backlog accepted, the listener closed; idle connections get a last second
-      |       drain_timeout: requests in flight finish; 1 s before its end stacks and requests go to the log
-      v       what is left is aborted                        (phase STOPPED)
-            checks stop, the pool closes, a summary line, logs flush; exit 0 if nothing was aborted, else 1
-            1.5 s after the deadline: exit 1 by the front or by faulthandler, whatever holds this up
+      |       drain_delay (0 after SIGINT, cut short by a second signal): new requests are still accepted and served
+      v       no new handshakes, the backlog is accepted, the listener closes; idle connections get one more second
+      |       drain_timeout: requests in flight finish; 1 s before its end, stacks and requests are logged
+      v       remaining requests are aborted                 (phase STOPPED)
+            checks stop, the pool closes, a summary is logged, logs are flushed; exit 0 if nothing was aborted, else 1
+            1.5 s after the deadline: the front or faulthandler ends the process with exit code 1
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ __all__ = ["Service"]
 
 _log = logging.getLogger("pkg.service")
 
-LAST_WORDS = 1.0  # seconds before the deadline of the drain
-GIVE_UP = 1.5  # seconds after it: then the process ends whatever holds it up (settings leave 2 until SIGKILL)
+LAST_WORDS = 1.0  # seconds before the deadline of the drain, when stacks are logged
+GIVE_UP = 1.5  # seconds after the deadline, when the process ends in any case (grace_period leaves 2 until SIGKILL)
 
 
 class Service:
-    """One process: `run()` serves until told to stop and returns the exit code."""
+    """One process: `run()` serves until it is told to stop, and returns the exit code."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -70,9 +70,9 @@ class Service:
     # -------------------------------------------------------------- run
 
     def run(self) -> int:
-        """Exit code 0: drained, nothing aborted; 1: requests aborted.  StartupError: nothing stays bound.
+        """Returns 0 if no request was aborted, otherwise 1.
 
-        A thread or memory that is not to be had is a StartupError as well, until all runs.
+        Raises StartupError, and leaves nothing bound, if the start fails, also for lack of threads or memory.
         """
         self.signals.install()
         s = self.settings
@@ -100,7 +100,7 @@ class Service:
                 if self.admin is not None:
                     self.admin.prime()
                 self.signals.drain.wait()
-            except Interrupted:  # what has been started by now is drained like the rest
+            except Interrupted:  # what has been started so far is drained like the rest
                 assert self.server is not None
                 self.server.host(_unavailable)
             self.lifecycle.advance(Phase.DRAINING, self.signals.name)
@@ -117,15 +117,15 @@ class Service:
             self.logs.close()
             self.signals.close()
             if clean and stuck:
-                # A worker that never ends, and whatever it holds, must not hold up the exit.
+                # A worker that never ends, and whatever it holds, must not delay the exit.
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(1)
 
     def in_child(self) -> None:
-        """In a process that the application has forked: nothing of this one's stays open there, or goes on.
+        """Called in a process that the application has forked: closes and stops there what belongs to this one.
 
-        The front and the database's connections see to it themselves.
+        The front and the database connections do so by themselves.
         """
         if self.admin is not None:
             self.admin.in_child()
@@ -147,7 +147,7 @@ class Service:
 
         try:
             from pkg.server import Server
-        except ImportError as error:  # the C core: not compiled, compiled for another Python, or taken away
+        except ImportError as error:  # the C core is not compiled, is compiled for another Python, or has been removed
             raise StartupError(f"the installation is incomplete: {error}") from error
         s = self.settings
         proxies: Sequence[Any] = ()
@@ -221,7 +221,7 @@ class Service:
         self.checker.startup_done()
 
     def _end_child(self, error: BaseException | None) -> None:
-        """Ends this process if the application has forked it while it was imported."""
+        """Ends this process if the application forked it while it was being imported."""
         if self.server is not None and self.server.front is not None and self.server.front.is_foreign:
             from pkg._child import end
 
@@ -281,7 +281,8 @@ class Service:
 
     @functools.cached_property
     def status(self) -> Status:
-        """What the admin pages and the last words say; made when it is first wanted, or once all runs."""
+        """The state that the admin pages and the last words show; created on first use, or when the start is
+        complete."""
         from pkg.status import Status
 
         s = self.settings
@@ -348,7 +349,8 @@ class Service:
             s.drain_timeout,
         )
         server.drain()
-        # From here on the interpreter runs, so it is watched with what tells more; see also Front.watch_signals().
+        # The interpreter runs at this point, so faulthandler watches from now on, which shows stacks; see also
+        # Front.watch_signals().
         over = begun + s.drain_delay + s.drain_timeout + GIVE_UP
         faulthandler.dump_traceback_later(max(0.1, over - time.monotonic()), exit=True, file=last_words())
         self.checker.shutting_down()
@@ -385,7 +387,8 @@ class Service:
         return 1 if aborted else 0
 
     def _warn(self, deadline: float) -> None:
-        """A second before the deadline; connections that only wait to be closed are nothing to be alarmed about."""
+        """Logs what is in flight one second before the deadline.  Connections without a request are no reason for
+        alarm."""
         assert self.server is not None and self.server.front is not None
         stats = self.server.front.stats()
         if stats["in_flight"]:
@@ -399,19 +402,19 @@ class Service:
             )
 
     def _close_parts(self) -> None:
-        """Takes 1.3 s at most, whatever hangs: less than GIVE_UP, or the summary would be lost."""
+        """Takes at most 1.3 s, whatever hangs: less than GIVE_UP, so that the summary is logged."""
         if self.checker is not None:
             self.checker.stop()
         if self.database is not None:
-            self.database.close(timeout=0.2)  # frees the workers that wait in a query
+            self.database.close(timeout=0.2)  # frees workers that wait for a query
         if self.server is not None:
             self.server.server_close()
 
     def _abort(self) -> None:
-        """Start-up failed: nothing stays bound or running."""
+        """Cleans up after a failed start: nothing stays bound or running."""
         if self.server is not None and self.server.front is not None:
             self.server.shutdown()
-        # What has been left in the middle of its start may not be able to end; the process does all the same.
+        # A part whose start was interrupted may fail to end; the process ends all the same.
         with contextlib.suppress(RuntimeError, MemoryError):
             self._close_parts()
         if _has_lasting_threads():
@@ -435,7 +438,7 @@ class Service:
 
 @contextlib.contextmanager
 def _short_of_means() -> Iterator[None]:
-    """Makes one line of it, not a traceback, if there is no thread or no memory for the start."""
+    """Turns a lack of threads or memory during the start into one line instead of a traceback."""
     try:
         yield
     except MemoryError:
@@ -453,7 +456,7 @@ def _short_of_means() -> Iterator[None]:
 
 
 def _has_lasting_threads() -> bool:
-    """Whether the application has left threads that are no daemons; the interpreter waits for them."""
+    """Whether the application has left non-daemon threads, for which the interpreter waits."""
     names = [t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
     if names:
         _log.warning("the application's non-daemon threads delay the exit: %s", ", ".join(names))
@@ -478,11 +481,11 @@ _LIMITS = (
     "request_timeout",
 )
 
-_OTHER_DESCRIPTORS = 128  # for the application, the pool, logs and the probes that come over the limit
+_OTHER_DESCRIPTORS = 128  # for the application, the pool, the logs, and probes beyond the limit
 
 
 def _connections(wanted: int) -> int:
-    """As many connections as there can be descriptors for; the soft limit is raised as far as it goes."""
+    """The number of connections for which there are descriptors; raises the soft limit as far as possible."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -505,7 +508,7 @@ def _no_application(request: Any, client_address: Any, server: Any) -> None:
 
 
 def _unavailable(request: Any, client_address: Any, server: Any) -> None:
-    """For requests that wait for an application whose import was interrupted."""
+    """Responds to requests that were waiting for the application when its import was interrupted."""
     _answer(request, 503, "Service Unavailable", b"shutting down\n", ("Retry-After", "1"))
 
 

@@ -1,6 +1,6 @@
-"""What SIGTERM, SIGINT, SIGHUP and SIGQUIT ask for, counted and timed; and SIGUSR1, which writes every stack.
+"""Counts and times SIGTERM, SIGINT, SIGHUP and SIGQUIT, which request a drain; SIGUSR1 writes every stack.
 
-It carries nothing out: `service.py` waits on the flags here.
+It only sets flags; `service.py` waits for them and acts.
 """
 
 from __future__ import annotations
@@ -25,26 +25,29 @@ __all__ = ["Interrupted", "Signals", "draining"]
 
 _log = logging.getLogger(__name__)
 
-DUPLICATE = 1.0  # seconds: a second signal so soon is the same one sent twice (supervisors do)
-LOOK = 0.5  # seconds: how late a signal is seen at worst
+DUPLICATE = 1.0  # seconds; a second signal within this time is the same one sent twice (supervisors do that)
+LOOK = 0.5  # seconds; the longest time until a signal is noticed
 
 
 def draining() -> list[signal.Signals]:
-    """The signals that ask for a drain; to be asked before any of them has a handler.
+    """The signals that request a drain; call this before any of them has a handler.
 
-    SIGHUP only if it is not ignored: whoever started this process by nohup wants it to outlive the terminal.
+    SIGHUP is one of them unless it is ignored: a process that was started by nohup shall outlive the terminal.
     """
     numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
     return numbers if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [*numbers, signal.SIGHUP]
 
 
 class Interrupted(BaseException):
-    """A signal while the application is imported; not an Exception, so that no import swallows it."""
+    """A signal arrived while the application was being imported.  Not an Exception, so that no import catches it."""
 
 
 class Flag:
-    """An event that a signal handler may set: threading.Event.set() takes a lock which the wait that the handler has
-    interrupted may hold, for ever then.  One thread waits."""
+    """An event that a signal handler may set.  Only one thread may wait for it.
+
+    threading.Event.set() takes a lock.  If the handler has interrupted the wait that holds this lock, that is a
+    deadlock.
+    """
 
     def __init__(self) -> None:
         self._is_set = False
@@ -58,10 +61,11 @@ class Flag:
         self._news.put(None)
 
     def wait(self, timeout: float = math.inf) -> bool:
-        """Whether it is set within `timeout` seconds; for the main thread, during whose wait signals are handled.
+        """Waits at most `timeout` seconds and returns whether the flag is set.  For the main thread, which runs
+        handlers.
 
-        In short waits: a signal that comes while the interpreter lock is on its way to another thread, just before the
-        wait, does not end it, nor does one that another thread gets (signal.raise_signal in a worker).
+        It waits in short steps, because some signals do not interrupt a wait: one that arrives just before the wait,
+        while the interpreter lock passes to another thread, and one that another thread gets (signal.raise_signal).
         """
         end = time.monotonic() + timeout
         while not self._is_set and (left := end - time.monotonic()) > 0:
@@ -71,7 +75,7 @@ class Flag:
 
 
 class Signals:
-    """What signals ask for.  The first one drains; a second, not a duplicate, cuts the delay; a third exits at once."""
+    """The first signal starts the drain; a second one that is no duplicate skips the delay; a third exits at once."""
 
     def __init__(self) -> None:
         self.drain = Flag()
@@ -91,21 +95,22 @@ class Signals:
     def install(self) -> None:
         for number in draining():
             self._former[number] = signal.signal(number, self._on_signal)
-        # The number of every signal also goes to the front, which needs no interpreter lock to read it.
+        # The front also gets the number of every signal, and needs no interpreter lock to read it.
         self._former_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
         faulthandler.enable(last_words())
         faulthandler.register(signal.SIGUSR1, last_words(), all_threads=True)
-        # What is registered first runs last.  Then the interpreter takes its handlers away, which leaves the default.
+        # What is registered first runs last.  After it the interpreter removes its handlers, which restores the
+        # default.
         atexit.register(self._ignore)
         os.register_at_fork(before=self._hold, after_in_parent=self._release, after_in_child=self._in_child)
 
     @property
     def numbers(self) -> list[int]:
-        """Of the signals that begin the drain; none before install()."""
+        """The numbers of the signals that start the drain; empty before install()."""
         return list(self._former)
 
     def keep(self) -> None:
-        """Takes back what the application may have taken while it was imported."""
+        """Restores handlers that the application has replaced while it was imported."""
         for number in self._former:
             if signal.getsignal(number) != self._on_signal:
                 name = signal.Signals(number).name
@@ -115,8 +120,8 @@ class Signals:
             _log.debug("restored the signal wake-up descriptor, which the application had replaced")
 
     def close(self) -> None:
-        """Lets go of the front.  The handlers stay until the interpreter ends: one signal more than was needed, while
-        it does, must not turn a clean exit into a death by a signal."""
+        """Detaches from the front.  The handlers stay until the interpreter ends, so that one more signal meanwhile
+        does not turn a clean exit into death by a signal."""
         signal.set_wakeup_fd(self._former_fd)
         os.close(self.read_fd)
         os.close(self._write_fd)
@@ -125,11 +130,11 @@ class Signals:
         for number in self._former:
             signal.signal(number, signal.SIG_IGN)
 
-    # A child of the application's (multiprocessing, os.fork) is to end at a signal as any process does.  With what it
-    # inherits it would not, and would write the signal to the front that it shares with us, which would drain.
+    # A child that the application forks (multiprocessing, os.fork) must end at a signal like any process.  With the
+    # inherited handlers it would not, and it would write the signal to the parent's front, which would drain.
 
     def _hold(self) -> None:
-        """Lets no signal reach the child before it has its own handlers."""
+        """Blocks signals until the child has its own handlers."""
         self._held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._former)
 
     def _release(self) -> None:
@@ -142,16 +147,16 @@ class Signals:
         self._release()
 
     def ask(self, name: str) -> None:
-        """Begins a drain for a reason other than a signal."""
+        """Requests a drain for a reason other than a signal."""
         if not self.drain.is_set():
             self.name, self.at = name, time.monotonic()
             self.drain.set()
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """For what may take for ever: a first signal raises Interrupted in the block, or has come before it.
+        """For a block that may take forever: the first signal raises Interrupted in it, or before it.
 
-        Anywhere else that would leave halves of objects behind, and nothing else takes long.
+        Anywhere else that would leave half-made objects behind, and nothing else takes long.
         """
         self._interrupts = True
         try:

@@ -1,6 +1,6 @@
 """Hosts a WSGI application (PEP 3333): one call of it for each request.
 
-The environ and the response are made in C (`_core.WSGIHandler`); here is what stays the same from request to request.
+C code makes the environ and the response (`_core.WSGIHandler`); this module has what is the same for all requests.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pkg.errors import StartupError
 
 __all__ = ["Application"]
 
-CO_VARARGS, CO_COROUTINE = 0x04, 0x80  # as in inspect, without the time that importing it takes
+CO_VARARGS, CO_COROUTINE = 0x04, 0x80  # as in inspect, whose import would take time
 
 
 class _Errors(io.TextIOBase):
-    """`wsgi.errors`: whole lines go to the log.  All requests share it, so each thread has a line of its own.
+    """`wsgi.errors`: logs whole lines.  All requests share it, so each thread has its own unfinished line.
 
-    A handler of `logging` may write here (Flask documents one for the root logger).  Its lines come once: what the log
-    itself leads back to this stream, while a line of it is being logged, is that line again.
+    A handler of `logging` may write here (Flask documents one for the root logger).  Its lines are logged once: what
+    `logging` writes to this stream while a line of the stream is being logged is the same line again, and is ignored.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class _Errors(io.TextIOBase):
 
 
 def _check(app: Any) -> None:
-    """StartupError for the two that are given by mistake: each request would fail, and all checks pass."""
+    """Raises StartupError for two common mistakes, with which every request would fail while every check passes."""
     inner: Any = app.func if isinstance(app, functools.partial) else app
     code = getattr(inner, "__code__", None) or getattr(inner.__call__, "__code__", None)
     if code is not None and code.co_flags & CO_COROUTINE:
@@ -78,7 +78,7 @@ def _check(app: Any) -> None:
 
 
 def _mounted(app: Callable[..., Any], script_name: str) -> Callable[..., Any]:
-    """The application without that path before PATH_INFO; some proxies have taken it off, others leave it there."""
+    """The application, with `script_name` removed from PATH_INFO; some proxies have removed it, others have not."""
 
     def call(environ: dict[str, Any], start_response: Any) -> Any:
         path = environ["PATH_INFO"]
@@ -90,11 +90,11 @@ def _mounted(app: Callable[..., Any], script_name: str) -> Callable[..., Any]:
 
 
 class Application(_core.WSGIHandler):
-    """A WSGI callable as the handler of a `Server`.  `name` and `port` are what the environ says of the server.
+    """A WSGI callable as the handler of a `Server`.  `name` and `port` become SERVER_NAME and SERVER_PORT.
 
-    script_name: the path, without a slash at its end, at which a proxy has mounted the application.
+    `script_name`: the path under which a proxy publishes the application, without a slash at its end.
 
-    StartupError: it is a coroutine function, or a function of other arguments, so no WSGI callable.
+    Raises StartupError if `app` is not a WSGI callable: a coroutine function, or a function with other parameters.
     """
 
     def __init__(self, app: Callable[..., Any], *, name: str, port: int, script_name: str = "") -> None:

@@ -34,6 +34,6 @@ def test_transitions(before: Phase, after: Phase) -> None:
         life.advance(after, "why")
         assert (life.phase, life.reason) == (after, "why")
     else:
-        with pytest.raises(ValueError, match=f"no way from {before.value} to {after.value}"):
+        with pytest.raises(ValueError, match=f"the phase {after.value} cannot follow {before.value}"):
             life.advance(after)
         assert life.phase is before
