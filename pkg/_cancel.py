@@ -1,14 +1,14 @@
 """A request to cancel what a session runs, by PostgreSQL's cancel protocol (protocol-flow, "Canceling Requests in
 Progress").
 
-It carries the session's number and the secret that the client got at its login, so that whichever server a balancer
-sends it to, it can end no query but that session's; PgBouncer gives its clients secrets of its own and passes it on.
-`select pg_cancel_backend(pid)` over a new connection would hit whoever has that number there.
+It contains the session's number and the secret that the client got at its login, so that it can only end a query of
+that session, whichever server a balancer sends it to; PgBouncer gives its clients its own secrets and forwards the
+request.  `select pg_cancel_backend(pid)` over a new connection would hit any session with that number there.
 
-    libpq 17 and later   PQcancelCreate and its kin: without blocking, with the connection's own TLS
-    before               libpq's PQcancel has no time limit, and psycopg_c calls it with the interpreter lock held: a
-                         server that is stopped would stop this whole process.  So the same sixteen bytes are sent from
-                         here, in plain text as PQcancel does, with the secret that PQgetCancel gives out
+    libpq 17 and later   PQcancelCreate and related functions: they do not block and use the connection's TLS
+    before               libpq's PQcancel has no time limit, and psycopg_c calls it with the interpreter lock held, so a
+                         stopped server would stop this whole process.  Instead this module sends the same sixteen
+                         bytes, unencrypted like PQcancel, with the secret from PQgetCancel
 
 It does not decide when to cancel.
 """
@@ -31,17 +31,18 @@ __all__ = ["Cancel", "PlainCancel", "SafeCancel", "prepare"]
 _log = logging.getLogger("pkg.database")
 
 _ACTIVE = psycopg.pq.TransactionStatus.ACTIVE
-_CANCEL_REQUEST = 80877102  # the code that the protocol gives it
-_INTERVAL = 0.1  # seconds; how soon a wait that has timed out is noticed
+_CANCEL_REQUEST = 80877102  # defined by the protocol
+_INTERVAL = 0.1  # seconds; how soon a timeout is noticed
 
-# What demands that every byte be encrypted, the secret included.
+# Settings that require every byte to be encrypted, including the secret.
 _ENCRYPTED = {"sslmode": ("require", "verify-ca", "verify-full"), "gssencmode": ("require",)}
 
 
 class SafeCancel:
-    """With libpq 17 or later.  It has to be made while the connection is open.
+    """A request through libpq 17 or later.  It must be created while the connection is open.
 
-    `is_tls`: the connection is.  `is_active`: it runs something, whose end the server will announce on it.
+    `is_tls`: whether the connection is encrypted.  `is_active`: whether a statement runs, whose end the server will
+    announce on the connection.
     """
 
     def __init__(self, pgconn: Any) -> None:
@@ -50,16 +51,16 @@ class SafeCancel:
         self._cancel = pgconn.cancel_conn()
 
     def send(self, timeout: float) -> None:
-        """Returns when the server, or the pooler, has taken it.  Exception: it has not, within `timeout` seconds."""
+        """Returns when the server or pooler has received it; raises an exception after `timeout` seconds."""
         try:
             self._cancel.start()
             waiting.wait_conn(generators.cancel(self._cancel), interval=_INTERVAL, timeout=timeout)
         finally:
-            self._cancel.reset()  # it may be sent again
+            self._cancel.reset()  # so that it can be sent again
 
 
 class PlainCancel:
-    """With libpq before 17, never encrypted.  It has to be made while the connection is open."""
+    """A request with libpq before 17, never encrypted.  It must be created while the connection is open."""
 
     def __init__(self, pgconn: Any) -> None:
         self.is_tls = bool(pgconn.ssl_in_use)
@@ -70,21 +71,21 @@ class PlainCancel:
             self._family, self._peer = ours.family, ours.getpeername()
 
     def send(self, timeout: float) -> None:
-        """Returns when the server, or the pooler, has taken it.  OSError: it has not, within `timeout` seconds."""
+        """Returns when the server or pooler has received it; raises OSError after `timeout` seconds."""
         end = monotonic() + timeout
         with socket.socket(self._family, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout)
             connection.connect(self._peer)
             connection.sendall(self._request)
             connection.settimeout(max(0.001, end - monotonic()))
-            connection.recv(1)  # it closes when it has taken it
+            connection.recv(1)  # the server closes the connection when it has received the request
 
 
 Cancel = SafeCancel | PlainCancel
 
 
 def prepare(pgconn: Any) -> Cancel | None:
-    """A request for what this open connection runs.  None: there can be none; the first time the log says why."""
+    """A request to cancel what this open connection runs, or None if that is impossible; the log says why, once."""
     try:
         if capabilities.has_cancel_safe():
             return SafeCancel(pgconn)
@@ -98,7 +99,7 @@ def prepare(pgconn: Any) -> Cancel | None:
         _say_once(str(error))
         return None
     except psycopg.Error:
-        return None  # it has just been lost
+        return None  # the connection has just been lost
 
 
 _said = False
@@ -112,7 +113,7 @@ def _say_once(why: str) -> None:
 
 
 class _Request(ctypes.Structure):
-    """libpq's `struct pg_cancel`, as far as it was the same in every version up to 16 (fe-connect.c, pqcomm.h)."""
+    """libpq's `struct pg_cancel`, as far as it is the same in all versions up to 16 (fe-connect.c, pqcomm.h)."""
 
     _fields_ = (
         ("address", ctypes.c_byte * 128),  # struct sockaddr_storage
@@ -124,7 +125,7 @@ class _Request(ctypes.Structure):
 
 
 def _secret(pgconn: Any) -> tuple[int, int]:
-    """The session's number and secret.  OSError: libpq is not as expected; psycopg.Error: the connection is lost."""
+    """The session's number and secret.  Raises OSError for an unknown libpq, psycopg.Error for a lost connection."""
     libpq = _load_libpq()
     request = libpq.PQgetCancel(pgconn.pgconn_ptr)
     if not request:
@@ -142,7 +143,7 @@ _libpq: ctypes.CDLL | None = None
 
 
 def _load_libpq() -> ctypes.CDLL:
-    """The libpq that psycopg uses, which is in this process already.  OSError: there is none to be found."""
+    """The libpq that psycopg has loaded into this process.  Raises OSError if it cannot be found."""
     global _libpq
     if _libpq is None:
         with open("/proc/self/maps") as maps:

@@ -1,6 +1,6 @@
-"""How a process ends that the application has forked from ours, and that has come back into our code.
+"""Ends a process that the application has forked from ours, when it returns into our code.
 
-It is loaded in such a child only.  What a child gets of the service's parts is said where they are: nothing.
+It is imported only in such a child.  Each part of the service makes sure that a child cannot use it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ __all__ = ["end"]
 
 
 def end(error: BaseException | None) -> NoReturn:
-    """Ends this process as the interpreter would have at the end of the child's own code.
+    """Ends this process as the interpreter would do at the end of the child's own code.
 
-    There is nothing to go back to: the loops above the handler, with all that they would serve or close, are the
-    parent's.  So are the functions registered with atexit.  Exit code 0 after a return, the code of a SystemExit, 1
-    after any other exception, whose traceback goes to stderr.
+    It must not return: the loops above the handler, and what they serve or close, belong to the parent, and so do the
+    functions registered with atexit.  The exit code is 0 after a return, the code of a SystemExit, or 1 after any other
+    exception, whose traceback is written to stderr.
     """
     code, text = 0, ""
     if isinstance(error, SystemExit):

@@ -1,4 +1,8 @@
-"""psycopg's connection and cursor: BEGIN goes with the first statement, a lost session is seen, what was set ends."""
+"""psycopg's connection and cursor with three additions.
+
+BEGIN is sent with the first statement, a lost session is noticed without a query, and what a block has set on its
+connection is undone at its end.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,7 @@ _HAS_PIPELINES = psycopg.Pipeline.is_supported()
 __all__ = ["IDLE", "Connection", "Cursor", "Expired", "generation"]
 
 
-# Held while a connection is closed on purpose, and while another thread reads what a request to cancel takes of it:
+# Held while a connection is closed on purpose, and while another thread reads from it what a cancel request needs:
 # psycopg's Python implementation calls libpq without the interpreter lock.
 _closing = threading.Lock()
 
@@ -44,14 +48,14 @@ _generation = 0
 
 
 def generation() -> int:
-    """Another number in each process that is forked: what was opened under another one belongs to the parent."""
+    """A number that differs in each forked process.  What was opened under another number belongs to the parent."""
     return _generation
 
 
 def _leave_to_parent() -> None:
-    """In a child: puts a socket without a peer in the place of every session's.
+    """Runs in a forked child: replaces the socket of every session by one without a peer.
 
-    On the parent's each byte, that of a Terminate message at the latest, would be said in the middle of its exchange.
+    Any byte sent on the parent's socket, a Terminate message at the latest, would disturb the parent's session.
     """
     global _closing, _generation
     _closing = threading.Lock()  # another thread may have held it
@@ -72,14 +76,14 @@ os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class LastWord:
-    """What the server said when it ended the session, if it did.
+    """The message with which the server closed the session, if it did.
 
-    It does not know its connection: one that knew itself would keep its memory, and an unclosed one its descriptor,
-    until the garbage collector came.
+    It has no reference to its connection: the cycle would keep the connection's memory, and the descriptor of one that
+    was not closed, until the next garbage collection.
     """
 
     text = ""
-    heard = False  # anything, since somebody last looked
+    heard = False  # whether anything has arrived since the last look
 
     def __call__(self, diagnostic: psycopg.errors.Diagnostic) -> None:
         self.heard = True
@@ -88,14 +92,14 @@ class LastWord:
 
 
 class Adapters(AdaptersMap):
-    """The adapters of one connection, which knows whether it is still what a new connection would have.
+    """The adapters of one connection; they know whether they still are those of a new connection.
 
-    psycopg's would have to be compared with the global one, at each block's end.
+    Those of psycopg would have to be compared with the global ones at the end of each block.
     """
 
     def __init__(self, template: AdaptersMap | None = None, types: TypesRegistry | None = None) -> None:
         super().__init__(template, types)
-        self.is_changed = template is not psycopg.adapters  # Django calls this again, with a template of its own
+        self.is_changed = template is not psycopg.adapters  # Django calls this again with its own template
 
     def register_dumper(self, *args: Any, **options: Any) -> None:
         self.is_changed = True
@@ -107,16 +111,17 @@ class Adapters(AdaptersMap):
 
 
 class Expired(psycopg.OperationalError):
-    """The deadline of a connection passed while nothing ran on it; nothing more is sent."""
+    """Raised when the deadline of a connection has passed: nothing more is sent on it."""
 
 
 class Cursor(psycopg.Cursor[Any]):
-    """Sends BEGIN along with the first statement of a transaction; psycopg sends it a round trip ahead.
+    """Sends BEGIN together with the first statement of a transaction; psycopg sends it one round trip earlier.
 
-    pgjdbc and Npgsql do so, too.  It takes libpq's pipeline mode, where a message holds one statement, and COPY is not
-    provided for.  One with parameters will do, and one that is prepared by now; before any other, BEGIN goes alone.
+    pgjdbc and Npgsql also do this.  It requires libpq's pipeline mode, in which a message holds one statement and COPY
+    is impossible.  So it is done for a statement with parameters, or one that is already prepared; before any other
+    statement, BEGIN is sent alone.
 
-    What is used and overridden here, with a leading underscore, is the same in psycopg 3.2 and 3.3.
+    The names with a leading underscore that are used and overridden here are the same in psycopg 3.2 and 3.3.
     """
 
     __slots__ = ()
@@ -131,7 +136,7 @@ class Cursor(psycopg.Cursor[Any]):
             return
         yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
         if conn.autocommit:
-            conn.answered = monotonic()  # no end of a transaction will say so
+            conn.answered = monotonic()  # in autocommit mode there is no end of a transaction to tell
 
     def executemany(self, *args: Any, **options: Any) -> None:
         super().executemany(*args, **options)
@@ -165,9 +170,9 @@ class Cursor(psycopg.Cursor[Any]):
     def _begin_and_send_gen(
         self, statement: PostgresQuery, name: bytes, binary: bool | None
     ) -> PQGen[list[list[PGresult]]]:
-        """The results of both; of the first alone if the connection was lost with it, and the server said why.
+        """The results of BEGIN and of the statement; only of the first if the server closed the session and said why.
 
-        name: of the prepared statement, or empty.
+        `name`: name of the prepared statement, or empty.
         """
         pgconn = self._pgconn
         unsent = None
@@ -179,25 +184,27 @@ class Cursor(psycopg.Cursor[Any]):
                     self._send_query_prepared(name, statement, binary=binary)
                 else:
                     self._execute_send(statement, binary=binary)
-            except psycopg.Error as error:  # too many parameters, say; a transaction is begun, as it is by psycopg
+            except (
+                psycopg.Error
+            ) as error:  # for example too many parameters; a transaction is open then, as with psycopg
                 unsent = error
             try:
                 pgconn.pipeline_sync()
                 yield from send(pgconn)
             except psycopg.OperationalError:
                 if pgconn.status != _BAD:
-                    raise  # else reading tells why the connection was lost
+                    raise  # otherwise reading tells why the connection was lost
             answers = yield from self._answers_gen()
         except BaseException:
             if pgconn.status != _BAD and pgconn.pipeline_status:
-                pgconn.finish()  # in the middle of an exchange that nobody will end
+                pgconn.finish()  # the exchange cannot be completed any more
             raise
         if unsent is not None:
             raise unsent
         return answers
 
     def _answers_gen(self) -> PQGen[list[list[PGresult]]]:
-        """What comes until the pipeline's end, and leaves it; or until the connection's."""
+        """The results until the end of the pipeline, which it leaves, or until the end of the connection."""
         pgconn = self._pgconn
         answers: list[list[PGresult]] = []
         while True:
@@ -211,30 +218,30 @@ class Cursor(psycopg.Cursor[Any]):
                 pgconn.exit_pipeline_mode()
                 return answers
             answers.append(results)
-            # A COPY after all, with a parameter in a comment: libpq would say so for ever.
+            # A COPY with a parameter in a comment: libpq would report it forever.
             if not results or results[-1].status in _COPIES:
                 return answers
             if pgconn.status == _BAD:
                 if _has_said_why(answers):
                     return answers
-                if results[-1].status == _FATAL_ERROR:  # in libpq's own words
+                if results[-1].status == _FATAL_ERROR:  # an error of libpq
                     raise psycopg.OperationalError(results[-1].get_error_message())
 
 
 def _has_said_why(answers: list[list[PGresult]]) -> bool:
-    """Whether an error of the server's own is among them."""
+    """Whether one of the results is an error from the server."""
     return any(result.error_field(_SQLSTATE) for results in answers for result in results)
 
 
 class Connection(psycopg.Connection[Any]):
-    """A connection that can tell without asking that it is dead."""
+    """A connection that can tell without a query that it is dead."""
 
-    last_word: LastWord | None = None  # of a connection that listens
-    answered = 0.0  # monotonic, when the server last did, at the end of a transaction or in autocommit mode
-    _notifies_backlog: Any = ()  # psycopg 3.2.2 has none
-    lent = 0.0  # monotonic, when it was last given to a borrower
-    usual_threshold = PrepareManager.prepare_threshold  # of executions before a statement is prepared; None: it is not
-    begins_later = False  # the cursor sends BEGIN, after what it prepares
+    last_word: LastWord | None = None  # set by listen()
+    answered = 0.0  # monotonic time of the last response at the end of a transaction or in autocommit mode
+    _notifies_backlog: Any = ()  # psycopg 3.2.2 does not have it
+    lent = 0.0  # monotonic time at which it was last lent
+    usual_threshold = PrepareManager.prepare_threshold  # executions before a statement is prepared; None: never
+    begins_later = False  # the cursor sends BEGIN by itself
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -243,9 +250,9 @@ class Connection(psycopg.Connection[Any]):
 
     @classmethod
     def connect(cls, conninfo: str = "", **options: Any) -> Connection:
-        """psycopg's, but a failed attempt leaves no descriptor to the garbage collector.
+        """Like psycopg's, but a failed attempt leaves no descriptor to the garbage collector.
 
-        After a timeout psycopg (3.3.8) has a cycle of the error, its frames, and in them the unfinished connection.
+        After a timeout in psycopg (3.3.8), the error, its frames and the unfinished connection in them form a cycle.
         """
         try:
             conn = super().connect(conninfo, **options)
@@ -255,8 +262,8 @@ class Connection(psycopg.Connection[Any]):
         _sessions.add(conn)
         return conn
 
-    # What ends a transaction is an exchange with the server, and its answer proof that it lives; at the end of none
-    # nothing is said.  To watch every exchange, in wait(), would cost each of them more.
+    # The end of a transaction is an exchange with the server, and its response proves that the server is alive; without
+    # a transaction there is no exchange.  Watching every exchange, in wait(), would make each of them slower.
 
     def commit(self) -> None:
         is_open = self.pgconn.transaction_status != IDLE
@@ -266,7 +273,7 @@ class Connection(psycopg.Connection[Any]):
 
     def rollback(self) -> None:
         if "wait" in self.__dict__:
-            return  # it has expired: closing it will do
+            return  # it has expired and will be closed
         is_open = self.pgconn.transaction_status != IDLE
         super().rollback()
         if is_open:
@@ -287,9 +294,10 @@ class Connection(psycopg.Connection[Any]):
             super().close()
 
     def expire(self) -> Cancel | None:
-        """Lets nothing more be sent, from another thread than the one that uses it; a request to cancel what is.
+        """Stops all further sending, from another thread than the one that uses the connection.
 
-        Whatever the connection does passes through wait(), which costs nothing as long as it is not replaced.
+        Returns a request to cancel what runs, or None.  Everything that the connection does goes through wait(), which
+        costs nothing as long as it is not replaced.
         """
         self.wait = self._refuse  # type: ignore[method-assign]
         with _closing:
@@ -300,15 +308,15 @@ class Connection(psycopg.Connection[Any]):
         raise Expired("the connection's deadline has passed")
 
     def restore(self) -> None:
-        """Takes back what a borrower has set for itself: the next one expects a connection as new.
+        """Undoes what a borrower has set on the connection, so that the next one gets it as new.
 
-        psycopg.Error: that cannot be done.
+        Raises psycopg.Error if that is impossible.
         """
         if self.pgconn.pipeline_status:
             raise psycopg.ProgrammingError("the connection was left in pipeline mode")
         if self._num_transactions or self._tpc:
             raise psycopg.ProgrammingError("the connection was left in a transaction block")
-        # The values themselves and not psycopg's properties: this happens at each block's end.
+        # Reads the attributes and not psycopg's properties, because this runs at the end of each block.
         if self._autocommit:
             self.autocommit = False
         if self._isolation_level is not None:
@@ -334,27 +342,27 @@ class Connection(psycopg.Connection[Any]):
             self._adapters = Adapters(psycopg.adapters)
 
     def is_lost(self) -> bool:
-        """Whether the server has ended this idle session.  No query: it has said so, or the socket is at its end.
+        """Whether the server has closed this idle session.  Needs no query: it looks at what has arrived.
 
         A server that stops, or ends a session, first sends a FATAL message (PostgreSQL 55.2.3, "Function of the
-        `ErrorResponse` in idle state"), then closes; one that stops at once, or because a process of it has crashed,
-        sends a warning; a server that died has closed.  Nothing else is readable on an idle connection but notices,
-        notifications and changed parameters, which are harmless.
+        `ErrorResponse` in idle state") and then closes the connection.  One that stops immediately, or because one of
+        its processes has crashed, sends a warning.  A server that has died has closed the connection.  Apart from that,
+        only notices, notifications and changed parameters can arrive on an idle connection, which are harmless.
         """
         pgconn, last_word = self.pgconn, self.last_word
         try:
             while True:
-                pgconn.consume_input()  # one recv(), without letting go of the interpreter lock as poll() would
-                pgconn.is_busy()  # parses what has come
+                pgconn.consume_input()  # one recv(); poll() would release the interpreter lock
+                pgconn.is_busy()  # parses what has arrived
                 if last_word is None or not last_word.heard:
                     return pgconn.status == _BAD
                 if last_word.text:
                     return True
-                last_word.heard = False  # behind a message there may be the end
+                last_word.heard = False  # the end may follow the message
         except psycopg.Error:
             return True
 
     def listen(self) -> None:
-        """Takes note of the server's last word."""
+        """Records the message with which the server closes the session."""
         self.last_word = LastWord()
         self.add_notice_handler(self.last_word)

@@ -1,6 +1,6 @@
-"""Where the database is: the URL of the settings as the connection string that libpq gets.
+"""Turns the database URL of the settings into the connection string for libpq.
 
-It connects to nothing, and what it says holds no piece of the URL.
+It connects to nothing, and its messages contain no part of the URL.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pkg.errors import ConfigurationError
 
 __all__ = ["Source"]
 
-# What libpq is told unless the URL says otherwise.  The kernel gives a dead peer up after 10 s either way: with data
-# on their way (tcp_user_timeout, milliseconds) and without (keepalives).
+# Parameters for libpq unless the URL sets them.  The kernel gives up on a dead peer after 10 s in both cases: with data
+# in flight (tcp_user_timeout, milliseconds) and without (keepalives).
 _DEFAULTS = {
     "fallback_application_name": "pkg",
     "tcp_user_timeout": "10000",
@@ -26,13 +26,15 @@ _DEFAULTS = {
     "keepalives_count": "3",
 }
 
-_NOT_UNDERSTOOD = "libpq does not accept the URL or one of its parameters"  # its own text could quote the password
+_NOT_UNDERSTOOD = (
+    "libpq does not accept the URL or one of its parameters"  # libpq's own message could quote the password
+)
 
 
 class Source:
-    """A URL, or a file with one that is read each time, so that a rotated password is used without a restart.
+    """A URL, or a file with a URL that is read each time, so that a new password needs no restart.
 
-    connect_timeout: seconds, unless the URL says otherwise.
+    `connect_timeout`: seconds, unless the URL sets it.
     """
 
     def __init__(self, url: str, url_file: str, connect_timeout: float) -> None:
@@ -41,7 +43,7 @@ class Source:
         self._connect_timeout = connect_timeout
 
     def verify(self) -> None:
-        """ConfigurationError: libpq does not understand the URL.  A file may be wrong now and right later."""
+        """Raises ConfigurationError if libpq does not accept the URL.  A file is not checked, as it may change."""
         if not self._url_file:
             try:
                 self._complete(self._url)
@@ -49,7 +51,7 @@ class Source:
                 raise ConfigurationError(f"DATABASE_URL: {_reason(self._url)}") from None
 
     def conninfo(self) -> str:
-        """What to connect to now.  psycopg.OperationalError: the file, or the URL in it, is wrong."""
+        """The current connection string.  Raises psycopg.OperationalError if the file or its URL is invalid."""
         url = self._url
         if self._url_file:
             try:
@@ -70,9 +72,9 @@ class Source:
 
 
 def _reason(url: str) -> str:
-    """Why libpq does not take the URL, as far as it can be told without a piece of a password."""
+    """Why libpq does not accept the URL, without a part of a password."""
     authority, _, query = url.partition("?")
-    # With the @ behind the ?, or none, it may be the rest of a password in which a ? was not percent-encoded.
+    # If the @ is after the ?, or missing, the query may be the rest of a password with an unencoded ?.
     if "@" in authority and "@" not in query:
         known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()} | {"ssl"}
         for pair in query.split("&") if query else ():

@@ -1,10 +1,10 @@
-"""Process 1 of a container: the service in a child, whose signals it passes on, and every orphan reaped.
+"""Process 1 of a container: runs the service in a child process, forwards signals to it, and reaps orphans.
 
-Orphans are given to process 1, which has to reap them, or they fill the table of processes.  The service cannot do that
-itself: to the kernel an orphan is a child like one that the application has started, whose exit code the application
-will ask for (subprocess).  So a process in front does it, which starts nothing but the service.
+The kernel gives orphans to process 1, which must reap them before they fill the process table.  The service cannot do
+so itself: to the kernel an orphan is a child like those that the application has started, whose exit codes the
+application will ask for (subprocess).  So a separate process does it, whose only own child is the service.
 
-It is a fork, no second interpreter: that costs no start, and it gives its memory back (ext/init.h).
+It is a fork and not a second interpreter: it needs no start of its own, and releases its memory (ext/init.h).
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ __all__ = ["hold_signals", "serve_in_child"]
 
 
 def hold_signals() -> None:
-    """Keeps signals until there is somebody to pass them on to.  Process 1 does not get those it has no handler for."""
+    """Blocks signals until there is a child to forward them to; process 1 ignores signals without a handler."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 def serve_in_child() -> None:
-    """Forks, and returns in the child, with no signal blocked.  The parent ends with the child's exit code.
+    """Forks and returns in the child, with no signal blocked.  The parent exits with the child's exit code.
 
-    Returns in this process, having done nothing else, where it has other threads, which no child would have (a program
-    has called the command line), or cannot fork.
+    If this process has other threads, which the child would lack (a program has called the command line), or cannot
+    fork, it returns in this process and does nothing else.
     """
-    from pkg import _core  # before the fork: both want it
+    from pkg import _core  # before the fork, as both processes need it
 
     child = 0
     if _threads() == 1:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who has it ignored is not told how children end
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with SIG_IGN the kernel would not report how children end
         try:
             child = os.fork()
         except OSError as error:
@@ -50,6 +50,6 @@ def _threads() -> int:
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads it
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed or has no reader
         sys.stderr.write(f"pkg: {text}\n")
         sys.stderr.flush()

@@ -1,6 +1,6 @@
-"""What is installed: this distribution, the psycopg and the libpq below it, and another `pkg` that is in the way.
+"""What is installed: this distribution, psycopg and libpq, and another project's `pkg` that conflicts with it.
 
-It installs nothing, and imports psycopg only where that is asked for.
+It installs nothing, and imports psycopg only on request.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["DISTRIBUTION", "conflict", "driver", "loaded_driver", "show_driver", "version", "why_no_driver"]
 
-DISTRIBUTION = "pkg-service"  # the package index has a `pkg` that is another project's
+DISTRIBUTION = "pkg-service"  # on the package index, `pkg` is another project
 
 
 def version() -> str:
-    """Of this distribution; "" if it runs from a checkout that is not installed.  Takes 20 ms."""
+    """The version of this distribution; "" in a checkout that is not installed.  Takes 20 ms."""
     from importlib import metadata
 
     try:
@@ -28,10 +28,10 @@ def version() -> str:
 
 
 def conflict(folder: str = os.path.dirname(os.path.abspath(__file__))) -> str:
-    """What to do about a distribution called `pkg` whose files lie among ours in `folder`; "" if there is none.
+    """What to do about another distribution called `pkg` with files in our `folder`; "" if there is none.
 
-    pip installs both without a word, the later over the earlier, and takes files of ours away with it when it
-    uninstalls the other.  One look into one folder: this is asked at each start, where importlib.metadata is too slow.
+    pip installs both without a warning, one over the other, and removes our files when it uninstalls the other one.
+    This runs at each start, so it only looks into one folder; importlib.metadata would be too slow.
     """
     beside, name = os.path.split(folder)
     try:
@@ -47,7 +47,7 @@ def conflict(folder: str = os.path.dirname(os.path.abspath(__file__))) -> str:
                             f"pip uninstall pkg; pip install --force-reinstall {DISTRIBUTION}"
                         )
     except OSError:
-        pass  # a zip archive, or a folder that may not be listed: nothing to compare with
+        pass  # a zip archive, or a folder that must not be listed
     return ""
 
 
@@ -57,7 +57,7 @@ def conflict(folder: str = os.path.dirname(os.path.abspath(__file__))) -> str:
 def driver() -> dict[str, str]:
     """The version of psycopg, its implementation (c, binary or python) and the version of libpq.
 
-    ImportError: it cannot be loaded; see why_no_driver().
+    Raises ImportError if psycopg cannot be loaded; see why_no_driver().
     """
     import psycopg
 
@@ -65,7 +65,7 @@ def driver() -> dict[str, str]:
 
 
 def loaded_driver() -> dict[str, str] | None:
-    """The same if this process has loaded psycopg by now, else None.  It waits for no import that is going on."""
+    """The same if this process has already loaded psycopg, otherwise None.  It does not wait for a running import."""
     psycopg = sys.modules.get("psycopg")
     if psycopg is None or not hasattr(psycopg, "__version__") or not hasattr(psycopg, "pq"):
         return None
@@ -82,16 +82,16 @@ def _describe(psycopg: ModuleType) -> dict[str, str]:
 
 
 def show_driver(found: dict[str, str]) -> str:
-    """For people, in one line."""
+    """The same as one line of text."""
     return f"psycopg {found['version']} ({found['implementation']}), libpq {found['libpq']}"
 
 
 def why_no_driver(error: ImportError) -> str:
-    """What psycopg's ImportError means and what to install, in one line."""
+    """One line about what psycopg's ImportError means and what to install."""
     said = str(error)
     if isinstance(error, ModuleNotFoundError) and error.name in ("psycopg", "psycopg_pool"):
         return f"{error.name} is missing: pip install '{DISTRIBUTION}[binary]'"
-    # psycopg lists what it has tried; the implementation in Python, tried last, needs nothing but the library.
+    # psycopg lists what it has tried.  The Python implementation comes last and needs only the library.
     if "libpq library not found" in said:
         return (
             "libpq, the client library of PostgreSQL, is missing: install it (on Debian: apt-get install libpq5), "

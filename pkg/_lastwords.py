@@ -1,6 +1,6 @@
-"""Last words: what the log must hold before this process may be killed, and when every worker counts as stuck.
+"""What must be logged before this process may be killed, and when all workers count as stuck.
 
-It decides nothing: who says them knows why.
+The caller decides when to log it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ _TOO_LONG = "%s %s took longer than %g s (request_timeout)"
 
 
 def say(why: str, status: Any, flush: Callable[[float], bool]) -> None:
-    """Logs the requests in flight and every thread's stack, threads at the same place together.
+    """Logs the requests in flight and every thread's stack; threads with the same stack are grouped.
 
-    `status` has requests(stacks); `flush(timeout)` is the log's: if it does not get through, stacks go to stderr.
+    `why`: the reason, for the first line.  `status` has requests(stacks).  `flush(timeout)` flushes the log; if it
+    fails, the stacks are written to stderr.
     """
     taken = stacks.capture()
     requests = status.requests(taken)
@@ -50,12 +51,12 @@ def say(why: str, status: Any, flush: Callable[[float], bool]) -> None:
 
 
 class Late:
-    """Logs, when asked, each request that has taken longer than request_timeout, once, with its worker's stack."""
+    """When called, logs each request that has taken longer than request_timeout, once, with its worker's stack."""
 
     def __init__(self, front: Any, timeout: float) -> None:
         self._front, self._timeout = front, timeout
         self._seen = 0
-        self._known: dict[int, float] = {}  # of a worker's thread, the age of its request when it was logged
+        self._known: dict[int, float] = {}  # for each thread, the age of its request when it was logged
 
     def __call__(self) -> None:
         total = self._front.stats()["request_timeouts"]
@@ -86,12 +87,13 @@ class Late:
             )
 
     def _is_known(self, request: Any) -> bool:
-        """A request of the same thread that is younger is another one."""
+        """Whether the request has been logged.  A younger request of the same thread is a new one."""
         return bool(self._known.get(request["thread"], float("inf")) <= request["age"])
 
 
 class Stall:
-    """Says when every worker has been on its request for longer than `timeout` seconds and none has finished."""
+    """Detects that every worker has been busy with its request for more than `timeout` seconds and none has
+    finished."""
 
     def __init__(self, front: Any, threads: int, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._front, self._threads, self._timeout, self._clock = front, threads, timeout, clock
@@ -99,7 +101,7 @@ class Stall:
         self._since = clock()
 
     def __call__(self) -> str | None:
-        """The reason, if it is so now; to be asked every second or so."""
+        """The reason if all workers are stuck now, otherwise None.  Call it about once a second."""
         stats, now = self._front.stats(), self._clock()
         finished = stats["finished"]
         busy = stats["in_flight"] - stats["queued"]

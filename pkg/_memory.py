@@ -1,6 +1,6 @@
-"""Who holds memory: tracemalloc's totals by line of code, if it was switched on.
+"""Where memory was allocated: the totals of tracemalloc by line of code, while tracing is on.
 
-Never a heap dump: it shows where memory was allocated and how much, not what is in it.
+It is not a heap dump: it shows how much memory was allocated where, not its content.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ MAX_LINES = 50
 
 
 class Memory:
-    """Switches tracing on for a while, and reports."""
+    """Turns tracing on for a while, and reports."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
 
     def start(self, seconds: float) -> None:
-        """Traces allocations from now on, for `seconds`; it makes every one of them slower, two to four times."""
+        """Traces allocations for `seconds` from now on, which makes each of them two to four times slower."""
         import tracemalloc
 
         with self._lock:
             if self._timer is None and tracemalloc.is_tracing():
-                return  # somebody wants it for good (PYTHONTRACEMALLOC)
+                return  # tracing was turned on permanently (PYTHONTRACEMALLOC)
             timer = threading.Timer(seconds, self.stop)
             timer.daemon = True
-            timer.start()  # first: without a thread for it nothing would end the tracing
+            timer.start()  # started first: if there is no thread for it, nothing would end the tracing
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = timer
             tracemalloc.start()
 
     def stop(self) -> None:
-        """Ends what `start` began."""
+        """Ends the tracing that `start` began."""
         with self._lock:
             if self._timer is not None:
                 import tracemalloc
@@ -50,7 +50,7 @@ class Memory:
                 tracemalloc.stop()
 
     def report(self) -> dict[str, Any]:
-        """Resident memory, the collector's counts and, while tracing, the lines that hold most."""
+        """Resident memory, counts of the garbage collector and, while tracing, the lines that have allocated most."""
         import tracemalloc
 
         from pkg.stacks import short
@@ -61,7 +61,7 @@ class Memory:
             "tracing": tracemalloc.is_tracing(),
         }
         if tracemalloc.is_tracing():
-            with self._lock:  # a snapshot takes long: one at a time
+            with self._lock:  # a snapshot takes long, so one at a time
                 current, peak = tracemalloc.get_traced_memory()
                 ignored = [tracemalloc.Filter(False, tracemalloc.__file__), tracemalloc.Filter(False, __file__)]
                 statistics = tracemalloc.take_snapshot().filter_traces(ignored).statistics("lineno")

@@ -1,6 +1,6 @@
-"""What happens to each request ahead of its handler and at its end: who sent it, its ids, its access record.
+"""What happens to each request before its handler and at its end: client address, ids, access record.
 
-It answers nothing and keeps nothing: the server calls it, `forwarded` and `logs` do the work.
+It only combines the parts: the server calls it, and `forwarded` and `logs` do the work.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Observer = Callable[[Any], object]
 def observers(
     *, access_log: bool, proxies: Sequence[Any], request_timeout: float = 0.0
 ) -> tuple[Observer, Observer | None]:
-    """What a Server takes as `before` and `access`.
+    """The arguments `before` and `access` of a Server.
 
-    `proxies`: the networks whose X-Forwarded headers are believed.  `request_timeout`: seconds, 0 for none.
+    `proxies`: the networks whose X-Forwarded headers are trusted.  `request_timeout`: seconds, 0 for none.
     """
-    before: Observer = _begin  # ids are wanted with and without access records
+    before: Observer = _begin  # ids are needed with and without access records
     if request_timeout:
         before = _after(lambda request: context.set_deadline(monotonic() + request_timeout), before)
     if proxies:
@@ -34,7 +34,7 @@ def observers(
 
 
 def _begin(request: Any) -> None:
-    """Gives the request its ids, and every record that is logged while it is served."""
+    """Gives ids to the request, and to every record that is logged while it is served."""
     request_id = parent = None
     if request.has_header(context.ID_HEADERS):
         request_id = context.parse_request_id(request.header(b"x-request-id"))
@@ -43,7 +43,7 @@ def _begin(request: Any) -> None:
     trace_id, span_id = (parent.trace_id, parent.span_id) if parent else ("", "")
     request.request_id = request_id.encode()
     request.context = trace_id, span_id, request_id
-    context.bind(trace_id, span_id, request_id)  # not taken back: the worker's next request has its own
+    context.bind(trace_id, span_id, request_id)  # not unbound, because the worker's next request binds its own
 
 
 def _after(first: Observer, then: Observer) -> Observer:

@@ -1,10 +1,10 @@
-"""Writing to a pipe, a terminal, a socket or a file without ever waiting for its reader.
+"""Writes to a pipe, a terminal, a socket or a file without ever waiting for its reader.
 
-What is written to a pipe ends at a line and fits into PIPE_BUF, so that the kernel takes it whole or not at all
-(pipe(7)): no print of the application gets into a line.  A longer line is written in one call, which Linux takes whole
-as long as the pipe has room for it; where it has not, another writer may come between the parts.
+Each write to a pipe consists of whole lines and fits into PIPE_BUF, so that the kernel accepts it completely or not at
+all (pipe(7)), and no print of the application gets into a line.  A longer line is written in one call, which Linux
+accepts completely if the pipe has room; otherwise another writer may come between the parts.
 
-It keeps nothing back and retries nothing: `logs` decides what becomes of what was not taken.
+It buffers nothing and retries nothing: `logs` decides what to do with data that was not written.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from contextlib import suppress
 from functools import cache
 from typing import IO, Any
 
-_RWF_NOWAIT = 0x00000008  # linux/fs.h; the os module names it for reading only
+_RWF_NOWAIT = 0x00000008  # from linux/fs.h; the os module does not have it for writing
 PIPE_BUF = 4096
-LONGEST_LINE = 1 << 20  # bytes; how far the end of a line is looked for
-LAST_WORDS_SIZE = 1 << 20  # room for the stacks of a thousand threads, however slow the reader
+LONGEST_LINE = 1 << 20  # bytes; how far to search for the end of a line
+LAST_WORDS_SIZE = 1 << 20  # bytes; room for the stacks of a thousand threads, even if the reader is slow
 
 
 @cache
 def last_words() -> int:
-    """A descriptor for stderr that never waits for its reader: stacks are written with the interpreter lock held.
+    """A descriptor for stderr that never blocks, because stacks are written with the interpreter lock held.
 
-    2 itself if stderr is no pipe, or may not be opened anew.
+    It is 2 if stderr is not a pipe, or cannot be opened again.
     """
     with suppress(OSError):
         if stat.S_ISFIFO(os.fstat(2).st_mode):
-            # Opened anew: O_NONBLOCK on 2 would be for everybody who has it, and make the application's prints fail.
+            # Opened again: O_NONBLOCK on 2 would apply to every process that has it, and make the application's prints
+            # fail.
             descriptor = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             with suppress(OSError):
                 fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, LAST_WORDS_SIZE)
@@ -41,7 +42,7 @@ def last_words() -> int:
 
 
 def _whole_lines(data: memoryview) -> memoryview:
-    """As many whole lines as fit into PIPE_BUF; if not even one does, that one."""
+    """As many whole lines as fit into PIPE_BUF, but at least one."""
     if len(data) <= PIPE_BUF:
         return data
     end = bytes(data[:PIPE_BUF]).rfind(b"\n") + 1
@@ -51,12 +52,12 @@ def _whole_lines(data: memoryview) -> memoryview:
 
 
 class Output:
-    """A descriptor that is written without ever waiting for it.
+    """A descriptor that is written to without ever blocking.
 
-    Not by O_NONBLOCK: that would be set for everybody who has the same pipe or terminal open.
+    It does not use O_NONBLOCK, which would apply to every process that has the same pipe or terminal open.
 
-    `write` takes a part that ends at a line and returns how much that was.  It raises BlockingIOError if nothing was
-    taken, and OSError if it never will be.
+    `write` writes a part that ends at the end of a line and returns its size.  It raises BlockingIOError if it could
+    not write anything now, and OSError if it never can.
     """
 
     def __init__(self, stream: IO[Any] | None) -> None:
@@ -69,7 +70,7 @@ class Output:
         with suppress(OSError, ValueError):
             stream.flush()
         try:
-            # A duplicate: if somebody closes descriptor 1, its number may go to a client's socket.
+            # A duplicate, because if somebody closes descriptor 1, its number may be given to a client's socket.
             self.descriptor = os.dup(stream.fileno())
         except (OSError, ValueError, AttributeError):  # StringIO and the like
             return
@@ -93,10 +94,10 @@ class Output:
             except BrokenPipeError:
                 raise
             except OSError:
-                # EOPNOTSUPP, EINVAL, ENOSYS, ESPIPE: kernels before 6.4 and sandboxes do not know it for pipes.
+                # EOPNOTSUPP, EINVAL, ENOSYS, ESPIPE: kernels before 6.4 and sandboxes do not support it for pipes.
                 self._nowait, self._poll = False, True
         if self._poll:
-            # Writable means that PIPE_BUF bytes fit (pipe(7)), so that so many do not wait.
+            # Writable means that PIPE_BUF bytes fit (pipe(7)), so a write of this size does not block.
             if not self._poller.poll(0):
                 raise BlockingIOError
             data = data[:PIPE_BUF]
@@ -116,7 +117,7 @@ class Output:
         return len(data)
 
     def wait(self, timeout: float) -> None:
-        """Until there may be room again, or the timeout has passed."""
+        """Waits until there may be room again, for at most `timeout` seconds."""
         if self.descriptor >= 0:
             self._poller.poll(timeout * 1000)
 

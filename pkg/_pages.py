@@ -1,7 +1,7 @@
-"""The pages of the admin listener: what each shows, as text, JSON or HTML, and the few things that can be done.
+"""The pages of the admin listener, as text, JSON or HTML, and the few actions that it allows.
 
-It knows nothing of sockets and does not judge who may ask.  Whatever a page shows may be seen: settings are redacted,
-targets come without their queries, stacks without values.
+It knows nothing about sockets or access control.  A page contains nothing secret: settings are redacted, targets have
+no query, and stacks have no values.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_LEVEL_SECONDS = 3600.0
 
 
 class Query(NamedTuple):
-    """What was asked of a page."""
+    """The request for a page."""
 
     values: Mapping[str, str]
     form: str  # text, json or html
@@ -56,7 +56,7 @@ class Query(NamedTuple):
 
 
 class Pages:
-    """Every page by its path.  `level()` and `set_level(name)` are the log's; `drain(why)` begins the service's end."""
+    """All pages.  `level()` and `set_level(name)` read and set the log level; `drain(why)` starts the drain."""
 
     def __init__(
         self,
@@ -97,19 +97,20 @@ class Pages:
         }
 
     def prime(self) -> None:
-        """Makes the pages that matter once, for nobody: later there may be no descriptor left to import with."""
+        """Renders the important pages once, so that everything they import is loaded while there are free
+        descriptors."""
         for path in ("/statusz", "/metrics", "/debug/threads", "/debug/requests"):
-            with contextlib.suppress(Exception):  # said when somebody asks
+            with contextlib.suppress(Exception):  # reported when somebody requests the page
                 self.answer("GET", path, "")
 
     def close(self) -> None:
-        """Ends what pages have begun: a profile, tracing, another log level."""
+        """Ends a profile, tracing or changed log level that a page has started."""
         self._profiler.stop()
         self._memory.stop()
         self._levels.revert()
 
     def answer(self, method: str, target: str, accept: str) -> Reply:
-        """The page that is asked for.  Problem: there is none, or not so."""
+        """The requested page.  Raises Problem if there is none, or not with this method or these parameters."""
         path, _, query = target.partition("?")
         path = path.rstrip("/") or "/"
         if path not in self._table:
@@ -265,7 +266,7 @@ class Pages:
 
 
 class _Levels:
-    """The log level, changed for a while."""
+    """Changes the log level for a while."""
 
     def __init__(self, level: Callable[[], str], set_level: Callable[[str], object]) -> None:
         self._level, self._set = level, set_level
@@ -278,7 +279,7 @@ class _Levels:
         with self._lock:
             timer = threading.Timer(seconds, self.revert)
             timer.daemon = True
-            timer.start()  # first: without a thread for it nothing would take the level back
+            timer.start()  # started first: if there is no thread for it, nothing would restore the level
             if self._timer is not None:
                 self._timer.cancel()
             if self._usual is None:
@@ -297,7 +298,7 @@ class _Levels:
         _log.warning("log level changed back to %s", self._level())
 
     def state(self) -> tuple[str, str, float | None]:
-        """The level, the usual one, and the seconds until that returns."""
+        """The current level, the usual level, and the seconds until the usual one is restored, or None."""
         with self._lock:
             level = self._level()
             if self._usual is None:
@@ -314,7 +315,7 @@ def _form(wanted: str, accept: str) -> str:
 
 
 def accepts(accept: str, media_type: str) -> bool:
-    """Whether the header names the media type, and not to refuse it: with a quality of 0 (RFC 9110, 12.4.2)."""
+    """Whether the header names the media type with a quality other than 0 (RFC 9110, 12.4.2)."""
     for part in accept.split(","):
         name, *parameters = (text.strip().lower() for text in part.split(";"))
         if name == media_type:

@@ -1,9 +1,9 @@
-"""What a log record looks like, as JSON and as text.
+"""Renders log records as JSON and as text.
 
 It writes nothing: `logs` decides which thread renders a record and where the line goes.
 
-JSON lines are pure ASCII: whatever bytes a client or an application sends, a line stays one line and valid.  Names of
-fields are OpenTelemetry's.
+JSON lines are pure ASCII, so that a line remains valid JSON on one line whatever bytes a client or application sends.
+The names of fields are those of OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from json.encoder import encode_basestring_ascii
 from math import isfinite
 from typing import Any, NamedTuple
 
-# Bounds of one record, in characters.
+# Limits of one record, in characters.
 MAX_MESSAGE = 32768
 MAX_STACKTRACE = 65536
 MAX_FIELD = 8192
 
 # at, method, target, status, duration, request size, response size, client, user agent, trace id, span id, request id
 Access = tuple[float, str, str, int, float, int, int, str, str | None, str | None, str | None, str | None]
-Ids = tuple[str, str, str]  # trace id, span id, request id; "" for what is not known
+Ids = tuple[str, str, str]  # trace id, span id, request id; "" if unknown
 
 
 def _repair(text: str) -> str:
-    """Text without lone surrogates, which are no characters and which strict JSON parsers refuse."""
+    """Text without lone surrogates, which are not characters and which strict JSON parsers refuse."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _quote(text: str) -> str:
-    """A JSON string in ASCII.  Escapes DEL as well, which JSON would let through."""
+    """A JSON string in ASCII.  It also escapes DEL, which JSON does not require."""
     if not text.isascii():
         try:
             text.encode()
@@ -44,7 +44,7 @@ def _quote(text: str) -> str:
 
 
 def _header_text(text: str) -> str:
-    """Text of a request's head, whose bytes came as Latin-1 (PEP 3333) but mostly mean UTF-8."""
+    """Text of a request's head, decoded as UTF-8 if possible; PEP 3333 represents its bytes as Latin-1."""
     if text.isascii():
         return text
     try:
@@ -60,26 +60,26 @@ def _clip(text: str, limit: int) -> str:
 
 
 def _clip_middle(text: str, limit: int) -> str:
-    """The first and the last part: a stack's ends say most, a recursion's middle nothing."""
+    """The first and the last part, as the ends of a stack are most useful, and the middle of a recursion is not."""
     if len(text) <= limit:
         return text
     return f"{text[: limit // 2]}\n... ({len(text) - limit} more) ...\n{text[-(limit // 2) :]}"
 
 
 def printable(text: str) -> str:
-    """Text that stays on its line and leaves the terminal alone: without control characters, C1 and bidi overrides."""
+    """Text with control characters, C1 and bidi overrides escaped, safe for one line of a terminal."""
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def printable_lines(text: str) -> str:
-    """Likewise, but with the ends of its lines."""
+    """The same for text of several lines."""
     return text if text.isprintable() else "\n".join(map(printable, text.split("\n")))
 
 
 def printable_json(document: str) -> str:
-    """A JSON document whose strings hold nothing that a terminal would act on.  Lone surrogates stay as they are."""
+    """A JSON document with everything escaped that a terminal would interpret.  Lone surrogates stay unchanged."""
     if document.isascii():
         return document.replace("\x7f", "\\u007f")
     return "".join(map(_as_in_json, document))
@@ -92,7 +92,7 @@ def _as_in_json(character: str) -> str:
 
 
 def _json_value(value: Any) -> str:
-    """One value as JSON, whatever it is.  Never raises: a value that cannot be shown must not lose its record."""
+    """Any value as JSON.  It never raises, since a value that cannot be rendered must not cost the record."""
     try:
         kind = type(value)
         if kind is str:
@@ -128,7 +128,7 @@ def _timestamp(at: float) -> str:
 
 
 class _Fields(NamedTuple):
-    """A record of `logging`, taken apart in its own thread."""
+    """The parts of a record of `logging`, extracted in the thread that logs it."""
 
     at: float
     severity: str
@@ -139,7 +139,7 @@ class _Fields(NamedTuple):
 
 
 _NO_IDS = ("", "", "")
-# Not those of makeLogRecord(): a factory that an agent has set adds fields of its own, which are to be shown.
+# Not from makeLogRecord(): the factory of an agent adds its own fields, which must be shown.
 _STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName"}
 _RESERVED = frozenset(("timestamp", "severity", "message", "logger"))
 
@@ -161,7 +161,7 @@ def _take_apart(record: logging.LogRecord, ids: Ids) -> _Fields:
         fields["exception.type"] = name
         try:
             fields["exception.message"] = str(error_value)
-        except Exception as error:  # the stack tells more than its message
+        except Exception as error:  # the stack is more important than the message
             fields["logging.error"] = f"{type(error).__name__} in str() of the exception"
         try:
             stacktrace = "".join(traceback.format_exception(kind, error_value, trace)).rstrip("\n")
@@ -180,7 +180,7 @@ def _take_apart(record: logging.LogRecord, ids: Ids) -> _Fields:
 def json_record(record: logging.LogRecord, ids: Ids = _NO_IDS) -> bytes:
     at, severity, logger, message, stacktrace, fields = _take_apart(record, ids)
     key = "exception.stacktrace" if "exception.type" in fields else "code.stacktrace"
-    if stacktrace and key in fields:  # once in an object; the stack is what it is wanted for
+    if stacktrace and key in fields:  # a name may occur only once; it belongs to the stack
         fields[f"extra.{key}"] = fields.pop(key)
     parts = [
         f'{{"timestamp":"{_timestamp(at)}","severity":{_quote(severity)}'
@@ -200,7 +200,7 @@ def text_record(record: logging.LogRecord, ids: Ids = _NO_IDS) -> bytes:
         f"{printable(logger)}:",
         printable(_clip(message, MAX_MESSAGE)),
     ]
-    # The stack's last line says type and message already.
+    # The last line of the stack already contains type and message.
     hidden = ("exception.type", "exception.message") if stacktrace else ()
     parts += [f"{printable(str(name))}={_text_value(value)}" for name, value in fields.items() if name not in hidden]
     line = " ".join(parts)
@@ -217,7 +217,7 @@ def _text_value(value: Any) -> str:
 
 def json_access(item: Access) -> bytes:
     at, method, target, status, duration, received, sent, client, agent, trace_id, span_id, request_id = item
-    path = _header_text(target.partition("?")[0])  # a query may hold secrets
+    path = _header_text(target.partition("?")[0])  # a query may contain secrets
     more = ""
     if agent:
         more = f',"user_agent.original":{_quote(_header_text(agent))}'

@@ -1,4 +1,4 @@
-"""What a page of the admin listener answers, and how it refuses."""
+"""Responses of the admin listener's pages, and their errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Problem", "Reply", "json_reply", "text"]
 
 
 class Problem(Exception):
-    """The request cannot be served: the status says whose fault that is, the text what to do."""
+    """The request cannot be served.  The status says whose fault it is, the text what to do."""
 
     def __init__(self, status: int, text: str, **headers: str) -> None:
         super().__init__(text)
@@ -28,11 +28,11 @@ class Reply(NamedTuple):
 
 
 def json_reply(document: Any, status: int = 200) -> Reply:
-    # As UTF-8 and not in escapes: those of a lone surrogate (a reason with a file's name in it) strict parsers refuse.
+    # UTF-8 instead of escapes: strict parsers refuse the escape of a lone surrogate, as in the name of a file.
     text = json.dumps(document, indent=2, default=str, ensure_ascii=False)
     return Reply(printable_json(text).encode("utf-8", "replace") + b"\n", "application/json", status)
 
 
 def text(text: str, status: int = 200) -> Reply:
-    """Text for a terminal: whatever a client, a check or a thread's name brings, only the ends of lines control it."""
+    """Text for a terminal, with all control characters escaped except for line ends."""
     return Reply(printable_lines(text).encode("utf-8", "backslashreplace"), status=status)

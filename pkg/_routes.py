@@ -1,7 +1,7 @@
-"""Which paths an application serves by itself, as its framework's router tells; nothing is called.
+"""Finds out from its framework's router which paths an application serves; it calls no handler.
 
-Only a route that names the path counts.  One that takes whatever comes, as of a single-page application, would also
-match a path that nobody has written anywhere: that is how the two are told apart.
+Only a route that names the path counts.  A catch-all route, as in a single-page application, also matches a path that
+is written nowhere; this distinguishes the two.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 __all__ = ["own_routes"]
 
-UNLIKELY = "-e3a1f6c2"  # what no application has at the end of a path
-DEPTH = 5  # middleware round an application, looked through
+UNLIKELY = "-e3a1f6c2"  # a suffix that no path of an application has
+DEPTH = 5  # maximum number of nested middleware layers
 
 
 def own_routes(app: Any, paths: Sequence[str]) -> list[str]:
@@ -23,7 +23,7 @@ def own_routes(app: Any, paths: Sequence[str]) -> list[str]:
             match = _matcher(layer)
             if match is not None:
                 return [path for path in paths if _is_named(match, path)]
-        except (Exception, SystemExit):  # the application's URLs cannot be imported: its requests will say so
+        except (Exception, SystemExit):  # the application's URLs cannot be imported; its requests will show why
             return []
     return []
 
@@ -36,7 +36,7 @@ def _is_named(match: Callable[[str], object], path: str) -> bool:
 
 
 def _layers(app: Any) -> Iterator[Any]:
-    """The application and what is wrapped in it, under the names that middleware gives it."""
+    """The application and what it wraps, under the attribute names that middleware uses."""
     for _ in range(DEPTH):
         yield app
         own = getattr(app, "__dict__", {})
@@ -47,7 +47,7 @@ def _layers(app: Any) -> Iterator[Any]:
 
 
 def _matcher(app: Any) -> Callable[[str], object] | None:
-    """A function from a path to its route, None for a path without one; None for an unknown framework."""
+    """A function that maps a path to its route or None; None for an unknown framework."""
     module = type(app).__module__
     if hasattr(getattr(app, "url_map", None), "iter_rules"):  # werkzeug's: Flask and others
         return lambda path: next((rule.rule for rule in app.url_map.iter_rules() if rule.rule == path), None)
@@ -63,7 +63,7 @@ def _matcher(app: Any) -> Callable[[str], object] | None:
 
 
 def _django() -> Callable[[str], object]:
-    """Imports the project's URLs, which the first request would do otherwise."""
+    """Imports the project's URLs, which otherwise the first request would do."""
     from django.urls import Resolver404, resolve  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     def match(path: str) -> object:

@@ -1,7 +1,7 @@
-"""/statusz for people: one description of the page, as text and as HTML.
+"""/statusz for people: renders the status document as text and as HTML.
 
-It decides nothing about what is shown to whom: the document it is given may be seen.  The HTML has no script, loads
-nothing, and follows the reader's choice of light or dark.
+It does not filter: the document must not contain secrets.  The HTML has no scripts, loads nothing, and supports light
+and dark mode.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["columns", "html", "seconds", "size", "text"]
 
 
 class Cell(NamedTuple):
-    """What stands in a table: its text, and a tone that is only shown in colour: good, bad, warn, dim, code."""
+    """A cell of a table: its text, and a tone (good, bad, warn, dim, code) that is shown by colour only."""
 
     text: str
     tone: str = ""
@@ -30,8 +30,8 @@ class Section(NamedTuple):
     title: str
     head: tuple[str, ...]  # empty: pairs of name and value
     rows: Rows
-    empty: str = ""  # what is said without rows; "": the section is left out
-    closed: bool = False  # folded up in HTML
+    empty: str = ""  # the text if there are no rows; "": the section is omitted
+    closed: bool = False  # collapsed in HTML
 
 
 PAGES = (
@@ -48,7 +48,7 @@ PAGES = (
 
 
 def seconds(value: float) -> str:
-    """A duration as a person says it."""
+    """A duration for people."""
     if value < 0.001:
         return f"{value * 1e6:.0f} µs"
     if value < 1:
@@ -64,7 +64,7 @@ def seconds(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes as a person says it."""
+    """A size in bytes for people."""
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
@@ -179,7 +179,7 @@ def _work(d: Mapping[str, Any]) -> Rows:
 
 
 def _pool(pool: Mapping[str, Any]) -> Rows:
-    """What matters first; the rest is on /debug/pool."""
+    """The most important numbers; /debug/pool has all of them."""
 
     def n(key: str) -> float:
         value: float = pool.get(key, 0)
@@ -241,7 +241,7 @@ def _process(d: Mapping[str, Any]) -> Rows:
 
 
 def _headline(d: Mapping[str, Any]) -> tuple[str, str]:
-    """The one word, and its tone."""
+    """The state in one word, and its tone."""
     service, health = d["service"], d["health"]
     if service["phase"] in ("starting", "draining", "stopped"):
         return service["phase"], "warn"
@@ -264,7 +264,7 @@ def _facts(d: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def columns(table: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines, with cells below each other; a cell stays on its line."""
+    """Rows as lines of text with aligned columns; line ends in a cell are escaped."""
     table = [[printable(cell) for cell in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]

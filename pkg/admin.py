@@ -1,15 +1,18 @@
-"""The admin listener: what an engineer would look at with a shell, over HTTP, when there is none.
+"""The admin listener: shows over HTTP what an engineer would look at with a shell, which the image does not have.
 
-It is no public interface, has no way to run code, and shows no heap, no environment and no secret.
+It is not a public interface, cannot run code, and shows no heap, no environment and no secret.
 
 The rules:
-- Threads of its own, all started beforehand, wait in accept() themselves: it answers when every worker is stuck, when
-  no thread can be started any more, and when no descriptor is left (the kernel reserves one for an accept that waits).
-- Loopback only, or a token.  Without a token a request must name a loopback host, so that no web page can reach it by
-  a name that it has pointed here (DNS rebinding); one that changes something must not come from another site.
-- One request a connection; head and body are bounded in size and time.
-- Whoever keeps a thread waiting for his bytes gives way when another connection waits and no thread is free, the
-  longest first: a token is worth nothing if strangers who never show one can hold every thread.
+- It has its own threads, all started in advance, which wait in accept(): so it responds when every worker is stuck,
+when
+  no thread can be started, and when no descriptor is free (the kernel reserves one for a waiting accept()).
+- It is open to loopback only, or with a token.  Without a token, a request must name a loopback host, so that no web
+page
+  can reach it through a host name that points here (DNS rebinding), and a request that changes something must not come
+  from another site.
+- A connection carries one request; head and body are limited in size and time.
+- A client that is slow to send gives way when another connection waits and no thread is free, the slowest first.
+  Otherwise clients without a token could occupy every thread.
 """
 
 from __future__ import annotations
@@ -39,25 +42,25 @@ __all__ = ["Admin"]
 _log = logging.getLogger(__name__)
 
 THREADS = 4
-BACKLOG = 128  # strangers may fill it, too; what does not fit waits a second for the kernel's next attempt
+BACKLOG = 128  # clients without a token may fill it; further ones wait a second for the kernel's next attempt
 MAX_HEAD_SIZE = 16384
 MAX_BODY_SIZE = 4096
 READ_TIMEOUT = 5.0  # for the whole request
-UNDISTURBED = 0.03  # seconds in which a request may arrive before it has to give way
-GLANCE = 0.01  # seconds between two looks at the listener, so that waiting does not spin
+UNDISTURBED = 0.03  # seconds that a client has to send its request before it may have to give way
+GLANCE = 0.01  # seconds between two polls of the listener, so that waiting does not spin
 WRITE_TIMEOUT = 10.0
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class GivesWay(TimeoutError):
-    """The client took its time while another one waited for a thread."""
+    """Raised for a slow client while another connection waits for a thread."""
 
 
 class Admin:
-    """The listener at `address`; start() begins to serve, close() ends it.
+    """The listener at `address`; start() starts it, close() ends it.
 
-    `pages()` makes what is served, when it is first wanted: nobody's start waits for it.  `token`: asked of every
-    request if not empty.  OSError: the address cannot be bound.
+    `pages()` creates the pages on first use, so that the start does not wait for them.  `token`: required of every
+    request, unless empty.  Raises OSError if the address cannot be bound.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class Admin:
         self._token = token
         self._refusals = _Refusals()
         self._closing = False
-        # Connections that have a thread: since when its client is waited for, None while it is not.
+        # Connections that have a thread, with the time since when it waits for the client, or None if it does not.
         self._served: dict[socket.socket, float | None] = {}
         self._host = address[0]
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
@@ -105,23 +108,23 @@ class Admin:
             return self._made_pages
 
     def prime(self) -> None:
-        """Makes the pages now; later there may be no descriptor left to import with."""
+        """Creates the pages now, since later there may be no free descriptor for imports."""
         try:
             _ = self.pages
-        except Exception:  # a service must not end for want of its pages
+        except Exception:  # the service must not fail because of its admin pages
             _log.exception("cannot create the admin pages")
 
     def in_child(self) -> None:
-        """In a process that was forked: it must not keep the port.  Its copy of the socket goes, not the socket."""
+        """Called in a forked process: closes its copy of the socket, so that it does not keep the port."""
         self._socket.close()
 
     def close(self) -> None:
-        """Ends the listener; pages that are being made are given a moment."""
+        """Ends the listener; pages in progress get one second to finish."""
         self._closing = True
         if self._made_pages is not None:
             self._made_pages.close()
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # wakes whoever waits in accept()
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the threads that wait in accept()
         deadline = time.monotonic() + 1.0
         for thread in self._threads:
             if thread.ident is not None:
@@ -136,7 +139,7 @@ class Admin:
             except OSError as error:
                 if error.errno in NO_DESCRIPTOR and not self._closing:
                     if spare is not None:
-                        os.close(spare)  # the next accept() takes it, and keeps it while it waits
+                        os.close(spare)  # the next accept() takes it and keeps it while it waits
                         spare = None
                     else:
                         time.sleep(0.2)
@@ -161,12 +164,12 @@ class Admin:
         if spare is not None:
             os.close(spare)
 
-    # -------------------------------------------------------------- who waits
+    # -------------------------------------------------------------- waiting for clients
 
     def receive(self, connection: socket.socket, size: int, deadline: float) -> bytes:
-        """What the client sends next, b"" at its end.
+        """The next bytes from the client, b"" at the end.
 
-        TimeoutError: nothing until the deadline.  GivesWay: another connection needs the thread.
+        Raises TimeoutError if nothing arrives before the deadline, GivesWay if another connection needs the thread.
         """
         began = time.monotonic()
         with self._lock_served:
@@ -186,19 +189,19 @@ class Admin:
             if undisturbed <= 0:
                 if self._gives_way(connection):
                     raise GivesWay
-                # Until this client or the next one does something.
+                # Wait until this client or the next one does something.
                 both = select.poll()
                 both.register(connection, select.POLLIN)
                 both.register(self._socket, select.POLLIN)
                 both.poll(max(0.0, left) * 1000)
 
     def arrived(self, connection: socket.socket) -> None:
-        """The request is there: it is not the client who is waited for now."""
+        """Notes that the request has arrived, so the thread no longer waits for the client."""
         with self._lock_served:
             self._served[connection] = None
 
     def _gives_way(self, connection: socket.socket) -> bool:
-        """Whether somebody else waits for a thread, none is free, and this connection is the one waited for longest."""
+        """Whether another connection waits, no thread is free, and this client has been waited for longest."""
         waiting = select.poll()
         waiting.register(self._socket, select.POLLIN)
         if not waiting.poll(0):
@@ -210,15 +213,15 @@ class Admin:
             del self._served[connection]
             return True
 
-    # -------------------------------------------------------------- who may
+    # -------------------------------------------------------------- access control
 
     def answer(self, method: str, target: str, headers: Any, peer: str) -> Reply:
-        """The page that is asked for.  Problem: there is none, or not for this request."""
+        """The requested page.  Raises Problem if there is none, or if this request is refused."""
         self._admit(headers, method, peer, target.partition("?")[0][:100])
         return self.pages.answer(method, target, headers.get("Accept", ""))
 
     def _admit(self, headers: Any, method: str, peer: str, path: str) -> None:
-        """Problem: this request may not be served."""
+        """Raises Problem if this request must not be served."""
         host = headers.get("Host")
         if self._token:
             if not _has_token(headers.get("Authorization", ""), self._token):
@@ -237,7 +240,7 @@ class Admin:
 
 
 class _Refusals:
-    """Counts refusals, so that who tries many tokens does not fill the log: one line a second."""
+    """Counts refusals and limits them to one log line per second, in case somebody tries many tokens."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -245,7 +248,7 @@ class _Refusals:
         self._due = 0.0
 
     def note(self) -> int:
-        """How many there were since the last line, this one included; 0: no line now."""
+        """The number of refusals since the last line, including this one, or 0 if no line is due."""
         with self._lock:
             self._count += 1
             now = time.monotonic()
@@ -264,8 +267,8 @@ def _spare() -> int | None:
 
 
 def _has_token(authorization: str, token: str) -> bool:
-    """Bearer, or Basic with the token as password, which browsers can be made to send."""
-    import hmac  # loads OpenSSL, which not every process needs
+    """Accepts Bearer, or Basic with the token as password, which a browser can send."""
+    import hmac  # imports OpenSSL, which not every process needs
 
     scheme, _, given = authorization.strip().partition(" ")
     given = given.strip()
@@ -282,7 +285,7 @@ def _has_token(authorization: str, token: str) -> bool:
 
 
 def _is_local(host: str, own: str) -> bool:
-    """Whether a Host header names the loopback, or the address this listener was given."""
+    """Whether a Host header names a loopback address or the address of this listener."""
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     name = name.strip("[]").rstrip(".").lower()
     if name in ("localhost", own.lower()) or name.endswith(".localhost"):
@@ -294,7 +297,7 @@ def _is_local(host: str, own: str) -> bool:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection: one request, one reply."""
+    """Serves one connection: one request and one response."""
 
     protocol_version = "HTTP/1.1"
 
@@ -318,7 +321,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             self.rfile = io.BufferedReader(io.BytesIO(head))
             self.raw_requestline = self.rfile.readline(MAX_HEAD_SIZE)
-            if not self.parse_request():  # has said why
+            if not self.parse_request():  # it has sent the reason
                 self._flush()
                 return
             self.close_connection = True
@@ -355,7 +358,7 @@ class _Handler(BaseHTTPRequestHandler):
         return data[:end], data[end:]
 
     def _read_body(self, data: bytes, deadline: float) -> None:
-        """Reads the body and forgets it: no page wants one, but closing on unread bytes would reset the connection."""
+        """Reads and discards the body, because closing a socket with unread bytes would reset the connection."""
         if "Transfer-Encoding" in self.headers:
             raise Problem(411, "a body requires a Content-Length")
         length = self.headers.get("Content-Length", "0")
@@ -386,12 +389,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(reply.body)
 
     def _flush(self) -> None:
-        self.connection.settimeout(WRITE_TIMEOUT)  # for all of it
+        self.connection.settimeout(WRITE_TIMEOUT)  # for the whole response
         self.connection.sendall(self._out.getvalue())
         if self._unread:
-            # What comes unread makes close() a reset, which could take the reply away.
+            # With unread bytes, close() would reset the connection, and the client could lose the response.
             self.connection.shutdown(socket.SHUT_WR)
-            deadline = time.monotonic() + 1.0  # for all of it
+            deadline = time.monotonic() + 1.0  # for everything that arrives
             while self._admin.receive(self.connection, 16384, deadline):
                 pass
 
@@ -399,17 +402,17 @@ class _Handler(BaseHTTPRequestHandler):
         return "pkg-admin"
 
     def finish(self) -> None:
-        """Nothing is left to flush."""
+        """Does nothing: there is nothing left to flush."""
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What `parse_request` finds wrong, as text."""
+        """Sends an error that `parse_request` has found, as text."""
         self._unread = True
-        self.request_version = "HTTP/1.1"  # so that there is a head even for who did not say one
+        self.request_version = "HTTP/1.1"  # so that the response has a head even if the request named no version
         self._reply(text(f"{message or HTTPStatus(code).phrase}\n", code))
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: pages are looked at often, and scraped every few seconds."""
+        """Does nothing: metrics are scraped every few seconds."""
 
 
-# Nothing may be loaded, framed or run: the pages need none of it.
+# Forbids scripts, external resources and framing; the pages need none of these.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

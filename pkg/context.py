@@ -151,7 +151,7 @@ def unbind(token: Token[Ids]) -> None:
 
 
 def ids() -> Ids:
-    """Trace id, span id and request id of this context; "" for what is not known."""
+    """Trace id, span id and request id of this context; "" for an unknown one."""
     return _ids.get()
 
 

@@ -1,16 +1,19 @@
-"""Logging: one JSON object (or one line of text) for each record, written by a thread that holds nobody up.
+"""Logging: one JSON object or one line of text for each record, written by a thread, so that no caller waits.
 
-It is not a logging framework: applications use `logging`, this is where their records end.
+It is not a logging framework: applications use `logging`, and their records end here.
 
 The rules:
-- A caller only puts into a queue.  Application records are rendered by the caller, since their arguments may change and
-  their context is the caller's; access records by the C core if they are JSON without escapes, else by the writer.
-- The queue is bounded in lines and in bytes.  What does not fit is dropped and counted, never waited for; one line says
-  how many were lost once there is room again.
-- The writer alone touches the descriptor.  A full pipe, a closed one, a full disk cost lines, not the service.
-- An application may do what it likes to its own loggers.  Those of the service end here, whatever `logging.config` does
-  to the others and whenever it does it; what an agent has put on the root logger stays there.
-- A forked child has no writer thread.  It writes its lines itself, and what is not taken at once is lost.
+- A caller only appends to a queue.  It renders application records itself, because their arguments may change and it
+has
+  their context.  Access records are rendered by the C core if they are JSON without escapes, otherwise by the writer.
+- The queue is bounded in lines and in bytes.  Lines that do not fit are dropped and counted; nobody waits.  When there
+is
+  room again, one line reports how many were lost.
+- Only the writer uses the descriptor.  A full pipe, a closed pipe or a full disk costs lines, but does not stop the
+  service.
+- An application may configure its own loggers freely.  Those of the service always end here, whatever `logging.config`
+  does to others and whenever it runs.  Handlers that an agent has put on the root logger stay there.
+- A forked child has no writer thread.  It writes its lines directly, and what cannot be written at once is lost.
 """
 
 from __future__ import annotations
@@ -45,20 +48,19 @@ __all__ = [
     "stats",
 ]
 
-# Bounds of the queue.  Access records stop first, so that a flood of requests cannot push out what explains it.
+# Limits of the queue.  Access records are dropped first, so that a flood of requests cannot displace the lines that
+# explain it.
 MAX_ACCESS_LINES = 14336
 MAX_LINES = 16384
 MAX_BYTES = 16 << 20
-# Bounds of what an access record keeps while it waits, in characters.  Long ones stop earlier still: clients choose how
-# long, and MAX_ACCESS_LINES of them would be more memory than many a container has.
+# Limits of the fields of a waiting access record, in characters.  Long records are dropped even earlier: clients choose
+# their length, and MAX_ACCESS_LINES long records would need more memory than many containers have.
 MAX_PATH = 4096
 MAX_USER_AGENT = 1024
 LONG = 256
 MAX_LONG_LINES = 2048
 
-_GATHER = (
-    0.005  # seconds in which lines gather, so that one system call and one turn of the interpreter lock carry many
-)
+_GATHER = 0.005  # seconds in which lines are collected, so that one system call writes many of them
 _BATCH_SIZE = 1 << 16
 _REPORT_INTERVAL = 1.0
 _BLOCKED_POLL = 0.1
@@ -72,9 +74,9 @@ LEVELS = {
 }
 
 
-# The loggers of what the service itself does, with those below them: its own, `wsgi.errors`, and its pool's.
+# The loggers of the service, including those below them: its own, `wsgi.errors`, and that of its pool.
 OWN = ("pkg", "wsgi.errors", "psycopg.pool")
-# Those below "pkg", whether the module that logs there has been imported by now or not.
+# The loggers below "pkg", no matter whether the module that uses them has been imported.
 _BELOW = (
     *("admin", "database", "handler", "health", "lastwords", "loader", "logs", "server", "service", "signals"),
     "uncaught",
@@ -82,8 +84,8 @@ _BELOW = (
 
 
 class _OwnLogger(logging.Logger):
-    """A logger of the service.  `logging.config` disables every logger that it does not name, unless it is told not to,
-    whenever the application calls it: while it is imported, in a factory, in a request."""
+    """A logger of the service.  By default `logging.config` disables every logger that it does not name, and the
+    application may call it at any time: during its import, in a factory, in a request."""
 
     @property
     def disabled(self) -> bool:
@@ -91,11 +93,11 @@ class _OwnLogger(logging.Logger):
 
     @disabled.setter
     def disabled(self, value: bool) -> None:
-        """Not taken: nobody who configures an application means to silence what serves it."""
+        """Ignored: whoever configures an application's logging does not mean to silence its server."""
 
 
 def _own_loggers() -> list[logging.Logger]:
-    """The loggers of OWN, made now if nobody has; they and those below cannot be disabled from here on."""
+    """The loggers of OWN, created if necessary.  From now on they and those below them cannot be disabled."""
     found = [logging.getLogger(name) for name in OWN]
     for name in _BELOW:
         logging.getLogger(f"pkg.{name}")
@@ -105,12 +107,13 @@ def _own_loggers() -> list[logging.Logger]:
     return found
 
 
-# What is queued: a line, an access record and one that is a line already, whoever waits for all before.
+# Items of the queue: a line, an access record, a rendered access record, or the event of a caller that waits for all
+# items before it.
 _Item = bytes | Access | tuple[bytes] | threading.Event
 
 
 class Sink:
-    """The queue, its writer thread, and what `configure` changed in `logging`.  Made by `configure` only."""
+    """The queue, its writer thread, and what `configure` changed in `logging`.  Only `configure` creates one."""
 
     def __init__(self, output: Output, *, text: bool, access_log: bool) -> None:
         self._output = output
@@ -119,11 +122,11 @@ class Sink:
         self._access_from = 0
         self._render_access = text_access if text else json_access
         self._queue: SimpleQueue[_Item] = SimpleQueue()
-        # Each counter has one writer: callers (under the handler's lock) or the writer thread.
+        # Each counter is written either by callers (under the handler's lock) or by the writer thread.
         self._bytes_put = 0
         self._bytes_taken = 0
         self._refused = 0
-        self._refused_lock = threading.RLock()  # reentrant: a signal handler may log
+        self._refused_lock = threading.RLock()  # reentrant, because a signal handler may log
         self._lost = 0
         self._written = 0
         self._reported = 0
@@ -145,30 +148,31 @@ class Sink:
 
     @property
     def dropped(self) -> int:
-        """Lines lost so far: no room in the queue, or the output failed."""
+        """Lines lost so far, because the queue was full or the output failed."""
         return self._refused + self._lost
 
     def stats(self) -> dict[str, int]:
-        """Counters for the metrics: lines written, dropped, queued."""
+        """Numbers for the metrics: lines written, dropped and queued."""
         return {"written": self._written, "dropped": self.dropped, "queued": self._queue.qsize()}
 
     @property
     def level(self) -> str:
-        """The name of the level in force."""
+        """The name of the current level."""
         number = logging.getLogger("pkg").level
         return next((name for name, value in LEVELS.items() if value == number), "info")
 
     def set_level(self, level: str) -> None:
-        """From now on only records of this level or above; access records are info, from status 500 on error.
+        """Logs only records of this level or above from now on; access records are info, from status 500 on error.
 
-        A root logger whose level the application has set follows a change, and goes back to it with the usual level.
+        If the application has set the level of the root logger, it follows the change, and is restored together with
+        the usual level.
         """
         number = LEVELS[level]
         root = logging.getLogger()
         if self._usual is None:
             self._usual = self._set_root = number
         if root.level != self._set_root:
-            self._root_level = root.level  # the application's
+            self._root_level = root.level  # set by the application
         self._set_root = self._root_level if number == self._usual and self._root_level is not None else number
         root.setLevel(self._set_root)
         for name in OWN:
@@ -178,7 +182,7 @@ class Sink:
             self._access_from = 1000
 
     def flush(self, timeout: float = 1.0) -> bool:
-        """Waits until everything put before is written or lost; False if that took longer than `timeout` seconds."""
+        """Waits until everything queued so far is written or lost.  Returns False after `timeout` seconds."""
         if self._closed:
             return True
         marker = threading.Event()
@@ -186,9 +190,9 @@ class Sink:
         return marker.wait(timeout)
 
     def close(self, timeout: float = 1.0) -> bool:
-        """Writes what is queued, for `timeout` seconds at most, ends the thread and restores `logging`.
+        """Writes what is queued, for at most `timeout` seconds, ends the thread and restores `logging`.
 
-        Returns whether everything was written.  Records that come later go to stderr.
+        Returns whether everything was written.  Later records are written to stderr.
         """
         global _sink
         if self._closed:
@@ -235,16 +239,16 @@ class Sink:
         with suppress(OSError):
             poller = select.poll()
             poller.register(2, select.POLLOUT)
-            if poller.poll(0):  # a blocked stderr must not hold up the end
+            if poller.poll(0):  # a blocked stderr must not delay the exit
                 os.write(2, line[:PIPE_BUF])
 
     def _forked(self) -> None:
-        """In the child: what is queued is the parent's to write."""
+        """Runs in a forked child: the parent writes what is queued."""
         self._queue = _Direct(self)
         self._bytes_put = self._bytes_taken = 0
         self._refused_lock = threading.RLock()
         self._is_midline = False
-        self._closing_at = 0.0  # never wait for the output
+        self._closing_at = 0.0  # do not wait for the output
 
     # -- the writer thread
 
@@ -291,14 +295,14 @@ class Sink:
             return item[0]
         try:
             return self._render_access(item)
-        except Exception:  # a field of a wrong type must not end all logging
+        except Exception:  # a field of an unexpected type must not end all logging
             self._lost += 1
             return b""
 
     def _write(self, lines: list[bytes]) -> bool:
-        """Writes the lines; those which the output does not take are counted as lost."""
+        """Writes the lines, and counts as lost those that could not be written."""
         data = b"".join(lines)
-        if self._is_midline:  # the last line was cut when the output failed: this one begins on a line of its own
+        if self._is_midline:  # the last line was cut when the output failed, so start a new line
             data = b"\n" + data
         taken = 0
         view = memoryview(data)
@@ -326,7 +330,7 @@ class Sink:
         return False
 
     def _report(self) -> None:
-        """One line about the lines that were lost.  It is not counted itself: if it fails, the next one says it."""
+        """Writes one line about lost lines.  It is not counted itself; if it fails, the next one reports the number."""
         self._report_at = time.monotonic() + _REPORT_INTERVAL
         dropped, lost, written = self.dropped, self._lost, self._written
         record = logging.makeLogRecord(
@@ -345,7 +349,7 @@ class Sink:
 
 
 class _Direct(SimpleQueue[_Item]):
-    """In a forked child in place of the queue: what is put there is written at once."""
+    """Replaces the queue in a forked child: writes each item at once."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -358,7 +362,7 @@ class _Direct(SimpleQueue[_Item]):
 
 
 class _Handler(logging.Handler):
-    """The end of the line for records of `logging`."""
+    """Receives the records of `logging`."""
 
     def __init__(self, sink: Sink) -> None:
         super().__init__()
@@ -388,24 +392,24 @@ os.register_at_fork(after_in_child=_after_fork)
 def configure(
     *, format: str = "auto", level: str = "info", access_log: bool = True, stream: IO[Any] | None = None
 ) -> Sink:
-    """Sends all of `logging`, and `access`, to `stream` (default: stdout) and starts the writer.
+    """Sends all records of `logging` and `access` to `stream` (default: stdout), and starts the writer.
 
-    `format` is json, text, or auto: text on a terminal, else json.  `level` is a name of LEVELS.  A sink that is still
-    open is closed first.  `Sink.close()` takes everything back.
+    `format`: json, text, or auto (text on a terminal, otherwise json).  `level`: a name in LEVELS.  A sink that is
+    still open is closed first.  `Sink.close()` undoes everything.
     """
     global _sink
     if _sink is not None:
         _sink.close()
     output = Output(sys.stdout if stream is None else stream)
     if stream is None and isinstance(sys.stdout, io.TextIOWrapper):
-        # What the application prints goes to the same pipe: line by line, not in blocks that end within a line.
+        # The application prints to the same pipe: by lines, not by blocks that end in the middle of a line.
         with suppress(ValueError, OSError):
             sys.stdout.reconfigure(line_buffering=True)
     text = format == "text" or (format == "auto" and output.is_terminal)
     sink = Sink(output, text=text, access_log=access_log)
-    sink._thread.start()  # before anything is changed: there may be no thread to be had
+    sink._thread.start()  # before anything is changed, because starting a thread may fail
     root, own = logging.getLogger(), _own_loggers()
-    # What writes to the console gives way to us; what an agent has put there sends records elsewhere, ours as well.
+    # Handlers that write to the console are replaced.  Those of an agent send records elsewhere; they get ours as well.
     others = [handler for handler in root.handlers if not _is_console(handler)]
     for logger in (root, *own):
         sink._restore.append((logger, logger.handlers[:], logger.level, logger.propagate))
@@ -414,28 +418,28 @@ def configure(
             logger.removeHandler(handler)
         for handler in (sink._handler, *kept):
             logger.addHandler(handler)
-    # The service's loggers have handlers of their own, so that an application which configures the root logger neither
-    # silences them nor leads `wsgi.errors` back to itself.
+    # The service's loggers have their own handlers, so that an application that configures the root logger neither
+    # silences them nor feeds `wsgi.errors` back into itself.
     for logger in own:
         logger.propagate = False
     root.setLevel(LEVELS[level])
     logging.captureWarnings(True)
     sink.set_level(level)
-    atexit.register(sink.close)  # whoever forgets to close still gets the last lines
+    atexit.register(sink.close)  # so that the last lines are written even without close()
     _sink = sink
     return sink
 
 
 def _is_console(handler: logging.Handler) -> bool:
-    """Whether it writes to stdout or stderr, as that of logging.basicConfig() does."""
+    """Whether it writes to stdout or stderr, like the handler of logging.basicConfig()."""
     stream = getattr(handler, "stream", None)
     return type(handler) is logging.StreamHandler and stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
 
 
 def catch_uncaught(sink: Sink) -> None:
-    """Until the sink is closed, uncaught exceptions are records: of threads, of finalizers, of the program.
+    """Logs uncaught exceptions of threads, finalizers and the program, until the sink is closed.
 
-    A hook that is not the interpreter's own, an agent's say, is called as well.
+    A hook that is not the interpreter's, for example of an agent, is called as well.
     """
     log = logging.getLogger("pkg.uncaught")
 
@@ -454,7 +458,7 @@ def catch_uncaught(sink: Sink) -> None:
             excepthook(kind, error, trace)
 
     def of_thread(args: threading.ExceptHookArgs) -> None:
-        if args.exc_type is SystemExit:  # as threading's own hook
+        if args.exc_type is SystemExit:  # like threading's own hook
             return
         name = args.thread.name if args.thread is not None else "unknown"
         said(args.exc_type, args.exc_value, args.exc_traceback, "an uncaught exception ended the thread %s", name)
@@ -485,7 +489,7 @@ def catch_uncaught(sink: Sink) -> None:
 
 
 def is_open() -> bool:
-    """Whether records have somewhere to go."""
+    """Whether there is an open sink."""
     return _sink is not None
 
 
@@ -502,7 +506,7 @@ def access(
     span_id: str | None = None,
     request_id: str | None = None,
 ) -> None:
-    """One access record; `duration` in seconds, sizes of the bodies in bytes.  Half a microsecond, and never waits."""
+    """Queues one access record; `duration` in seconds, sizes of the bodies in bytes.  Takes 0.5 us and never waits."""
     sink = _sink
     if sink is None or status < sink._access_from:
         return
@@ -534,7 +538,7 @@ def access(
 
 
 def access_of(request: Request) -> None:
-    """The access record of a request that has ended, likewise."""
+    """Queues the access record of a request that has ended."""
     sink = _sink
     if sink is None or request.status < sink._access_from:
         return
@@ -558,6 +562,6 @@ def access_of(request: Request) -> None:
 
 
 def stats() -> Mapping[str, int]:
-    """Counters of the sink that is open, for the metrics; empty without one."""
+    """Numbers of the open sink for the metrics; empty if there is none."""
     sink = _sink
     return sink.stats() if sink is not None else {}

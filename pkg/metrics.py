@@ -1,6 +1,6 @@
-"""Metrics in Prometheus' text format or as JSON, pulled from the parts whenever somebody asks.
+"""Metrics in Prometheus' text format or as JSON, collected from the parts on each request.
 
-It keeps no state and nothing imports it but who serves the page: parts count for themselves, here is how that is said.
+It keeps no state: each part has its own counters, and only the admin pages import this module.
 
 Names are OpenTelemetry's where it has one (semantic-conventions:
 docs/http/http-metrics.md, docs/db/database-metrics.md),
@@ -38,9 +38,10 @@ class Exposition:
     def family(
         self, name: str, kind: Kind, help: str, samples: Iterable[tuple[str, Labels, float]] | float | None
     ) -> None:
-        """One metric: samples are (suffix, labels, value), or a single value; nothing is said of one without samples.
+        """Adds one metric.  `samples`: (suffix, labels, value) each, or a single value; without samples nothing is
+        added.
 
-        Counters are named without `_total`, which is added where it belongs.
+        Counters are named without `_total`, which is added where necessary.
         """
         if isinstance(samples, int | float):
             samples = (("", {}, samples),)
@@ -56,7 +57,7 @@ class Exposition:
         bounds: Sequence[float],
         series: Iterable[tuple[Labels, Sequence[int], float]],
     ) -> None:
-        """`series`: labels, counts of each bucket alone (one more than there are bounds), sum."""
+        """Adds a histogram.  `series`: labels, the count of each single bucket (one more than bounds), and the sum."""
         samples: list[tuple[str, Labels, float]] = []
         for labels, counts, total in series:
             count = 0
@@ -78,7 +79,7 @@ class Exposition:
         return "\n".join([*lines, *(["# EOF"] if openmetrics else []), ""])
 
     def document(self) -> list[dict[str, Any]]:
-        """The same as plain data, for programs that are no Prometheus."""
+        """The same as plain data, for programs that do not read Prometheus' format."""
         return [
             {
                 "name": name,
@@ -115,15 +116,15 @@ def _boot_time() -> float:
 
 
 def process() -> dict[str, float]:
-    """What /proc says of this process, by the names of client_python without `process_`.
+    """Numbers about this process from /proc, under the names of client_python without `process_`.
 
-    What cannot be read is missing: without a free descriptor nothing of it can.
+    Numbers that cannot be read are missing; without a free descriptor none can be read.
     """
     found: dict[str, float] = {}
     ticks = os.sysconf("SC_CLK_TCK")
     try:
         with open("/proc/self/stat", "rb") as file:
-            # proc(5); the name in parentheses may hold anything.
+            # proc(5); the name in parentheses may contain anything.
             fields = file.read().rpartition(b") ")[2].split()
         found["cpu_seconds"] = (int(fields[11]) + int(fields[12])) / ticks
         found["virtual_memory_bytes"] = float(fields[20])
@@ -163,7 +164,7 @@ def _add_python(page: Exposition) -> None:
         ("collections", "collections", "Number of times this generation was collected"),
     ):
         page.family(f"python_gc_{name}", "counter", help, [("", {"generation": g}, s[key]) for g, s in stats])
-    import platform  # not at start
+    import platform  # imported late, to keep the start fast
 
     major, minor, patch = platform.python_version_tuple()
     labels = {
@@ -307,7 +308,7 @@ def collect(
     logs: Mapping[str, int] | None = None,
     version: str = "",
 ) -> Exposition:
-    """The whole page.  `front` has stats(), durations() and bounds of theirs; `health` is the checker's report."""
+    """The whole page.  `front` has stats() and durations(); `health` is the checker's report."""
     from pkg import _core
 
     page = Exposition()

@@ -1,7 +1,7 @@
-"""A sampling profiler: which code the threads were in, over some seconds.
+"""A sampling profiler: records for some seconds which code the threads execute.
 
-It is no tracer and changes nothing in the code that runs: a thread looks at every stack some times a second, which
-costs the others the interpreter lock for some ten microseconds each time.
+It does not trace or change the code that runs: a thread looks at every stack many times a second, which costs the other
+threads the interpreter lock for some ten microseconds each time.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ __all__ = ["MAX_HZ", "MAX_SECONDS", "Busy", "Profile", "Profiler"]
 
 MAX_SECONDS = 60.0
 MAX_HZ = 250.0
-MAX_STACKS = 20_000  # different ones; what comes beyond is counted as lost
+MAX_STACKS = 20_000  # different stacks; samples of further ones are counted as lost
 
 Key = tuple[CodeType, ...]  # outermost first
 
 
 class Busy(Exception):
-    """Somebody is sampling already."""
+    """Raised while another profile is being sampled."""
 
 
 class Profile:
-    """What was seen: for each thread its stacks in order of time."""
+    """The samples: for each thread its stacks in the order of time."""
 
     def __init__(self, interval: float) -> None:
-        self.interval = interval  # seconds that one sample stands for
-        self.seconds = 0.0  # how long it took in all
+        self.interval = interval  # seconds represented by one sample
+        self.seconds = 0.0  # duration of the whole profile
         self.rounds = 0
-        self.idle = 0  # samples left out, of threads in which the application was not at work
+        self.idle = 0  # omitted samples, of threads in which the application was not at work
         self.lost = 0
         self._numbers: dict[Key, int] = {}
         self._names: dict[CodeType, tuple[str, str, int]] = {}
@@ -63,7 +63,7 @@ class Profile:
         return named
 
     def folded(self) -> str:
-        """One line a stack, `thread;outermost;...;innermost count`: what flamegraph.pl and inferno read."""
+        """One line for each stack, `thread;outermost;...;innermost count`, as read by flamegraph.pl and inferno."""
         stacks = list(self._numbers)
         lines = []
         for thread, numbers in sorted(self._samples.items()):
@@ -74,7 +74,7 @@ class Profile:
 
     def speedscope(self, name: str = "pkg") -> dict[str, Any]:
         """The file format of speedscope.app (jlfwong/speedscope: src/lib/file-format-spec.ts)."""
-        # One thread at least: speedscope does not open a file without.
+        # At least one thread, because speedscope does not open a file without.
         samples = self._samples or {f"idle: the application was at work in none of {self.idle} samples": []}
         frames: dict[CodeType, int] = {}
         stacks = [[frames.setdefault(code, len(frames)) for code in key] for key in self._numbers]
@@ -101,7 +101,7 @@ class Profile:
 
 
 def _key(frame: FrameType | None) -> tuple[Key, bool]:
-    """The stack's functions, and whether one of them is the application's."""
+    """The functions of the stack, and whether one of them belongs to the application."""
     codes: list[CodeType] = []
     at_work = False
     while frame is not None and len(codes) < MAX_DEPTH:
@@ -120,13 +120,13 @@ def _is_own(code: CodeType) -> bool:
     own = _own.get(code)
     if own is None:
         if len(_own) > 10_000:
-            _own.clear()  # code that is made again and again must not pile up here
+            _own.clear()  # code objects that are created again and again must not accumulate here
         own = _own[code] = is_own(code.co_filename)
     return own
 
 
 class Profiler:
-    """Samples on request, one request at a time."""
+    """Samples on request, one profile at a time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -134,14 +134,14 @@ class Profiler:
         self._stop = threading.Event()
 
     def stop(self) -> None:
-        """Ends what is being sampled, for good."""
+        """Ends the current profile; later ones end at once."""
         self._stop.set()
 
     def sample(self, seconds: float, hz: float, *, all_threads: bool = False) -> Profile:
-        """Looks `hz` times a second for `seconds`.  Busy: somebody else does.
+        """Samples `hz` times a second for `seconds`.  Raises Busy while another profile is being sampled.
 
-        Threads in which the application is not at work (they wait for requests, say) are left out, unless
-        `all_threads`; the calling thread always is.
+        Threads in which the application is not at work (for example, that wait for requests) are omitted, unless
+        `all_threads` is set; the calling thread always is.
         """
         if not self._lock.acquire(blocking=False):
             raise Busy
@@ -167,11 +167,11 @@ class Profiler:
                     profile.add(names.get(ident, f"thread {ident:#x}"), key)
                 else:
                     profile.idle += 1
-            frame = None  # type: ignore[assignment]  # lets go of the last stack's variables
+            frame = None  # type: ignore[assignment]  # releases the last stack and its variables
             profile.rounds += 1
             due += interval
             now = self._clock()
-            if due < now:  # held up by the interpreter lock: what was missed cannot be made up
+            if due < now:  # delayed by the interpreter lock; missed samples cannot be taken later
                 due = now
             self._stop.wait(due - now)
             now = self._clock()

@@ -424,7 +424,7 @@ class Service:
             end.daemon = True
             try:
                 end.start()
-            except RuntimeError:  # there is no thread to be had
+            except RuntimeError:  # no thread can be started
                 self.logs.close()
                 if sys.stderr is not None:
                     print(f"pkg: {failure}", file=sys.stderr, flush=True)

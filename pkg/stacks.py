@@ -1,6 +1,6 @@
-"""Where every thread is: stacks for the log, the admin pages and the profiler.
+"""The stacks of all threads, for the log, the admin pages and the profiler.
 
-It shows files, lines and functions, never the value of a variable.
+They contain files, lines and functions, never the value of a variable.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 __all__ = ["Frame", "Stack", "capture", "grouped", "place", "text", "walk"]
 
-MAX_DEPTH = 128  # frames of one stack, the innermost
+MAX_DEPTH = 128  # innermost frames of a stack that are kept
 
 
 class Frame(NamedTuple):
-    """One call: where it stands."""
+    """One call and its current line."""
 
     file: str
     line: int
@@ -28,7 +28,7 @@ class Frame(NamedTuple):
 
     @property
     def source(self) -> str:
-        """The line of code, if its file can be read (it is not in every image)."""
+        """The line of code, if its file can be read (an image may lack it)."""
         return linecache.getline(self.file, self.line).strip()
 
     def __str__(self) -> str:
@@ -36,13 +36,13 @@ class Frame(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """One thread: frames from the outermost to the innermost; what the kernel says of it."""
+    """One thread: its frames from the outermost to the innermost, and its state in the kernel."""
 
     name: str
     native_id: int
     daemon: bool
-    state: str  # running, sleeping, blocked on a disk, ...; "" if the kernel does not tell
-    cpu: float  # seconds so far
+    state: str  # running, sleeping, blocked on a disk, ...; "" if unknown
+    cpu: float  # seconds used so far
     frames: tuple[Frame, ...]
 
 
@@ -55,7 +55,7 @@ _STATES = {"R": "running", "S": "sleeping", "D": "blocked in the kernel", "T": "
 
 
 def short(file: str) -> str:
-    """The file's path without what is the same everywhere."""
+    """The file's path without the prefix of its folder (packages, library, current directory)."""
     for mark in _OTHERS:
         if mark in file:
             return file.rpartition(mark)[2]
@@ -66,7 +66,7 @@ def short(file: str) -> str:
 
 
 def is_own(file: str) -> bool:
-    """Whether a file is this package's, the interpreter's or the pool's: not where an application's author looks."""
+    """Whether a file belongs to this package, the interpreter or the pool, and not to the application."""
     if file.startswith((_PACKAGE, "<frozen")) or "psycopg_pool" + os.sep in file:
         return True
     return file.startswith(_LIBRARIES) and not any(mark in file for mark in _OTHERS)
@@ -79,7 +79,7 @@ def walk(frame: FrameType | None) -> tuple[Frame, ...]:
         code = frame.f_code
         frames.append(Frame(code.co_filename, frame.f_lineno or code.co_firstlineno, code.co_name))
         frame = frame.f_back
-    # How a thread or a module is begun is the same everywhere and tells nothing.
+    # The frames that start a thread or a module are always the same and carry no information.
     while len(frames) > 1 and frames[-1].function in _BEGIN and frames[-1].file in _BEGINNERS:
         frames.pop()
     frames.reverse()
@@ -90,14 +90,14 @@ def _kernel(native_id: int) -> tuple[str, float]:
     try:
         with open(f"/proc/self/task/{native_id}/stat", "rb") as file:
             fields = file.read().rpartition(b") ")[2].split()
-    except OSError:  # ended meanwhile, or no descriptor is left
+    except OSError:  # the thread has ended, or no descriptor is free
         return "", 0.0
     letter = fields[0].decode()
     return _STATES.get(letter, letter), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def capture() -> list[Stack]:
-    """Every thread of this interpreter but the calling one, by name."""
+    """The stacks of all threads of this interpreter except the calling one, sorted by name."""
     known = {thread.ident: thread for thread in threading.enumerate()}
     stacks = []
     for ident, frame in sys._current_frames().items():
@@ -112,21 +112,21 @@ def capture() -> list[Stack]:
 
 
 def _parts(name: str) -> list[str]:
-    """`worker-10` after `worker-9`; digits are always at odd places, so that lists compare."""
+    """Sorts `worker-10` after `worker-9`.  Digits are always at odd places, so that the lists can be compared."""
     import re
 
     return re.split(r"([0-9]+)", name)
 
 
 def place(stack: Stack) -> Frame | None:
-    """Where the application stands in a stack: the innermost frame of its own code, or else of a package it uses."""
+    """Where the application is in a stack: the innermost frame of its own code, otherwise of a package it uses."""
     foreign = [frame for frame in reversed(stack.frames) if not is_own(frame.file)]
     own = (frame for frame in foreign if not any(mark in frame.file for mark in _OTHERS))
     return next(own, foreign[0] if foreign else None)
 
 
 def grouped(stacks: Iterable[Stack]) -> list[tuple[list[Stack], tuple[Frame, ...]]]:
-    """Threads that stand at the same place together, the largest groups first."""
+    """Threads with the same stack, grouped, the largest group first."""
     groups: dict[tuple[Frame, ...], list[Stack]] = {}
     for stack in stacks:
         groups.setdefault(stack.frames, []).append(stack)
@@ -134,7 +134,7 @@ def grouped(stacks: Iterable[Stack]) -> list[tuple[list[Stack], tuple[Frame, ...
 
 
 def text(frames: Iterable[Frame], indent: str = "    ") -> str:
-    """Frames as lines, the innermost last, as in a traceback."""
+    """Frames as lines of text, the innermost last, as in a traceback."""
     lines = []
     for frame in frames:
         lines.append(f"{indent}{frame}")

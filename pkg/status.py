@@ -1,6 +1,6 @@
-"""The state of the service as one document: for /statusz, and what seems to be wrong, in words.
+"""The state of the service as one document for /statusz, and findings: what seems to be wrong, in words.
 
-It changes nothing and keeps nothing: every look asks the parts anew.
+It changes nothing and stores nothing: every call collects the state from the parts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Status", "diagnose"]
 
-# From when on something is worth a finding.
+# Thresholds of the findings.
 LONG_REQUEST = 5.0  # seconds
 LONG_START = 10.0
 SLOW_INTERPRETER = 0.05
@@ -31,9 +31,11 @@ MAX_PLACES = 5
 
 
 class Status:
-    """Asks the parts: `front` has stats(), requests(), durations() and probers(), `checker` report(), `logs` stats();
-    `database()` is the database, which has stats(), or None.  `alive()` is how many workers there are.  `settings` are
-    rows fit to be shown.  `began`: when the service did, on the monotonic clock.
+    """Collects the state from the parts.
+
+    `front` has stats(), requests(), durations() and probers(); `checker` has report(); `logs` has stats().
+    `database()` returns the database, which has stats(), or None.  `alive()` returns the number of running workers.
+    `settings`: rows with secrets redacted.  `began`: monotonic time of the start.
     """
 
     def __init__(
@@ -66,11 +68,11 @@ class Status:
 
     @cached_property
     def version(self) -> str:
-        """Of this package; "" if it is not installed."""
-        return _installation.version()  # 20 ms, not at start
+        """The version of this package; "" if it is not installed."""
+        return _installation.version()  # takes 20 ms, so not at start
 
     def pool(self) -> dict[str, Any] | None:
-        """The pool's numbers; None without a database."""
+        """The statistics of the pool; None without a database."""
         database = self.database()
         return None if database is None else dict(database.stats())
 
@@ -86,7 +88,7 @@ class Status:
         )
 
     def requests(self, taken: Iterable[stacks.Stack] | None = None) -> list[dict[str, Any]]:
-        """Requests in flight, the oldest first, with the place where each stands in the application."""
+        """Requests in flight, the oldest first, each with its current place in the application."""
         by_thread = {stack.native_id: stack for stack in (stacks.capture() if taken is None else taken)}
         found = []
         for request in sorted(self.front.requests(), key=lambda request: -request["age"]):
@@ -149,7 +151,7 @@ class Status:
 
 
 def _latency(durations: Iterable[tuple[str, int, Sequence[int], float]]) -> dict[str, Any]:
-    """Over all requests since the start: how many by class of status, and upper bounds of some quantiles, seconds."""
+    """All requests since the start: counts by class of status, and upper bounds of some quantiles in seconds."""
     from pkg._core import DURATION_BOUNDS
 
     buckets = [0] * (len(DURATION_BOUNDS) + 1)
@@ -175,7 +177,7 @@ def _latency(durations: Iterable[tuple[str, int, Sequence[int], float]]) -> dict
 
 
 def _interpreter_delay() -> float:
-    """How much later than asked this thread goes on after a sleep: what it waits for the interpreter lock."""
+    """How long this thread waits for the interpreter lock: the delay of its return from a short sleep."""
     worst = 0.0
     for _ in range(3):
         began = time.monotonic()
@@ -185,7 +187,7 @@ def _interpreter_delay() -> float:
 
 
 def _memory_limit() -> dict[str, float]:
-    """The container's memory and its limit (cgroup v2), if there is one."""
+    """The memory and memory limit of the container (cgroup v2), if there is a limit."""
     found = {}
     with contextlib.suppress(OSError, ValueError):
         for name, file in (("memory_limit_bytes", "memory.max"), ("container_memory_bytes", "memory.current")):
@@ -206,7 +208,7 @@ def _finding(level: str, text: str, page: str) -> dict[str, str]:
 
 
 def diagnose(document: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Findings, the gravest first: level (error, warning, note), text, and the page that shows more."""
+    """Findings, the most severe first: level (error, warning, note), text, and the page with details."""
     found = [
         *_of_service(document),
         *_of_health(document),
@@ -260,7 +262,7 @@ def _of_workers(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
             f"{longest['age']:.1f} s: {longest['method']} {longest['target']}"
         )
         yield _finding("error" if queued or longest["age"] > LONG_REQUEST else "warning", text, "/debug/requests")
-    # Long requests by the place where they stand: one line for ten workers at one lock.
+    # Long requests grouped by their place: one line for ten workers that wait for one lock.
     places: dict[str, list[Mapping[str, Any]]] = {}
     for request in running:
         if request["age"] > LONG_REQUEST:
