@@ -25,9 +25,12 @@ enum conn_state {
     CONN_HEAD,     /* part of a head */
     CONN_OVERFLOW, /* the same, beyond max_connections: a probe is answered, anything else gets 503 */
     CONN_BODY,     /* head complete, body being collected */
+    CONN_GATHER,   /* the body gathers in the socket, which is not read until all of it is there */
+    CONN_HELD,     /* its body streams, and waits until few enough workers read such a body */
     CONN_FLUSH,    /* rest of a response being written */
     CONN_LINGER,   /* FIN sent, discarding what still comes so that the response is not lost to a reset */
     CONN_AGAIN,    /* has had its turn, goes on in the next one */
+    CONN_SPOOL,    /* its body is being written to a file, by the thread of spool.c */
     CONN_WORKER,   /* queued, or with a worker */
     CONN_STATES,
 };
@@ -70,7 +73,6 @@ struct front_conn {
     bool reserve;                   /* L: on the descriptor kept for such moments */
     bool eof;                       /* O: the peer has said FIN, and all before it has been read */
     bool hup;                       /* L: the peer has said FIN; there may be bytes before it */
-    bool held;                      /* L: its body streams, and waits until few enough workers read such a body */
     bool unread;                    /* L: handed over before all of the body had come */
     bool drained;                   /* O: the loop's last read left nothing in the socket */
     bool chunked;                   /* O: body framing */
@@ -93,6 +95,11 @@ struct front_conn {
     uint64_t body_mark;             /* O: body_read when the present body_timeout period began */
     int64_t body_waited;            /* O: how much of that period a worker has waited, nanoseconds */
     size_t body_given;              /* O: bytes of in's body that front_read has handed out */
+    size_t awaited;                 /* L: bytes of the body that may lie in the socket, part of front.buffered */
+    uint64_t spooled, spool_given;  /* O: bytes of the body in the file `spool`; how many front_read has handed out */
+    int spool;                      /* O: -1, or a file with the beginning of the body, or all of it */
+    bool in_memory;                 /* O: that file is one of memory, and part of front.buffered */
+    int spool_result;               /* O: why the body is spooled no further; FRONT_OK: all of it has been */
     http1_chunked decoder;          /* O */
     char *out;                      /* O: rest of a response */
     size_t out_len, out_pos, out_mark;
@@ -138,7 +145,12 @@ struct front {
 
     front_conn *conns;              /* limits.max_connections + OVERFLOW slots, touched from the front as needed */
     uint32_t n_slots, n_used, n_overflow;
-    atomic_uint n_held;             /* L; read where a worker comes back */
+    atomic_uint n_held;             /* L: connections in CONN_HELD; read where a worker comes back */
+    uint32_t n_spooling;            /* L: connections in CONN_SPOOL */
+    size_t gather_size;             /* longest rest of a body that a socket can hold; 0: not known */
+    struct spool *spool;            /* L: of spool.c; NULL until a body is spooled */
+    _Atomic uint64_t spool_bytes;   /* of all spooled bodies together */
+    atomic_int spool_error;         /* what the last body that could not be spooled has failed with */
     uint32_t n_unread;              /* L: connections handed over before all of the body had come */
     _Atomic uint32_t n_open;
     front_conn *free;
@@ -173,7 +185,7 @@ struct front {
     tally_probers probers;          /* filled by L */
     struct {
         _Atomic uint64_t accepted, requests, probes, rejected, timeouts, shed, resets, bytes_in, bytes_out, stale,
-            accept_errors, closed, served, aborted, queue_ns, request_timeouts;
+            accept_errors, closed, served, aborted, queue_ns, request_timeouts, spooled, spool_failures;
     } count;
 };
 
@@ -226,6 +238,14 @@ void conn_end(front *f, front_conn *c);    /* the response is out and the connec
 void conn_linger(front *f, front_conn *c); /* FIN, then discard until the peer is done */
 void conn_close(front *f, front_conn *c);  /* the one place where a connection ends */
 void buffer_drop(front *f, front_conn *c);
+void conn_body_drop(front *f, front_conn *c); /* what is kept of a body elsewhere than in the buffer */
+bool conn_keeps_up(front *f, front_conn *c); /* its body has come fast enough; looked at once a body_timeout */
+size_t conn_received(const front_conn *c);   /* bytes that wait in the socket; for its owner */
+void conn_gathered(front *f, front_conn *c); /* of one in CONN_GATHER: it gathers no longer */
+void conn_spooled(front *f, front_conn *c);  /* has come back from spool.c */
+
+/* Counts `more` bytes among those of all buffers.  False: there is no room for them. */
+bool buffers_reserve(front *f, size_t more);
 
 /* Has edges of these events reported from now on.  For the connection's owner.  FRONT_OK or a negative errno. */
 int conn_watch(front *f, front_conn *c, uint32_t events);

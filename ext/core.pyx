@@ -93,8 +93,10 @@ cdef class Front:
                  uint64_t max_body_size=100 << 20, size_t body_buffer_size=64 << 10,
                  size_t response_buffer_size=1 << 20, size_t buffer_size=32 << 20, unsigned min_body_rate=500,
                  double header_timeout=10, double body_timeout=30, double idle_timeout=75, double write_timeout=30,
-                 double queue_timeout=10, double linger_timeout=5, double request_timeout=0, proxies=(), bint proxy_optional=False):
+                 double queue_timeout=10, double linger_timeout=5, double request_timeout=0, proxies=(), bint proxy_optional=False,
+                 bint stream_bodies=False, body_spool=None, uint64_t body_spool_size=32 << 20):
         cdef c.front_limits limits
+        cdef bytes directory = os.fsencode(body_spool) if body_spool else None
         if self._front is not NULL:
             raise RuntimeError("a Front is opened once")
         if not 0 < max_header_size <= http1.HTTP1_MAX_HEAD_SIZE or not 0 < max_headers <= http1.HTTP1_MAX_HEADERS:
@@ -120,6 +122,9 @@ cdef class Front:
             raise ValueError(f"more than {c.FRONT_MAX_NETWORKS} networks of proxies")
         limits.n_proxies = <unsigned>len(proxies)
         limits.proxy_optional = proxy_optional
+        limits.stream_bodies = stream_bodies
+        limits.body_spool = NULL if directory is None else PyBytes_AS_STRING(directory)
+        limits.body_spool_size = body_spool_size
         limits.parallel = not getattr(sys, "_is_gil_enabled", lambda: True)()
         for i, network in enumerate(proxies):
             packed = network.network_address.packed
@@ -265,6 +270,8 @@ cdef class Front:
             "connections": n.connections, "queued": n.queued, "in_flight": n.in_flight, "served": n.served,
             "aborted": n.aborted, "buffered": n.buffered, "queue_seconds": n.queue_ns / 1e9,
             "request_timeouts": n.request_timeouts, "late": n.late, "finished": n.finished,
+            "spooled": n.spooled, "spool_failures": n.spool_failures, "spool_bytes": n.spool_bytes,
+            "spool_error": n.spool_error,
         }
 
     def requests(self):
@@ -340,6 +347,7 @@ def parse_head(bytes data, size_t seen=0, *, unsigned max_header_size=32_768, un
     request.raw = data
     request.head_size = rv
     request.keep_alive = request.head.keep_alive
+    request.size = <int64_t>request.head.content_length if request.head.has_length else -1
     return request
 
 

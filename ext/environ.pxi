@@ -131,10 +131,10 @@ cdef dict make_environ(Request request, dict base):
             environ[key] = f"{former}; {value}" if key == "HTTP_COOKIE" else f"{former},{value}"
     if head.form == http1.HTTP1_ABSOLUTE:
         environ["HTTP_HOST"] = text_at(data, head.authority)   # RFC 9112 3.2.2: the target's, not the field's
-    if head.chunked and request.whole_body is not None:
+    if head.chunked and request.size >= 0:
         # Decoded already: the application sees a body with a length (RFC 9112 7.1.3), as most can read only those.
         environ.pop("HTTP_TRANSFER_ENCODING", None)
-        environ["CONTENT_LENGTH"] = str(PyBytes_GET_SIZE(request.whole_body))
+        environ["CONTENT_LENGTH"] = str(request.size)
     environ["REQUEST_METHOD"] = method_names[head.method_id] or text_at(data, head.method)
     target = text_at(data, head.target)
     environ["RAW_URI"] = environ["REQUEST_URI"] = target

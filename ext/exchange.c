@@ -1,6 +1,7 @@
 /* exchange.c - the workers' side of front.h: take a request, read its body, write its response, give it back. */
 #define _GNU_SOURCE
 #include "conn.h"
+#include "spool.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -167,7 +168,8 @@ int front_take(front *f, front_request *out, int64_t timeout)
     out->head_len = b->head_len;
     out->body = b->data + b->head_len;
     out->body_len = b->body_len;
-    out->body_complete = c->complete;
+    out->body_complete = c->complete && c->spool == -1;
+    out->body_spooled = c->complete && c->spool != -1;
     out->arrived = c->arrived;
     memcpy(&out->peer, &c->peer, sizeof out->peer);
     return FRONT_OK;
@@ -294,6 +296,8 @@ ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait)
     for (;;) {
         if (f->limits.request_timeout != 0 && atomic_load_explicit(&c->answer, memory_order_relaxed) >= ANSWER_504)
             return -EPIPE;
+        if (c->spool_given < c->spooled)
+            return spool_read(c, buf, len);
         size_t there = c->in->body_len - c->body_given;
         if (there > 0) {
             if (there > len)
@@ -333,7 +337,7 @@ bool front_body_pending(const front_conn *c)
 
 uint64_t front_body_left(const front_conn *c)
 {
-    return c->in->body_len - c->body_given + c->body_left;
+    return c->spooled - c->spool_given + c->in->body_len - c->body_given + c->body_left;
 }
 
 bool front_is_gone(front_conn *c)
@@ -594,9 +598,11 @@ void front_count(front *f, front_counters *out)
 #define LOAD(name) out->name = atomic_load_explicit(&f->count.name, memory_order_relaxed)
     LOAD(accepted); LOAD(requests); LOAD(probes); LOAD(rejected); LOAD(timeouts); LOAD(shed); LOAD(resets);
     LOAD(bytes_in); LOAD(bytes_out); LOAD(stale); LOAD(accept_errors); LOAD(closed); LOAD(served); LOAD(aborted); LOAD(queue_ns);
-    LOAD(request_timeouts);
+    LOAD(request_timeouts); LOAD(spooled); LOAD(spool_failures);
 #undef LOAD
     out->buffered = atomic_load(&f->buffered);
+    out->spool_bytes = atomic_load(&f->spool_bytes);
+    out->spool_error = atomic_load(&f->spool_error);
     out->connections = out->idle = out->queued = out->in_flight = out->late = out->finished = 0;
     if (f->foreign)
         return;

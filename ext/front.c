@@ -1,6 +1,7 @@
 /* front.c - the loop of front.h: what it dispatches to is in conn.c, what workers call in exchange.c. */
 #define _GNU_SOURCE
 #include "conn.h"
+#include "spool.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -27,6 +28,7 @@
 #define LAST_SECOND SECOND
 #define DISTANCES   1000 /* connections asked for their round trip at the end */
 #define OVERFLOW_TIMEOUT SECOND
+#define GATHER SECOND /* for a body that may gather in its socket */
 #define RETRY_ACCEPT (100 * MILLISECOND)
 #define NAP MILLISECOND /* how long the thread in front_run() leaves the loop alone at most: a probe waits so long then */
 #define LATE NAP   /* a nap that takes so much longer has been late */
@@ -73,6 +75,8 @@ int front_turn(front *f, int timeout, bool taking)
         on_gap(f, f->now - due);
     take_pages(f);
     take_back(f);
+    for (front_conn *c; f->n_spooling > 0 && (c = spool_finished(f)) != NULL;)
+        conn_spooled(f, c);
     if (atomic_load_explicit(&f->n_held, memory_order_relaxed) > 0)
         conn_release(f);
     for (front_conn *c = f->waiting[CONN_AGAIN].first, *last = f->waiting[CONN_AGAIN].last, *next; c != NULL; c = next) {
@@ -189,8 +193,11 @@ static void stop_workers(front *f)
         return;
     uint64_t lost = atomic_load(&f->n_worker);
 
-    for (front_conn *c = f->waiting[CONN_BODY].first; c != NULL; c = c->next)
-        lost++;
+    spool_stop(f);
+    lost += f->n_spooling;
+    for (int s = CONN_BODY; s <= CONN_HELD; s++)
+        for (front_conn *c = f->waiting[s].first; c != NULL; c = c->next)
+            lost++;
     for (front_conn *c = f->waiting[CONN_FLUSH].first; c != NULL; c = c->next)
         lost += c->owed;
     for (front_conn *c = f->waiting[CONN_AGAIN].first; c != NULL; c = c->next)
@@ -476,6 +483,7 @@ static void from_worker(front *f, front_conn *c)
     atomic_fetch_sub_explicit(&f->n_worker, 1, memory_order_relaxed);
     f->n_unread -= c->unread;
     c->unread = false;
+    conn_body_drop(f, c);
 }
 
 /* Connections that workers have given back. */
@@ -628,19 +636,18 @@ static void expire(front *f)
                 conn_refuse(f, c, 408, "the request did not arrive in time\n");
         }
     while ((c = f->waiting[CONN_BODY].first) != NULL && c->deadline <= f->now) {
-        if (c->held) {
-            count_add(&f->count.timeouts, 1);
-            conn_refuse(f, c, 503, "no worker became free in time\n");
-            continue;
-        }
-        uint64_t wanted = (uint64_t)(f->limits.body_timeout / MILLISECOND) * f->limits.min_body_rate / 1000;
-        if (c->body_read - c->body_mark > wanted) {
-            c->body_mark = c->body_read;
+        if (conn_keeps_up(f, c)) {
             conn_set_state(f, c, CONN_BODY);
             continue;
         }
         count_add(&f->count.timeouts, 1);
         conn_refuse(f, c, 408, "the body did not arrive in time\n");
+    }
+    while ((c = f->waiting[CONN_GATHER].first) != NULL && c->deadline <= f->now)
+        conn_gathered(f, c);
+    while ((c = f->waiting[CONN_HELD].first) != NULL && c->deadline <= f->now) {
+        count_add(&f->count.timeouts, 1);
+        conn_refuse(f, c, 503, "no worker became free in time\n");
     }
     while ((c = f->waiting[CONN_FLUSH].first) != NULL && c->deadline <= f->now) {
         size_t done = c->out != NULL ? c->out_pos : (size_t)c->file_pos;
@@ -854,13 +861,16 @@ static void disown(front *f)
     for (int i = 0; i < 2; i++)
         close((int[]){f->epoll_fd, f->wake_fd}[i]);
     f->epoll_fd = f->wake_fd = -1;
+    spool_disown(f);
     if (!atomic_load(&f->has_run)) /* there are no connections, and the child may serve on the socket itself */
         return;
     for (uint32_t i = 0; f->conns != NULL && i < f->n_used; i++) {
         front_conn *c = &f->conns[i];
         if (c->state != CONN_FREE && c->fd != -1 && is_connection(f, c->fd))
             close(c->fd);
-        c->fd = -1;
+        if (c->spool != -1)
+            close(c->spool);
+        c->fd = c->spool = -1;
         atomic_store(&c->gone, true);
     }
     if (f->listening && atomic_load(&f->stage) != FRONT_STOPPED && is_connection(f, f->listen_fd)) {
@@ -983,6 +993,20 @@ int64_t front_now(void)
     return (int64_t)t.tv_sec * SECOND + t.tv_nsec;
 }
 
+/* The kernel sets SO_RCVLOWAT to no more than half of what a socket's buffer can be (net.ipv4.tcp_rmem). */
+static size_t longest_gathering(void)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), most = INT_MAX;
+
+    if (fd == -1)
+        return 0;
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &most, sizeof most) == -1 ||
+        getsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &most, &(socklen_t){sizeof most}) == -1 || most == INT_MAX)
+        most = 0;
+    close(fd);
+    return (size_t)most;
+}
+
 int front_open(front **out, int listen_fd, const front_limits *limits)
 {
     front *f = calloc(1, sizeof *f);
@@ -996,8 +1020,9 @@ int front_open(front **out, int listen_fd, const front_limits *limits)
     f->n_slots = limits->max_connections + OVERFLOW;
     f->timeout[CONN_SILENT] = f->timeout[CONN_IDLE] = limits->idle_timeout;
     f->timeout[CONN_HEAD] = limits->header_timeout;
+    f->timeout[CONN_GATHER] = GATHER;
     f->timeout[CONN_OVERFLOW] = OVERFLOW_TIMEOUT;
-    f->timeout[CONN_BODY] = limits->body_timeout;
+    f->timeout[CONN_BODY] = f->timeout[CONN_HELD] = limits->body_timeout;
     f->timeout[CONN_FLUSH] = limits->write_timeout;
     f->timeout[CONN_LINGER] = limits->linger_timeout;
     f->accepts = 1;
@@ -1015,6 +1040,12 @@ int front_open(front **out, int listen_fd, const front_limits *limits)
         front_close(f);
         return rv;
     }
+    f->limits.body_spool = NULL;
+    if (limits->body_spool != NULL && (f->limits.body_spool = strdup(limits->body_spool)) == NULL) {
+        front_close(f);
+        return -ENOMEM;
+    }
+    f->gather_size = longest_gathering();
     f->conns = calloc(f->n_slots, sizeof *f->conns);
     if (f->conns == NULL) {
         front_close(f);
@@ -1034,6 +1065,8 @@ int front_open(front **out, int listen_fd, const front_limits *limits)
 void front_close(front *f)
 {
     note_closed(f);
+    if (!f->foreign)
+        spool_close(f);
     if (f->foreign) /* in the middle of what other threads were at: its memory is left to the end of the process */
         return;
     for (uint32_t i = 0; i < f->n_used; i++) {
@@ -1044,6 +1077,8 @@ void front_close(front *f)
             close(c->fd);
         if (c->file != -1)
             close(c->file);
+        if (c->spool != -1)
+            close(c->spool);
         free(c->out);
         free(c->in);
     }
@@ -1052,6 +1087,7 @@ void front_close(front *f)
         free(b);
     }
     free(f->conns);
+    free((void *)(uintptr_t)f->limits.body_spool);
     pages_free(f->pages);
     pages_free(atomic_load(&f->incoming));
     for (size_t i = 0; i < 3; i++) {

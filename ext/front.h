@@ -19,10 +19,12 @@
  *
  * Events carry slot and generation; a generation ends when the slot is recycled, so stale events die by themselves.
  *
- * A request is handed over when its head, and its body up to `body_buffer_size`, have arrived: a slow client
- * never holds a worker.  A longer body, or one announced with Expect: 100-continue, is read by the worker through
- * front_read().  While every second worker waits for such a body already, further ones wait in the loop, and of those
- * that are expected the loop asks for the beginning itself.  A response's last part is left with the loop when the socket does not take it, up to
+ * A request is handed over when its head and its body have arrived: a slow client never holds a worker.  A body of up to
+ * `body_buffer_size` is collected in its buffer, a longer one gathers in the socket if the kernel holds so much, and any
+ * other is written to a file by a thread of its own (spool.h).  Where there is no room for that, with `stream_bodies`, and
+ * where 100 (Continue) is to be said once the application wants the body, the worker reads it through front_read() as it
+ * comes.  While every second worker waits for such a body already, further ones wait in the loop, and of those that are
+ * expected the loop asks for the beginning itself.  A response's last part is left with the loop when the socket does not take it, up to
  * `response_buffer_size`: a slow reader does not hold a worker either.
  *
  * The loop is run by one thread at a time, the leader (the pattern is known as leader/followers).  While requests take
@@ -121,6 +123,9 @@ typedef struct {
     unsigned n_proxies;
     bool proxy_optional; /* a connection of theirs may also begin without one */
     int64_t request_timeout; /* nanoseconds from front_take() on; 0: none.  Then the loop answers 504, or cuts what has begun */
+    bool stream_bodies; /* a body that is longer than its buffer goes to its worker as it comes */
+    const char *body_spool;   /* directory for the others, or NULL: in memory; copied */
+    uint64_t body_spool_size; /* bytes of all of them together */
     bool parallel; /* workers run at the same time: there is no interpreter lock that they share */
 } front_limits;
 
@@ -132,7 +137,8 @@ typedef struct {
     size_t head_len;
     const char *body;  /* what has arrived, decoded */
     size_t body_len;
-    bool body_complete;
+    bool body_complete; /* that is all */
+    bool body_spooled;  /* all of it has come, and front_body_left() is its length */
     int64_t arrived;   /* monotonic nanoseconds, when the head was complete */
     union proxy_peer peer;
 } front_request;
@@ -149,6 +155,8 @@ typedef struct {
 typedef struct {
     uint64_t accepted, requests, probes, rejected, timeouts, shed, resets, bytes_in, bytes_out, stale, accept_errors, closed;
     uint64_t connections, idle, queued, in_flight, served, aborted, buffered, queue_ns, request_timeouts, late;
+    uint64_t spooled, spool_failures, spool_bytes; /* bodies; bodies for which there was no room; now in files */
+    int spool_error; /* errno value of the last failure; EFBIG: body_spool_size, ENOBUFS: buffer_size */
     uint64_t finished; /* by workers; of these served are those whose whole response is out */
 } front_counters;
 

@@ -88,6 +88,9 @@ cdef extern from "front.h" nogil:
         unsigned n_proxies
         bint proxy_optional
         int64_t request_timeout
+        bint stream_bodies
+        const char *body_spool
+        uint64_t body_spool_size
         bint parallel
 
     union proxy_peer:
@@ -103,6 +106,7 @@ cdef extern from "front.h" nogil:
         const char *body
         size_t body_len
         bint body_complete
+        bint body_spooled
         int64_t arrived
         proxy_peer peer
 
@@ -135,6 +139,10 @@ cdef extern from "front.h" nogil:
         uint64_t queue_ns
         uint64_t request_timeouts
         uint64_t late
+        uint64_t spooled
+        uint64_t spool_failures
+        uint64_t spool_bytes
+        int spool_error
         uint64_t finished
 
     int front_open(front **out, int listen_fd, const front_limits *limits)

@@ -52,7 +52,8 @@ cdef class Request:
     cdef bytes raw                   # the head as received; head's spans point into it
     cdef readonly size_t head_size
     cdef uint64_t body_read          # bytes of a chunked body that was not whole, so far
-    cdef bytes whole_body            # None if part of it was still to come when the request was taken
+    cdef int64_t size                # of the body; -1 where it comes in chunks, and not all of it has come
+    cdef bytes whole_body            # None if part of it was still to come when the request was taken, or it is in a file
     cdef Body _body
     cdef c.proxy_peer peer
     cdef tuple address               # of the peer, once somebody has asked
@@ -122,9 +123,7 @@ cdef class Request:
 
     @property
     def body_size(self):
-        if self.head.has_length:
-            return self.head.content_length
-        return None if self.whole_body is None else PyBytes_GET_SIZE(self.whole_body)
+        return None if self.size < 0 else self.size
 
     @property
     def received_size(self):
@@ -199,9 +198,7 @@ cdef inline http1.http1_header *find_header(Request request, const char *name, s
 
 cdef inline uint64_t received_size(Request request) noexcept:
     """Bytes of the body: as announced, or as many as have come of one in chunks."""
-    if request.head.has_length:
-        return request.head.content_length
-    return request.body_read if request.whole_body is None else <uint64_t>PyBytes_GET_SIZE(request.whole_body)
+    return request.body_read if request.size < 0 else <uint64_t>request.size
 
 
 cdef object get_address(Request request):
@@ -304,6 +301,11 @@ cdef Request new_request(Front front, c.front_request *taken):
     request.head_size = taken.head_len
     if taken.body_complete:
         request.whole_body = PyBytes_FromStringAndSize(taken.body, <Py_ssize_t>taken.body_len) if taken.body_len else b""
+        request.size = <int64_t>taken.body_len
+    elif taken.body_spooled or taken.head.has_length:
+        request.size = <int64_t>c.front_body_left(taken.conn)
+    else:
+        request.size = -1
     request.keep_alive = taken.head.keep_alive
     request.peer = taken.peer
     request.arrived = taken.arrived
@@ -410,7 +412,7 @@ cdef class Body:
                 result = self.data[self.pos:self.pos + wanted]
             self.pos += wanted
             return result
-        if self.request.head.has_length and (wanted < 0 or wanted - there >= 65536):
+        if self.request.size >= 0 and (wanted < 0 or wanted - there >= 65536):
             return self.read_long(wanted)
         parts = [self.data[self.pos:]]
         self.pos = PyBytes_GET_SIZE(self.data)

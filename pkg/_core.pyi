@@ -51,6 +51,9 @@ class Front:
         request_timeout: float = 0,
         proxies: Sequence[Any] = (),
         proxy_optional: bool = False,
+        stream_bodies: bool = False,
+        body_spool: str = "",
+        body_spool_size: int = ...,
     ) -> None: ...
     def run(self) -> None:
         """Serves until the last stage.  Holds no interpreter lock, and so runs no signal handlers meanwhile."""

@@ -116,6 +116,14 @@ def _page(text: str) -> str:
     return text
 
 
+def _directory(text: str) -> str:
+    if not os.path.isdir(_text(text)):
+        raise ValueError("is not a directory")
+    if not os.access(text, os.W_OK | os.X_OK):
+        raise ValueError("is not writable")
+    return text
+
+
 def _path_prefix(text: str) -> str:
     if not re.fullmatch(r"(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)*", text):
         raise ValueError("is not a path such as /shop (it begins with a slash and does not end with one)")
@@ -303,6 +311,7 @@ def read_secret(path: str) -> str:
 
 TEXT = Kind("TEXT", _text)
 PATH = Kind("PATH", _text)
+DIRECTORY = Kind("DIR", _directory)
 INTEGER = Kind("N", _integer)
 PORT = Kind("PORT", _port)
 DURATION = Kind("DURATION", _duration, _show_duration)

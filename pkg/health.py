@@ -167,8 +167,8 @@ class Checker:
     `publish(pages)` and `renew(slot, seconds)` belong to the front.  `root`: `/` shows the readiness page.  `/livez` is
     an alias of `/healthz`, but not of another `liveness_path`.  `stuck()` returns a reason if all workers are stuck.
     `last_words(reason)` is called before liveness fails for the first time, since the process may be killed for it.
-    `late()` is called regularly and logs requests that have taken too long.  `frozen()` returns the seconds for which
-    the process has been frozen so far, and `clock()` the monotonic time without them.
+    Each of `notices` is called regularly and logs what it has found.  `frozen()` returns the seconds for which the
+    process has been frozen so far, and `clock()` the monotonic time without them.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class Checker:
         readiness_path: str = "/readyz",
         stuck: Callable[[], str | None] | None = None,
         last_words: Callable[[str], object] | None = None,
-        late: Callable[[], object] | None = None,
+        notices: Sequence[Callable[[], object]] = (),
         clock: Callable[[], float] = time.monotonic,
         frozen: Callable[[], float] = lambda: 0.0,
     ) -> None:
@@ -192,7 +192,7 @@ class Checker:
         self._liveness_paths = (liveness_path, "/livez") if liveness_path == "/healthz" else (liveness_path,)
         self._readiness_path = readiness_path
         self._stuck = stuck
-        self._late = late
+        self._notices = notices
         self._last_words = last_words
         self._clock = clock
         self._frozen = frozen
@@ -359,8 +359,8 @@ class Checker:
             began = time.monotonic()
             try:
                 self.tick()
-                if self._late is not None:
-                    self._late()
+                for notice in self._notices:
+                    notice()
             except Exception:  # the next tick tries again; if none succeeds, the pages expire, as they should
                 _log.exception("updating the health pages failed")
             self._wake.wait(TICK / 10 if late else TICK)  # the front may not have noticed the freeze yet

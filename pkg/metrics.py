@@ -209,6 +209,14 @@ _FRONT: tuple[tuple[str, Kind, str, str], ...] = (
     ("pkg_received_bytes", "counter", "bytes_in", "Bytes received from clients by the front."),
     ("pkg_sent_bytes", "counter", "bytes_out", "Bytes sent to clients."),
     ("pkg_buffered_bytes", "gauge", "buffered", "Bytes of request bodies and responses buffered for slow clients."),
+    (
+        "pkg_bodies_spooled",
+        "counter",
+        "spooled",
+        "Request bodies written to a temporary file before they were passed to a worker thread.",
+    ),
+    ("pkg_spool_failures", "counter", "spool_failures", "Request bodies that could not be spooled."),
+    ("pkg_spool_bytes", "gauge", "spool_bytes", "Bytes of request bodies in temporary files."),
     ("pkg_queue_length", "gauge", "queued", "Requests waiting for a worker thread."),
     ("pkg_queue_wait_seconds", "counter", "queue_seconds", "Total time that requests have waited for a worker thread."),
 )

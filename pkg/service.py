@@ -166,6 +166,7 @@ class Service:
                 max_connections=_connections(s.max_connections),
                 proxies=proxies if s.proxy_protocol else (),
                 proxy_optional=s.proxy_protocol_optional,
+                body_spool=s.body_spool or os.environ.get("TMPDIR") or "/tmp",
                 **{name: getattr(s, name) for name in _LIMITS},
             )
         except OSError as error:
@@ -190,7 +191,7 @@ class Service:
             readiness_path=s.readiness_path,
             stuck=Stall(front, s.threads, s.stuck_timeout, clock=front.clock) if s.stuck_timeout else None,
             last_words=self._last_words,
-            late=Late(front, s.request_timeout) if s.request_timeout else None,
+            notices=(_Unspooled(front), *((Late(front, s.request_timeout),) if s.request_timeout else ())),
             clock=front.clock,
             frozen=lambda: front.frozen,
         )
@@ -463,6 +464,26 @@ def _has_lasting_threads() -> bool:
     return bool(names)
 
 
+class _Unspooled:
+    """Logs, when asked, that request bodies could not be spooled, and why: once a minute at most."""
+
+    def __init__(self, front: Any) -> None:
+        self._front, self._seen, self._next = front, 0, 0.0
+
+    def __call__(self) -> None:
+        stats = self._front.stats()
+        if stats["spool_failures"] == self._seen or time.monotonic() < self._next:
+            return
+        error = stats["spool_error"]
+        full = {errno.EFBIG: "body_spool_size is used up", errno.ENOBUFS: "buffer_size is used up"}
+        _log.warning(
+            "%d request bodies could not be spooled (%s): worker threads read them as they come",
+            stats["spool_failures"] - self._seen,
+            full.get(error) or os.strerror(error),
+        )
+        self._seen, self._next = stats["spool_failures"], time.monotonic() + 60
+
+
 _LIMITS = (
     "max_queue",
     "max_header_size",
@@ -479,6 +500,8 @@ _LIMITS = (
     "write_timeout",
     "queue_timeout",
     "request_timeout",
+    "stream_bodies",
+    "body_spool_size",
 )
 
 _OTHER_DESCRIPTORS = 128  # for the application, the pool, the logs, and probes beyond the limit

@@ -19,6 +19,7 @@ from pkg._values import (
     ADDRESS,
     APP,
     BOOLEAN,
+    DIRECTORY,
     DURATION,
     HIDDEN,
     HOST,
@@ -220,10 +221,28 @@ class Settings:
     body_buffer_size = Setting(
         SIZE,
         64 * _KIB,
-        "Maximum size of the part of a request body that is read before a "
-        "worker thread takes the request; the rest is streamed.",
+        "Maximum size of a request body that is collected in memory; a longer one waits in its socket or is spooled.",
         _KIB,
         _GIB,
+    )
+    body_spool = Setting(
+        DIRECTORY,
+        "",
+        "Directory for the temporary files of spooled request bodies. "
+        "The default is TMPDIR or /tmp, or memory if that is not writable.",
+    )
+    body_spool_size = Setting(
+        SIZE,
+        32 * _MIB,
+        "Maximum size of all spooled request bodies together; "
+        "beyond it a worker thread reads the body as it comes, and a chunked body gets 503.",
+        0,
+        _TIB,
+    )
+    stream_bodies = Setting(
+        BOOLEAN,
+        False,
+        "Pass a long request body to the application as it comes; its worker thread waits for the client meanwhile.",
     )
     response_buffer_size = Setting(
         SIZE,
@@ -237,7 +256,7 @@ class Settings:
         SIZE,
         32 * _MIB,
         "Maximum memory for all of these buffers together. Beyond it, requests "
-        "with a long head get 503 and bodies are streamed.",
+        "with a long head get 503, and bodies are spooled.",
         _MIB,
         _TIB,
     )

@@ -79,10 +79,16 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(
-    directory: Path, source: str, *arguments: str, app: str = "application:app", ready: bool = True, **environ: str
+    directory: Path,
+    source: str,
+    *arguments: str,
+    app: str = "application:app",
+    ready: bool = True,
+    kind: type[Process] = Process,
+    **environ: str,
 ) -> Iterator[Process]:
     """`python -m pkg` serving `source`, killed at the end if it still runs."""
-    process = Process(directory, source, (app, *arguments), environ)
+    process = kind(directory, source, (app, *arguments), environ)
     try:
         if ready:
             match = process.await_message(r"^serving .* on (.*):(\d+) after")

@@ -1,4 +1,4 @@
-"""Uploads that come slowly, or in chunks, through the real process."""
+"""Uploads that come slowly, or in chunks, through the real process; those that are spooled are in test_spooling.py."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import http.client
 import socket
 import time
 from pathlib import Path
+
+import pytest
 
 from tests.client import get, wait_for
 from tests.processes import Process, running
@@ -21,6 +23,9 @@ def app(environ, start_response):
 """
 
 
+STREAM = {"PKG_STREAM_BODIES": "true"}
+
+
 def dial(process: Process, data: bytes) -> socket.socket:
     client = socket.create_connection(process.address, 10)
     client.sendall(data)
@@ -28,7 +33,9 @@ def dial(process: Process, data: bytes) -> socket.socket:
 
 
 def test_slow_uploads_leave_half_of_the_workers_to_others(tmp_path: Path) -> None:
-    with running(tmp_path, APPLICATION, PKG_THREADS="4", PKG_QUEUE_TIMEOUT="2s", PKG_BODY_TIMEOUT="3s") as process:
+    with running(
+        tmp_path, APPLICATION, PKG_THREADS="4", PKG_QUEUE_TIMEOUT="2s", PKG_BODY_TIMEOUT="3s", **STREAM
+    ) as process:
         head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
         slow = [dial(process, head + b"z" * 66000) for _ in range(12)]
         for _ in range(20):
@@ -46,7 +53,9 @@ def test_slow_uploads_leave_half_of_the_workers_to_others(tmp_path: Path) -> Non
 
 
 def test_uploads_that_never_get_a_worker_are_told_so(tmp_path: Path) -> None:
-    with running(tmp_path, APPLICATION, PKG_THREADS="2", PKG_BODY_TIMEOUT="1s", PKG_MIN_BODY_RATE="1") as process:
+    with running(
+        tmp_path, APPLICATION, PKG_THREADS="2", PKG_BODY_TIMEOUT="1s", PKG_MIN_BODY_RATE="1", **STREAM
+    ) as process:
         head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
         slow = [dial(process, head + b"z" * 66000) for _ in range(4)]
 
@@ -69,7 +78,8 @@ def test_uploads_that_never_get_a_worker_are_told_so(tmp_path: Path) -> None:
             client.close()
 
 
-def test_many_uploads_at_once_all_arrive(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [{}, STREAM, {"PKG_BUFFER_SIZE": "2MiB"}], ids=["gathered", "streamed", "spooled"])
+def test_many_uploads_at_once_all_arrive(tmp_path: Path, settings: dict[str, str]) -> None:
     def upload(address: tuple[str, int]) -> bytes:
         connection = http.client.HTTPConnection(*address, timeout=30)
         try:
@@ -79,7 +89,7 @@ def test_many_uploads_at_once_all_arrive(tmp_path: Path) -> None:
             connection.close()
 
     with (
-        running(tmp_path, APPLICATION, PKG_THREADS="4") as process,
+        running(tmp_path, APPLICATION, PKG_THREADS="4", **settings) as process,
         concurrent.futures.ThreadPoolExecutor(16) as pool,
     ):
         assert set(pool.map(upload, [process.address] * 200)) == {b"1048576"}
@@ -104,7 +114,7 @@ def test_a_body_that_was_held_leaves_nothing_behind_for_the_next(tmp_path: Path)
         response.begin()
         return response.status, response.read()
 
-    with running(tmp_path, APPLICATION, PKG_THREADS="2", PKG_BODY_BUFFER_SIZE="1KiB") as process:
+    with running(tmp_path, APPLICATION, PKG_THREADS="2", PKG_BODY_BUFFER_SIZE="1KiB", **STREAM) as process:
         slow = dial(process, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n" + b"z" * 2000)
         time.sleep(0.3)  # it has its worker, so that the next is held
         held = dial(process, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1900\r\n\r\n" + b"z" * 1200)

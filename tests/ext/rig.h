@@ -92,6 +92,8 @@ static inline front_limits rig_limits(void)
         .max_queue = 1024,
         .max_body_size = 8 << 20,
         .body_buffer_size = 64 << 10,
+        .body_spool = "/tmp",
+        .body_spool_size = 64 << 20,
         .response_buffer_size = 1 << 20,
         .buffer_size = 32 << 20,
         .min_body_rate = 500,

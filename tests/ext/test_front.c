@@ -495,6 +495,7 @@ static void refused_by_the_reader(void)
     reply a;
 
     limits.max_body_size = 150000;
+    limits.stream_bodies = true;
     rig_start(&r, &limits, 1);
     memset(chunk, 'a', sizeof chunk);
     dial(&r, &c);
@@ -737,6 +738,7 @@ static void deadlines_of_a_reader(void)
     limits.body_timeout = 200 * MS;
     limits.min_body_rate = 1000;
     limits.linger_timeout = 100 * MS;
+    limits.stream_bodies = true;
     rig_start(&r, &limits, 1);
     for (int chunked = 0; chunked < 2; chunked++) {
         static char start[1500];
@@ -1066,12 +1068,14 @@ static void resets_in_every_state(void)
 /* By an application that does something else before it reads on. */
 static void resets_amid_a_body_are_seen(void)
 {
+    front_limits limits = rig_limits();
     static char big[200000];
     rig r;
     client c;
     int seen = 0;
 
-    rig_start(&r, NULL, 1);
+    limits.stream_bodies = true;
+    rig_start(&r, &limits, 1);
     for (int i = 0; i < 10; i++) {
         rig_hold(&r, true);
         dial(&r, &c);

@@ -84,6 +84,13 @@ int epoll_wait(int epoll_fd, struct epoll_event *events, int n, int timeout)
     return (int)syscall(SYS_epoll_pwait, epoll_fd, events, n, timeout, NULL, 0);
 }
 
+ssize_t pwrite(int fd, const void *buf, size_t len, off_t offset)
+{
+    if (FAILS(EINTR, ENOSPC, EIO, EDQUOT))
+        return -1;
+    return syscall(SYS_pwrite64, fd, buf, len, offset);
+}
+
 int poll(struct pollfd *fds, nfds_t n, int timeout)
 {
     if (FAILS(EINTR, ENOMEM))
@@ -137,21 +144,26 @@ static void *suffer(void *arg)
         "GET /stream/300000 HTTP/1.1\r\nHost: x\r\n\r\n",
         "GET /file/3000000 HTTP/1.1\r\nHost: x\r\n\r\n",
         "GET /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-        NULL, /* a body that a worker reads */
+        NULL, /* a body that no buffer holds */
+        NULL, /* the same, in chunks */
     };
     static char body[100000];
     sufferer *s = arg;
     client c = {.fd = -1};
 
     while (front_now() < s->until) {
-        unsigned i = (unsigned)rand_r(&s->seed) % 9;
+        unsigned i = (unsigned)rand_r(&s->seed) % 10;
         if (c.fd == -1)
             dial(s->r, &c);
         if (requests[i] != NULL) {
             say(&c, requests[i]);
-        } else {
+        } else if (i == 8) {
             say(&c, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n");
             say_bytes(&c, body, sizeof body);
+        } else {
+            say(&c, "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n186a0\r\n");
+            say_bytes(&c, body, sizeof body);
+            say(&c, "\r\n0\r\n\r\n");
         }
         reply a = hear(&c); /* or the end: but one of both, in time */
         if (a.status >= 200 && !a.cut) {

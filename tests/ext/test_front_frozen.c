@@ -135,6 +135,7 @@ static void a_body_that_a_worker_reads(void)
     client c;
 
     limits.body_buffer_size = 1024;
+    limits.stream_bodies = true;
     rig_start(&r, &limits, 1);
     rig_publish(&r);
     dial(&r, &c);

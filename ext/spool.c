@@ -1,0 +1,388 @@
+/* spool.c - the thread of spool.h, and the files it writes. */
+#define _GNU_SOURCE
+#include "spool.h"
+
+#include "conn.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define EVENTS 64
+#define READS  8                /* of one connection, before others have their turn */
+#define BLOCK  (64 << 10)       /* bytes read at a time, if there is room for such a buffer */
+#define WAKE   (-1)             /* in the pipe, beside descriptors that are to be closed */
+#define MILLISECOND 1000000LL
+
+struct spool {
+    front *f;
+    pthread_t thread;
+    int epoll_fd, pipe[2]; /* the pipe carries numbers: of files that are to be closed, or WAKE */
+    atomic_bool stopping;
+    conn_list waiting;     /* the thread's: all wait equally long, so the first is due first */
+    pthread_mutex_t mutex;
+    conn_list incoming, finished; /* under the mutex */
+};
+
+/* ------------------------------------------------------------------------ files */
+
+/* Without a name: it is gone with the process, however that ends. */
+static int open_in(const char *directory)
+{
+    int fd = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+
+    if (fd != -1 || (errno != EOPNOTSUPP && errno != EISDIR && errno != EINVAL))
+        return fd;
+    char path[PATH_MAX]; /* a file system, or a kernel, that knows only files with names */
+    int n = snprintf(path, sizeof path, "%s/pkg-body-XXXXXX", directory);
+    if (n < 0 || (size_t)n >= sizeof path) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    if ((fd = mkostemp(path, O_CLOEXEC)) != -1)
+        unlink(path);
+    return fd;
+}
+
+static int open_file(const front *f, front_conn *c)
+{
+    int fd = f->limits.body_spool != NULL ? open_in(f->limits.body_spool) : -1;
+
+    c->in_memory = fd == -1;
+    return fd != -1 ? fd : memfd_create("pkg-body", MFD_CLOEXEC);
+}
+
+/* FRONT_OK, or the errno value of what is used up. */
+static int reserve(front *f, const front_conn *c, size_t n)
+{
+    int full = EFBIG;
+
+    if (atomic_fetch_add(&f->spool_bytes, n) + n <= f->limits.body_spool_size) {
+        if (!c->in_memory || buffers_reserve(f, n))
+            return FRONT_OK;
+        full = ENOBUFS;
+    }
+    atomic_fetch_sub(&f->spool_bytes, n);
+    return full;
+}
+
+static void release(front *f, const front_conn *c, uint64_t n)
+{
+    atomic_fetch_sub(&f->spool_bytes, n);
+    if (c->in_memory)
+        atomic_fetch_sub(&f->buffered, n);
+}
+
+/* Appends what the buffer holds of the body.  FRONT_OK, or an errno value: then the rest is in the buffer still. */
+static int store(front *f, front_conn *c)
+{
+    buffer *b = c->in;
+    size_t stored = 0;
+    int error = FRONT_OK;
+
+    while (stored < b->body_len && error == FRONT_OK) {
+        size_t rest = b->body_len - stored;
+        if ((error = reserve(f, c, rest)) != FRONT_OK)
+            break;
+        ssize_t n = pwrite(c->spool, b->data + b->head_len + stored, rest, (off_t)c->spooled);
+        if (n == -1 && errno != EINTR)
+            error = errno;
+        size_t written = n > 0 ? (size_t)n : 0;
+        release(f, c, rest - written);
+        stored += written;
+        c->spooled += written;
+    }
+    b->body_len -= stored;
+    if (stored > 0) /* what follows the body, if anything does, stays where it is */
+        memmove(b->data + b->head_len, b->data + b->head_len + stored, b->body_len);
+    if (b->raw == b->len)
+        b->raw = b->len = b->head_len + b->body_len;
+    return error;
+}
+
+ssize_t spool_read(front_conn *c, char *buf, size_t len)
+{
+    uint64_t there = c->spooled - c->spool_given;
+
+    for (;;) {
+        ssize_t n = pread(c->spool, buf, there < len ? (size_t)there : len, (off_t)c->spool_given);
+        if (n > 0) {
+            c->spool_given += (uint64_t)n;
+            return n;
+        }
+        if (n == 0 || errno != EINTR)
+            return -EIO;
+    }
+}
+
+static void tell(struct spool *s, int number)
+{
+    if (write(s->pipe[1], &number, sizeof number) == -1 && number != WAKE) /* a full pipe wakes the thread as well */
+        close(number);
+}
+
+void spool_drop(front *f, front_conn *c)
+{
+    int fd = c->spool;
+
+    if (fd == -1)
+        return;
+    c->spool = -1; /* first: a child that is forked now must not close what has the number next */
+    release(f, c, c->spooled);
+    c->spooled = c->spool_given = 0;
+    tell(f->spool, fd);
+}
+
+/* ------------------------------------------------------------------- the thread */
+
+/* Gives a connection back to the loop. */
+static void finish(struct spool *s, front_conn *c, int result)
+{
+    epoll_ctl(s->epoll_fd, EPOLL_CTL_DEL, c->fd, NULL);
+    list_remove(&s->waiting, c);
+    c->spool_result = result;
+    if (result == FRONT_OK)
+        count_add(&s->f->count.spooled, 1);
+    pthread_mutex_lock(&s->mutex);
+    list_push(&s->finished, c);
+    pthread_mutex_unlock(&s->mutex);
+    front_ring(s->f);
+}
+
+static void give_up(struct spool *s, front_conn *c, int error)
+{
+    atomic_store(&s->f->spool_error, error);
+    count_add(&s->f->count.spool_failures, 1);
+    finish(s, c, FRONT_AGAIN);
+}
+
+static void wait_anew(struct spool *s, front_conn *c)
+{
+    list_remove(&s->waiting, c);
+    c->deadline = front_clock(s->f) + s->f->limits.body_timeout;
+    list_push(&s->waiting, c);
+}
+
+/* Reads and writes, until the socket is empty or others have to have their turn. */
+static void carry_on(struct spool *s, front_conn *c)
+{
+    front *f = s->f;
+
+    for (int i = 0; i < READS; i++) {
+        buffer *b = c->in;
+        ssize_t n = recv(c->fd, b->data + b->len, b->cap - b->len, 0);
+        if (n == -1 && (errno == EAGAIN || errno == EINTR))
+            return;
+        if (n <= 0) {
+            finish(s, c, n == 0 ? FRONT_E_TRUNCATED : -errno);
+            return;
+        }
+        count_add(&f->count.bytes_in, (uint64_t)n);
+        b->len += (size_t)n;
+        bool emptied = b->len < b->cap;
+        int rv = body_decode(f, c);
+        if (rv != FRONT_OK) {
+            finish(s, c, rv);
+            return;
+        }
+        if ((rv = store(f, c)) != FRONT_OK) {
+            give_up(s, c, rv);
+            return;
+        }
+        if (c->complete) {
+            finish(s, c, FRONT_OK);
+            return;
+        }
+        if (emptied) {
+            acknowledge(c->fd);
+            return;
+        }
+    }
+}
+
+static void begin(struct spool *s, front_conn *c)
+{
+    struct epoll_event ev = {.events = EPOLLIN | EPOLLRDHUP, .data.ptr = c};
+    int rv;
+
+    list_push(&s->waiting, c);
+    wait_anew(s, c);
+    if (c->in->cap - c->in->head_len < BLOCK)
+        (void)buffer_grow(s->f, c, c->in->head_len + BLOCK, c->in->head_len + BLOCK);
+    if (c->in->cap == c->in->head_len)
+        give_up(s, c, ENOBUFS);
+    else if ((c->spool = open_file(s->f, c)) == -1)
+        give_up(s, c, errno);
+    else if ((rv = store(s->f, c)) != FRONT_OK)
+        give_up(s, c, rv);
+    else if (epoll_ctl(s->epoll_fd, EPOLL_CTL_ADD, c->fd, &ev) == -1)
+        give_up(s, c, errno);
+    else
+        carry_on(s, c);
+}
+
+static void take_incoming(struct spool *s)
+{
+    int numbers[256];
+    ssize_t n = read(s->pipe[0], numbers, sizeof numbers);
+
+    for (ssize_t i = 0; i < n / (ssize_t)sizeof numbers[0]; i++)
+        if (numbers[i] != WAKE)
+            close(numbers[i]);
+    pthread_mutex_lock(&s->mutex);
+    front_conn *c = s->incoming.first, *next;
+    s->incoming.first = s->incoming.last = NULL;
+    pthread_mutex_unlock(&s->mutex);
+    for (; c != NULL; c = next) {
+        next = c->next;
+        begin(s, c);
+    }
+}
+
+/* A client is late if it has sent too little in a period at whose end nothing of it waits to be read. */
+static void expire(struct spool *s)
+{
+    int64_t now = front_clock(s->f);
+    front_conn *c;
+
+    while ((c = s->waiting.first) != NULL && c->deadline <= now) {
+        if (conn_received(c) > 0) {
+            c->body_mark = c->body_read;
+            wait_anew(s, c);
+        } else if (conn_keeps_up(s->f, c)) {
+            wait_anew(s, c);
+        } else {
+            finish(s, c, FRONT_E_LATE);
+        }
+    }
+}
+
+static void *run(void *argument)
+{
+    struct spool *s = argument;
+    struct epoll_event events[EVENTS];
+
+    while (!atomic_load(&s->stopping)) {
+        int64_t left = s->waiting.first != NULL ? s->waiting.first->deadline - front_clock(s->f) : -1;
+        int timeout = s->waiting.first == NULL ? -1 : left <= 0 ? 0 : (int)((left + MILLISECOND - 1) / MILLISECOND);
+        int n = epoll_wait(s->epoll_fd, events, EVENTS, timeout);
+        for (int i = 0; i < n; i++)
+            if (events[i].data.ptr == NULL)
+                take_incoming(s);
+            else
+                carry_on(s, events[i].data.ptr);
+        expire(s);
+    }
+    return NULL;
+}
+
+/* --------------------------------------------------------------------- lifetime */
+
+static void destroy(struct spool *s)
+{
+    for (size_t i = 0; i < 3; i++) {
+        int fd = (int[]){s->epoll_fd, s->pipe[0], s->pipe[1]}[i];
+        if (fd != -1)
+            close(fd);
+    }
+    pthread_mutex_destroy(&s->mutex);
+    free(s);
+}
+
+static int start_thread(struct spool *s)
+{
+    sigset_t all, before;
+
+    sigfillset(&all); /* signals are the interpreter's */
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+    int rv = pthread_create(&s->thread, NULL, run, s);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (rv == 0)
+        pthread_setname_np(s->thread, "spool");
+    return -rv;
+}
+
+static int start(front *f)
+{
+    struct spool *s = calloc(1, sizeof *s);
+    int rv = FRONT_OK;
+
+    if (s == NULL)
+        return -ENOMEM;
+    s->f = f;
+    s->pipe[0] = s->pipe[1] = -1;
+    pthread_mutex_init(&s->mutex, NULL);
+    struct epoll_event ev = {.events = EPOLLIN, .data.ptr = NULL};
+    if ((s->epoll_fd = epoll_create1(EPOLL_CLOEXEC)) == -1 || pipe2(s->pipe, O_CLOEXEC | O_NONBLOCK) == -1 ||
+        epoll_ctl(s->epoll_fd, EPOLL_CTL_ADD, s->pipe[0], &ev) == -1)
+        rv = -errno;
+    if (rv == FRONT_OK)
+        rv = start_thread(s);
+    if (rv != FRONT_OK) {
+        destroy(s);
+        return rv;
+    }
+    f->spool = s;
+    return FRONT_OK;
+}
+
+int spool_take(front *f, front_conn *c)
+{
+    int rv = f->limits.body_spool_size == 0 ? -EFBIG : f->spool == NULL ? start(f) : FRONT_OK;
+
+    if (rv != FRONT_OK) {
+        atomic_store(&f->spool_error, -rv);
+        count_add(&f->count.spool_failures, 1);
+        return rv;
+    }
+    pthread_mutex_lock(&f->spool->mutex);
+    list_push(&f->spool->incoming, c);
+    pthread_mutex_unlock(&f->spool->mutex);
+    tell(f->spool, WAKE);
+    return FRONT_OK;
+}
+
+front_conn *spool_finished(front *f)
+{
+    pthread_mutex_lock(&f->spool->mutex);
+    front_conn *c = f->spool->finished.first;
+    if (c != NULL)
+        list_remove(&f->spool->finished, c);
+    pthread_mutex_unlock(&f->spool->mutex);
+    return c;
+}
+
+void spool_stop(front *f)
+{
+    if (f->spool == NULL)
+        return;
+    atomic_store(&f->spool->stopping, true);
+    tell(f->spool, WAKE);
+}
+
+void spool_close(front *f)
+{
+    if (f->spool == NULL)
+        return;
+    spool_stop(f);
+    pthread_join(f->spool->thread, NULL);
+    destroy(f->spool);
+    f->spool = NULL;
+}
+
+void spool_disown(front *f)
+{
+    if (f->spool == NULL)
+        return;
+    close(f->spool->epoll_fd);
+    close(f->spool->pipe[0]);
+    close(f->spool->pipe[1]);
+}
