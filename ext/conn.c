@@ -162,6 +162,7 @@ void conn_close(front *f, front_conn *c)
 void conn_linger(front *f, front_conn *c)
 {
     out_drop(f, c);
+    conn_body_drop(f, c);
     buffer_drop(f, c);
     shutdown(c->fd, SHUT_WR);
     if (c->eof || c->reserve || conn_watch(f, c, WATCH_IN) != 0) { /* the reserve descriptor is wanted for the next */

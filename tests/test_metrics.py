@@ -24,7 +24,8 @@ class Front:
         self._durations = list(durations)
         keys = (
             "accepted requests probes rejected timeouts shed resets bytes_in bytes_out stale accept_errors closed "
-            "connections queued in_flight served aborted buffered queue_seconds request_timeouts late finished"
+            "connections queued in_flight served aborted buffered queue_seconds request_timeouts late finished "
+            "spooled spool_failures spool_bytes"
         )
         self._stats = dict.fromkeys(keys.split(), 0) | stats
 

@@ -45,6 +45,8 @@ HASTY = {
     "PKG_REQUEST_TIMEOUT": "1s",
     "PKG_BODY_TIMEOUT": "300ms",
     "PKG_BUFFER_SIZE": str(BUFFERS),
+    "PKG_BODY_BUFFER_SIZE": "1KiB",
+    "PKG_BODY_SPOOL_SIZE": "0",
 }
 PROXIED = {
     "PKG_THREADS": "1",
@@ -146,6 +148,10 @@ CAUSES: dict[str, tuple[str, Callable[[Client], Answer]]] = {
     "the body did not arrive in time": ("hasty", lambda client: client.ask(f"{POST}Content-Length: 5\r\n\r\nab")),
     "body too large": ("narrow", lambda client: client.ask(f"{POST}Content-Length: 1025\r\n\r\n")),
     "no tunnels here": ("narrow", lambda client: client.ask("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n")),
+    "no room for the body": (
+        "hasty",
+        lambda client: client.ask(f"{POST}Transfer-Encoding: chunked\r\n\r\n800\r\n{'x' * 0x800}\r\n"),
+    ),
     "too many connections": ("proxied", one_connection_too_many),
     "too many requests waiting": ("narrow", one_too_many_waits),
     "no worker became free in time": ("hasty", nobody_is_free),
