@@ -155,9 +155,8 @@ def test_a_response_cut_off_counts_once(tmp_path: Path) -> None:
 
 
 def test_a_head_for_which_no_buffer_is_left_may_be_sent_again(tmp_path: Path) -> None:
-    with running(
-        tmp_path, LATE, PKG_BUFFER_SIZE="1MiB", PKG_RESPONSE_BUFFER_SIZE="1MiB", PKG_BODY_BUFFER_SIZE="1MiB"
-    ) as process:
+    sizes = {f"PKG_{name}_SIZE": "1MiB" for name in ("BUFFER", "RESPONSE_BUFFER", "BODY_BUFFER")}
+    with running(tmp_path, LATE, PKG_BODY_SPOOL_SIZE="0", **sizes) as process:
         clients = [socket.create_connection(process.address, 10) for _ in range(60)]
         for client in clients:  # heads that do not end; a buffer for each would take 1.7 MiB
             client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 20000)

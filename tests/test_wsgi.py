@@ -473,7 +473,7 @@ def test_a_thread_that_reads_on_after_the_response(caplog: pytest.LogCaptureFixt
         start_response("202 Accepted", [*PLAIN, ("Content-Length", "5")])
         return [b"later"]
 
-    with serving_app(app, body_buffer_size=1, linger_timeout=0.2) as server:
+    with serving_app(app, body_buffer_size=1, linger_timeout=0.2, stream_bodies=True) as server:
         for n in range(3):
             with Connection(server.server_address) as c:
                 c.send(b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 1000\r\n\r\n01234")
@@ -508,7 +508,7 @@ def test_one_thread_at_a_time_reads_a_body() -> None:
         start_response("200 OK", PLAIN)
         return parts
 
-    with serving_app(app, body_buffer_size=1) as server, Connection(server.server_address) as c:
+    with serving_app(app, body_buffer_size=1, stream_bodies=True) as server, Connection(server.server_address) as c:
         c.send(b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 100000\r\n\r\nx")
         wait_for(lambda: refused)
         c.send(b"x" * 99_999)
