@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.client import get, wait_for
+from tests.client import Connection, get, wait_for
 from tests.processes import Process, ask, free_port, running
 
 MIB = 1 << 20
@@ -154,11 +154,10 @@ def test_slow_uploads_hold_no_worker(tmp_path: Path) -> None:
 def test_a_request_behind_a_chunked_body_is_the_next(tmp_path: Path) -> None:
     body = pattern(200_000)
     request = head(None) + b"".join(b"%x\r\n%b\r\n" % (len(c), c) for c in chunks(body, 70_000)) + b"0\r\n\r\n"
-    with serving(tmp_path, APPLICATION) as process, dial(process) as client:
-        client.sendall(request * 3 + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        for _ in range(3):
-            assert answer(client) == (200, digest(body))
-        assert answer(client) == (200, digest(b""))
+    with serving(tmp_path, APPLICATION) as process, Connection(process.address) as client:
+        client.send(request * 3 + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        for expected in (body, body, body, b""):
+            assert client.receive().body.decode() == digest(expected)
 
 
 def test_an_unread_body_is_not_the_next_request(tmp_path: Path) -> None:
