@@ -104,11 +104,14 @@ class Balancer:
         """Whether it sends requests to the server on that port, as its checks tell it; nginx has none, and does."""
         if self.name != "haproxy":
             return True
-        with socket.socket(socket.AF_UNIX) as s, s.makefile("r") as answer:
-            s.settimeout(5)
-            s.connect(str(self._folder / "stats"))
-            s.sendall(b"show stat\n")
-            rows = [line.split(",") for line in answer]
+        try:
+            with socket.socket(socket.AF_UNIX) as s, s.makefile("r") as answer:
+                s.settimeout(5)
+                s.connect(str(self._folder / "stats"))
+                s.sendall(b"show stat\n")
+                rows = [line.split(",") for line in answer]
+        except (FileNotFoundError, ConnectionRefusedError):  # it has begun to listen for clients only
+            return False
         status = rows[0].index("status")
         return any(row[1:2] == [f"s{port}"] and row[status] == "UP" for row in rows)
 
