@@ -1,4 +1,4 @@
-# A request's access record as a line of JSON.
+# Renders the access record of a request as a line of JSON.
 
 cdef inline r.record_text text_of(const char *data, http1.http1_span span) noexcept:
     cdef r.record_text text
@@ -8,7 +8,7 @@ cdef inline r.record_text text_of(const char *data, http1.http1_span span) noexc
 
 
 cdef inline bint put_text(r.record_text *out, text) except -1:
-    """False: the characters are no bytes."""
+    """False if a character does not fit into a byte."""
     if not isinstance(text, str) or PyUnicode_KIND(text) != PyUnicode_1BYTE_KIND:
         return False
     out.at = <const char *>PyUnicode_DATA(text)
@@ -34,7 +34,7 @@ cdef bytes render_access(Request request):
     record.method = text_of(data, request.head.method)
     record.path = text_of(data, request.head.target)
     query = <const char *>memchr(record.path.at, c'?', record.path.len)
-    if query is not NULL:   # it may hold secrets
+    if query is not NULL:   # it may contain secrets
         record.path.len = <size_t>(query - record.path.at)
     agent = find_header(request, b"user-agent", 10)
     if agent is not NULL:

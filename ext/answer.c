@@ -1,4 +1,4 @@
-/* answer.c - what the front says by itself: published pages to probers, refusals, and last words. */
+/* answer.c - what the front sends by itself: published pages to probers, errors to clients, and last words to stderr. */
 #define _GNU_SOURCE
 #include "conn.h"
 
@@ -25,7 +25,7 @@ static const char *date_now(front *f)
     return f->date;
 }
 
-/* Sends a short response; false if the connection is not ready for the next request (flushing, or at its end). */
+/* Sends a short response.  False if the connection is not ready for the next request (flushing, or at its end). */
 static bool answer(front *f, front_conn *c, const char *bytes, size_t len)
 {
     ssize_t n = TEMP_FAILURE_RETRY(send(c->fd, bytes, len, MSG_NOSIGNAL));
@@ -37,7 +37,7 @@ static bool answer(front *f, front_conn *c, const char *bytes, size_t len)
     }
     size_t sent = n > 0 ? (size_t)n : 0;
     count_add(&f->count.bytes_out, sent);
-    if (sent < len) { /* the client does not read: so we stop reading from it */
+    if (sent < len) { /* the client does not read, so stop reading from it */
         if ((c->out = malloc(len - sent)) == NULL) {
             conn_close(f, c);
             return false;
@@ -68,7 +68,7 @@ static void trim(const char **text, size_t *len)
         (*len)--;
 }
 
-/* What precedes `separator`, trimmed; *text and *len become what follows it.  False: nothing is left. */
+/* The trimmed text before `separator`; *text and *len become the text after it.  False if nothing is left. */
 static bool next_part(const char **text, size_t *len, char separator, const char **part, size_t *part_len)
 {
     if (*len == 0)
@@ -95,7 +95,7 @@ static bool is_refusal(const char *parameter, size_t len)
     return true;
 }
 
-/* Whether an Accept header names the media type, and not to refuse it: with a quality of 0 (RFC 9110 12.4.2). */
+/* Whether an Accept header names the media type with a quality other than 0 (RFC 9110 12.4.2). */
 static bool accepts(const char *value, size_t len, const char *type)
 {
     const char *range, *parameter;
@@ -114,7 +114,7 @@ static bool accepts(const char *value, size_t len, const char *type)
     return false;
 }
 
-/* Whether one of the query's parameters is `word`, or begins with it and '='. */
+/* Whether one of the query's parameters is `word`, or begins with `word` and '='. */
 static bool has_parameter(const char *query, size_t len, const char *word)
 {
     size_t n = strlen(word);
@@ -158,7 +158,7 @@ void front_say(const char *format, ...)
     va_end(arguments);
 }
 
-/* Bytes over 127 as a client would have to quote them: they may be no text, or control a terminal (C1). */
+/* Bytes over 127 are percent-encoded, since they may not be text, or may control a terminal (C1). */
 static const char *quoted(const char *target, char *out, size_t size)
 {
     size_t n = 0;
@@ -197,7 +197,7 @@ static const pages_answer *page_answer(front *f, const page *p, enum pages_forma
         count_add(&f->count.stale, 1);
         if (p->slot == 0 && f->last_words != 0 && !f->mourned) {
             f->mourned = true;
-            front_last_words(f, "liveness is failing"); /* the process may be killed for the answer that follows */
+            front_last_words(f, "liveness is failing"); /* the process may be killed because of the response that follows */
         }
     } else if (p->slot == 0) {
         f->mourned = false;
@@ -247,7 +247,7 @@ bool conn_answer_page(front *f, front_conn *c, const http1_head *h)
         if (a->status == 0)
             a = &none;
     }
-    if (h->method_id == HTTP1_OPTIONS && h->form != HTTP1_ASTERISK) /* of the whole server the application has a say, too */
+    if (h->method_id == HTTP1_OPTIONS && h->form != HTTP1_ASTERISK) /* for the whole server (*), the application may allow more */
         strcat(extra, "Allow: GET, HEAD, OPTIONS\r\n");
     if (c->close)
         strcat(extra, "Connection: close\r\n");
@@ -259,11 +259,11 @@ bool conn_answer_page(front *f, front_conn *c, const http1_head *h)
     conn_next(c);
     if (!answer(f, c, out, len))
         return false;
-    conn_set_state(f, c, CONN_IDLE); /* the deadline begins anew */
+    conn_set_state(f, c, CONN_IDLE); /* restarts the deadline */
     return true;
 }
 
-/* Worker threads go on with the connection: all but its socket is left alone. */
+/* A worker thread is still using the connection, so only its socket is touched. */
 void conn_answer_late(front *f, front_conn *c)
 {
     static const char text[] = "the request took too long\n";
@@ -281,8 +281,8 @@ void conn_answer_late(front *f, front_conn *c)
     tally_add(&f->durations, c->in->head.method_id, 504, f->now - c->arrived);
 }
 
-/* A terse error of our own; the connection ends with it.  The answer to HEAD has no content, whatever its status (RFC 9110
- * 9.3.2); a head that was refused has its method all the same, unless the error was in that. */
+/* Sends a short error and ends the connection.  The response to HEAD has no content, whatever its status (RFC 9110 9.3.2);
+ * the method of a refused head is known, unless the error was in the method. */
 void conn_refuse(front *f, front_conn *c, unsigned status, const char *text)
 {
     char out[512];

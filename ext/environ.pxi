@@ -1,4 +1,4 @@
-# WSGI (PEP 3333): the environ in one pass, start_response, and the run of one application call.
+# WSGI (PEP 3333): builds the environ in one pass, implements start_response, and runs one call of the application.
 
 cdef enum:
     NAME_SLOTS = 1024   # a power of two, several times the number of names below
@@ -9,11 +9,11 @@ cdef struct known_name:
     char[NAME_MAX] text
 
 cdef known_name[NAME_SLOTS] known
-cdef list known_keys = [None] * NAME_SLOTS   # the environ key of each; never changed after import
+cdef list known_keys = [None] * NAME_SLOTS   # the environ key of each name; not changed after import
 
 
 cdef inline unsigned name_hash(const char *text, size_t length) noexcept:
-    # Enough to tell the names below apart; a collision costs one more comparison.
+    # Distinguishes the names below; a collision costs one more comparison.
     return (<unsigned>(<unsigned char>text[0]) * 31 + <unsigned>(<unsigned char>text[length - 1]) * 7
             + <unsigned>(<unsigned char>text[length // 2]) * 131 + <unsigned>length * 1031) & (NAME_SLOTS - 1)
 
@@ -48,8 +48,8 @@ _fill_known()
 
 
 cdef object environ_key(const char *text, size_t length):
-    """HTTP_USER_AGENT for User-Agent; None for a name that must not become a variable: `A_B` and `A-B` would be the
-    same one, and so pass a proxy's filter in disguise."""
+    """HTTP_USER_AGENT for User-Agent; None for a name that must not become a variable: `A_B` and `A-B` would become the
+    same one, which would circumvent a proxy's filter."""
     cdef unsigned slot = name_hash(text, length)
     if length < NAME_MAX:
         while known[slot].length:
@@ -70,7 +70,7 @@ cdef inline int hex_digit(char x) noexcept:
 
 
 cdef str unquote(const char *text, size_t length):
-    """Percent-decoded, as bytes in latin-1 (PEP 3333); what is no valid escape stays as it is."""
+    """Percent-decoded, as bytes in latin-1 (PEP 3333); invalid escapes stay unchanged."""
     cdef size_t i = 0, n = 0
     cdef int high, low
     cdef char *out
@@ -98,7 +98,7 @@ cdef str unquote(const char *text, size_t length):
 
 
 cdef str decimal(unsigned value):
-    """str(value), which takes three times as long."""
+    """The same as str(value), in a third of the time."""
     cdef char[16] digits
     cdef int n = 16
     while True:
@@ -130,15 +130,15 @@ cdef dict make_environ(Request request, dict base):
         if len(environ) == names:   # RFC 9110 5.3; cookies are joined by semicolons (RFC 6265 5.4)
             environ[key] = f"{former}; {value}" if key == "HTTP_COOKIE" else f"{former},{value}"
     if head.form == http1.HTTP1_ABSOLUTE:
-        environ["HTTP_HOST"] = text_at(data, head.authority)   # RFC 9112 3.2.2: the target's, not the field's
+        environ["HTTP_HOST"] = text_at(data, head.authority)   # RFC 9112 3.2.2: from the target, not from the field
     if head.chunked and request.size >= 0:
-        # Decoded already: the application sees a body with a length (RFC 9112 7.1.3), as most can read only those.
+        # Decoded already: the application gets a body with a length (RFC 9112 7.1.3), since most require one.
         environ.pop("HTTP_TRANSFER_ENCODING", None)
         environ["CONTENT_LENGTH"] = str(request.size)
     environ["REQUEST_METHOD"] = method_names[head.method_id] or text_at(data, head.method)
     target = text_at(data, head.target)
     environ["RAW_URI"] = environ["REQUEST_URI"] = target
-    # An absolute target without a path means the root (RFC 9112 3.2.1); PEP 3333 wants one of the two names set.
+    # An absolute target without a path means the root (RFC 9112 3.2.1); PEP 3333 requires one of the two to be set.
     if head.path.len == head.target.len and memchr(data + head.path.pos, c'%', head.path.len) is NULL:
         environ["PATH_INFO"] = target
     else:
@@ -155,7 +155,7 @@ cdef dict make_environ(Request request, dict base):
 
 
 class FileWrapper:
-    """wsgi.file_wrapper: a file as a response body, sent by sendfile(2) where it is a file of the operating system."""
+    """wsgi.file_wrapper: a file as a response body, sent by sendfile(2) if it is a file of the operating system."""
 
     def __init__(self, filelike, blksize=65536):
         self.filelike = filelike
@@ -174,8 +174,8 @@ class FileWrapper:
 
 
 cdef object file_behind(filelike):
-    """The file whose own read() is the file-like object's; None if the bytes are another's (gzip, for one, has the
-    fileno() of what it unpacks).  Proxies such as those of tempfile and Django hand its method out."""
+    """The file whose read() is that of the file-like object, or None if the bytes differ from the file's: gzip, for
+    example, has the fileno() of the compressed file.  Proxies as in tempfile and Django return the file's own method."""
     read = getattr(filelike, "read", None)
     source = getattr(getattr(read, "__wrapped__", read), "__self__", None)
     if type(source) is io.BufferedReader or type(source) is io.BufferedRandom:
@@ -184,9 +184,9 @@ cdef object file_behind(filelike):
 
 
 cdef bint send_wrapped(Response response, wrapper) except -1:
-    """True if the file went out by sendfile."""
+    """Whether the file was sent by sendfile."""
     if response.sent and (response.length < 0 or response.chunked):
-        return False   # write() has begun a body whose length is not known
+        return False   # write() has started a body of unknown length
     try:
         source = file_behind(wrapper.filelike)
         if source is None:
@@ -196,7 +196,7 @@ cdef bint send_wrapped(Response response, wrapper) except -1:
         offset = source.tell()
     except (AttributeError, OSError, ValueError):
         return False
-    # Files of /proc have no size and yet something to read.
+    # Files in /proc have size 0 and still have content.
     if not stat.S_ISREG(info.st_mode) or info.st_size == 0 or info.st_size < offset:
         return False
     response.send_file(fd, offset, info.st_size - offset)
@@ -235,14 +235,14 @@ cdef class StartResponse:
 
 
 cdef class WSGIHandler:
-    """A handler, to be called with (request, client_address, server), that runs a WSGI application."""
+    """A handler with the parameters (request, client_address, server) that runs a WSGI application."""
 
     cdef readonly object app
-    cdef readonly dict environ   # what every request's environ is a copy of
+    cdef readonly dict environ   # copied for the environ of each request
 
     def __init__(self, app, dict environ not None):
         self.app = app
-        # With what make_environ() sets, and one more: a copy keeps the room that this takes, so it need not grow.
+        # With all keys that make_environ() sets, and one more: a copy keeps the capacity, so it need not grow.
         self.environ = environ | dict.fromkeys(
             ("REQUEST_METHOD", "RAW_URI", "REQUEST_URI", "PATH_INFO", "QUERY_STRING", "SERVER_PROTOCOL", "REMOTE_ADDR",
              "REMOTE_PORT", "wsgi.input", "HTTP_HOST"), "")
@@ -254,7 +254,7 @@ cdef class WSGIHandler:
 
 
 cdef int serve_wsgi(Request request, app, dict base) except -1:
-    """One request through a WSGI application.  Raises what the application raised."""
+    """Runs a WSGI application for one request.  Raises what the application raises."""
     cdef Response response = Response.__new__(Response, request)
     cdef StartResponse start = StartResponse.__new__(StartResponse)
     cdef dict environ = make_environ(request, base)
@@ -273,7 +273,7 @@ cdef int serve_wsgi(Request request, app, dict base) except -1:
                 if PyBytes_GET_SIZE(data) > 0:
                     response.emit(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), False)
                     if response.bodiless:
-                        break   # nobody gets the rest, and it may have no end
+                        break   # nobody gets the rest, and it may be endless
             response.end()
     finally:
         close = getattr(result, "close", None)

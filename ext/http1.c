@@ -1,7 +1,7 @@
 /*
- * http1.c - see http1.h for the theory.  Read on: hosts; the fields that mean
- * something here; the request line; header lines; the head; chunked bodies;
- * errors.  How bytes are classified and found is in http1_scan.h.
+ * http1.c - see http1.h for the theory.  In this order: hosts; the fields that
+ * matter here; the request line; header lines; the head; chunked bodies; errors.
+ * http1_scan.h classifies bytes and searches for them.
  *
  * The parser is one always-inlined function, compiled once per instruction set
  * and chosen at run time, so that no build needs -march.
@@ -13,24 +13,24 @@
 enum {
     MAX_EMPTY_LINES = 4,       /* RFC 9112 2.2: "at least one" should be skipped */
     MAX_METHOD_SIZE = 32,      /* the longest registered, UPDATEREDIRECTREF, has 17 */
-    MAX_EXTENSION_SIZE = 4096, /* of all chunks of a message (RFC 9112 7.1.1: a reasonable limit) */
-    MAX_TRAILER_SIZE = 8192,   /* of all trailers, line ends included */
+    MAX_EXTENSION_SIZE = 4096, /* for all chunks of a message (RFC 9112 7.1.1: a reasonable limit) */
+    MAX_TRAILER_SIZE = 8192,   /* for all trailers, including line ends */
     MAX_TRAILERS = 64,
-    REPARSE_ALWAYS = 256, /* up to here a partial head is parsed anew however little came */
+    REPARSE_ALWAYS = 256, /* below this size a partial head is parsed again, however few bytes have arrived */
 };
 
 static inline http1_span span(const uint8_t *buf, const uint8_t *p, const uint8_t *end) {
     return (http1_span){(uint16_t)(p - buf), (uint16_t)(end - p)};
 }
 
-/* A header line, from its name on; the value without white space around it. */
+/* A header line; the value without surrounding white space. */
 struct line {
     const uint8_t *name_end, *value, *value_end;
 };
 
 ALWAYS_INLINE void put_header(http1_header *header, const uint8_t *buf, const uint8_t *name, const struct line *line) {
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    /* All four in one store: compilers make twice as many instructions of the plain form. */
+    /* All four in one store; the plain form compiles to twice as many instructions. */
     const uint64_t all = (uint64_t)(name - buf) | (uint64_t)(line->name_end - name) << 16 |
                          (uint64_t)(line->value - buf) << 32 | (uint64_t)(line->value_end - line->value) << 48;
     memcpy(header, &all, sizeof all);
@@ -100,7 +100,7 @@ static bool is_ip_future(const uint8_t *p, const uint8_t *end) {
     return p == end;
 }
 
-/* A port, or nothing unless it is needed.  RFC 3986 has no bound, TCP has. */
+/* A port, which may be empty unless it is needed.  RFC 3986 has no limit, but TCP has. */
 static inline bool is_port(const uint8_t *p, const uint8_t *end, bool needed) {
     uint32_t port = 0;
     if (p == end)
@@ -140,25 +140,25 @@ static COLD bool is_authority(const uint8_t *p, const uint8_t *end, bool needs_p
     return *p == ':' && is_port(p + 1, end, needs_port);
 }
 
-/* The value of Host: empty, or what is_authority() says. */
+/* The value of Host: empty, or accepted by is_authority(). */
 ALWAYS_INLINE bool is_host(enum isa isa, const uint8_t *buf, const uint8_t *p, const uint8_t *end) {
     const uint8_t *q = scan(isa, &HOST, buf, p, end);
     return q == end || (q > p && *q == ':' && is_port(q + 1, end, false)) || is_authority(p, end, false);
 }
 
-/* Fields that mean something here ---------------------------------------- */
+/* Fields that matter here ------------------------------------------------ */
 
-/* What was seen of them, until the head is complete. */
+/* What is known about them until the head is complete. */
 struct facts {
     uint8_t n_host, n_chunked;
-    bool transfer_encoding; /* was there */
-    bool chunked_last;      /* chunked is the last coding up to here */
+    bool transfer_encoding; /* present */
+    bool chunked_last;      /* chunked is the last coding so far */
     bool other_coding, bad_coding;
     bool close, keep_alive; /* options of Connection */
     bool expect_continue, expect_other;
 };
 
-/* Takes the next element of a list, without white space around it; false at the end (RFC 9110 5.6.1). */
+/* The next element of a list, without surrounding white space; false at the end (RFC 9110 5.6.1). */
 static bool list_next(const uint8_t **next, const uint8_t *end, const uint8_t **element, const uint8_t **element_end) {
     const uint8_t *p = *next, *comma;
     if (p > end)
@@ -176,7 +176,7 @@ static bool list_next(const uint8_t **next, const uint8_t *end, const uint8_t **
     return true;
 }
 
-/* RFC 9110 8.6: 1*DIGIT.  9112 6.3 would let "5, 5" pass for 5; one sender in doubt is enough to refuse. */
+/* RFC 9110 8.6: 1*DIGIT.  RFC 9112 6.3 permits to take "5, 5" for 5; it is refused, as its sender is confused. */
 static COLD int on_content_length(http1_head *head, const uint8_t *p, const uint8_t *end) {
     uint64_t length = 0;
     if (head->has_length)
@@ -188,15 +188,15 @@ static COLD int on_content_length(http1_head *head, const uint8_t *p, const uint
             return HTTP1_E_CONTENT_LENGTH;
         length = length * 10 + (uint64_t)(*p - '0');
     }
-    if (length > INT64_MAX) /* nor may it surprise who counts in off_t */
+    if (length > INT64_MAX) /* callers count in off_t */
         return HTTP1_E_CONTENT_LENGTH;
     head->content_length = length;
     head->has_length = true;
     return 0;
 }
 
-/* RFC 9112 6.1.  Judged in conclude(), when all lines are known.  An empty element is legal in a list,
-   but between two readers who differ on it sits a smuggled request: it is refused. */
+/* RFC 9112 6.1.  conclude() decides, when all lines are known.  An empty element is legal in a list, but two
+   readers who disagree about it make request smuggling possible: it is refused. */
 static COLD void on_transfer_encoding(struct facts *facts, const uint8_t *p, const uint8_t *end) {
     const uint8_t *next = p, *coding, *coding_end;
     facts->transfer_encoding = true;
@@ -243,7 +243,7 @@ ALWAYS_INLINE int on_field(enum isa isa, const uint8_t *buf, const uint8_t *name
                            struct facts *facts, http1_head *head) {
     const uint8_t *p = line->value, *end = line->value_end;
     if (IS(name, line->name_end, "host")) {
-        if (facts->n_host++) /* RFC 9112 3.2, in 1.0 too */
+        if (facts->n_host++) /* RFC 9112 3.2, also in HTTP/1.0 */
             return HTTP1_E_HOST_REPEATED;
         head->host = span(buf, p, end);
         head->bad_host = !is_host(isa, buf, p, end);
@@ -264,9 +264,9 @@ ALWAYS_INLINE int on_field(enum isa isa, const uint8_t *buf, const uint8_t *name
     return 0;
 }
 
-/* The head is complete: what does it all mean? */
+/* Interprets the fields of a complete head. */
 ALWAYS_INLINE int conclude(const struct facts *facts, http1_head *head) {
-    /* RFC 9112 3.2: no Host in HTTP/1.1 is refused; more than one is refused where it is seen. */
+    /* RFC 9112 3.2: HTTP/1.1 without Host is refused; a second Host has been refused already. */
     if (head->minor && facts->n_host == 0)
         return HTTP1_E_HOST_MISSING;
 
@@ -385,7 +385,7 @@ ALWAYS_INLINE int parse_request_line(enum isa isa, const struct window *window, 
     q = window_token(window, p);
     if (UNLIKELY(!q))
         q = scan_bytes(&TOKEN, p, end);
-    if (UNLIKELY(q - p > MAX_METHOD_SIZE)) /* RFC 9112 3: 501 for a method longer than any we know */
+    if (UNLIKELY(q - p > MAX_METHOD_SIZE)) /* RFC 9112 3: 501 for a method longer than any known one */
         return HTTP1_E_METHOD_SIZE;
     if (UNLIKELY(q == end))
         return HTTP1_PARTIAL;
@@ -400,12 +400,12 @@ ALWAYS_INLINE int parse_request_line(enum isa isa, const struct window *window, 
         head->has_query = true;
         q = scan(isa, &QUERY, buf, q + 1, end);
     }
-    /* First the length, then the byte that ended it: that may not have come yet, and the verdict must not change. */
+    /* First the length, then the byte after it, which may not have arrived: the result must not depend on that. */
     if (UNLIKELY(q - p > limits->max_target_size))
         return HTTP1_E_TARGET_SIZE;
     if (UNLIKELY(q == end))
         return HTTP1_PARTIAL;
-    if (UNLIKELY(*q != ' ')) /* HTTP/0.9 had no version */
+    if (UNLIKELY(*q != ' ')) /* HTTP/0.9 has no version */
         return *q == '\r' || *q == '\n' ? HTTP1_E_REQUEST_LINE : HTTP1_E_TARGET;
     if (UNLIKELY(q == p))
         return HTTP1_E_REQUEST_LINE;
@@ -430,7 +430,7 @@ ALWAYS_INLINE int parse_request_line(enum isa isa, const struct window *window, 
 
 /* Header lines ----------------------------------------------------------- */
 
-/* OWS field-value OWS: what is between the colon and a CR.  All of it is TEXT, so only SP and HTAB are up to ' '. */
+/* OWS field-value OWS: everything between the colon and a CR.  All bytes are TEXT, so only SP and HTAB are <= ' '. */
 ALWAYS_INLINE struct line trimmed(const uint8_t *colon, const uint8_t *cr) {
     const uint8_t *p = colon + 1;
     p += *p == ' ';
@@ -441,7 +441,7 @@ ALWAYS_INLINE struct line trimmed(const uint8_t *colon, const uint8_t *cr) {
     return (struct line){colon, p, cr};
 }
 
-/* The line at p, read byte by byte: its length, HTTP1_PARTIAL, or what is wrong with it. */
+/* The line at p, read byte by byte: its length, HTTP1_PARTIAL, or an error. */
 static NOINLINE int parse_line(const uint8_t *p, const uint8_t *end, struct line *line) {
     const uint8_t *name = p, *colon;
 
@@ -471,7 +471,7 @@ static NOINLINE int parse_line(const uint8_t *p, const uint8_t *end, struct line
     return (int)(p + 2 - name);
 }
 
-/* The same at a glance, for a line which is good; NULL leaves it to parse_line(). */
+/* The same at once for a valid line; NULL leaves the line to parse_line(). */
 ALWAYS_INLINE const uint8_t *glance(enum isa isa, struct window *window, const uint8_t *p, const uint8_t *end,
                                     struct line *line) {
     const uint8_t *colon, *cr;
@@ -534,7 +534,7 @@ ALWAYS_INLINE int parse(enum isa isa, const uint8_t *buf, const uint8_t *end, co
 
         p = glance(isa, &window, name, end, &line);
         if (UNLIKELY(!p)) {
-            struct line slow; /* its address leaves; that of `line` must not, or it cannot stay in registers */
+            struct line slow; /* its address escapes; that of `line` must not, so that it can stay in registers */
             n = parse_line(name, end, &slow);
             if (n <= 0)
                 return n;
@@ -593,10 +593,10 @@ static inline int parse_best(const uint8_t *buf, const uint8_t *end, const http1
 }
 
 /*
- * May the bytes after `seen` be left unread until there are more of them?  They
- * can neither complete the head nor make it wrong unless a line ends among them
- * or before them; but to have errors in a long line found early, they are read
- * anyway when their number has passed a power of two.
+ * Can the bytes after `seen` wait until more have arrived?  Unless a line ends
+ * among them or before them, they can neither complete the head nor make it
+ * invalid.  To find errors in a long line early, they are parsed anyway each
+ * time their number passes a power of two.
  */
 static NOINLINE bool is_idle(const uint8_t *buf, size_t len, size_t seen) {
     if (seen < REPARSE_ALWAYS || seen >= len || (seen ^ len) > seen || buf[seen - 1] == '\r')
@@ -658,7 +658,7 @@ void http1_chunked_init(http1_chunked *d) {
 /* One byte of a chunk's first line: the next state, or an error. */
 static int chunk_line(http1_chunked *d, uint8_t c) {
     const int digit = d->state == SIZE ? hex_value(c) : -1;
-    if (digit >= 0) { /* at most 16 digits and 2^63-1: nobody's counter overflows */
+    if (digit >= 0) { /* at most 16 digits and 2^63-1, so that no counter overflows */
         if (d->n_digits == 16 || d->left >> 59)
             return HTTP1_E_CHUNK_SIZE;
         d->n_digits++;
@@ -667,7 +667,7 @@ static int chunk_line(http1_chunked *d, uint8_t c) {
     }
     if (d->state == SIZE && (d->n_digits == 0 || (c != '\r' && c != ';' && !is_space(c))))
         return HTTP1_E_CHUNK_SIZE;
-    if (c == '\r') /* ends a line after a size, a name, a value; white space before it is in no grammar */
+    if (c == '\r') /* ends a line after a size, a name or a value; the grammar allows no white space before it */
         return d->state == SIZE || d->state == NAME || d->state == VALUE || d->state == AFTER_QUOTED
                    ? SIZE_LF
                    : HTTP1_E_CHUNK_EXTENSION;
@@ -761,7 +761,7 @@ int http1_chunked_decode(http1_chunked *d, const char *src, size_t *src_len, cha
             next = FAILED;
         }
         if (d->state == DATA_LF)
-            d->n_digits = 0; /* and left is 0: a new chunk */
+            d->n_digits = 0; /* left is 0: a new chunk begins */
         d->state = (uint8_t)next;
     }
     *src_len = pos;
@@ -775,7 +775,7 @@ static const struct {
     int status;
     const char *name, *text;
 } ERRORS[] = {
-    {500, "NONE", "no error of the HTTP parser"}, /* for any code that is not one */
+    {500, "NONE", "no error of the HTTP parser"}, /* for any other number */
 #define ENTRY(name, status, text) {status, #name, text},
     HTTP1_ERRORS(ENTRY)
 #undef ENTRY

@@ -49,7 +49,7 @@
 
 /* Classes ---------------------------------------------------------------- */
 
-/* Byte c is a member if low[c & 15] & high[c >> 4]: the form which vector table look-ups want. */
+/* Byte c is a member if low[c & 15] & high[c >> 4], the form that vector table look-ups need. */
 struct class {
     uint8_t low[16], high[16];
 };
@@ -60,15 +60,15 @@ static const struct class TOKEN = {
     {0, 0, 1, 2, 4, 8, 16, 32, 0, 0, 0, 0, 0, 0, 0, 0},
 };
 
-/* What may be in a field value: VCHAR, obs-text, SP, HTAB (RFC 9110 5.5) */
+/* Bytes of a field value: VCHAR, obs-text, SP, HTAB (RFC 9110 5.5) */
 static const struct class TEXT = {
     {6, 6, 6, 6, 6, 6, 6, 6, 6, 7, 6, 6, 6, 6, 6, 2},
     {1, 0, 2, 2, 2, 2, 2, 4, 2, 2, 2, 2, 2, 2, 2, 2},
 };
 
-/* VCHAR but '#' and '?'.  RFC 3986 has no place for "<>\^`{|} either, but browsers send some of them
-   as they are, and nobody takes them for anything else.  Bytes over 127 are passed on, as nginx and gunicorn do: clients
-   send UTF-8.  Fragments are refused. */
+/* VCHAR without '#' and '?'.  RFC 3986 does not allow "<>\^`{|} either, but browsers send some of them unencoded, and they
+   are not ambiguous.  Bytes over 127 are accepted, as by nginx and gunicorn, since clients send UTF-8.  Fragments are
+   refused. */
 static const struct class PATH = {
     {6, 7, 7, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 5},
     {0, 0, 1, 2, 4, 4, 4, 2, 4, 4, 4, 4, 4, 4, 4, 4},
@@ -94,7 +94,7 @@ static inline bool is_digit(uint8_t c) {
     return c >= '0' && c <= '9';
 }
 
-/* The value of a hexadecimal digit, else -1. */
+/* The value of a hexadecimal digit, otherwise -1. */
 static inline int hex_value(uint8_t c) {
     if (is_digit(c))
         return c - '0';
@@ -120,8 +120,8 @@ static inline uint32_t load4(const void *p) {
     return w;
 }
 
-/* Is [p, p+n) this lower-case word, in any case?  n >= 4.  Bit 5 set makes letters lower case and is
-   set already in '-' and digits; the bytes it could make alike are controls, which never get here. */
+/* Is [p, p+n) this lower-case word, ignoring case?  n >= 4.  Setting bit 5 makes letters lower case, and it is already
+   set in '-' and digits.  It would also equate some control characters, which never get here. */
 ALWAYS_INLINE bool is_word(const uint8_t *p, const char *word, size_t n) {
     if (n < 8) {
         const uint32_t bit = 0x20202020u;
@@ -138,9 +138,9 @@ ALWAYS_INLINE bool is_word(const uint8_t *p, const char *word, size_t n) {
 #define IS(p, end, literal) \
     ((size_t)((end) - (p)) == sizeof(literal) - 1 && is_word((p), (literal), sizeof(literal) - 1))
 
-/* From one place --------------------------------------------------------- */
+/* Scanning from one position --------------------------------------------- */
 
-/* scan_*(c, base, p, end): the first byte of [p, end) that is not in the class, else end.
+/* scan_*(c, base, p, end): the first byte of [p, end) that is not in the class, or end.
    The caller's buffer begins at base or before it. */
 
 static const uint8_t *scan_bytes(const struct class *c, const uint8_t *p, const uint8_t *end) {
@@ -153,7 +153,7 @@ static inline const uint8_t *scan_portable(const struct class *c, const uint8_t 
                                            const uint8_t *end) {
     (void)base;
     if (c == &TEXT) {
-        /* Eight at a time, as long as there is no control (HTAB included) and no DEL among them. */
+        /* Eight at a time, as long as none of them is a control (including HTAB) or DEL. */
         const uint64_t ones = 0x0101010101010101u, high = 0x8080808080808080u;
         for (; end - p >= 8; p += 8) {
             const uint64_t w = load8(p), del = w ^ (ones * 0x7f);
@@ -167,13 +167,13 @@ static inline const uint8_t *scan_portable(const struct class *c, const uint8_t 
     return scan_bytes(c, p, end);
 }
 
-/* Which bytes of a block of 64 end a name and which end a value: bit i is set if byte i is no tchar, or
-   is no TEXT or a HTAB.  (HTAB would need a ninth bit below; it is rare enough to be looked at by hand.) */
+/* Which bytes of a block of 64 end a name, and which end a value: bit i is set if byte i is not a tchar, or is not
+   TEXT or is HTAB.  (HTAB would need a ninth bit below; it is rare enough to be handled separately.) */
 struct block {
     uint64_t names, values;
 };
 
-/* Both classes in one look-up: the low six bits are those of TOKEN, the other two say TEXT but HTAB. */
+/* Both classes in one look-up: the low six bits are those of TOKEN, the other two mean TEXT without HTAB. */
 static const struct class LINE = {
     {250, 255, 254, 255, 255, 255, 255, 255, 254, 254, 253, 213, 244, 213, 253, 156},
     {0, 0, 129, 130, 132, 136, 144, 96, 128, 128, 128, 128, 128, 128, 128, 128},
@@ -271,7 +271,7 @@ static inline uint8x16_t look_up16(const struct class *c, const uint8_t *p) {
                     vqtbl1q_u8(vld1q_u8(c->high), vshrq_n_u8(bytes, 4)));
 }
 
-/* Four bits for each byte that is zero: there is no movemask, but narrowing keeps a nibble of each. */
+/* Four bits for each byte that is zero: there is no movemask, but narrowing keeps a nibble of each byte. */
 static inline uint64_t zeros16(uint8x16_t bytes) {
     return vget_lane_u64(vreinterpret_u64_u8(vshrn_n_u16(vreinterpretq_u16_u8(vceqzq_u8(bytes)), 4)), 0);
 }
@@ -306,7 +306,7 @@ static inline struct block block_neon(const uint8_t *p) {
 }
 #endif
 
-/* A constant in each caller: what is not asked for is not compiled. */
+/* A constant in each caller, so that the other branches are not compiled. */
 enum isa { PORTABLE, SSSE3, AVX2, NEON };
 
 ALWAYS_INLINE const uint8_t *scan(enum isa isa, const struct class *c, const uint8_t *base, const uint8_t *p,
@@ -340,11 +340,11 @@ ALWAYS_INLINE struct block block(enum isa isa, const uint8_t *p) {
     return (struct block){0, 0};
 }
 
-/* Through a window ------------------------------------------------------- */
+/* Scanning through a window ---------------------------------------------- */
 
 struct window {
     const uint8_t *at, *end; /* the block begins at `at`; the buffer ends at `end` */
-    struct block block;      /* nothing is set for bytes after the end */
+    struct block block;      /* no bit is set for bytes after the end */
 };
 
 ALWAYS_INLINE void window_read(enum isa isa, struct window *w) {
@@ -375,14 +375,14 @@ ALWAYS_INLINE bool window_next(enum isa isa, struct window *w) {
     return true;
 }
 
-/* The first byte from p on, in the block at hand, that is no tchar; NULL if there is none, or p is elsewhere. */
+/* The first byte from p on in the current block that is not a tchar; NULL if there is none, or p is elsewhere. */
 ALWAYS_INLINE const uint8_t *window_token(const struct window *w, const uint8_t *p) {
     const uint64_t names = p - w->at >= 0 && p - w->at < 64 ? w->block.names >> (p - w->at) : 0;
     return names ? p + __builtin_ctzll(names) : NULL;
 }
 
-/* Two ends in one go: the first byte from p on that ends a name, and the first that ends a value.
-   False if one of them is out of sight, or the name longer than what any has. */
+/* Finds two ends at once: the first byte from p on that ends a name, and the first that ends a value.
+   False if one of them is outside the block, or the name is longer than any known one. */
 ALWAYS_INLINE bool window_line(enum isa isa, struct window *w, const uint8_t *p, const uint8_t **name_end,
                                const uint8_t **value_end) {
     uint64_t names, values;
@@ -393,7 +393,7 @@ ALWAYS_INLINE bool window_line(enum isa isa, struct window *w, const uint8_t *p,
         return false;
     names = w->block.names >> (p - w->at);
     values = w->block.values >> (p - w->at);
-    if (names == 0) { /* then there are no values either */
+    if (names == 0) { /* then no value ends here either */
         if (!window_next(isa, w) || w->block.names == 0)
             return false;
         p = w->at;

@@ -14,19 +14,19 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define MAPS_SIZE (1 << 20) /* of /proc/self/maps: the rest of a longer one is kept */
+#define MAPS_SIZE (1 << 20) /* of /proc/self/maps; what a longer one lists beyond that is kept */
 #define KEPT 16             /* ranges */
 #define THREAD_BLOCK 65536  /* bytes before the thread's descriptor with the libraries' thread-local data, */
 #define DESCRIPTOR 16384    /* and behind its start: 2.3 KB, and what it ends with */
 
-/* Calls by pointers are bound when this library is loaded, not when they are first made. */
+/* Calls through pointers are bound when this library is loaded, not at the first call. */
 static int (*const volatile wait_signal)(const sigset_t *restrict, siginfo_t *restrict) = sigwaitinfo;
 static int (*const volatile wait_child)(idtype_t, id_t, siginfo_t *, int) = waitid;
 static int (*const volatile send_signal)(pid_t, int) = kill;
 static int (*const volatile give_back)(void *, size_t, int) = madvise;
 static void (*const volatile leave)(int) = _exit;
 
-/* --------------------------------------------------------------- what is kept */
+/* --------------------------------------------------------------- memory to keep */
 
 typedef struct {
     uintptr_t from, to;
@@ -44,7 +44,7 @@ static void keep(memory *m, uintptr_t from, uintptr_t to)
         m->kept[m->n++] = (range){from & ~(m->page - 1), (to + m->page - 1) & ~(m->page - 1)};
 }
 
-/* The writable data of a library that is needed: this one, the C library, the dynamic linker. */
+/* The writable data of the libraries that are needed: this one, the C library, the dynamic linker. */
 static int keep_library(struct dl_phdr_info *info, size_t size, void *arg)
 {
     const uintptr_t needed[] = {(uintptr_t)&wait_signal, (uintptr_t)wait_signal, (uintptr_t)wait_child, (uintptr_t)send_signal,
@@ -103,7 +103,7 @@ static void give_memory_back(void)
     size_t len = 0;
     ssize_t got;
 
-    if (text == MAP_FAILED || fd == -1) /* then nothing is given back */
+    if (text == MAP_FAILED || fd == -1) /* then nothing is unmapped */
         return;
     dl_iterate_phdr(keep_library, &m);
     keep(&m, self - THREAD_BLOCK, self + DESCRIPTOR);
@@ -124,7 +124,7 @@ static void give_memory_back(void)
 
 /* ----------------------------------------------------------------- the work */
 
-/* Reaps what has ended; whether `child` has, and its exit code. */
+/* Reaps processes that have ended.  Returns whether `child` is one of them, and its exit code. */
 static bool reap(pid_t child, int *code)
 {
     siginfo_t ended;
@@ -151,7 +151,7 @@ _Noreturn void init_watch_over(pid_t child)
     give_memory_back();
     while (!reap(child, &code)) {
         int number = wait_signal(&all, &got);
-        /* What a terminal has sent the child has got as well: it is of the same process group. */
+        /* The child has already got a signal from the terminal, as it is in the same process group. */
         if (number > 0 && number != SIGCHLD && got.si_code != SI_KERNEL)
             send_signal(child, number);
     }

@@ -1,10 +1,10 @@
 /*
- * init.h - process 1 of a container: passes signals on to the service, its child, and reaps every process that ends.
+ * init.h - process 1 of a container: forwards signals to the service, its child, and reaps every process that ends.
  *
- * It is a fork of an interpreter that never runs again.  As long as both lived, each page that the child writes to would be
- * there twice (5 MB), so this one gives back what it does not need: the heap and the interpreter's arenas.  What is left
- * are the stack, the thread's own block, and the data of the libraries: no function that allocates may be called here, and
- * none for the first time by name, for which the dynamic linker would look into the heap.
+ * It is a fork of an interpreter that never runs again.  While both processes live, each page that the child writes to
+ * would exist twice (5 MB), so this process unmaps what it does not need: the heap and the interpreter's arenas.  It keeps
+ * the stack, the thread's block, and the data of the libraries.  So no function that allocates may be called here, and no
+ * function for the first time by name, because the dynamic linker would then read the heap.
  *
  * This file includes no Python header, and must not.
  */
@@ -13,8 +13,8 @@
 
 #include <sys/types.h>
 
-/* Passes every signal on to `child` and reaps whatever ends, until `child` does; ends this process with its exit code, or
- * 128 + the signal that ended it.  For a process with one thread. */
+/* Forwards every signal to `child` and reaps processes until `child` ends; then exits with its exit code, or with 128 + the
+ * signal that ended it.  The process must have a single thread. */
 _Noreturn void init_watch_over(pid_t child);
 
 #endif

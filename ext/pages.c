@@ -45,7 +45,7 @@ int pages_add(pages *t, const char *path, size_t path_len, unsigned slot)
 int pages_set_answer(pages *t, int number, enum pages_set set, enum pages_format format, unsigned status,
                      const char *headers, size_t headers_len, const char *body, size_t body_len)
 {
-    /* 256 bytes stay for the status line, Date, Connection and Allow. */
+    /* 256 bytes are reserved for the status line, Date, Connection and Allow. */
     if (status < 200 || status > 599 || headers_len + body_len > PAGES_MAX_SIZE - 256)
         return -EINVAL;
     pages_answer *a = &t->page[number].answers[set][format];

@@ -1,9 +1,9 @@
 /*
- * pages.h - published answers: whole responses rendered in advance, which the front gives without asking anybody.
+ * pages.h - published pages: complete responses rendered in advance, which the front sends without calling Python.
  *
- * A page is a path with up to three sets of answers: `fresh`; `expired`, given once the page's expiry has passed
- * without a renewal, so that a hung interpreter cannot stay green; and, optional, `draining`.  Each set has one
- * answer a format.  A table is built by one thread, handed to the front whole, and read by the loop alone.
+ * A page is a path with up to three sets of answers: `fresh`; `expired`, sent when the page has expired without being
+ * renewed, so that a hung interpreter cannot stay healthy; and optionally `draining`.  Each set has one answer for each
+ * format.  One thread builds a table and passes it to the front; only the loop reads it.
  */
 #ifndef PAGES_H
 #define PAGES_H
@@ -13,7 +13,7 @@
 #include <stdint.h>
 #include <time.h>
 
-#define PAGES_SLOTS 64     /* expiries; pages name one each */
+#define PAGES_SLOTS 64     /* expiry times; each page uses one of them */
 #define PAGES_MAX 256      /* pages in a table */
 #define PAGES_MAX_SIZE 4096 /* bytes of one rendered answer */
 
@@ -38,24 +38,24 @@ typedef struct {
     page page[];
 } pages;
 
-pages *pages_new(size_t max); /* NULL: out of memory */
-void pages_free(pages *t);    /* NULL is fine */
+pages *pages_new(size_t max); /* NULL if out of memory */
+void pages_free(pages *t);    /* t may be NULL */
 
-/* Adds a page without answers; its number, or -EINVAL, -ENOMEM. */
+/* Adds a page without answers.  Returns its number, or -EINVAL or -ENOMEM. */
 int pages_add(pages *t, const char *path, size_t path_len, unsigned slot);
 /* `headers`: complete lines without Date and Connection. */
 int pages_set_answer(pages *t, int number, enum pages_set set, enum pages_format format, unsigned status,
                      const char *headers, size_t headers_len, const char *body, size_t body_len);
 
-/* The page of a path, one trailing slash ignored; NULL: none. */
+/* The page of a path, ignoring one trailing slash; NULL if there is none. */
 const page *pages_find(const pages *t, const char *path, size_t len);
 
-/* Renders into `out` (PAGES_MAX_SIZE bytes): `extra` are more header lines.  The length. */
+/* Renders into `out` (PAGES_MAX_SIZE bytes) with `extra` header lines.  Returns the length. */
 size_t pages_render(const pages_answer *a, const char *date, const char *extra, bool head_only, char *out);
 
-/* A Date (RFC 9110 5.6.7), 29 characters.  strftime() would name day and month in the locale's language. */
+/* A Date (RFC 9110 5.6.7) of 29 characters.  strftime() would use the names of days and months of the locale. */
 void pages_date(time_t when, char out[30]);
 
-const char *pages_reason(unsigned status); /* the reason phrase of a status the front gives; "" if unknown */
+const char *pages_reason(unsigned status); /* the reason phrase of a status that the front sends; "" if unknown */
 
 #endif

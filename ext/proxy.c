@@ -5,17 +5,17 @@
 #include <stdint.h>
 #include <string.h>
 
-#define V1_MAX 107 /* bytes, CRLF included (2.1) */
+#define V1_MAX 107 /* bytes, including CRLF (2.1) */
 
 static const char v2_signature[12] = "\r\n\r\n\0\r\nQUIT\n";
 
-/* The next word of a version 1 line; false at its end, or if words are not parted by exactly one space. */
+/* The next word of a version 1 line; false at its end, or if words are not separated by exactly one space. */
 static int next_word(const char **at, const char *end, char *word, size_t size)
 {
     const char *begin = *at, *space = memchr(begin, ' ', (size_t)(end - begin));
     size_t len = (size_t)((space != NULL ? space : end) - begin);
 
-    if (len == 0 || len >= size || memchr(begin, '\0', len) != NULL) /* a NUL would end what is looked at, not the word */
+    if (len == 0 || len >= size || memchr(begin, '\0', len) != NULL) /* a NUL would end the string before the word ends */
         return 0;
     memcpy(word, begin, len);
     word[len] = '\0';
@@ -51,7 +51,7 @@ static int parse_v1(const char *buf, size_t len, union proxy_peer *peer)
     if (!next_word(&at, end, word, sizeof word))
         return PROXY_MALFORMED;
     if (strcmp(word, "UNKNOWN") == 0)
-        return total; /* whatever follows is to be ignored (2.1) */
+        return total; /* the rest of the line must be ignored (2.1) */
     if (!next_word(&at, end, source, sizeof source) || !next_word(&at, end, target, sizeof target) ||
         !next_word(&at, end, port, sizeof port) || !next_word(&at, end, target_port, sizeof target_port) || at != end ||
         end[-1] == ' ' || port_of(port) < 0 || port_of(target_port) < 0)
@@ -82,7 +82,7 @@ static int parse_v2(const char *buf, size_t len, union proxy_peer *peer)
     const unsigned char *b = (const unsigned char *)buf;
     unsigned version = b[12] >> 4, command = b[12] & 15, family = b[13], size = (unsigned)b[14] << 8 | b[15];
 
-    if (version != 2 || command > 1 || size > 1024) /* addresses and a few extensions (2.2); no more is believed */
+    if (version != 2 || command > 1 || size > 1024) /* addresses and a few extensions (2.2); anything longer is refused */
         return PROXY_MALFORMED;
     if (len < 16 + size)
         return PROXY_PARTIAL;

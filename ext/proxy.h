@@ -1,6 +1,6 @@
 /*
- * proxy.h - the PROXY protocol, versions 1 and 2: the line or block with which a proxy says whose connection it passes on
- * (haproxy.org/download/3.0/doc/proxy-protocol.txt).  Bytes in; an address, "more wanted" or an error out.
+ * proxy.h - the PROXY protocol, versions 1 and 2: the line or block in which a proxy passes on the client's address
+ * (haproxy.org/download/3.0/doc/proxy-protocol.txt).  Input: bytes.  Output: an address, "more bytes needed", or an error.
  */
 #ifndef PROXY_H
 #define PROXY_H
@@ -20,8 +20,8 @@ enum {
     PROXY_MALFORMED = -2,
 };
 
-/* The header's length, or one of the above.  `peer` becomes the client's address, or stays as it is where the proxy
- * speaks for itself (LOCAL, UNKNOWN) or the address is of no family that we know. */
+/* Returns the length of the header, or one of the above.  Sets `peer` to the client's address; leaves it unchanged if the
+ * connection is the proxy's own (LOCAL, UNKNOWN) or the address family is unknown. */
 int proxy_parse(const char *buf, size_t len, union proxy_peer *peer);
 
 #endif

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <time.h>
 
-#define FIXED_SIZE 416 /* at least everything but the texts */
+#define FIXED_SIZE 416 /* at least the size of everything except the texts */
 
 #define PUT(at, literal) put(at, literal, sizeof literal - 1)
 
@@ -29,7 +29,7 @@ static char *put_number(char *at, uint64_t number, int min_digits)
     return at;
 }
 
-/* The date and time of a second, 19 characters, rendered once a second and thread. */
+/* The date and time of a second, 19 characters, rendered once per second in each thread. */
 static const char *second_text(time_t second)
 {
     static _Thread_local time_t rendered = -1;
@@ -45,7 +45,7 @@ static const char *second_text(time_t second)
     return text;
 }
 
-/* A text which JSON has as it is; otherwise `odd` is set.  Without a branch, so that the compiler takes vectors. */
+/* Copies a text; sets `odd` if JSON would have to escape it.  Without a branch, so that the compiler can vectorise it. */
 static char *put_text(char *at, record_text text, unsigned *odd)
 {
     unsigned found = 0;
@@ -71,7 +71,7 @@ static char *put_member(char *at, const char *name, size_t len, record_text text
 size_t record_json(const record *r, char *out)
 {
     const record_text *texts[] = {&r->method, &r->path, &r->client, &r->agent, &r->trace_id, &r->span_id, &r->request_id};
-    size_t size = FIXED_SIZE + r->method.len + r->path.len; /* those are there twice */
+    size_t size = FIXED_SIZE + r->method.len + r->path.len; /* both occur twice */
     uint64_t microseconds = ((uint64_t)r->duration + 500) / 1000;
     unsigned odd = 0;
     char *at = out;

@@ -1,7 +1,7 @@
 /*
- * record.h - an access record as a line of JSON, for the requests whose texts need no escaping: nearly all.
+ * record.h - renders an access record as a line of JSON if none of its texts needs escaping, as for nearly all requests.
  *
- * The lines are those of pkg/_records.py, json_access(), which renders the others.
+ * The lines equal those of json_access() in pkg/_records.py, which renders the other records.
  */
 #ifndef RECORD_H
 #define RECORD_H
@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define RECORD_MAX_SIZE 1024 /* bytes of a line; a longer one is pkg/_records.py's, too */
+#define RECORD_MAX_SIZE 1024 /* bytes of a line; pkg/_records.py renders longer ones */
 
 typedef struct {
     const char *at;
@@ -22,10 +22,11 @@ typedef struct {
     uint64_t received, sent; /* bytes of the bodies */
     unsigned status;
     record_text method, path, client;
-    record_text agent, trace_id, span_id, request_id; /* left out if empty */
+    record_text agent, trace_id, span_id, request_id; /* omitted if empty */
 } record;
 
-/* Renders into `out` (RECORD_MAX_SIZE bytes).  The length with the newline; 0: it is too long, or needs escaping. */
+/* Renders into `out` (RECORD_MAX_SIZE bytes).  Returns the length with the newline, or 0 if the record is too long or a
+ * text needs escaping. */
 size_t record_json(const record *r, char *out);
 
 #endif

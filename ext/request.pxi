@@ -1,4 +1,4 @@
-# A request on loan from the front, and its body as a file.
+# A request that the front has lent to a worker, and its body as a file.
 
 cdef inline str text_at(const char *data, http1.http1_span span):
     return PyUnicode_DecodeLatin1(data + span.pos, span.len, NULL)
@@ -51,22 +51,22 @@ cdef class Request:
     cdef http1.http1_head head
     cdef bytes raw                   # the head as received; head's spans point into it
     cdef readonly size_t head_size
-    cdef uint64_t body_read          # bytes of a chunked body that was not whole, so far
-    cdef int64_t size                # of the body; -1 where it comes in chunks, and not all of it has come
-    cdef bytes whole_body            # None if part of it was still to come when the request was taken, or it is in a file
+    cdef uint64_t body_read          # bytes read so far of a chunked body that had not arrived completely
+    cdef int64_t size                # of the body; -1 if it is chunked and has not arrived completely
+    cdef bytes whole_body            # None if a part had not arrived when the request was taken, or the body is in a file
     cdef Body _body
     cdef c.proxy_peer peer
-    cdef tuple address               # of the peer, once somebody has asked
+    cdef tuple address               # of the peer, created on first use
     cdef int64_t arrived
     cdef public bint keep_alive
     cdef public int status           # of the final response, 0 before it
     cdef public uint64_t response_size
-    cdef public str scheme           # https behind a proxy that says so; None: as the connection is
-    cdef bint answered               # all of a response has been handed to the front
-    cdef int busy                    # READING and WRITING: what threads do with conn without the interpreter lock
-    cdef front_end end               # how conn goes back once they are done, if that was not at once
-    cdef public object context       # whatever the host wants to remember
-    cdef public bytes request_id     # said as X-Request-Id in the response, unless the application says its own
+    cdef public str scheme           # https if a trusted proxy says so; None: the scheme of the connection
+    cdef bint answered               # the complete response has been passed to the front
+    cdef int busy                    # READING and WRITING: how threads use conn without the interpreter lock
+    cdef front_end end               # how conn is returned when they are done, if it could not be returned at once
+    cdef public object context       # free for the host
+    cdef public bytes request_id     # sent as X-Request-Id in the response, unless the application sets its own
 
     @property
     def method(self):
@@ -185,7 +185,7 @@ cdef class Request:
 
 
 cdef inline http1.http1_header *find_header(Request request, const char *name, size_t length) noexcept:
-    """The first header of that name, given in lower case; NULL: there is none."""
+    """The first header with this lower-case name; NULL if there is none."""
     cdef const char *data = request.raw
     cdef http1.http1_header *header
     cdef int i
@@ -197,12 +197,12 @@ cdef inline http1.http1_header *find_header(Request request, const char *name, s
 
 
 cdef inline uint64_t received_size(Request request) noexcept:
-    """Bytes of the body: as announced, or as many as have come of one in chunks."""
+    """Bytes of the body: as announced, or received so far of a chunked one."""
     return request.body_read if request.size < 0 else <uint64_t>request.size
 
 
 cdef object get_address(Request request):
-    """(address, port) of the peer.  IPv4 is written out here: inet_ntop goes through printf."""
+    """(address, port) of the peer.  IPv4 is formatted here, because inet_ntop uses printf."""
     cdef char[c.INET6_ADDRSTRLEN] text
     cdef const uint8_t *octets
     cdef int i, n = 0
@@ -241,8 +241,8 @@ cdef inline Body get_body(Request request):
 
 
 cdef inline c.front_conn *enter(Request request, int what) except NULL:
-    """The connection, for one call into the front; leave() is to follow.  The application may have threads of its own
-    that still read or write when its response has ended: the connection goes back when the last of them has left."""
+    """The connection, for one call into the front; leave() must follow.  Threads of the application may still read or write
+    when its response has ended, so the connection is returned when the last of them has left."""
     cdef c.front_conn *conn
     cdef int busy
     with cython.critical_section(request):
@@ -272,15 +272,15 @@ cdef inline void leave(Request request, int what) noexcept:
 
 cdef inline void finish_request(Request request, bint keep_alive, bint abort) noexcept:
     cdef c.front_conn *conn
-    # What the head has said is kept: a connection that the client was told stays open is not closed because a drain has
-    # begun since.  The client may have its next request on the way.
+    # The promise of the head is kept: if the client was told that the connection stays open, a drain that has begun since
+    # does not close it.  The client may have sent its next request already.
     keep_alive = keep_alive and request.keep_alive
-    # And a client whose response is whole need not know of what has failed behind it.
+    # A client that has got its complete response need not know about a later failure.
     abort = abort and not request.answered
     with cython.critical_section(request):
         conn = request.conn
         request.conn = NULL
-        request._body = None   # it refers back: without the cycle both go at once, not with the next collection
+        request._body = None   # it refers back; without this cycle both are freed at once, not by the next garbage collection
         if conn is not NULL and request.busy != 0:
             request.end.keep_alive = False
             request.end.abort = abort or request.busy & WRITING
@@ -293,7 +293,7 @@ cdef inline void finish_request(Request request, bint keep_alive, bint abort) no
 
 cdef Request new_request(Front front, c.front_request *taken):
     cdef Request request = Request.__new__(Request)
-    # Only as much of the header table as is used.
+    # Only the used part of the header table.
     memcpy(&request.head, taken.head, <size_t>(<const char *>&taken.head.headers[taken.head.n_headers] - <const char *>taken.head))
     request.front = front
     request.conn = taken.conn
@@ -313,7 +313,7 @@ cdef Request new_request(Front front, c.front_request *taken):
 
 
 cdef int send_all(Request request, c.iovec *iov, int n, size_t keep) except -1:
-    """Sends with the lock held while the socket takes it, which is nearly always; else waits without the lock."""
+    """Sends with the interpreter lock held while the socket accepts data, as it nearly always does; waits without it."""
     cdef c.front_conn *conn = enter(request, WRITING)
     cdef c.front *front = request.front._front
     cdef int rv = c.front_send(front, conn, iov, n, keep, False)
@@ -331,18 +331,18 @@ cdef int send_all(Request request, c.iovec *iov, int n, size_t keep) except -1:
 @cython.freelist(16)
 @cython.final
 cdef class Body:
-    """A request body as a binary file: all of it if it had arrived, else read through the front.
+    """A request body as a binary file: complete if it had arrived, otherwise read through the front.
 
-    The critical sections are for free-threaded builds, where nothing else keeps `data` and `pos` together.
+    The critical sections are for free-threaded builds, where nothing else keeps `data` and `pos` consistent.
     """
 
     cdef Request request
-    cdef bytes data           # read from the front and not yet given out: data[pos:]
+    cdef bytes data           # read from the front; data[pos:] is not yet returned
     cdef Py_ssize_t pos
     cdef bint complete
 
     cdef bint fill(self, Py_ssize_t wanted) except -1:
-        """Replaces data, of which all has been given out, by what comes next; False at the end of the body."""
+        """Replaces data, all of which has been returned, by the next part; False at the end of the body."""
         cdef ssize_t n
         cdef Py_ssize_t size = 65536 if wanted < 65536 else 262144
         cdef bytes data
@@ -372,7 +372,7 @@ cdef class Body:
         return True
 
     cdef bytes read_long(self, Py_ssize_t wanted):
-        """More than has arrived of a body whose length is known, received straight into what is returned."""
+        """Reads more than has arrived of a body of known length, directly into the returned bytes."""
         cdef Py_ssize_t got = PyBytes_GET_SIZE(self.data) - self.pos, most
         cdef bytes result
         cdef char *at
@@ -440,7 +440,7 @@ cdef class Body:
         return self.get(there if wanted < 0 or wanted > there else wanted)
 
     def readinto(self, buffer):
-        """`buffer`: writable and contiguous, of any item type, as a socket's own file takes it."""
+        """`buffer`: writable and contiguous, with items of any type, as for the file of a socket."""
         cdef Py_buffer into
         cdef bytes data
         PyObject_GetBuffer(buffer, &into, PyBUF_WRITABLE)
@@ -455,7 +455,7 @@ cdef class Body:
 
     @cython.critical_section
     def peek(self, size=0):
-        """What can be read at once, which is left there; b"" at the end."""
+        """Data that can be read without waiting, without consuming it; b"" at the end."""
         if self.pos == PyBytes_GET_SIZE(self.data):
             self.fill(65536)
         return self.data[self.pos:]

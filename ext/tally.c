@@ -9,7 +9,7 @@
 const int64_t tally_bounds[TALLY_BUCKETS - 1] = {5 * MS,   10 * MS,  25 * MS,   50 * MS,   75 * MS,   100 * MS,  250 * MS,
                                                  500 * MS, 750 * MS, 1000 * MS, 2500 * MS, 5000 * MS, 7500 * MS, 10000 * MS};
 
-/* Open addressing; the last free place is never given away, so that a search ends and the rest has somewhere to go. */
+/* Open addressing; the last free place is never used, so that a search ends and overflow has a place. */
 static tally_series *find(tally_durations *t, uint8_t method, uint16_t status)
 {
     for (unsigned i = status * 11u + method;; i++) {
@@ -41,7 +41,7 @@ void tally_add(tally_durations *t, uint8_t method, unsigned status, int64_t dura
 
 /* --------------------------------------------------------------------------------------------------- probers */
 
-/* Up to 8 bytes from each end: hashes only choose whom to compare with. */
+/* Up to 8 bytes from each end: a hash only selects the entries to compare with. */
 static uint64_t ends(const void *bytes, size_t len)
 {
     uint64_t a = 0, b = 0;
@@ -102,7 +102,7 @@ void tally_probe(tally_probers *t, const uint8_t address[16], const char *agent,
             atomic_store_explicit(&t->n, n + 1, memory_order_relaxed);
         pthread_mutex_unlock(&t->mutex);
     }
-    /* One thread writes: no need for a locked addition. */
+    /* Only one thread writes, so the addition needs no lock. */
     atomic_store_explicit(&t->count[i], atomic_load_explicit(&t->count[i], memory_order_relaxed) + 1, memory_order_relaxed);
     atomic_store_explicit(&t->status[i], status, memory_order_relaxed);
     atomic_store_explicit(&t->last[i], now, memory_order_relaxed);

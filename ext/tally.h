@@ -1,8 +1,8 @@
 /*
- * tally.h - what the front remembers for people: how long requests took, and who probes.
+ * tally.h - statistics for people: how long requests took, and who probes.
  *
- * Both tables are of fixed size, allocate nothing, and cost a few nanoseconds where they are filled.  What does not
- * fit is still counted: a duration under status 0, a prober in place of the one that was silent longest.
+ * Both tables have a fixed size, allocate nothing, and an update costs a few nanoseconds.  What does not fit is still
+ * counted: a duration under status 0, a prober in place of the one that has been silent longest.
  */
 #ifndef TALLY_H
 #define TALLY_H
@@ -12,16 +12,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* ------------------------------------------------------------ durations of requests: the caller's lock guards them */
+/* ------------------------------------------------------------ durations of requests: guarded by the caller's lock */
 
-#define TALLY_BUCKETS 15 /* the 14 of OpenTelemetry's http.server.request.duration, and what is longer */
+#define TALLY_BUCKETS 15 /* the 14 of OpenTelemetry's http.server.request.duration, and one for longer requests */
 #define TALLY_SERIES 128 /* a power of two; pairs of method and status */
 
 typedef struct {
-    uint16_t status; /* of the response; 0: none was sent, or the table was full */
+    uint16_t status; /* of the response; 0 if none was sent, or the table was full */
     uint8_t method;  /* enum http1_method */
     uint8_t used;
-    uint64_t count[TALLY_BUCKETS]; /* of each bucket alone, not cumulated */
+    uint64_t count[TALLY_BUCKETS]; /* of each single bucket, not cumulative */
     uint64_t sum;                  /* nanoseconds */
 } tally_series;
 
@@ -34,7 +34,7 @@ extern const int64_t tally_bounds[TALLY_BUCKETS - 1]; /* upper bounds, inclusive
 
 void tally_add(tally_durations *t, uint8_t method, unsigned status, int64_t duration);
 
-/* -------------------------------------------------------------------- probers: one thread fills, any thread reads */
+/* -------------------------------------------------------------------- probers: one thread writes, any thread reads */
 
 #define TALLY_PROBERS 32
 #define TALLY_AGENT 48 /* bytes of the user agent that are kept */
@@ -50,13 +50,13 @@ typedef struct {
 typedef struct {
     tally_who who;
     uint64_t count;
-    unsigned status; /* of the last answer */
-    int64_t last;    /* when that was, monotonic nanoseconds */
+    unsigned status; /* of the last response */
+    int64_t last;    /* its time, monotonic nanoseconds */
 } tally_prober;
 
 typedef struct {
-    uint32_t hash[TALLY_PROBERS]; /* the filling thread's alone */
-    tally_who who[TALLY_PROBERS]; /* changed under the mutex; the filling thread reads them without */
+    uint32_t hash[TALLY_PROBERS]; /* used by the writing thread only */
+    tally_who who[TALLY_PROBERS]; /* written under the mutex; the writing thread reads them without it */
     _Atomic uint64_t count[TALLY_PROBERS];
     _Atomic unsigned status[TALLY_PROBERS];
     _Atomic int64_t last[TALLY_PROBERS];
