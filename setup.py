@@ -7,7 +7,7 @@ from glob import glob
 from setuptools import Extension, setup
 
 if not sys.platform.startswith("linux"):
-    sys.exit("pkg-service serves from an epoll loop and builds on Linux only; elsewhere run it in a Linux container")
+    sys.exit("pkg-service builds on Linux only, as it uses epoll; on other systems run it in a Linux container")
 
 core = Extension(
     "pkg._core",

@@ -100,13 +100,13 @@ def test_what_is_no_python_for_a_wheel_is_told_apart(tmp_path: Path) -> None:
     for answer in facts:
         other.write_text(f"#!/bin/sh\necho '{answer}'\n")
         other.chmod(0o755)
-        assert str(build.look(str(other))).endswith("CPython 3.11 or later is needed")
+        assert str(build.look(str(other))).endswith("CPython 3.11 or later is required")
     other.write_text('#!/bin/sh\necho \'["/usr/bin/python3.19", "cpython", [3, 19], true, false]\'\n')
     assert "apt-get install python3.19t-dev" in str(build.look(str(other)))
     other.write_text("#!/bin/sh\necho 'pyenv: python3.19: command not found' >&2\nexit 127\n")
-    assert build.look(str(other)) == f"{other} is no Python that runs here"
+    assert build.look(str(other)) == f"{other} is not a Python that runs on this machine"
     done = subprocess.run([sys.executable, BUILD, "--out", tmp_path, other], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, f"{other} is no Python that runs here\n")
+    assert (done.returncode, done.stderr) == (1, f"{other} is not a Python that runs on this machine\n")
 
 
 # --- installed -----------------------------------------------------------------------------------------------------

@@ -1,17 +1,17 @@
 #!/bin/sh
-# Builds the image with Docker or podman, whichever works here, and says what came out.
+# Builds the image with Docker or podman, whichever works on this machine, and prints its name and size.
 #
 #   deploy/image/build.sh [runtime|debug|builder] [flags of `docker build`, such as --no-cache]
 #
-#   IMAGE           name and tag; default pkg:VERSION, with -debug or -builder behind it for those
+#   IMAGE           name and tag; default pkg:VERSION, with the suffix -debug or -builder for those
 #   ENGINE          docker or podman
-#   RUNTIME_IMAGE   and DEBUG_IMAGE, BUILDER_IMAGE: other bases than the Dockerfile names; a release gives digests
-#                   (and --no-cache, or libpq stays as it was when its layer was made)
-#   PIP_CONFIG_FILE pip's settings, a file
-#   PIP_CERT        the certificates that pip trusts, a file; default those of this machine.  Both go in as secrets
+#   RUNTIME_IMAGE   also DEBUG_IMAGE and BUILDER_IMAGE: base images in place of the Dockerfile's; a release sets digests
+#                   (and uses --no-cache, because otherwise libpq comes from an old layer)
+#   PIP_CONFIG_FILE file with pip's configuration
+#   PIP_CERT        file with the certificates that pip trusts; default: those of this machine.  Both become secrets
 #
-# Where the bases cannot be pulled and none are given, stand-ins are made from Debian's packages (tests/image/standin.py):
-# good for trying and testing, not for shipping.
+# If the base images cannot be pulled and none are set, stand-ins are built from Debian's packages
+# (tests/image/standin.py), for trying and testing, not for production.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -25,13 +25,13 @@ esac
 
 engine=${ENGINE:-}
 if [ -z "$engine" ]; then
-    # A docker command may be there without its daemon, or be podman under Docker's name.
+    # The docker command may exist without its daemon, or may be podman under Docker's name.
     if said=$(docker version 2>/dev/null) && [ "${said##*Podman*}" ]; then engine=docker
     elif podman version >/dev/null 2>&1; then engine=podman
     else die "neither a Docker daemon nor podman is here; on Debian: apt-get install podman runc"
     fi
 fi
-# In a container or a bare virtual machine podman's defaults want too much (a bridge network, a raised limit).
+# In a container or a minimal virtual machine podman's defaults fail (a bridge network, a raised limit).
 if [ "$engine" = podman ] && [ ! -d /run/systemd/system ] && [ -z "${CONTAINERS_CONF:-}" ]; then
     export CONTAINERS_CONF="$PWD/tests/image/containers.conf"
 fi
@@ -45,8 +45,8 @@ runtime=${RUNTIME_IMAGE:-$(default RUNTIME_IMAGE)}
 debug=${DEBUG_IMAGE:-$(default DEBUG_IMAGE)}
 builder=${BUILDER_IMAGE:-$(default BUILDER_IMAGE)}
 
-# A tag moves with security updates: what is here under it may be old.  A base that the caller names is pulled if it is
-# not here, so that a digest is what it says and a local name does.
+# A tag moves with security updates, so a local copy may be old and is pulled again.  A base that the caller names is
+# pulled only if it is missing, so that digests and local names work.
 here() { "$engine" image inspect "$1" >/dev/null 2>&1; }
 pull() { say "pulling $1"; timeout 300 "$engine" pull -q "$1" >/dev/null 2>&1; }
 renewed() { pull "$1" || here "$1"; }
@@ -62,7 +62,7 @@ else
     image=${IMAGE:-pkg:standin$suffix}
 fi
 
-# The same commit gives the same bytes.  This is when the image says it was made; its files are of the Dockerfile's FILE_TIME.
+# The same commit gives the same bytes.  This is the creation time of the image; its files have the Dockerfile's FILE_TIME.
 : "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct 2>/dev/null || echo 1767225600)}"
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [ -z "$(git status --porcelain -- Dockerfile deploy/image ext pkg setup.py pyproject.toml 2>/dev/null)" ] || revision=$revision-dirty
@@ -81,7 +81,7 @@ certificates=${PIP_CERT:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}
 [ ! -f "$certificates" ] || set -- "$@" --secret "id=ca,src=$certificates"
 
 if [ "$engine" = podman ]; then
-    # OCI's format has no HEALTHCHECK.
+    # The OCI format does not support HEALTHCHECK.
     podman build "$@" --format docker --timestamp "$(default FILE_TIME)" .
     podman save --format docker-archive "$image" | python3 deploy/image/normalize.py "$SOURCE_DATE_EPOCH" | podman load -q >&2
 else

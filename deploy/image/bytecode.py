@@ -1,13 +1,13 @@
-"""Compiles what the service imports, on the base image itself.  It writes only byte code, below a folder of its own.
+"""Compiles everything that the service imports, on the base image.  It writes only byte code, to a separate folder.
 
 Debian compiles its standard library when the package is configured.  Distroless unpacks packages without configuring
-them, so its Python has no byte code at all, and a process that may write nothing would compile all it imports at every
-start.  This runs in a throw-away stage on that very base and writes `__pycache__` folders below OUT, for a COPY.
+them, so its Python has no byte code, and a process that cannot write files would compile all imports at every start.
+This script runs in a temporary stage on the same base and writes `__pycache__` folders below OUT, for a COPY.
 
-The files are of the unchecked-hash kind: nothing is compared at start, and no file's time matters.  They cannot go
-stale, since sources and byte code are of one image.
+The files use unchecked hashes: nothing is compared at start, and file times do not matter.  They cannot become stale,
+since sources and byte code are in the same image.
 
-    python3 bytecode.py OUT PACKAGE      PACKAGE: all that its sources import counts, also inside functions
+    python3 bytecode.py OUT PACKAGE      compiles everything that the sources of PACKAGE import, also inside functions
 """
 
 import ast
@@ -19,10 +19,10 @@ import py_compile
 import sys
 from pathlib import Path
 
-# Imported by the interpreter itself when the need arises, so that no source names them.
+# Imported by the interpreter on demand, so that no source names them.
 UNNAMED = ["encodings.ascii", "encodings.idna", "encodings.latin_1", "encodings.utf_8", "psycopg_c", "runpy"]
 
-# What web frameworks use of the standard library beyond that: 90 KB for a user's application that starts faster.
+# More of the standard library that web frameworks use: 90 KB, so that a user's application starts faster.
 COMMON = [
     "contextvars",
     "copy",
@@ -36,12 +36,12 @@ COMMON = [
     "zoneinfo",
 ]
 
-# Needed when a setting is misspelt, and for /debug/memory: 200 KB that no start has to read.
+# Only needed for a misspelt setting and for /debug/memory: 200 KB that would not make any start faster.
 RARE = {"difflib", "tracemalloc"}
 
 
 def named(package):
-    """The modules that a package's sources import anywhere, and its own."""
+    """The modules of a package, and those that its sources import anywhere."""
     folder = Path(importlib.util.find_spec(package).origin).parent
     for path in sorted(folder.glob("*.py")):
         if path.stem != "__main__":
@@ -54,11 +54,11 @@ def named(package):
 
 
 def sources(package):
-    """The source files of all modules that are in use once those are imported."""
+    """The source files of all modules that are loaded after importing these."""
     for name in {*UNNAMED, *COMMON, *named(package)} - RARE:
         with contextlib.suppress(ImportError):  # an optional extra
             importlib.import_module(name)
-    # Not the frozen ones (os, codecs ...): their code is in the interpreter, and no file of theirs is read.
+    # Without frozen modules (os, codecs ...), whose code is in the interpreter.
     specs = [module.__spec__ for module in list(sys.modules.values()) if module.__spec__ is not None]
     files = {spec.origin for spec in specs if spec.has_location}
     files |= {importlib.util.find_spec(f"{package}.__main__").origin}
@@ -66,7 +66,7 @@ def sources(package):
 
 
 def apart(function, *arguments):
-    """What the function returns, a list of strings, when a child process calls it."""
+    """Calls the function in a child process and returns its result, a list of strings."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -89,8 +89,8 @@ def compiled(out, path):
 
 
 def main(out, package):
-    # How byte code is written depends, in bits that mean nothing, on how often an object is referred to elsewhere in
-    # the process.  A child for each file makes it a function of the source alone.
+    # Some meaningless bits of byte code depend on how often an object is referenced elsewhere in the process.  A
+    # separate child for each file makes the result depend on the source alone.
     files = apart(sources, package)
     for path in files:
         apart(compiled, out, path)

