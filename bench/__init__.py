@@ -1,4 +1,4 @@
-"""The benchmark: our server beside its peers, in one run on one machine.  Nothing of it is installed with the package.
+"""The benchmark: compares this server with others in one run on one machine.  It is not installed with the package.
 
 `python -m bench --help` says how to run it.  From top to bottom: `__main__` runs the sections (`probes`, `latency`,
 `hosting`, `parsing`, `memory`, `startup`, `restarts`); they start servers (`servers`) as `peers` describes them,

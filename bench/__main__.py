@@ -1,4 +1,4 @@
-"""`python -m bench`: runs the sections, writes results.json and the plots, prints the table.  See --help."""
+"""`python -m bench`: runs the sections, writes results.json and the plots, and prints the tables.  See --help."""
 
 from __future__ import annotations
 
@@ -46,10 +46,12 @@ def main() -> int:
         epilog="Exit code 0: all that this machine allows has been measured; what it does not is listed.",
     )
     parser.add_argument("--quick", action="store_true", help="fewer servers and rounds; under three minutes")
-    parser.add_argument("--only", default="", metavar="A,B", help="these sections; the others' results are kept")
-    parser.add_argument("--servers", default="", metavar="A,B", help="these servers: " + ", ".join(peers.BY_NAME))
+    parser.add_argument("--only", default="", metavar="A,B", help="run these sections; keep the results of the others")
+    parser.add_argument("--servers", default="", metavar="A,B", help="run these servers: " + ", ".join(peers.BY_NAME))
     parser.add_argument("--output", type=Path, default=environment.BENCH / "results.json", help="default: %(default)s")
-    parser.add_argument("--report", action="store_true", help="measure nothing: table and plots from the results")
+    parser.add_argument(
+        "--report", action="store_true", help="measure nothing; make tables and plots from existing results"
+    )
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="put the tables between the markers of this page")
     arguments = parser.parse_args()
 
@@ -74,7 +76,7 @@ def measure(arguments: argparse.Namespace, results: dict[str, object]) -> dict[s
     session = Session(arguments.quick, [], {})
     session.missing |= environment.prepare(session.say)
     if "wrk" in session.missing:
-        raise SystemExit(f"python -m bench: nothing to load servers with: {session.missing['wrk']}")
+        raise SystemExit(f"python -m bench: no load generator: {session.missing['wrk']}")
     there, reasons = peers.available(session.missing)
     session.missing |= reasons
     session.peers = [peer for peer in there if not chosen or peer.name in chosen]
@@ -84,7 +86,7 @@ def measure(arguments: argparse.Namespace, results: dict[str, object]) -> dict[s
     for name in wanted:
         try:
             results[name] = SECTIONS[name].run(session)
-        except Exception as error:  # half an hour of figures is not thrown away for one section
+        except Exception as error:  # do not lose half an hour of results because of one section
             session.missing[name] = f"{type(error).__name__}: {error}"
             results.pop(name, None)
     session.clear()

@@ -1,4 +1,4 @@
-"""What every server in the benchmark serves, once as WSGI, once as ASGI.  It imports nothing of the benchmark.
+"""The application that every server in the benchmark serves, as WSGI and as ASGI.  It imports nothing else of bench/.
 
     /          hello world
     /healthz   a probe: `ok`, as a peer's user would write it (our server answers it before the application)
@@ -35,7 +35,7 @@ _BIG = b"0123456789abcdef" * 4096
 
 
 def _connection() -> contextlib.AbstractContextManager[Any]:
-    """A connection of our own pool under our server, else of a psycopg_pool of the same size."""
+    """A connection from our pool under our server, otherwise from a psycopg_pool of the same size."""
     if os.environ.get("BENCH_SERVER") == "pkg":
         import pkg
 
@@ -64,7 +64,7 @@ def _ready() -> bytes:
 
 
 def _busy() -> bytes:
-    """CPU time, not wall time: a thread that waits for the lock or for the core does no work meanwhile."""
+    """Uses CPU time, not wall time, because a thread that waits for the lock or for a core does no work."""
     until = time.thread_time() + BUSY
     n = 0
     while time.thread_time() < until:
@@ -73,7 +73,7 @@ def _busy() -> bytes:
 
 
 def _hold() -> bytes:
-    """One call into C that never lets go of the lock; how much of it 3 s are is measured first."""
+    """One call into C that never releases the lock; first measures how much work takes 3 s."""
     begin = time.thread_time()
     collections.deque(itertools.repeat(None, 1_000_000), maxlen=0)
     count = int(HOLD / (time.thread_time() - begin) * 1_000_000)
@@ -90,7 +90,7 @@ WORK: dict[str, Callable[[], bytes]] = {
     "/busy": _busy,
     "/hold": _hold,
 }
-AT_ONCE = {"/", "/healthz", "/64k"}  # what an ASGI application answers in its loop; the rest goes to threads
+AT_ONCE = {"/", "/healthz", "/64k"}  # served by the ASGI application in its loop; other paths go to threads
 
 
 def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -126,7 +126,7 @@ async def asgi(scope: dict[str, Any], receive: Receive, send: Send) -> None:
             more = message.get("more_body", False)
         body = b"%d" % size
     else:
-        import asyncio  # not above: what hosts WSGI would have it in memory for nothing
+        import asyncio  # imported here, so that WSGI servers do not have it in memory
 
         body = await asyncio.get_running_loop().run_in_executor(_threads(), WORK[path])
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]

@@ -1,4 +1,4 @@
-"""A PostgreSQL server for the sections that need one, if this machine can run one."""
+"""A PostgreSQL server for the sections that need one, if this machine can run it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.session import Session
 
 @contextlib.contextmanager
 def postgres(session: Session) -> Iterator[Any]:
-    """The server (tests.faults.postgres.Postgres), or None, which is noted."""
+    """The server (tests.faults.postgres.Postgres), or None; then the reason is noted."""
     try:
         from tests.faults.postgres import NoServer, Postgres
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Makes what the benchmark needs and the project does not: the peers' packages, wrk and nginx, our own C programs.
+"""Installs or builds what only the benchmark needs: packages of other servers, wrk, nginx, and our C programs.
 
 Whatever cannot be had is left out: `Tools` says why, and the run goes on without it.
 """
@@ -22,7 +22,7 @@ CACHE = BENCH / ".cache"
 VENV = BENCH / ".venv"
 PEER_PYTHON = VENV / "bin" / "python"
 
-# One at a time, so that one that does not build leaves the others alone.
+# Installed one at a time, so that a failed build does not affect the others.
 PACKAGES = {
     "gunicorn": "gunicorn",
     "granian": "granian",
@@ -37,26 +37,26 @@ PACKAGES = {
     "gunicorn_h1c": "gunicorn_h1c",
     "psycopg": "psycopg[binary,pool]",
 }
-# What is looked for: the Debian package that has it.
+# Required commands, each with the Debian package that contains it.
 COMMANDS = {"wrk": "wrk", "nginx": "nginx-light", "valgrind": "valgrind", "haproxy": "haproxy"}
-HEADERS = {"ev.h": "libev-dev"}  # bjoern is built against it
+HEADERS = {"ev.h": "libev-dev"}  # required to build bjoern
 
 Say = Callable[[str], None]
 
 
 class Missing(Exception):
-    """Something cannot be had on this machine; the text is one line that says why."""
+    """Something is not available on this machine; the text is one line that says why."""
 
 
 def prepare(say: Say) -> dict[str, str]:
-    """Installs all of it; returns what is missing, with the reason."""
+    """Installs everything and returns what is missing, with reasons."""
     missing: dict[str, str] = {}
     _install_commands(say, missing)
     _install_packages(say, missing)
     if (reason := missing.pop("ev.h", "")) and "bjoern" in missing:
         missing["bjoern"] = reason
     say("fetching picohttpparser, compiling the clients")
-    with contextlib.suppress(Missing):  # who needs it says so
+    with contextlib.suppress(Missing):  # reported by the section that needs it
         picohttpparser()
     for name in ("prober", "responder"):
         program(name)
@@ -64,7 +64,7 @@ def prepare(say: Say) -> dict[str, str]:
 
 
 def _run(command: list[str | Path], timeout: float = 600) -> str:
-    """Its output; Missing: it failed."""
+    """The output of a command.  Raises Missing if it fails."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
@@ -110,7 +110,7 @@ def command(name: str) -> str:
 
 
 def _install_packages(say: Say, missing: dict[str, str]) -> None:
-    """Into an environment of the same interpreter that runs ours."""
+    """Installs into an environment of the interpreter that runs ours."""
     base = Path(getattr(sys, "_base_executable", sys.executable))
     if not PEER_PYTHON.exists():
         say("making the peers' environment")
@@ -130,13 +130,13 @@ def _install_packages(say: Say, missing: dict[str, str]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of the peers' packages."""
+    """The versions of the other servers' packages."""
     listing = _run([PEER_PYTHON, "-m", "pip", "list", "--disable-pip-version-check", "--format=freeze"])
     return dict(line.lower().replace("_", "-").split("==", 1) for line in listing.splitlines() if "==" in line)
 
 
 def program(name: str, *sources: str | Path, flags: tuple[str, ...] = ()) -> Path:
-    """A C program of bench/, compiled if it has changed.  Missing: there is no compiler, or it does not compile."""
+    """A C program of bench/, compiled if it has changed.  Raises Missing if it cannot be compiled."""
     files = [BENCH / source for source in sources or (f"{name}.c",)]
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
@@ -152,7 +152,7 @@ def program(name: str, *sources: str | Path, flags: tuple[str, ...] = ()) -> Pat
 
 
 def picohttpparser() -> Path:
-    """The folder with picohttpparser.c: the source package of gunicorn_h1c carries it."""
+    """The folder with picohttpparser.c, which the source package of gunicorn_h1c contains."""
     folder = CACHE / "gunicorn_h1c"
     found = sorted(folder.rglob("picohttpparser.c"))
     if not found:
@@ -169,7 +169,7 @@ def picohttpparser() -> Path:
 
 
 def machine() -> dict[str, str | int]:
-    """What the figures were measured on."""
+    """The machine and software on which the figures were measured."""
     model = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith(("model name", "Model")):

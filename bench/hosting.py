@@ -1,4 +1,4 @@
-"""Section 3: what hosting an application costs: hello world, 64 KiB, a 1 MiB upload, a one-row query as JSON."""
+"""Section 3: the cost of hosting an application: hello world, 64 KiB, a 1 MiB upload, a one-row query as JSON."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def run(session: Session) -> list[dict[str, Any]]:
                     if session.quick and QUICK[case]:
                         chosen = [s for s in servers if s.peer.name in QUICK[case].split()]
                     title = f"{case}, {connections} connections"
-                    # Where it matters less, fewer rounds: a full run has half an hour.
+                    # Fewer rounds where precision matters less, as a full run shall take half an hour.
                     rounds = 1 if session.quick or connections != 32 else 3
                     if case == "hello":
                         rounds = 2 if session.quick else 5
-                    # The first query imports psycopg and connects, which is no part of what one costs.
+                    # The first query imports psycopg and connects, which does not belong to the cost of a query.
                     if case == "query" or (not session.quick and rounds > 1):
                         for server in chosen:
                             session.say(f"{title}, warming up: {server.peer.title}")

@@ -1,4 +1,4 @@
-"""Runs one of the servers that have no command line of their own:  python -m bench.hosts NAME PORT.
+"""Runs one of the servers that have no command line:  python -m bench.hosts NAME PORT.
 
 It is started by `peers` in the peers' environment, so it may import nothing else of the benchmark but applications.
 """
@@ -49,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Standard(ThreadingHTTPServer):
-    request_queue_size = 2048  # the default of 5 would lose connections, which is not what is measured
+    request_queue_size = 2048  # the default of 5 would lose connections and distort the measurement
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:

@@ -1,4 +1,4 @@
-"""Section 2: how long a probe waits for its answer while the server is in trouble.
+"""Section 2: how long a probe waits for its response while the server is in trouble.
 
     saturated     32 clients, each wanting 50 ms of CPU of the application again and again
     lock held     one request that holds the interpreter lock for 3 s, then a second of rest, again and again
@@ -25,7 +25,7 @@ from bench.servers import Running, get
 from bench.session import Session
 
 INTERVAL = 0.02  # seconds
-TIMEOUT = 5  # seconds; a probe without an answer counts as that long
+TIMEOUT = 5  # seconds; also the latency counted for a probe without a response
 SLOW_CLIENTS = 10_000
 
 
@@ -80,7 +80,7 @@ def _frozen(server: Running, database: Any) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _noted(session: Session, what: str) -> Iterator[None]:
-    """One server that breaks off is a line in the report, and not the end of the run."""
+    """A server that fails is a line in the report and does not end the run."""
     try:
         yield
     except (OSError, http.client.HTTPException, Missing, ValueError) as error:

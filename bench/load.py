@@ -1,4 +1,4 @@
-"""The clients: wrk for throughput, prober for latency and crowds of connections.  They run on the load's core."""
+"""The clients: wrk for throughput, prober for latency and many connections.  They run on the core for the load."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ UPLOAD = 'wrk.method = "POST"\nwrk.body = string.rep("x", 1048576)\n'
 
 @dataclass
 class Sample:
-    """One round of load on one server."""
+    """The result of one round of load on one server."""
 
-    rate: float  # requests answered 2xx, per second
-    cpu: float  # seconds of CPU per request answered 2xx, of the whole process tree
+    rate: float  # 2xx responses per second
+    cpu: float  # seconds of CPU per 2xx response, for the whole process tree
     busy: float  # share of one core that the server used
     p99: float  # seconds
     failed: int  # connections cut or timed out, responses other than 2xx
@@ -32,7 +32,7 @@ class Sample:
 
 
 def wrk(server: Running, *, path: str, connections: int, seconds: float, close: bool = False) -> Sample:
-    """Closed loop, one thread.  `close`: a connection for each request.  `/upload` is sent a megabyte."""
+    """Closed loop with one thread.  `close`: a connection for each request.  `/upload` gets a body of 1 MiB."""
     words = [command("wrk"), "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout=10s", "--latency"]
     if close:
         words += ["-H", "Connection: close"]
@@ -52,7 +52,7 @@ def wrk(server: Running, *, path: str, connections: int, seconds: float, close: 
     answers = int(found[1]) if found else 0
     refused = sum(int(n) for n in re.findall(r"Non-2xx or 3xx responses: (\d+)", text))
     cut = sum(int(n) for line in re.findall(r"Socket errors:.*", text) for n in re.findall(r"\d+", line))
-    count = answers - refused  # an error that is answered fast is no success
+    count = answers - refused  # a fast error is not a success
     elapsed = float(found[2]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}[found[3]] if found else 0.0
     rate = count / elapsed if elapsed else 0.0
     p99 = _seconds(m[1]) if (m := re.search(r"(?m)^\s+99%\s+(\S+)", text)) else 0.0
@@ -71,7 +71,7 @@ def warm_up(server: Running, path: str, connections: int) -> None:
 
 
 class Background:
-    """wrk that keeps a server (or, given `port`, whoever listens there) busy until the end of the block."""
+    """Runs wrk until the end of the block, to keep a server busy (or whatever listens on `port`)."""
 
     def __init__(
         self, server: Running | None, path: str, connections: int, *, port: int = 0, close: bool = False
@@ -85,7 +85,7 @@ class Background:
             )
 
     def finish(self) -> str:
-        """Ends the load; wrk's report."""
+        """Ends the load and returns the report of wrk."""
         self._process.send_signal(signal.SIGINT)
         text, _ = self._process.communicate()
         return text
@@ -102,7 +102,7 @@ class Background:
 
 @dataclass
 class Probes:
-    """What a prober saw: latency in seconds of each probe; one without an answer has the time it was given up after."""
+    """The result of a prober: latency of each probe in seconds; the timeout for a probe without a response."""
 
     latencies: list[float]
     statuses: dict[str, int]  # "cut": refused or reset, "late": none within the timeout
@@ -116,7 +116,7 @@ class Probes:
 
 
 def start_probes(port: int, path: str, seconds: int, interval: float, timeout: int) -> subprocess.Popen[str]:
-    """One every `interval` seconds for `seconds`, each given up after `timeout`."""
+    """Sends one probe every `interval` seconds, for `seconds`; each has a timeout of `timeout` seconds."""
     with on_cores(LOAD_CORES):
         return subprocess.Popen(
             [program("prober"), "probe", str(port), path, str(int(interval * 1e6)), str(seconds), str(timeout)],
@@ -131,16 +131,16 @@ def read_probes(process: subprocess.Popen[str], worst: float) -> Probes:
         _, latency, status = map(int, line.split())
         name = {0: "cut", -1: "late"}.get(status, str(status))
         statuses[name] = statuses.get(name, 0) + 1
-        # A cut connection is no answer: it counts as the worst there is, not as a fast one.
+        # A cut connection counts as the timeout and not as a fast response.
         latencies.append(latency / 1e6 if status else max(latency / 1e6, worst))
     return Probes(latencies, statuses)
 
 
 class Crowd:
-    """Many connections, slow or idle, open until the end of the block."""
+    """Keeps many slow or idle connections open until the end of the block."""
 
     def __init__(self, server: Running, kind: str, count: int, path: str = "/", *, opening: int) -> None:
-        """`opening`: seconds that opening them may take."""
+        """`opening`: maximum time in seconds to open them."""
         words: list[str | Path] = [program("prober"), kind, str(server.port)]
         words += [*([] if kind == "slow" else [path]), str(count), str(opening), "3600"]
         with on_cores(LOAD_CORES):
@@ -148,7 +148,7 @@ class Crowd:
         self.open = 0
 
     def wait(self) -> int:
-        """How many there are: all, or as many as could be opened in the time for it."""
+        """The number of open connections: all, or as many as could be opened in time."""
         out: IO[str] | None = self._process.stdout
         assert out is not None
         self.open = int((out.readline().split() or ["", "0"])[1])

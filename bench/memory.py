@@ -1,4 +1,4 @@
-"""Section 5: memory: idle with an application and no database, and what 10,000 idle connections add."""
+"""Section 5: memory when idle with an application and no database, and with 10,000 idle connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One outage of the database, drawn: what the health pages say and how fast, the pool, and what requests get.
+"""Plots an outage of the database: status and latency of the health pages, the pool, and responses to requests.
 
 It is a picture of one run and compares nothing; every fault, with its bounds, is in tests/test_fault_matrix.py.
 
@@ -25,7 +25,7 @@ from tests.faults.host import Host, Probe
 from tests.faults.postgres import PASSWORD, NoServer, Postgres
 from tests.faults.proxy import Mode, Proxy
 
-BEFORE, AFTER = 4.0, 6.0  # seconds of peace on both sides
+BEFORE, AFTER = 4.0, 6.0  # seconds of normal operation before and after
 POOL = 6
 MUTED, WARM = "#5b6670", "#fbeeec"
 
@@ -57,8 +57,8 @@ class Run:
     ended: float = 0.0
     length: float = 0.0
     probes: list[Probe] = field(default_factory=list)
-    pool: list[tuple[float, int, int]] = field(default_factory=list)  # time, connections, of these in use
-    requests: list[tuple[float, int, float]] = field(default_factory=list)  # when answered, status, latency
+    pool: list[tuple[float, int, int]] = field(default_factory=list)  # time, connections, connections in use
+    requests: list[tuple[float, int, float]] = field(default_factory=list)  # time of the response, status, latency
 
     def turned(self, status: int, since: float) -> float | None:
         """When /readyz first said so."""
@@ -102,7 +102,7 @@ def _free_port() -> int:
 
 @contextlib.contextmanager
 def _sampled(admin: int) -> Iterator[list[tuple[float, int, int]]]:
-    """What the service itself says of its pool, ten times a second."""
+    """Reads the service's statistics of its pool ten times a second."""
     samples: list[tuple[float, int, int]] = []
     over = threading.Event()
 
@@ -127,7 +127,7 @@ def _sampled(admin: int) -> Iterator[list[tuple[float, int, int]]]:
 # ---------------------------------------------------------------------- drawing
 
 LEFT, RIGHT = 130.0, WIDTH - MARGIN - 6.0
-LOW, HIGH, LIMIT = -2, 1, 5.0  # latency: powers of ten, milliseconds; what is promised for 99 in 100
+LOW, HIGH, LIMIT = -2, 1, 5.0  # latency in powers of ten of a millisecond; the promise for 99 %, in milliseconds
 
 
 def draw(run: Run) -> str:
@@ -167,7 +167,7 @@ def _summary(run: Run) -> str:
 
 
 def _band(path: str, y: float, probes: list[Probe], x: Callable[[float], float]) -> list[str]:
-    """A bar for each stretch of the same status."""
+    """A bar for each period with the same status."""
     parts = [_text(LEFT - 8, y + 12, path, anchor="end")]
     first = 0
     for n in range(1, len(probes) + 1):
@@ -204,7 +204,7 @@ def _latencies(run: Run, top: float, height: float, x: Callable[[float], float])
 
 
 def _pool(run: Run, top: float, height: float, x: Callable[[float], float]) -> list[str]:
-    """Connections as a stepped area; those in use darker."""
+    """Connections as a stepped area, those in use in a darker colour."""
     parts = [_text(LEFT - 8, top - 9, "connections", anchor="end", bold=True)]
     for count in (0, POOL // 2, POOL):
         y = top + height - height * count / POOL
@@ -222,7 +222,7 @@ def _pool(run: Run, top: float, height: float, x: Callable[[float], float]) -> l
 
 
 def _requests(run: Run, top: float, height: float, x: Callable[[float], float]) -> list[str]:
-    """Answers in each quarter of a second: good ones up from the floor, the others on top of them."""
+    """Responses in each quarter of a second: successful ones at the bottom, the others on top."""
     slot = 0.25
     good, bad = [0] * int(run.length / slot + 1), [0] * int(run.length / slot + 1)
     for at, status, _ in run.requests:
@@ -237,7 +237,7 @@ def _requests(run: Run, top: float, height: float, x: Callable[[float], float]) 
         left, width = x(n * slot), x(slot) - x(0) - 1
         floor = top + height
         for count, colour in ((fine, OURS), (failed, ALARM)):
-            # A single failed request among many must be seen.
+            # A single failed request among many must be visible.
             tall = max(height * count / most, 3.0) if count else 0.0
             if tall:
                 parts.append(_rect(left, floor - tall, width, tall, colour))
@@ -248,7 +248,7 @@ def _requests(run: Run, top: float, height: float, x: Callable[[float], float]) 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.outage", description="Draw one outage of the database.")
     parser.add_argument("--fault", choices=FAULTS, default="frozen")
-    parser.add_argument("--seconds", type=float, default=12.0, help="how long it lasts (default: 12)")
+    parser.add_argument("--seconds", type=float, default=12.0, help="duration of the outage in seconds (default: 12)")
     parser.add_argument("--output", type=Path, default=BENCH / "outage.svg", help="default: %(default)s")
     arguments = parser.parse_args()
     try:

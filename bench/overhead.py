@@ -1,4 +1,4 @@
-"""Section 8: what observing costs: hello world with nothing on, with its metrics scraped, with an access log.
+"""Section 8: the cost of observing: hello world alone, with its metrics scraped, and with an access log.
 
 The front's own counters and histograms are always on; what they cost is in every figure here.
 """
@@ -17,7 +17,7 @@ from bench.servers import LOAD_CORES, Running, free_port, get, on_cores
 from bench.session import Session
 
 CONNECTIONS = 32
-SCRAPE_INTERVAL = 1.0  # seconds; Prometheus's usual one is 15
+SCRAPE_INTERVAL = 1.0  # seconds; usual for Prometheus is 15
 
 
 @contextlib.contextmanager
@@ -39,7 +39,7 @@ def _scraped(port: int) -> Iterator[None]:
 
 
 def run(session: Session) -> list[dict[str, Any]]:
-    """Rows of {"case", "cpu_us", "rate"}, the one to compare with first; CPU in microseconds a request.
+    """Rows of {"case", "cpu_us", "rate"}, the base case first; CPU in microseconds per request.
 
     Behind them the other servers' access logs: {"server", "plain_us", "cpu_us", "rate"}.
     """

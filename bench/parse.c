@@ -1,12 +1,12 @@
 /*
- * parse.c - nanoseconds per head, ours beside picohttpparser, in one process,
- * rounds interleaved so that both see the same clock and the same neighbours.
+ * parse.c - measures nanoseconds per head of our parser and of picohttpparser in
+ * one process, in interleaved rounds, so that disturbances affect both.
  *
  *     cc -O3 -msse4.2 -IDIR -c DIR/picohttpparser.c -o pico.o
  *     cc -O3 -Iext -IDIR -DPICO bench/parse.c ext/http1.c pico.o && ./a.out
  *
- * Without -DPICO only ours is measured; with -DPORTABLE_TOO the plain C path as
- * well (it includes the source then, so leave ext/http1.c out of the command).
+ * Without -DPICO only our parser is measured; with -DPORTABLE_TOO also its plain C
+ * code (it then includes the source, so leave ext/http1.c out of the command).
  * `./a.out ours|pico CASE` runs one thing 100,000 times, for callgrind and perf.
  */
 #define _POSIX_C_SOURCE 199309L

@@ -1,4 +1,4 @@
-"""Times request parsers side by side in one interpreter, prints JSON:  python -m bench.parsers SECONDS.
+"""Measures request parsers in one interpreter and prints JSON:  python -m bench.parsers SECONDS.
 
 It runs in the peers' environment, started by `parsing`.  What is timed is bytes in, a request one can ask out: method,
 target, and every header as Python objects; `lazy` stops at what the parser hands out before anybody asks for more.

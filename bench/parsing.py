@@ -1,4 +1,4 @@
-"""Section 4: what parsing a request head costs: in C beside picohttpparser, and in Python beside the usual parsers."""
+"""Section 4: the cost of parsing a request head, compared with picohttpparser in C and usual parsers in Python."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _title(name: str) -> str:
 
 
 def _instructions(session: Session, binary: Path, name: str, case: str) -> float:
-    """Instructions a head, by callgrind; 0 if there is none."""
+    """Instructions per head, counted by callgrind; 0 without callgrind."""
     session.say(f"counting instructions: {_title(name)}, {case}")
     try:
         done = subprocess.run(
@@ -69,7 +69,7 @@ def _instructions(session: Session, binary: Path, name: str, case: str) -> float
         session.missing["instruction counts"] = str(error)
         return 0
     found = re.search(r"Collected : (\d+)", done.stderr)
-    if found is None or done.returncode:  # valgrind does not know every SSE4.2 instruction
+    if found is None or done.returncode:  # valgrind does not support every SSE4.2 instruction
         session.missing[f"instruction counts of {_title(name)}"] = "it does not run under callgrind"
         return 0
     return round(int(found[1]) / 100_000, 1)

@@ -1,4 +1,4 @@
-"""How each server is started: one process, the same threads, access logs off, no limit in the way of 10,000 clients.
+"""How each server is started: one process, equal threads, no access log, and no limit below 10,000 clients.
 
 It starts nothing; `servers` does.
 """
@@ -34,21 +34,24 @@ http {{
 
 @dataclass(frozen=True)
 class Peer:
-    """One server.  `command(port, folder)`: what starts it; `folder` is an empty one for its files."""
+    """One server.  `command(port, folder)` returns the command that starts it; `folder` is an empty folder for its
+    files."""
 
     name: str
     title: str
     command: Callable[[int, Path], list[str]]
-    package: str = ""  # which has to be installed for it
+    package: str = ""  # the package that must be installed
     threads: int = THREADS
     environment: dict[str, str] = field(default_factory=dict)
-    hosts: bool = True  # runs the application; False: answers everything with one fixed response
+    hosts: bool = True  # runs the application; False: sends one fixed response to every request
 
-    logging: dict[str, str] = field(default_factory=dict)  # words of the command, and what they are with an access log
-    closes: bool = True  # heeds `Connection: close`; one that does not is faster at "one connection each" than it is
+    logging: dict[str, str] = field(
+        default_factory=dict
+    )  # words of the command and their replacements for an access log
+    closes: bool = True  # obeys `Connection: close`; otherwise "one connection each" would measure something else
 
     def with_access_log(self) -> Peer:
-        """The same server with one line a request on its standard output, for those with `logging`."""
+        """The same server with an access log on stdout, for servers with `logging`."""
 
         def command(port: int, folder: Path) -> list[str]:
             words = (self.logging.get(word, word) for word in self.command(port, folder))
@@ -67,7 +70,7 @@ def _pkg(port: int, folder: Path) -> list[str]:
 
 
 def _module(*words: str) -> Callable[[int, Path], list[str]]:
-    """`python -m ...` in the peers' environment; PORT in a word becomes the port."""
+    """`python -m ...` in the other servers' environment; PORT in a word is replaced by the port."""
     return lambda port, folder: [
         str(PEER_PYTHON), "-m", *(word.replace("PORT", str(port)) for word in words)
     ]  # fmt: skip
@@ -152,7 +155,7 @@ BY_NAME = {peer.name: peer for peer in PEERS}
 
 
 def available(missing: dict[str, str]) -> tuple[list[Peer], dict[str, str]]:
-    """The peers that can be started here, and why the others can't."""
+    """The servers that can be started on this machine, and why the others cannot."""
     there, reasons = [], {}
     for peer in PEERS:
         try:

@@ -1,4 +1,4 @@
-"""Two pictures from results.json, as SVG written by hand: probe latency under load, and requests per second of CPU.
+"""Draws two SVG pictures from results.json: probe latency under load, and requests per second of CPU.
 
 Ours is the one in colour; blue and vermilion are told apart by everybody, and the white ground stays on dark pages.
 It measures nothing, and needs nothing but the standard library.
@@ -21,7 +21,7 @@ Results = dict[str, Any]
 
 
 def draw(results: Results) -> dict[str, str]:
-    """File name without ending: picture.  Only what there are results for."""
+    """Pictures by file name without suffix; only those for which there are results."""
     out = {}
     if results.get("latency"):
         out["latency"] = latency(results["latency"])
@@ -95,7 +95,7 @@ LOW, HIGH = 0.05, 10_000.0  # milliseconds
 
 
 def latency(rows: list[dict[str, Any]]) -> str:
-    """One row a server: thin line p1 to p99, bar p25 to p75, mark at the median, p99 in figures."""
+    """One row for each server: thin line p1 to p99, bar p25 to p75, mark at the median, p99 as a number."""
     panels = []
     for case, path, title in CASES:
         found = [r for r in rows if r["case"] == case and r["path"] == path]
@@ -160,7 +160,7 @@ def _waited(row: dict[str, Any]) -> str:
 
 
 def throughput(panels: list[tuple[str, list[dict[str, Any]]]]) -> str:
-    """Requests per second of CPU: true also where the load generator was slower than the server."""
+    """Requests per second of CPU time, which is valid even if the load generator was slower than the server."""
     parts = [
         _text(MARGIN, 26, "Requests per second of CPU", size=19, bold=True),
         _text(MARGIN, 45, "of the server's whole process tree; right: CPU per request", size=13, fill="#4a545e"),

@@ -1,21 +1,21 @@
 /*
- * prober.c - the clients that wrk is not: probes on a fixed schedule, and crowds of connections that do next to nothing.
+ * prober.c - clients that wrk does not have: probes on a fixed schedule, and many connections that do almost nothing.
  *
  *     prober probe PORT PATH INTERVAL_US SECONDS TIMEOUT
- *         One GET on a new connection every INTERVAL_US, whether or not earlier ones have been answered, as probers
- *         do.  The time of each counts from when it was due, so that a stall is not hidden by having sent less
- *         (coordinated omission).  Prints one line a probe: due (us since the start), latency (us), status; status 0:
- *         connection refused or cut, -1: no answer within TIMEOUT seconds.
+ *         Sends one GET on a new connection every INTERVAL_US, even if earlier ones have got no response, as probers
+ *         do.  Latency is measured from the scheduled time, so that a stall is not hidden by sending fewer probes
+ *         (coordinated omission).  Prints one line for each probe: scheduled time (us since the start), latency (us),
+ *         status; status 0: connection refused or cut, -1: no response within TIMEOUT seconds.
  *
  *     prober slow PORT COUNT OPENING SECONDS
- *         Keeps COUNT connections open, each sending one byte of a request head a second, never a whole one; what the
- *         server closes is opened again.  Prints "ready N" once all are open, or after OPENING seconds, and after
- *         SECONDS more how many were opened in all.
+ *         Keeps COUNT connections open, each of which sends one byte of a request head per second and never completes it.
+ *         Connections that the server closes are opened again.  Prints "ready N" when all are open, or after OPENING
+ *         seconds, and after SECONDS more the total number of opened connections.
  *
  *     prober idle PORT PATH COUNT OPENING SECONDS
- *         Opens COUNT connections, has one GET answered on each, and holds them.  Prints "ready N" likewise.
+ *         Opens COUNT connections, completes one GET on each, and keeps them open.  Prints "ready N" as above.
  *
- * Not a load generator: it measures latency and keeps connections, one thread, a few thousand events a second.
+ * It is not a load generator: it measures latency and holds connections, in one thread, a few thousand events a second.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -78,7 +78,7 @@ static void set_request(const char *path, const char *more)
     request_len = (size_t)snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\n%s\r\n", path, more);
 }
 
-/* A connection under way, watched; -1 if there is none to be had. */
+/* Starts a connection and watches it; -1 if that fails. */
 static int start_connection(uint32_t id, uint32_t events)
 {
     int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -123,7 +123,7 @@ static void probe_event(client *c, uint32_t events)
         size_t room = sizeof c->head - 1 - c->got, part = (size_t)n < room ? (size_t)n : room;
         memcpy(c->head + c->got, rest, part);
         c->got += part;
-        /* "HTTP/1.1 200": an answer so short comes in one piece, and who has its status has been answered. */
+        /* "HTTP/1.1 200": such a short response arrives in one piece, so its status is enough. */
         if (c->got >= 12) {
             probe_done(c, atoi(c->head + 9), now_us());
             return;
@@ -172,7 +172,7 @@ static int probe(const char *path, int64_t interval, int64_t seconds, int64_t ti
 
 /* ---------------------------------------------------------------- slow and idle */
 
-/* Opens at most so many at a time: a burst past the server's backlog would wait for a retransmitted SYN, a second. */
+/* Opens at most this many at once: a burst beyond the server's backlog would wait a second for a retransmitted SYN. */
 #define BURST 100
 
 static int crowd(bool slow, size_t count, int64_t patience, int64_t seconds)
@@ -244,7 +244,7 @@ static int crowd(bool slow, size_t count, int64_t patience, int64_t seconds)
                 closed[n_closed++] = i;
             }
         }
-        /* One byte a second each, spread evenly. */
+        /* One byte per second on each, spread evenly. */
         now = now_us();
         for (size_t due = slow ? (size_t)((now - last) * (int64_t)count / SECOND) : 0; due > 0; due--) {
             client *c = &clients[cursor];
@@ -263,7 +263,7 @@ int main(int argc, char **argv)
     struct rlimit files;
 
     prctl(PR_SET_TIMERSLACK, 1000UL);
-    /* It shares a core with wrk, and waiting for that is not the server's latency.  Where we may not, we wait. */
+    /* It shares a core with wrk, and waiting for wrk is not the server's latency.  Without the permission it waits. */
     (void)sched_setscheduler(0, SCHED_RR, &(struct sched_param){.sched_priority = 1});
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;

@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def terminal(results: Results) -> str:
-    """Everything there is."""
+    """All tables."""
     parts = [
         goals(results), latency(results), probes(results), hosting(results), footprint(results), parsing(results),
         overhead(results), notes(results), settings(results),
@@ -28,7 +28,7 @@ def terminal(results: Results) -> str:
 
 
 def page(results: Results) -> str:
-    """What a reader wants to see: the goals, the pictures beside results.json; every figure below them."""
+    """For a reader: first the goals and the pictures beside results.json, then all figures."""
     pictures = [f"![{alt}](../bench/{name}.svg)" for name, alt, section in (
         ("latency", "how long a health probe waits under load", "latency"),
         ("throughput", "requests per second of CPU", "hosting")) if results.get(section)]  # fmt: skip
@@ -41,7 +41,7 @@ def page(results: Results) -> str:
 
 
 def update(path: Path, results: Results) -> None:
-    """Replaces what stands between the markers.  ValueError: the file has none."""
+    """Replaces the text between the markers.  Raises ValueError if the file has none."""
     text = path.read_text()
     if BEGIN not in text or END not in text:
         raise ValueError(f"{path} has no lines {BEGIN!r} and {END!r}")
@@ -54,7 +54,7 @@ def update(path: Path, results: Results) -> None:
 
 
 def goals(results: Results) -> str:
-    """What this server promises, what was measured beside whom, and whether the promise holds."""
+    """The goals of this server, the measured values, the server compared with, and whether the goal is met."""
     body: list[list[str]] = []
 
     def judge(what: str, wanted: str, measured: str, holds: bool) -> None:
@@ -235,7 +235,7 @@ def parsing(results: Results) -> str:
 
 
 def overhead(results: Results) -> str:
-    """What a request pays for metrics and the access log: rows as of bench.overhead.run; the first is the base."""
+    """The cost of metrics and access log per request: rows of bench.overhead.run, the base case first."""
     rows = results.get("overhead", [])
     body = [[r["case"], r["cpu_us"], r["cpu_us"] - rows[0]["cpu_us"]] for r in rows if "case" in r]
     body += [
@@ -253,7 +253,7 @@ def settings(results: Results) -> str:
 
 
 def _spread(results: Results) -> str:
-    """How far the rounds were apart."""
+    """The spread of the rounds."""
     rows = [r for r in [*results.get("probes", []), *results.get("hosting", [])] if len(r.get("rounds", ())) > 1]
     if not rows:
         return ""
@@ -283,7 +283,7 @@ def notes(results: Results) -> str:
 
 
 def _servers(rows: list[Row]) -> list[str]:
-    """In the peers' order."""
+    """Rows in the order of the servers in `peers`."""
     there = {r["server"] for r in rows}
     return [peer.name for peer in PEERS if peer.name in there]
 
@@ -299,7 +299,7 @@ def _duration(ms: float) -> str:
 
 
 def _table(title: str, head: list[str], body: list[list[str]], left: int = 1) -> str:
-    """A Markdown table that is also readable as text; the first `left` columns are words."""
+    """A Markdown table that is also readable as text; the first `left` columns are left-aligned."""
     body = [[cell or "-" for cell in row] for row in body]
     if not body or len(head) < 2:
         return ""

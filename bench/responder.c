@@ -1,8 +1,8 @@
 /*
- * responder.c - the least a server can do on one thread: epoll, one read, one write of a fixed response.
+ * responder.c - the minimum that a server does in one thread: epoll, one read, one write of a fixed response.
  *
- * It is the limit that the kernel sets on this machine, not a server: it takes every read for one whole request and
- * knows nothing of HTTP but "close" in the head.
+ * It shows the limit of the kernel on this machine and is not a server: it takes every read for a complete request, and
+ * knows nothing about HTTP except "close" in the head.
  *
  *     responder PORT
  */
@@ -17,7 +17,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* As long as the answer our own health page gives, so that the kernel moves the same number of bytes. */
+/* As long as the response of our health page, so that the kernel transfers the same number of bytes. */
 #define HEAD                                                                                                 \
     "HTTP/1.1 200 OK\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\nContent-Type: text/plain; charset=utf-8\r\n" \
     "Content-Length: 2\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"

@@ -35,13 +35,13 @@ from bench.environment import PEER_PYTHON, ROOT, Missing, command
 from bench.session import Session
 
 GRACE = 20  # seconds that every server has for requests in flight
-DELAY = 1.0  # seconds: ours goes on accepting, ten times the interval of HAProxy's checks
+DELAY = 1.0  # seconds; drain_delay of our server, ten times the interval of HAProxy's checks
 KEEP = 75  # seconds that an idle connection is kept
 THREADS = 8
 ROUNDS = 25
 BEGIN, END = "<!-- drain -->", "<!-- /drain -->"
 
-# Its own answer to what tests/rolling_application.py is asked.
+# nginx as a server, with the responses of tests/rolling_application.py.
 NGINX = """\
 daemon off; worker_processes 1; {user}
 pid {folder}/pid; error_log stderr crit;
@@ -62,7 +62,7 @@ http {{
 
 @dataclass(frozen=True)
 class Server:
-    """One server as an instance of the rolling update; PORT in a word of the command becomes the port."""
+    """One server as an instance of the rolling update; PORT in a word of the command is replaced by the port."""
 
     title: str
     words: tuple[str, ...]
@@ -102,7 +102,7 @@ SERVERS = {
 
 
 class _Starter:
-    """Starts instances of one server; the files that it needs lie in `folder`."""
+    """Starts instances of one server, with its files in `folder`."""
 
     def __init__(self, server: Server, folder: Path) -> None:
         self._server, self._folder, self._count = server, folder, 0
@@ -114,7 +114,7 @@ class _Starter:
         if words == ["nginx"]:
             words = self._nginx(port)
         elif self._server.words == OURS.words:
-            words = [*unprivileged(), *words]  # as in its image
+            words = [*unprivileged(), *words]  # as in the image
         environ = {k: v for k, v in os.environ.items() if not k.startswith("PKG_") and k != "PYTHONWARNINGS"}
         environ |= {"PYTHONPATH": str(ROOT), **dict(self._server.environ)}
         with open(self._folder / "log", "ab") as log:
@@ -125,7 +125,7 @@ class _Starter:
 
     def _nginx(self, port: int) -> list[str]:
         self._count += 1
-        folder = self._folder / str(self._count)  # two run at the same time
+        folder = self._folder / str(self._count)  # because two run at the same time
         folder.mkdir()
         user = "user root;" if os.geteuid() == 0 else ""
         (folder / "conf").write_text(NGINX.format(folder=folder, port=port, user=user, keep=KEEP))
@@ -133,7 +133,7 @@ class _Starter:
 
 
 def _measure(session: Session, name: str, rounds: int) -> dict[str, Any]:
-    """Missing: the server did not come up."""
+    """Raises Missing if the server does not start."""
     from tests.rolling import roll
 
     server = SERVERS[name]
@@ -193,7 +193,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 # ------------------------------------------------------------------ what cannot be saved
 
 IDLE = 1000  # connections each time
-SPREAD = 0.2  # seconds around the end of the last second, in which each of them sends once
+SPREAD = 0.2  # seconds around the closing of idle connections, in which each of them sends one request
 
 
 @contextlib.contextmanager
@@ -213,7 +213,7 @@ def _serving(port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def race(times: int) -> Counter[str]:
-    """What became of requests on idle connections around the FIN: `answered`, `closed before`, `lost`, `reset`.
+    """The fate of requests on idle connections around the FIN: `answered`, `closed before`, `lost`, `reset`.
 
     Each client looks whether its connection is still open, as pools do, and then sends at once.
     """
@@ -256,8 +256,8 @@ def main() -> int:
     from tests.unprivileged import describe
 
     parser = argparse.ArgumentParser(prog="python -m bench.restarts", description="Requests lost in rolling restarts.")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="both instances once each (default: %(default)s)")
-    parser.add_argument("--races", type=int, default=20, help="ends of 1,000 idle connections (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="restarts of both instances (default: %(default)s)")
+    parser.add_argument("--races", type=int, default=20, help="runs with 1,000 idle connections (default: %(default)s)")
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="put the table between the markers of this page")
     arguments = parser.parse_args()
     session = Session(False, [], {})

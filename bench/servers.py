@@ -1,4 +1,4 @@
-"""Runs a server on its core, and reads what it costs: CPU time and memory of its whole process tree.
+"""Runs a server on its core, and measures CPU time and memory of its whole process tree.
 
 It does not know which server it is: see `peers`.
 """
@@ -23,7 +23,7 @@ START_TIMEOUT = 20.0  # seconds
 
 
 def cores() -> tuple[set[int], set[int]]:
-    """Where the server runs and where the load runs: one core each if there are two."""
+    """The cores for the server and for the load: one each, if there are two."""
     have = sorted(os.sched_getaffinity(0))
     return ({have[0]}, {have[1]}) if len(have) > 1 else ({have[0]}, {have[0]})
 
@@ -34,7 +34,7 @@ SERVER_CORES, LOAD_CORES = cores()
 
 @contextlib.contextmanager
 def on_cores(which: set[int]) -> Iterator[None]:
-    """Processes started meanwhile run there."""
+    """Processes that are started in this block run on that core."""
     os.sched_setaffinity(0, which)
     try:
         yield
@@ -49,7 +49,7 @@ def free_port() -> int:
 
 
 def process_tree(pid: int) -> list[int]:
-    """The process and its descendants, as far as they live."""
+    """The process and its living descendants."""
     pids = [pid]
     for parent in pids:
         for listing in Path(f"/proc/{parent}/task").glob("*/children"):
@@ -59,7 +59,7 @@ def process_tree(pid: int) -> list[int]:
 
 
 def cpu_time(pid: int) -> float:
-    """Seconds of CPU that a process has used, threads that have ended included, to the nanosecond.
+    """Seconds of CPU time of a process, including ended threads, with a resolution of nanoseconds.
 
     The CPU clock of another process (clock_getcpuclockid(3)); /proc/PID/stat has the same in ticks of 10 ms.
     """
@@ -73,7 +73,7 @@ class Running:
     """A started server."""
 
     def __init__(self, peer: Peer, extra: dict[str, str] | None = None, *, port: int = 0) -> None:
-        """On `port`, or a free one.  Missing: it did not come up."""
+        """Starts on `port` or a free port.  Raises Missing if it does not start."""
         self.peer = peer
         self.port = port or free_port()
         self._folder = tempfile.TemporaryDirectory(prefix="bench-")
@@ -102,7 +102,7 @@ class Running:
             if self.process.poll() is not None:
                 break
             with contextlib.suppress(OSError, http.client.HTTPException):
-                # Not /healthz: ours answers that before the application has been imported.
+                # Not /healthz, to which our server responds before the application has been imported.
                 if get(self.port, "/", timeout=2) == 200:
                     self.first_answer = time.monotonic() - self.started
                     return
@@ -112,7 +112,7 @@ class Running:
         raise Missing(f"{self.peer.title} did not start: {lines[-1][:200]}")
 
     def cpu(self) -> float:
-        """Seconds of CPU, of the whole tree."""
+        """Seconds of CPU time of the whole tree."""
         return sum(cpu_time(pid) for pid in process_tree(self.process.pid))
 
     def memory(self) -> tuple[int, int]:
@@ -131,7 +131,7 @@ class Running:
         return self.process.poll() is None
 
     def stop(self) -> None:
-        """At once: nobody waits for a drain here."""
+        """Ends the server at once, without a drain."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

@@ -1,4 +1,4 @@
-"""What the sections share: which servers take part, how often and how long, the progress line, interleaved rounds.
+"""Shared by the sections: the servers, number and duration of rounds, the progress line, interleaved rounds.
 
 It measures nothing itself.
 """
@@ -25,12 +25,12 @@ class Session:
 
     quick: bool
     peers: list[Peer]
-    missing: dict[str, str]  # what there is not, and why
+    missing: dict[str, str]  # what is not available, and why
     started: float = field(default_factory=time.monotonic)
     _shown: int = 0
 
     def say(self, text: str) -> None:
-        """The progress line: it replaces itself on a terminal, and is a line each elsewhere."""
+        """Prints progress: on a terminal the line replaces itself, otherwise each is a new line."""
         line = f"[{time.monotonic() - self.started:5.0f} s] {text}"
         if sys.stderr.isatty():
             sys.stderr.write("\r" + line[:118].ljust(self._shown))
@@ -45,12 +45,12 @@ class Session:
             self._shown = 0
 
     def choose(self, *, hosts: bool, quick: str = "") -> list[Peer]:
-        """Those that take part: in a quick run only the ones named in `quick`, if it names any."""
+        """The servers that take part; in a quick run only those named in `quick`, if any."""
         names = quick.split() if self.quick and quick else list(BY_NAME)
         return [peer for peer in self.peers if peer.name in names and (peer.hosts or not hosts)]
 
     def start(self, peer: Peer, extra: dict[str, str] | None = None) -> Running | None:
-        """None: it did not come up, which is noted."""
+        """The started server, or None if it does not start; then the reason is noted."""
         try:
             return Running(peer, extra)
         except Missing as error:
@@ -59,7 +59,7 @@ class Session:
 
     @contextlib.contextmanager
     def all_running(self, peers: list[Peer], extra: dict[str, str] | None = None) -> Iterator[list[Running]]:
-        """All of them at once; those not under load are idle, and cost a round less than being started for it."""
+        """Starts all servers at once; an idle one costs less than a start in each round."""
         with contextlib.ExitStack() as stack:
             running = []
             for peer in peers:
@@ -72,7 +72,7 @@ class Session:
     def rounds(
         self, title: str, servers: list[Running], measure: Callable[[Running], Sample], *, rounds: int
     ) -> list[dict[str, Any]]:
-        """A B C A B C ...: what disturbs the machine for a while disturbs all of them."""
+        """A B C A B C ..., so that a temporary disturbance of the machine affects all servers."""
         samples: dict[str, list[Sample]] = {server.peer.name: [] for server in servers}
         for number in range(rounds):
             for server in servers:

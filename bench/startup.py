@@ -1,4 +1,4 @@
-"""Section 6: from the start of the process to the first 200, and what of it the interpreter alone takes."""
+"""Section 6: the time from the start of the process to the first 200, and the interpreter's part of it."""
 
 from __future__ import annotations
 
