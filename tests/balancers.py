@@ -19,8 +19,8 @@ from tests.client import wait_for
 from tests.load import is_reachable
 from tests.processes import free_port
 
-# Active checks: a server is out of rotation as soon as two in a row were not 200, and back with the first that is.  A
-# check may take much longer than the interval: a busy machine is no reason to take a server for dead.
+# Active checks: a server leaves the rotation after two responses in a row other than 200, and returns with the first
+# 200.  A check may take much longer than the interval, so that a busy machine does not make a server look dead.
 HAPROXY = """\
 global
     maxconn 2000
@@ -83,7 +83,7 @@ http {{
 
 
 def missing() -> list[str]:
-    """The balancers that this machine has not got."""
+    """The balancers that are missing on this machine."""
     return [name for name in ("haproxy", "nginx") if _command(name) is None]
 
 
@@ -92,7 +92,7 @@ def _command(name: str) -> str | None:
 
 
 class Balancer:
-    """A running balancer: `address` to send requests to, `log()` what it had to say."""
+    """A running balancer: send requests to `address`; `log()` is its log."""
 
     def __init__(self, name: str, address: tuple[str, int], process: subprocess.Popen[bytes], folder: Path) -> None:
         self.name, self.address, self.process, self._folder = name, address, process, folder
@@ -101,7 +101,7 @@ class Balancer:
         return (self._folder / "log").read_text()
 
     def has(self, port: int) -> bool:
-        """Whether it sends requests to the server on that port, as its checks tell it; nginx has none, and does."""
+        """Whether its checks let it send requests to the server on that port; nginx has no checks, so always."""
         if self.name != "haproxy":
             return True
         try:
@@ -110,7 +110,7 @@ class Balancer:
                 s.connect(str(self._folder / "stats"))
                 s.sendall(b"show stat\n")
                 rows = [line.split(",") for line in answer]
-        except (FileNotFoundError, ConnectionRefusedError):  # it has begun to listen for clients only
+        except (FileNotFoundError, ConnectionRefusedError):  # so far it listens for clients only
             return False
         status = rows[0].index("status")
         return any(row[1:2] == [f"s{port}"] and row[status] == "UP" for row in rows)

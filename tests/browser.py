@@ -1,4 +1,4 @@
-"""A real browser for tests: Debian's chromium without a window, over the DevTools protocol's pipe.
+"""A real browser for tests: Debian's chromium without a window, controlled through the pipe of the DevTools protocol.
 
 It sends one command at a time and keeps the events that come meanwhile.
 """
@@ -21,7 +21,7 @@ from typing import Any
 TIMEOUT = 60.0  # a cold start on a busy machine takes some seconds
 FLAGS = (
     "--headless=new",
-    "--no-sandbox",  # root in a container has none; only pages of the tests are opened
+    "--no-sandbox",  # root has no sandbox in a container; only pages of the tests are opened
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--disable-background-networking",
@@ -40,12 +40,12 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 def program() -> str | None:
-    """The browser's path; None if there is none."""
+    """The path of the browser, or None."""
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 class Tab:
-    """One page.  `events`: what the browser has said since the last `open`, by (method, parameters)."""
+    """One page.  `events`: events since the last `open`, as (method, parameters)."""
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self._read_fd, self._write_fd = read_fd, write_fd
@@ -74,7 +74,7 @@ class Tab:
                 return result
 
     def _receive(self, deadline: float) -> dict[str, Any]:
-        """The next message; an event is kept as well."""
+        """The next message; events are also recorded."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._read_fd, selectors.EVENT_READ)
             while b"\0" not in self._buffer:
@@ -89,7 +89,7 @@ class Tab:
         return message
 
     def said(self, method: str) -> list[dict[str, Any]]:
-        """The events of one kind."""
+        """The events with this method."""
         return [parameters for name, parameters in self.events if name == method]
 
     def open(self, url: str) -> None:
@@ -108,7 +108,7 @@ class Tab:
         return answer["result"].get("value")
 
     def show(self, width: int, height: int, scheme: str) -> None:
-        """As on a screen of that size, for a reader who wants `scheme`: light or dark."""
+        """Emulates a screen of this size and the preferred colour scheme, light or dark."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
@@ -119,7 +119,7 @@ class Tab:
 
 @contextlib.contextmanager
 def browsing() -> Iterator[Tab]:
-    """A browser with a profile of its own, ended at the end."""
+    """Runs a browser with its own profile until the end of the block."""
     chromium = program()
     assert chromium is not None
     commands, answers = os.pipe(), os.pipe()

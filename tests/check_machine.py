@@ -1,10 +1,10 @@
-"""Names everything that a machine lacks for building this project, all at once; exits 1 if it cannot be built.
+"""Lists everything that is missing on this machine to build this project; exits with 1 if it cannot be built.
 
-    check_machine.py             what building and running need
-    check_machine.py --test      and what the tests use: what is missing there is told, and does not stop anything
-    check_machine.py --packages  the names of all those Debian packages, for continuous integration
+    check_machine.py             checks what building and running need
+    check_machine.py --test      also checks what the tests need; what is missing there is only reported
+    check_machine.py --packages  prints the names of all these Debian packages, for continuous integration
 
-Run by the Makefile with the system's Python before anything is installed, so it uses nothing newer than Python 3.6.
+The Makefile runs it with the system's Python before anything is installed, so it uses nothing newer than Python 3.6.
 """
 
 import os
@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import tempfile
 
-# What the tests start, and the Debian package that has it.
+# The commands that tests start, each with its Debian package.
 TEST_TOOLS = [
     ("psql", "postgresql"),
     ("pgbouncer", "pgbouncer"),
@@ -26,7 +26,7 @@ TEST_TOOLS = [
     ("curl", "curl"),
     ("openssl", "openssl"),
     ("promtool", "prometheus"),
-    # The image: built by podman on base images that mmdebstrap makes; without a registry and without a daemon.
+    # For the image: podman builds it on base images from mmdebstrap, without a registry or a daemon.
     ("podman", "podman"),
     ("runc", "runc"),
     ("skopeo", "skopeo"),
@@ -39,7 +39,7 @@ BUILD = ["gcc", "libc6-dev", "libpq-dev"]
 
 
 def compiles(source, *flags):
-    """Whether the C compiler takes these lines."""
+    """Whether the C compiler compiles this source."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "x.c")
         with open(path, "w") as file:
@@ -49,10 +49,10 @@ def compiles(source, *flags):
 
 
 def missing():
-    """What building lacks: (what, Debian packages), without packages where there are none that help."""
+    """What is missing for building: (what, Debian packages); without packages if none of them helps."""
     if sys.version_info < (3, 11):  # noqa: UP036 - whatever Python the machine has runs this
         found = sys.version.split()[0]
-        yield f"Python 3.11 or later is needed (this is {found}); name another one: make PYTHON=python3.13", []
+        yield f"Python 3.11 or later is required (this is {found}); choose another one: make PYTHON=python3.13", []
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
@@ -61,7 +61,7 @@ def missing():
     has_compiler = shutil.which("cc") is not None and compiles("#include <stdio.h>\n")
     if not has_compiler:
         yield "a C compiler and the C library's headers", ["gcc", "libc6-dev"]
-    # Without a compiler the headers are looked for where they would be, so that all is named at once.
+    # Without a compiler, look for the headers in their usual folder, so that everything is listed at once.
     include = sysconfig.get_paths()["include"]
     there = os.path.exists(os.path.join(include, "Python.h"))
     if not (compiles("#include <Python.h>\n", "-I" + include) if has_compiler else there):
@@ -75,16 +75,16 @@ def missing():
 
 
 def missing_test_tools():
-    """The same for what the tests start."""
+    """The same for the commands that tests start."""
     for command, package in TEST_TOOLS + CROSS[:1]:
-        # Debian keeps servers where only root has them in the path, and PostgreSQL's in a folder of its own.
+        # Debian installs servers in folders that only root has in PATH, and PostgreSQL in a separate folder.
         path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
         if shutil.which(command, path=path) is None:
             yield command, [package] if (command, package) != CROSS[0] else [name for _, name in CROSS]
 
 
 def tell(heading, found):
-    """One line for what is missing, and one that mends it."""
+    """Writes one line about what is missing, and one with the command that installs it."""
     what = "; ".join(name for name, _ in found)
     sys.stderr.write(f"{heading}: {what}\n")
     packages = [name for _, names in found for name in names]
@@ -96,7 +96,7 @@ def tell(heading, found):
 def main(arguments):
     if not sys.platform.startswith("linux"):
         where = {"darwin": "macOS", "win32": "Windows", "cygwin": "Windows"}.get(sys.platform, sys.platform)
-        sys.stderr.write(f"pkg runs on Linux, not on {where}; in a container it does: {IN_A_CONTAINER}\n")
+        sys.stderr.write(f"pkg runs on Linux, not on {where}; run it in a container: {IN_A_CONTAINER}\n")
         return 1
     if "--packages" in arguments:
         print(" ".join(BUILD + [package for _, package in TEST_TOOLS + CROSS]))
@@ -107,7 +107,7 @@ def main(arguments):
     if "--test" in arguments:
         tools = list(missing_test_tools())
         if tools:
-            tell("missing, so the tests that need them are left out or fail", tools)
+            tell("missing, so tests that need them are skipped or fail", tools)
     return 1 if found else 0
 
 

@@ -1,4 +1,4 @@
-"""A plain HTTP client for tests: raw bytes out, responses in, nothing guessed."""
+"""A plain HTTP client for tests: sends raw bytes, parses responses strictly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 import time
 from dataclasses import dataclass, field
 
-# How much slower everything may be: under a sanitizer it is, by ten times and more.
+# Factor for all timeouts, because sanitizers make everything ten times slower or more.
 SLOWNESS = float(os.environ.get("TEST_SLOWNESS", "1"))
 TIMEOUT = 10.0 * SLOWNESS
 
@@ -21,7 +21,7 @@ class Answer:
     interim: list[int] = field(default_factory=list)
 
     def header(self, name: str) -> str | None:
-        """The one header of that name; two are an error in every test."""
+        """The header of that name; two of them are an error in every test."""
         values = [v for n, v in self.headers if n.lower() == name.lower()]
         assert len(values) <= 1, self.headers
         return values[0] if values else None
@@ -54,7 +54,7 @@ class Connection:
         return bool(data)
 
     def receive(self, method: str = "GET") -> Answer:
-        """The next final response.  EOFError: the connection closed before it was complete."""
+        """The next final response.  Raises EOFError if the connection closes before it is complete."""
         interim = []
         while True:
             while b"\r\n\r\n" not in self._buffer:
@@ -108,7 +108,7 @@ class Connection:
             out += data[:-2]
 
     def is_closed(self, within: float = 2.0) -> bool:
-        """Whether the server has said FIN or reset, with nothing more sent."""
+        """Whether the server has sent FIN or RST, and no more data."""
         self.socket.settimeout(within)
         try:
             return self.socket.recv(1) == b""
@@ -128,7 +128,7 @@ class Connection:
 
 
 def get(address: tuple[str, int], target: str, headers: str = "", method: str = "GET", body: bytes = b"") -> Answer:
-    """One request on a connection of its own."""
+    """One request on a new connection."""
     with Connection(address) as c:
         return c.request(method, target, headers + "Connection: close\r\n", body)
 

@@ -1,4 +1,4 @@
-"""What every test may use.  Fixtures of one subject live beside its tests."""
+"""Fixtures for all tests.  Fixtures of one subject are beside its tests."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-# Processes that tests start find the package of this checkout, wherever they run.
+# Processes that tests start import the package of this checkout, in whatever folder they run.
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
 
-# Under nohup, and behind a shell's &, some signals are ignored, and would be by every process that a test starts.  One
-# that is caught, though nothing is done, is theirs again (execve(2)).
+# Under nohup, and in the background of a shell, some signals are ignored, and processes that a test starts would
+# inherit that.  A signal with a handler, even an empty one, gets its default again in them (execve(2)).
 for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, lambda *_: None)
@@ -22,7 +22,7 @@ for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No setting of the person who runs the tests reaches them."""
+    """Hides the settings of the person who runs the tests."""
     for name in list(os.environ):
         if name.startswith("PKG_") or name in {
             "DATABASE_URL",

@@ -1,4 +1,4 @@
-"""What a shared object's dynamic section says: whether it is hardened, and what it needs."""
+"""Reads the dynamic section of a shared object: whether it is hardened, and what it needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ELF = b"\x7fELF"
 
 
 def dynamic(content: bytes) -> tuple[set[str], set[str], list[str]]:
-    """Properties by which checksec goes, symbols wanted from elsewhere, libraries needed."""
+    """The properties that checksec examines, undefined symbols, and needed libraries."""
     elf = ELFFile(io.BytesIO(content))
     found, needed = set(), []
     if elf["e_type"] == "ET_DYN":

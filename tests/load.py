@@ -1,4 +1,4 @@
-"""Steady load whose every request is accounted for: sent, answered, or lost and how.
+"""A steady load that records for each request whether it was sent, answered, or lost, and how.
 
 It retries nothing, whatever a browser or a library would do: a request that a client has sent and that is not answered
 with 200 and the right body is lost.
@@ -23,12 +23,12 @@ TIMEOUT = 15.0  # seconds; longer than any timeout of a balancer in front
 
 @dataclass
 class Tally:
-    """What became of the requests; `lost` by what the client saw."""
+    """The outcome of the requests; `lost`: by the error that the client saw."""
 
     sent: int = 0
     answered: int = 0
     lost: Counter[str] = field(default_factory=Counter)
-    times: list[float] = field(default_factory=list)  # seconds, of those answered
+    times: list[float] = field(default_factory=list)  # seconds, for answered requests
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -89,7 +89,7 @@ class Load:
             self._tallies[method, keep] += tally
 
     def finish(self) -> dict[tuple[str, bool], Tally]:
-        """Ends the load, by kind: (method, whether connections are kept)."""
+        """Ends the load; returns the outcome by kind: (method, whether connections are kept alive)."""
         self._over.set()
         for thread in self._threads:
             thread.join(2 * TIMEOUT)
@@ -106,7 +106,7 @@ def loading(address: tuple[str, int], *, each: int = 2, pause: float = 0.01) -> 
 
 
 def is_listening(port: int) -> bool:
-    """Whether some process listens on the port; asks the kernel, so that no connection is spent on it."""
+    """Whether some process listens on the port; asks the kernel, so that no connection is needed."""
     with open("/proc/net/tcp") as table:
         return any(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in map(str.split, table))
 

@@ -1,4 +1,4 @@
-"""The service as a process of its own: `python -m pkg` with an application of the test's, its log and its pages."""
+"""Runs the service as a separate process: `python -m pkg` with the test's application; reads its log and pages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.client import wait_for
 
 
 class Process:
-    """A running service.  `lines()` are its log records, `errors()` what it wrote to stderr."""
+    """A running service.  `lines()`: its log records; `errors()`: its output on stderr."""
 
     def __init__(self, directory: Path, source: str, arguments: tuple[str, ...], environ: dict[str, str]) -> None:
         self._out, self._err = directory / "stdout", directory / "stderr"
@@ -50,7 +50,7 @@ class Process:
         return [line["message"] for line in self.lines()]
 
     def await_message(self, pattern: str, timeout: float = 15.0) -> re.Match[str]:
-        """Waits for a record whose message matches."""
+        """Waits for a log record whose message matches the pattern, and returns the match."""
 
         def look() -> re.Match[str] | None:
             assert self.process.poll() is None or self.messages(), (self.process.returncode, self.errors())
@@ -87,7 +87,7 @@ def running(
     kind: type[Process] = Process,
     **environ: str,
 ) -> Iterator[Process]:
-    """`python -m pkg` serving `source`, killed at the end if it still runs."""
+    """Runs `python -m pkg` with `source` as its application; kills it at the end if it still runs."""
     process = kind(directory, source, (app, *arguments), environ)
     try:
         if ready:

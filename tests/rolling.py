@@ -30,14 +30,14 @@ from tests.client import get, wait_for
 from tests.load import Load, Tally, is_listening, loading
 
 INTERVAL = 0.1  # seconds between HAProxy's checks
-PATIENCE = 60  # seconds for whatever has to come
+PATIENCE = 60  # seconds to wait for anything
 
 Start = Callable[[int], "subprocess.Popen[bytes]"]  # starts an instance on a port
 
 
 @dataclass
 class Outcome:
-    """What became of the load of each balancer, by kind of client, and how the instances ended."""
+    """The outcome of the load on each balancer, by kind of client, and how the instances ended."""
 
     rounds: int = 0
     seconds: float = 0.0
@@ -50,7 +50,7 @@ class Outcome:
         return sum(self.tallies[balancer].values(), Tally())
 
     def __add__(self, other: Outcome) -> Outcome:
-        """Of two that ran at the same time."""
+        """Combines two runs that took place at the same time."""
         tallies = {
             name: {kind: mine.get(kind, Tally()) + tally for kind, tally in theirs.items()}
             for name, theirs in other.tallies.items()
@@ -108,7 +108,7 @@ class _Instances:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """With its workers, if it has been given a session of its own."""
+    """Kills the instance, with its workers if it has its own session."""
     if process.poll() is None:
         if os.getpgid(process.pid) == process.pid:
             os.killpg(process.pid, signal.SIGKILL)
@@ -118,7 +118,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that no client is given while an instance is away: outside the range that connections take theirs from."""
+    """Ports outside the range of ephemeral ports, so that no client gets one of them while an instance is down."""
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     with contextlib.ExitStack() as stack:
         ports: list[int] = []
@@ -201,7 +201,7 @@ def _await(balancers: list[Balancer], port: int) -> None:
 
 
 def table(outcome: Outcome) -> str:
-    """A line for each kind of client."""
+    """One line for each kind of client."""
     lines = [
         f"{'':8}{'client':18}{'sent':>8}{'answered':>10}{'lost':>6}  {'p50':>6} {'p99':>6} {'max':>6} ms  lost how"
     ]

@@ -1,4 +1,4 @@
-"""What rolling restarts are tested with: `/echo/TOKEN` says what it was sent; the same as WSGI and as ASGI.
+"""The application for tests of rolling restarts: `/echo/TOKEN` returns what it was sent; as WSGI and as ASGI.
 
 It knows no server; `/readyz` is for those which leave that page to the application.
 """

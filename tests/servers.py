@@ -14,7 +14,7 @@ from tests.client import SLOWNESS
 
 @contextlib.contextmanager
 def serving(handler: Any, **options: Any) -> Iterator[Server]:
-    """A Server running `handler`; at the end every worker and connection is gone."""
+    """Runs a Server with `handler`; at the end all workers and connections must have ended."""
     server = Server(("127.0.0.1", 0), handler, **options)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

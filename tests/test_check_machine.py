@@ -34,7 +34,7 @@ def test_a_bare_machine_is_told_everything_at_once(tmp_path: Path) -> None:
     assert "libpq's headers" in lines[0]
     named = lines[1].partition("apt-get install ")[2].split()
     assert {"gcc", "libc6-dev", "libpq-dev"} <= set(named)
-    assert lines[2].startswith("missing, so the tests that need them are left out or fail: ")
+    assert lines[2].startswith("missing, so tests that need them are skipped or fail: ")
     named = lines[3].partition("apt-get install ")[2].split()
     # Some are looked for in /usr/sbin whatever the path is.
     elsewhere = {
@@ -63,5 +63,5 @@ def test_other_systems_are_told_the_container_in_one_line(
     monkeypatch.setattr(sys, "platform", platform)
     assert check_machine.main(arguments) == 1
     command = "docker compose -f deploy/compose.dev.yaml up"
-    assert capsys.readouterr() == ("", f"pkg runs on Linux, not on {name}; in a container it does: {command}\n")
+    assert capsys.readouterr() == ("", f"pkg runs on Linux, not on {name}; run it in a container: {command}\n")
     assert (ROOT / command.split()[3]).is_file()

@@ -1,4 +1,4 @@
-"""The service as what its image runs as: a user who owns nothing, without a single capability.
+"""Runs the service as the image does: as a user who owns no files and has no capability.
 
 Whether a kernel allows something often hangs on a capability, and root has them all: what works for root alone does not
 work where the service runs.
@@ -30,6 +30,6 @@ def unprivileged() -> tuple[str, ...]:
 
 
 def describe() -> str:
-    """Kernel, user and capabilities, for whoever reads a figure."""
+    """Kernel, user and capabilities, to be shown with a figure."""
     uid = os.geteuid() or USER
     return f"Linux {os.uname().release}, user {uid}, no capabilities"

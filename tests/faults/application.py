@@ -1,4 +1,4 @@
-"""The application that the fault matrix runs: it does nothing but query.
+"""The application of the fault matrix: each request runs a query.
 
 /query          one query, with two seconds for all of it
 /sleep?SECONDS  a query that takes so long, without a limit

@@ -1,4 +1,4 @@
-"""A running service for fault tests: the process, its log, what its probes say all the time, and load on it.
+"""A running service for fault tests: the process, its log, continuous probes, and load.
 
 It judges nothing; the matrix does.
 """
@@ -28,14 +28,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 class Probe(NamedTuple):
     at: float  # time.monotonic()
-    path: str  # `-`: how late the prober itself was
-    status: int  # 0: no answer
+    path: str  # `-`: the delay of the prober itself
+    status: int  # 0: no response
     latency: float  # seconds
 
 
 @dataclass
 class Load:
-    """What requests saw, by status; 0: the connection was cut."""
+    """Counts of responses by status; 0: the connection was cut."""
 
     statuses: collections.Counter[int] = field(default_factory=collections.Counter)
     slowest: float = 0.0
@@ -46,7 +46,7 @@ class Load:
 
 
 class Host:
-    """`python -m pkg` on a free port; at the end of the block it is ended, and has to have ended well."""
+    """Runs `python -m pkg` on a free port until the end of the block; its exit code must be 0."""
 
     def __init__(self, url: str = "", *, app: str = "tests.faults.application:app", **settings: str) -> None:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("PKG_")}
@@ -98,7 +98,7 @@ class Host:
             assert not self.errors, self.errors
 
     def close(self) -> int:
-        """Ends it; its exit code."""
+        """Ends the service and returns its exit code."""
         if self._watch is not None:
             self._watch.kill()
             self._watch.wait()
@@ -116,7 +116,7 @@ class Host:
                     stream.close()
         return code
 
-    # ------------------------------------------------------------------ what it says
+    # ------------------------------------------------------------------ log and probes
 
     def _read_log(self) -> None:
         assert self._service.stdout is not None
@@ -134,16 +134,17 @@ class Host:
             self.probes.append(Probe(float(at), path, int(status), float(latency)))
 
     def logged(self, text: str) -> str | None:
-        """The last log message that holds the text."""
+        """The last log message that contains the text."""
         return next((r["message"] for r in reversed(self.log) if text in r["message"]), None)
 
     @property
     def status(self) -> int:
-        """What /readyz said last."""
+        """The last response of /readyz."""
         return next((p.status for p in reversed(self.probes) if p.path == "/readyz"), 0)
 
     def wait_ready(self, status: int, within: float) -> float:
-        """Waits until /readyz says so; when it did, time.monotonic().  AssertionError: not within so many seconds."""
+        """Waits for this status of /readyz and returns its time.monotonic(); raises AssertionError after the
+        timeout."""
         begin = time.monotonic()
         first = len(self.probes)
 
@@ -152,7 +153,7 @@ class Host:
 
         return float(wait_for(seen, begin + within - time.monotonic(), f"/readyz {status}"))
 
-    # ------------------------------------------------------------------ what it costs
+    # ------------------------------------------------------------------ resources
 
     @property
     def threads(self) -> int:
@@ -166,7 +167,7 @@ class Host:
 
     @contextlib.contextmanager
     def load(self, target: str = "/query", *, threads: int = 2, pause: float = 0.02) -> Iterator[Load]:
-        """Requests in a closed loop, each thread on a connection of its own, until the end of the block."""
+        """Sends requests in a closed loop until the end of the block; each thread has its own connection."""
         load, stop = Load(), threading.Event()
         workers = [threading.Thread(target=self._ask, args=(load, stop.is_set, target, pause)) for _ in range(threads)]
         for worker in workers:

@@ -1,4 +1,4 @@
-"""A real PgBouncer before a server, in transaction mode.  It judges nothing."""
+"""Runs a real PgBouncer in front of a server, in transaction mode."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PGBOUNCER = shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/s
 
 @contextlib.contextmanager
 def bouncing(server: Postgres, sessions: int, *, tls: bool = False) -> Iterator[str]:
-    """The URL of a PgBouncer that keeps so many sessions with the server, for all its clients.
+    """The URL of a PgBouncer with this number of sessions on the server, for all clients together.
 
     tls: clients may use it, with a certificate that nobody has signed; the server's build may have none.
     """
@@ -45,7 +45,7 @@ def bouncing(server: Postgres, sessions: int, *, tls: bool = False) -> Iterator[
             request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
             request += ["-keyout", str(key), "-out", str(certificate)]
             subprocess.run(["openssl", *request], check=True, capture_output=True)
-            key.chmod(0o644)  # of a test, and PgBouncer is another user
+            key.chmod(0o644)  # a key for tests, and PgBouncer runs as another user
             with open(config, "a") as more:
                 more.write(f"client_tls_sslmode = allow\nclient_tls_key_file = {key}\n")
                 more.write(f"client_tls_cert_file = {certificate}\n")

