@@ -1,5 +1,5 @@
 # cython: language_level=3, binding=False, boundscheck=False, wraparound=False, freethreading_compatible=True
-"""The C core as Python sees it: the front, a request on loan from it, and the response that goes back.
+"""The C core as Python sees it: the front, a request that it lends to a worker, and the response to it.
 
 Only this file and the parts it includes know both worlds.  C returns codes, exceptions are made here; the
 interpreter lock is crossed in `with nogil:` blocks around one C call.
@@ -60,7 +60,7 @@ def watch_over(int child):
 
 
 class Stage:
-    """The stages of a front's life, in their order (enum front_stage)."""
+    """The stages of a front in their order (enum front_stage)."""
 
     SERVING = c.FRONT_SERVING
     TERMINATING = c.FRONT_TERMINATING
@@ -79,7 +79,7 @@ cdef int check(int rv) except -1:
 
 
 cdef object end_child(error):
-    """The handler has forked, and this is the child, with no way back into the worker's loop."""
+    """Ends this process if it is a child that the handler has forked: it must not return into the worker's loop."""
     from pkg._child import end
     end(error)
 
@@ -98,7 +98,7 @@ cdef class Front:
         cdef c.front_limits limits
         cdef bytes directory = os.fsencode(body_spool) if body_spool else None
         if self._front is not NULL:
-            raise RuntimeError("a Front is opened once")
+            raise RuntimeError("a Front can be opened only once")
         if not 0 < max_header_size <= http1.HTTP1_MAX_HEAD_SIZE or not 0 < max_headers <= http1.HTTP1_MAX_HEADERS:
             raise ValueError("max_header_size or max_headers out of range")
         limits.head.max_head_size = <uint16_t>max_header_size
@@ -119,7 +119,7 @@ cdef class Front:
         limits.linger_timeout = nanoseconds(linger_timeout)
         limits.request_timeout = nanoseconds(request_timeout)
         if len(proxies) > c.FRONT_MAX_NETWORKS:
-            raise ValueError(f"more than {c.FRONT_MAX_NETWORKS} networks of proxies")
+            raise ValueError(f"there can be at most {c.FRONT_MAX_NETWORKS} networks of proxies")
         limits.n_proxies = <unsigned>len(proxies)
         limits.proxy_optional = proxy_optional
         limits.stream_bodies = stream_bodies
@@ -179,18 +179,18 @@ cdef class Front:
         if rv == c.FRONT_OK:
             return new_request(self, &taken)
         if rv == c.FRONT_TIMEOUT and timeout >= 0:
-            raise TimeoutError("no request in time")
+            raise TimeoutError("no request arrived in time")
         return None
 
     def work(self, handle, failed, after, server, before=None):
-        """A worker: every request through handle(request, client_address, server) until the front stops.
+        """Runs a worker: calls handle(request, client_address, server) for each request until the front stops.
 
         failed(request, client_address) is called with what handle raised; before(request) and after(request), if
         given, ahead of it and when all is done.
         """
         cdef c.front_request taken
         cdef Request request
-        cdef WSGIHandler wsgi = None   # called without the way through Python
+        cdef WSGIHandler wsgi = None   # called directly, without Python
         cdef int rv
         if isinstance(handle, WSGIHandler) and type(handle).__call__ is WSGIHandler.__call__:
             wsgi = handle
@@ -215,7 +215,7 @@ cdef class Front:
                         finish_request(request, True, False)
                     else:
                         handle(request, get_address(request), server)
-                except BaseException as error:   # SystemExit in a handler ends the request, not the worker
+                except BaseException as error:   # SystemExit in a handler ends the request and not the worker
                     if c.front_is_foreign(self._front):
                         end_child(error)
                     failed(request, get_address(request))
@@ -227,8 +227,8 @@ cdef class Front:
                         finish_request(request, request.status != 0, request.status == 0)
                 if after is not None:
                     after(request)
-            except BaseException:   # of failed or after: the worker goes on here, too
-                log.exception("%s %s: what follows a request has failed", request.method, request.target)
+            except BaseException:   # raised by failed or after; the worker continues
+                log.exception("%s %s: handling the end of the request failed", request.method, request.target)
             request = None
 
     def publish(self, table):
@@ -236,7 +236,7 @@ cdef class Front:
         cdef int number
         cdef bytes path, headers, body
         if built is NULL:
-            raise ValueError(f"more than {p.PAGES_MAX} pages")
+            raise ValueError(f"there can be at most {p.PAGES_MAX} pages")
         try:
             for name, slot, fresh, expired, draining in table:
                 path = name.encode()
@@ -319,11 +319,11 @@ cdef class Front:
 DURATION_BOUNDS = tuple([tally.tally_bounds[i] / 1e9 for i in range(tally.TALLY_BUCKETS - 1)])
 
 
-# ------------------------------------------------------------------ the parser alone, for tests and benchmarks
+# ------------------------------------------------------------------ only the parser, for tests and benchmarks
 
 
 class ParseError(ValueError):
-    """A malformed head or chunked body; `status` is the answer it gets, `name` the rule (HTTP1_ERRORS)."""
+    """A malformed head or chunked body; `status`: of the response, `name`: the violated rule (HTTP1_ERRORS)."""
 
     def __init__(self, int error):
         super().__init__(http1.http1_error_text(error).decode())

@@ -322,9 +322,9 @@ cdef int send_all(Request request, c.iovec *iov, int n, size_t keep) except -1:
             rv = c.front_send(front, conn, iov, n, keep, True)
     leave(request, WRITING)
     if rv == -EALREADY:
-        raise ResponseError("a write after the end of the response")
+        raise ResponseError("data was written after the end of the response")
     if rv < 0:
-        raise ClientDisconnected("the client has closed the connection, or does not read")
+        raise ClientDisconnected("the client has closed the connection or does not read")
     return 0
 
 

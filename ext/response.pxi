@@ -1,4 +1,4 @@
-# A response on its way out: head built once, body framed, everything checked before a byte is sent.
+# A response: builds the head once, frames the body, and checks everything before a byte is sent.
 
 cdef bint[256] token_char   # RFC 9110 5.6.2
 cdef bint[256] value_char   # RFC 9110 5.5: VCHAR, SP, HTAB, obs-text
@@ -13,11 +13,11 @@ cdef extern from "response.h":
 
 
 cdef const char *latin1(object text, Py_ssize_t *length, const char *what) except NULL:
-    """The characters of a str as bytes, without a copy."""
+    """The bytes of a latin-1 str, without a copy."""
     if not isinstance(text, str):
         raise ResponseError(f"{what.decode()} is {type(text).__name__}, not str")
     if PyUnicode_KIND(text) != PyUnicode_1BYTE_KIND:
-        raise ResponseError(f"{what.decode()} has characters outside latin-1")
+        raise ResponseError(f"{what.decode()} contains characters outside latin-1")
     length[0] = PyUnicode_GET_LENGTH(text)
     return <const char *>PyUnicode_DATA(text)
 
@@ -37,12 +37,12 @@ cdef class Response:
     cdef char *head
     cdef size_t head_len, head_cap
     cdef readonly int status
-    cdef int64_t length       # announced; -1: none
+    cdef int64_t length       # of Content-Length; -1 if there is none
     cdef int64_t written
     cdef bint has_date, has_request_id, self_framed, chunked, bodiless, is_old
-    cdef bint closes          # the connection ends with this response
-    cdef bint closed          # nothing more goes into the head: it is out, or could not be sent as it was
-    cdef readonly bint sent   # the head is out
+    cdef bint closes          # the connection is closed after this response
+    cdef bint closed          # the head cannot be changed any more: it has been sent, or was invalid
+    cdef readonly bint sent   # the head has been sent
     cdef readonly bint ended
 
     def __cinit__(self, Request request not None):
@@ -64,7 +64,7 @@ cdef class Response:
             while cap < self.head_len + length:
                 cap *= 2
             if cap > 1 << 20:
-                raise ResponseError("more than a megabyte of headers")
+                raise ResponseError("the head of the response is larger than 1 MiB")
             more = <char *>realloc(self.head, cap)
             if more is NULL:
                 raise MemoryError
@@ -78,10 +78,10 @@ cdef class Response:
         """`line`: status code and reason phrase."""
         cdef Py_ssize_t i
         if self.sent:
-            raise ResponseError("a second response to one request")
+            raise ResponseError("the handler sent a second response to the same request")
         for i in range(length):
             if not value_char[<unsigned char>line[i]]:
-                raise ResponseError("control character in the reason phrase")
+                raise ResponseError("the reason phrase contains a control character")
         self.head_len = 0
         self.length = -1
         self.written = 0
@@ -91,16 +91,16 @@ cdef class Response:
         self.put(b"HTTP/1.1 ", 9)
         self.put(line, length)
         if length == 3:
-            self.put(b" ", 1)   # RFC 9112 4: the space stays where there is no reason phrase
+            self.put(b" ", 1)   # RFC 9112 4: the space is required even without a reason phrase
         self.put(b"\r\n", 2)
         return 0
 
     def start(self, int status, str reason="", bint is_old=False):
-        """`is_old`: an HTTP/1.0 response, with which the connection ends."""
+        """`is_old`: an HTTP/1.0 response, after which the connection is closed."""
         cdef Py_ssize_t length
         cdef const char *text
         if not 200 <= status <= 999:
-            raise ResponseError(f"{status} is no final status code")
+            raise ResponseError(f"{status} is not a final status code")
         line = f"{status} {reason}"
         text = latin1(line, &length, b"reason phrase")
         self.begin(status, text, length)
@@ -113,7 +113,7 @@ cdef class Response:
         self.put_header(name, value)
 
     cdef int put_header(self, name, value) except -1:
-        # Where there is no interpreter lock: a head that is being sent must not move.
+        # For builds without an interpreter lock: a head that is being sent must not move.
         with cython.critical_section(self):
             self.put_field(name, value)
         return 0
@@ -123,9 +123,9 @@ cdef class Response:
         cdef const char *a = latin1(name, &n, b"header name")
         cdef const char *b = latin1(value, &v, b"header value")
         if self.status == 0:
-            raise ResponseError("a header before the status line")
+            raise ResponseError("a header was sent before the status line")
         if self.closed:
-            raise ResponseError(f"header {name!r} after the head of the response")
+            raise ResponseError(f"header {name!r} was sent after the head of the response")
         for i in range(n):
             if not token_char[<unsigned char>a[i]]:
                 raise ResponseError(f"invalid character in header name {name!r}")
@@ -133,12 +133,12 @@ cdef class Response:
             raise ResponseError("empty header name")
         for i in range(v):
             if not value_char[<unsigned char>b[i]]:
-                raise ResponseError(f"control character in the value of header {name!r}")
+                raise ResponseError(f"the value of header {name!r} contains a control character")
         if n == 14 and is_name(a, n, b"content-length", 14):
             self.set_length(b, v)
             return 0
         if n == 10 and is_name(a, n, b"connection", 10):
-            # Persistence is the server's to say; an application may only end it (RFC 9112 9.6).
+            # The server decides on persistence; an application may only end it (RFC 9112 9.6).
             if "close" in value.lower():
                 self.closes = True
             return 0
@@ -151,7 +151,7 @@ cdef class Response:
         elif n == 17 and is_name(a, n, b"transfer-encoding", 17):
             if value.lower() != "chunked":
                 raise ResponseError(f"transfer coding {value!r} is not supported")
-            # The application frames its body itself.  That can't be vouched for: the connection ends with it.
+            # The application frames its body itself.  As this cannot be checked, the connection is closed after it.
             self.self_framed = self.closes = True
         self.put(a, n)
         self.put(b": ", 2)
@@ -166,7 +166,7 @@ cdef class Response:
             raise ResponseError("two Content-Length headers")
         for i in range(length):
             if not c'0' <= text[i] <= c'9' or i > 17:
-                raise ResponseError("Content-Length is no number")
+                raise ResponseError("Content-Length is not a number")
             value = value * 10 + (text[i] - c'0')
         if length == 0:
             raise ResponseError("Content-Length is empty")
@@ -178,14 +178,14 @@ cdef class Response:
         cdef Py_ssize_t i, length = PyBytes_GET_SIZE(value)
         for i in range(length):
             if not value_char[<unsigned char>text[i]]:
-                raise ResponseError("control character in the request's id")
+                raise ResponseError("the request id contains a control character")
         self.put(b"X-Request-Id: ", 14)
         self.put(text, length)
         self.put(b"\r\n", 2)
         return 0
 
     cdef int close_head(self) except -1:
-        """Framing, Date, Connection, blank line: what the server has to say."""
+        """Completes the head: framing, Date, Connection, blank line."""
         cdef Request r = self.request
         cdef c.front_conn *conn = r.conn
         cdef char[24] digits
@@ -230,34 +230,34 @@ cdef class Response:
     # ------------------------------------------------------------------ body
 
     cdef int emit(self, const char *data, Py_ssize_t length, bint last) except -1:
-        """Sends head (if it is not out yet) and data; `last`: and the end of the body."""
+        """Sends the head, unless it has been sent, and data; `last`: also the end of the body."""
         cdef c.iovec[4] iov
         cdef char[20] size_line
         cdef int n = 0, i
         cdef Py_ssize_t left, written
         cdef bint whole
         if self.ended:
-            raise ResponseError("a write after the end of the response")
+            raise ResponseError("data was written after the end of the response")
         if not self.sent:
             if self.closed:
-                raise ResponseError("the response could not be sent as it was; it has to be started anew")
-            # No body where there can be none says nothing of how long it would be (RFC 9110 8.6).
+                raise ResponseError("the response was invalid and has not been sent; a new one must be started")
+            # A response that cannot have a body has no length to check (RFC 9110 8.6).
             if last and self.length < 0 and not self.self_framed and not (self.bodiless and length == 0):
                 self.length = length
             if self.length >= 0 and length > self.length and not self.bodiless:
-                raise ResponseError(f"{length} bytes of body where {self.length} were announced")
+                raise ResponseError(f"the body has {length} bytes, but Content-Length is {self.length}")
             with cython.critical_section(self):
                 self.closed = True
             self.close_head()
             iov[n].iov_base = self.head
             iov[n].iov_len = self.head_len
             n += 1
-        written = self.written   # what another thread is sending keeps this one out: then nothing has been written
+        written = self.written   # if another thread is sending, this one is refused and has written nothing
         if length > 0 and not self.bodiless:
             if self.length >= 0 and self.written + length > self.length:
-                raise ResponseError(f"more body than the {self.length} bytes announced")
+                raise ResponseError(f"the body is longer than its Content-Length of {self.length}")
             if n == 1 and length <= 8192 and not self.chunked:
-                # Copying so little costs less than a second part in the system call.
+                # Copying so little costs less than a second buffer in the system call.
                 self.put(data, length)
                 iov[0].iov_base = self.head
                 iov[0].iov_len = self.head_len
@@ -295,9 +295,9 @@ cdef class Response:
                 iov[n].iov_len = 5
                 n += 1
         if last and not self.bodiless and 0 <= self.length != written:
-            # An empty response by HEAD or 304 may announce what it does not carry; others may not.
+            # Only a response to HEAD or a 304 may have a Content-Length without a body.
             self.ended = self.sent
-            raise ResponseError(f"{written} bytes of body where {self.length} were announced")
+            raise ResponseError(f"the body has {written} bytes, but Content-Length is {self.length}")
         whole = last or (self.length >= 0 and written == self.length)
         self.sent = True
         if self.closes:
@@ -312,7 +312,7 @@ cdef class Response:
         return 0
 
     def write(self, data):
-        """`data`: whatever is contiguous in memory, of any item type, as socket.sendall() takes it."""
+        """`data`: any contiguous buffer, with items of any type, as for socket.sendall()."""
         cdef Py_buffer view
         if type(data) is bytes:
             if PyBytes_GET_SIZE(data) > 0:
@@ -326,17 +326,17 @@ cdef class Response:
             PyBuffer_Release(&view)
 
     def flush(self):
-        """Sends the head if it is not out yet."""
+        """Sends the head, unless it has been sent."""
         if not self.sent:
             self.emit(NULL, 0, False)
 
     def end(self, bytes data=b""):
-        """The last part of the body, and the end of the response."""
+        """Sends the last part of the body, and ends the response."""
         if not self.ended:
             self.emit(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), True)
 
     def send_file(self, int fd, int64_t offset, int64_t count):
-        """The rest of the response: `count` bytes of a regular file from `offset`, by sendfile(2)."""
+        """Sends the rest of the response by sendfile(2): `count` bytes of a regular file from `offset`."""
         cdef c.front *front
         cdef c.front_conn *conn
         cdef int rv
@@ -350,20 +350,20 @@ cdef class Response:
             self.ended = True
             return
         if self.chunked or self.length < 0:
-            raise ResponseError("send_file needs a known length")
+            raise ResponseError("send_file requires a known length")
         front = self.request.front._front
         conn = enter(self.request, WRITING)
         with nogil:
             rv = c.front_send_file(front, conn, fd, offset, count, True)
         leave(self.request, WRITING)
         if rv == -EALREADY:
-            raise ResponseError("a write after the end of the response")
+            raise ResponseError("data was written after the end of the response")
         if rv == -EIO or rv == -EINVAL:
-            raise ResponseError(f"the file cannot be read, or ends before the {self.length} bytes announced")
+            raise ResponseError(f"the file cannot be read, or is shorter than the Content-Length of {self.length}")
         if rv < 0:
-            raise ClientDisconnected("the client has closed the connection, or does not read")
+            raise ClientDisconnected("the client has closed the connection or does not read")
         self.written += count
         self.request.response_size = self.written
         if self.written != self.length:
-            raise ResponseError(f"{self.written} bytes of body where {self.length} were announced")
+            raise ResponseError(f"the body has {self.written} bytes, but Content-Length is {self.length}")
         self.request.answered = self.ended = True

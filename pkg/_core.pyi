@@ -1,4 +1,4 @@
-"""The C core as Python sees it: documentation of the extension.  Its theory is in ext/front.h and ext/http1.h."""
+"""The interface of the C extension, with its documentation.  Its theory is in ext/front.h and ext/http1.h."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -8,25 +8,25 @@ Answer = tuple[int, bytes, bytes]
 Answers = tuple[Answer, Answer, Answer]
 """As text, verbose text, JSON."""
 Page = tuple[str, int, Answers, Answers, Answers | None]
-"""Path, expiry slot (0 to 63), and the answers while fresh, once expired, and while draining."""
+"""Path, expiry slot (0 to 63), and the answers while fresh, when expired, and while draining."""
 
 def watch_over(child: int) -> NoReturn:
-    """For process 1: passes signals on to `child` and reaps every process that ends; at the child's end this one ends,
-    with its exit code, or 128 + the signal that ended it.  It gives the interpreter's memory back."""
+    """For process 1: forwards signals to `child` and reaps every process that ends.  When the child ends, this process
+    exits with its exit code, or 128 + the signal that ended it.  It releases the interpreter's memory."""
 
 class Stage:
-    """The stages of a front's life.  A front only goes forward."""
+    """The stages of a front.  It only moves forward."""
 
     SERVING: int
     TERMINATING: int
-    """Pages give their draining answers; every response says `Connection: close`; all is still accepted."""
+    """Pages send their draining answers, and every response has `Connection: close`; requests are still accepted."""
     CLOSING: int
-    """The backlog is accepted, the listener closed, idle connections get a last second."""
+    """The backlog is accepted, the listener closes, and idle connections get one more second."""
     STOPPED: int
-    """What is in flight is aborted."""
+    """Requests in flight are aborted."""
 
 class Front:
-    """The epoll loop on one listening socket, which its opener closes.  Durations in seconds, sizes in bytes."""
+    """The epoll loop on one listening socket, which the caller must close.  Durations in seconds, sizes in bytes."""
 
     def __init__(
         self,
@@ -56,31 +56,32 @@ class Front:
         body_spool_size: int = ...,
     ) -> None: ...
     def run(self) -> None:
-        """Serves until the last stage.  Holds no interpreter lock, and so runs no signal handlers meanwhile."""
+        """Serves until the last stage, without the interpreter lock, so Python signal handlers do not run meanwhile."""
     def advance(self, stage: int) -> None: ...
     def terminate(self) -> None: ...
     @property
     def is_foreign(self) -> bool:
-        """Whether it belongs to the process that this one was forked from; then every call does nothing."""
+        """Whether the front belongs to the parent of this forked process; then every call does nothing."""
 
     @property
     def stage(self) -> int: ...
     @property
     def close_fault(self) -> int:
-        """Once CLOSING: an errno value, why new handshakes could not be stopped before that; 0: they were.
+        """In CLOSING: an errno value if new handshakes could not be stopped before the listener closes, otherwise 0.
 
-        If not, a connection made in the very moment of the end is reset.
+        If they could not, a connection made at that moment is reset.
         """
 
     def watch_signals(self, fd: int, draining: Iterable[int], last_words: int = 0, give_up: float = 0) -> None:
-        """Reads signal numbers from `fd` (signal.set_wakeup_fd); those in `draining` begin TERMINATING at once.
+        """Reads signal numbers from `fd` (signal.set_wakeup_fd); those in `draining` start TERMINATING at once.
 
-        `last_words` is a signal raised in the loop's thread before liveness (slot 0) fails for want of renewal.
-        If run() has not returned `give_up` seconds after the first (0: never), the process ends with exit code 1:
-        whoever should end it does not get the interpreter lock.  At the third it ends at once.
+        `last_words`: signal raised in the loop's thread before liveness (slot 0) fails because it was not renewed.
+        If run() has not returned `give_up` seconds after the first signal (0: never), the process exits with 1, because
+        the code that should end it does not get the interpreter lock.  The third signal ends the process at once.
         """
     def take(self, timeout: float = -1) -> Request | None:
-        """The next request; None once the front has stopped.  TimeoutError after `timeout` seconds, if not negative."""
+        """The next request, or None when the front has stopped.  Raises TimeoutError after `timeout` seconds, unless
+        negative."""
     def work(
         self,
         handle: Callable[[Request, Any, Any], object],
@@ -89,46 +90,47 @@ class Front:
         server: Any,
         before: Callable[[Request], object] | None = None,
     ) -> None:
-        """A worker: each request through handle(request, client_address, server) until the front stops.
+        """Runs a worker: calls handle(request, client_address, server) for each request until the front stops.
 
-        failed(request, client_address) runs while what handle raised is being handled; before(request) at the
-        beginning, after(request) at the end.
+        before(request) runs first and after(request) last; failed(request, client_address) runs while an exception of
+        handle is being handled.
         """
     def publish(self, table: Sequence[Page]) -> None:
-        """Replaces all published pages.  ValueError, OSError: too many or too large."""
+        """Replaces all published pages.  Raises ValueError or OSError if they are too many or too large."""
     def renew(self, slot: int, seconds: float) -> None:
-        """Pages of this slot stay fresh for so long from now."""
+        """Keeps pages of this slot fresh for `seconds` from now."""
     @property
     def frozen(self) -> float:
-        """Seconds in which the process was frozen since the front runs; gaps of less than two seconds do not count."""
+        """Seconds for which the process was frozen since the front started; gaps below two seconds do not count."""
     def clock(self) -> float:
-        """time.monotonic() without the time in which the process was frozen."""
+        """time.monotonic() without the time for which the process was frozen."""
     def stats(self) -> dict[str, Any]:
-        """Counters since the start, and present numbers: connections, queued, in_flight, buffered."""
+        """Counters since the start, and current numbers: connections, queued, in_flight, buffered."""
     def requests(self) -> list[dict[str, Any]]:
         """Requests in flight, at most 64: method, target without query, age (seconds), kernel thread id (0: queued)."""
     def durations(self) -> list[tuple[str, int, list[int], float]]:
-        """How long requests took: method, status (0: none sent), counts of each bucket, sum of seconds.
+        """Durations of requests: method, status (0: none sent), count of each bucket, sum in seconds.
 
-        Buckets are those of DURATION_BOUNDS, not cumulated, and one more for what is longer.  At most 128 entries; when
-        they are full the rest is found under method `_OTHER`, status 0.  Probes are not among them.
+        The buckets are those of DURATION_BOUNDS, not cumulative, and one more for longer requests.  There are at most
+        128 entries; further ones are counted under method `_OTHER`, status 0.  Probes are not included.
         """
     def probers(self) -> list[dict[str, Any]]:
-        """Who asked for published pages, at most 32: client, user_agent, page, count, status and age of the last."""
+        """The clients of published pages, at most 32: client, user_agent, page, count, status and age of the last
+        response."""
 
 DURATION_BOUNDS: tuple[float, ...]
 
 class Request:
-    """A request on loan from the front until `finish()`.  Texts are latin-1, as received."""
+    """A request, lent by the front until `finish()`.  Texts are latin-1, as received."""
 
     keep_alive: bool
-    """Whether the connection may go on: the client's wish, until something here says no."""
+    """Whether the connection may stay open: what the client asked for, unless the server decides to close it."""
     status: int
-    """Of the final response; 0 before it."""
+    """The status of the final response; 0 before it."""
     response_size: int
     context: Any
     request_id: bytes | None
-    """Goes into the response as X-Request-Id, unless the application sets one."""
+    """Sent with the response as X-Request-Id, unless the application sets one."""
     head_size: int
     method: str
     target: str
@@ -138,40 +140,41 @@ class Request:
     headers: list[tuple[str, str]]
     content_length: int | None
     body_size: int | None
-    """Bytes of the body if they are known: announced, or arrived whole."""
+    """Bytes of the body if known: announced, or completely received."""
     chunked: bool
     expects_continue: bool
     head_bytes: bytes
     client_address: tuple[str, int]
     body: Body
     duration: float
-    """Seconds since the request could be served."""
+    """Seconds since the request was ready to be served."""
     is_finished: bool
     is_gone: bool
     """The client has reset the connection."""
     def header(self, name: bytes, default: str | None = None) -> str | None:
-        """The first header of that name, given in lower case."""
+        """The first header with this lower-case name, or `default`."""
     def access_line(self) -> bytes | None:
-        """The access record of now as `_records.json_access` renders it; None: that has to, as something is long or
-        needs escaping."""
+        """The access record as rendered by `_records.json_access`; None if that must render it, because a text is long
+        or needs escaping."""
     def only_header(self, name: bytes) -> str | None:
-        """The header of that name, given in lower case, if there is just one."""
+        """The header with this lower-case name, or None unless there is exactly one."""
 
     @property
     def received_size(self) -> int:
-        """Bytes of the body: as announced, or as many as have come so far of one in chunks."""
+        """Bytes of the body: as announced, or received so far of a chunked one."""
 
     def has_header(self, names: tuple[bytes, ...]) -> bool:
-        """Whether there is a header of one of these names, given in lower case."""
+        """Whether there is a header with one of these lower-case names."""
     def send(self, data: bytes) -> None:
-        """Writes to the connection, round any response framing.  ClientDisconnected."""
+        """Writes to the connection without any framing.  Raises ClientDisconnected."""
     def finish(self, keep_alive: bool = True, abort: bool = False) -> None:
-        """Gives the connection back; `abort` cuts it, so that the client sees an incomplete response."""
+        """Returns the connection; `abort` resets it, so that the client can see that the response is incomplete."""
 
 class Body:
-    """A request body as a binary file.  BodyError: late, too large, malformed or cut short; ClientDisconnected.
+    """A request body as a binary file.
 
-    ValueError: the request is finished; RuntimeError: another thread is reading.
+    Reading raises BodyError if the body is late, too large, malformed or incomplete, ClientDisconnected if the client
+    has closed the connection, ValueError if the request is finished, and RuntimeError if another thread is reading.
     """
 
     closed: bool
@@ -194,10 +197,10 @@ class Body:
 class Response:
     """One response: start(), add_header() ..., write() ..., end().
 
-    The head goes out with the first part of the body.  Without Content-Length the body is chunked (HTTP/1.1) or ends
-    with the connection (HTTP/1.0); if all of it is known at once it gets a length.  ResponseError: what was asked for
-    cannot be said in HTTP, and nothing of it has been sent.  `is_old`: an HTTP/1.0 response, with which the connection
-    ends.
+    The head is sent with the first part of the body.  Without Content-Length the body is chunked (HTTP/1.1) or ends
+    with the connection (HTTP/1.0); if it is passed to end() as a whole, it gets a Content-Length.  Raises ResponseError
+    for anything that HTTP does not allow; then nothing of it has been sent.  `is_old`: an HTTP/1.0 response, after
+    which the connection is closed.
     """
 
     request: Request
@@ -220,7 +223,7 @@ class FileWrapper:
     def __next__(self) -> bytes: ...
 
 class WSGIHandler:
-    """A handler, to be called with (request, client_address, server), that runs a WSGI application.
+    """A handler with the parameters (request, client_address, server) that runs a WSGI application.
 
     `environ` is the part of the environ that never changes.
     """
@@ -231,7 +234,7 @@ class WSGIHandler:
     def __call__(self, request: Request, client_address: Any, server: Any) -> None: ...
 
 class ParseError(ValueError):
-    """A malformed head or chunked body; `status` is its answer, `name` the rule (HTTP1_ERRORS in ext/http1.h)."""
+    """A malformed head or chunked body; `status`: of the response, `name`: the violated rule (HTTP1_ERRORS)."""
 
     name: str
     status: int
@@ -239,9 +242,9 @@ class ParseError(ValueError):
 def parse_head(
     data: bytes, seen: int = 0, *, max_header_size: int = 32_768, max_headers: int = 100, max_target_size: int = 8192
 ) -> Request | None:
-    """The request whose head `data` begins with; None: incomplete.  It has no connection.  ParseError."""
+    """The request at the beginning of `data`, without a connection; None if incomplete.  Raises ParseError."""
 
 class ChunkedDecoder:
     complete: bool
     def decode(self, data: bytes) -> tuple[bytes, int]:
-        """The decoded bytes, and how many of `data` were consumed.  ParseError."""
+        """The decoded bytes, and how many bytes of `data` were consumed.  Raises ParseError."""

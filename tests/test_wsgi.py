@@ -674,7 +674,7 @@ def test_a_file_shorter_than_announced_is_cut_and_logged(caplog: pytest.LogCaptu
     with serving_app(app) as server, Connection(server.server_address) as c:
         with pytest.raises((EOFError, ConnectionError)):
             c.request("GET", "/")
-        wait_for(lambda: "the file cannot be read, or ends before" in caplog.text)
+        wait_for(lambda: "the file cannot be read, or is shorter than the Content-Length of" in caplog.text)
 
 
 def test_a_slow_reader_costs_no_thread() -> None:
