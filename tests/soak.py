@@ -51,7 +51,6 @@ MEMORY_BOUND = 1 << 20
 # code come to 20 MB.
 WARM_UP, WARM_UP_BOUND = 300.0, 24 << 20  # seconds, bytes
 
-BODY_BUFFER_SIZE = 65536  # bytes, the setting's default
 LARGE = 3 << 20  # bytes of a large response: more than the service leaves with its loop
 PATIENCE = 30.0  # seconds in which a good client is answered, on a busy machine
 
@@ -220,12 +219,6 @@ class Client:
         if answer.status != status or (body is not None and answer.body != body):
             raise Wrong(f"{answer.status} {answer.body[:80]!r}")
 
-    def was_refused(self, answer: Answer, length: int) -> bool:
-        """Whether a body waited in vain: one too long for its buffer, while others keep half of the workers."""
-        refused = length > BODY_BUFFER_SIZE and answer.status == 503 and b"no worker became free" in answer.body
-        self.soak.refused += refused
-        return refused
-
     def wait(self, seconds: float) -> bool:
         """False: the clients are to leave."""
         return not self.soak.quiet.wait(seconds)
@@ -263,8 +256,6 @@ def upload(client: Client) -> None:
     with client.connect() as c:
         for target in ("/echo", "/unread"):
             answer = c.request("POST", target, body=body)
-            if client.was_refused(answer, len(body)):
-                return
             client.expect(answer, body=str(len(body)).encode() if target == "/echo" else b"ok")
 
 
@@ -277,9 +268,7 @@ def chunked_upload(client: Client) -> None:
         if expects:
             client.wait(0.01)
         c.send(body)
-        answer = c.receive("POST")
-        if not client.was_refused(answer, sum(map(len, parts))):
-            client.expect(answer, body=str(sum(map(len, parts))).encode())
+        client.expect(c.receive("POST"), body=str(sum(map(len, parts))).encode())
 
 
 def pipelining(client: Client) -> None:
@@ -498,7 +487,7 @@ class Soak:
         self.wrong: list[str] = []
         self.faults: list[str] = []
         self.moments: list[Moment] = []
-        self.outages, self.is_out, self.refused = 0, False, 0
+        self.outages, self.is_out = 0, False
         self._over = False
         self._gate = threading.Condition()
         self._active = 0
@@ -684,7 +673,7 @@ def run(seconds: float, interval: float, clients: int, say: Callable[[str], None
                 )
             soak.finish()
             say(f"clients: {dict(soak.done)}")
-            say(f"{soak.outages} outages of the database, {service.lines} lines of log, {soak.refused} uploads refused")
+            say(f"{soak.outages} outages of the database, {service.lines} lines of log")
             faults = soak.verdict()
             say(f"memory in the second half: {soak.rise() / 1e6:+.2f} MB")
         finally:
