@@ -1,7 +1,6 @@
 /* conn.c - the loop's side of one connection: reading, framing requests, flushing, closing. */
 #define _GNU_SOURCE
 #include "conn.h"
-#include "spool.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -89,7 +88,7 @@ front_conn *conn_new(front *f, int fd)
     memset(c, 0, sizeof *c);
     c->generation = generation;
     c->fd = fd;
-    c->file = c->spool = -1;
+    c->file = -1;
     f->n_open++;
     return c;
 }
@@ -470,7 +469,6 @@ static bool on_head(front *f, front_conn *c)
         c->body_left = h->content_length;
         c->body_read = c->body_mark = 0;
         c->body_waited = 0;
-        c->spooled = c->spool_given = 0;
         atomic_init(&c->complete, !has_body); /* nobody else has it yet */
         atomic_init(&c->expect, has_body && h->expect_continue && b->len == b->raw);
         if (h->chunked)
@@ -534,7 +532,7 @@ static bool gather_body(front *f, front_conn *c)
         atomic_fetch_sub(&f->buffered, (size_t)c->body_left);
         return false;
     }
-    c->awaited = (size_t)c->body_left;
+    c->awaited = (uint32_t)c->body_left;
     conn_set_state(f, c, CONN_GATHER);
     acknowledge(c->fd);
     return true;
@@ -593,17 +591,15 @@ static void spool_body(front *f, front_conn *c)
     c->drained = false;
     conn_set_state(f, c, CONN_SPOOL);
     f->n_spooling++;
-    if (spool_take(f, c) != FRONT_OK) {
-        c->spool_result = FRONT_AGAIN;
+    if (spool_take(f, c) != FRONT_OK)
         conn_spooled(f, c);
-    }
 }
 
 void conn_spooled(front *f, front_conn *c)
 {
     f->n_spooling--;
     conn_set_state(f, c, CONN_BODY);
-    switch (c->spool_result) {
+    switch (c->spooled != NULL ? c->spooled->result : FRONT_AGAIN) {
     case FRONT_OK:
         to_worker(f, c);
         break;

@@ -15,6 +15,7 @@
 #include <sys/socket.h>
 
 #include "front.h"
+#include "spool.h"
 
 /* A connection is in exactly one state, and in the list of that state.  The lists of the waiting states are
  * timeout queues: all members have the same timeout, so the first is due first. */
@@ -95,15 +96,12 @@ struct front_conn {
     uint64_t body_mark;             /* O: body_read at the start of the current body_timeout period */
     int64_t body_waited;            /* O: how long a worker has waited in this period, nanoseconds */
     size_t body_given;              /* O: bytes of the body in `in` that front_read has returned */
-    size_t awaited;                 /* L: bytes of the body that may gather in the socket, part of front.buffered */
-    uint64_t spooled, spool_given;  /* O: bytes of the body in the file `spool`; how many front_read has returned */
-    int spool;                      /* O: -1, or a file with the beginning of the body or the whole body */
-    bool in_memory;                 /* O: that file is in memory, and part of front.buffered */
-    int spool_result;               /* O: why spooling has ended; FRONT_OK: the whole body is in the file */
+    body_file *spooled;             /* O: NULL, or the beginning of the body, or all of it, in a file */
     http1_chunked decoder;          /* O */
     char *out;                      /* O: rest of a response */
     size_t out_len, out_pos, out_mark;
     int file;                       /* O: -1, or a file with the rest of a response */
+    uint32_t awaited;               /* L: bytes of the body that may lie in the socket, part of front.buffered */
     off_t file_pos;
     uint64_t file_left;
     uint64_t thread;                /* M: the worker's kernel thread id */

@@ -1,7 +1,6 @@
 /* exchange.c - the workers' side of front.h: take a request, read its body, write its response, give it back. */
 #define _GNU_SOURCE
 #include "conn.h"
-#include "spool.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -168,8 +167,8 @@ int front_take(front *f, front_request *out, int64_t timeout)
     out->head_len = b->head_len;
     out->body = b->data + b->head_len;
     out->body_len = b->body_len;
-    out->body_complete = c->complete && c->spool == -1;
-    out->body_spooled = c->complete && c->spool != -1;
+    out->body_complete = c->complete && c->spooled == NULL;
+    out->body_spooled = c->complete && c->spooled != NULL;
     out->arrived = c->arrived;
     memcpy(&out->peer, &c->peer, sizeof out->peer);
     return FRONT_OK;
@@ -296,8 +295,8 @@ ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait)
     for (;;) {
         if (f->limits.request_timeout != 0 && atomic_load_explicit(&c->answer, memory_order_relaxed) >= ANSWER_504)
             return -EPIPE;
-        if (c->spool_given < c->spooled)
-            return spool_read(c, buf, len);
+        if (c->spooled != NULL && c->spooled->given < c->spooled->size)
+            return spool_read(c->spooled, buf, len);
         size_t there = c->in->body_len - c->body_given;
         if (there > 0) {
             if (there > len)
@@ -337,7 +336,9 @@ bool front_body_pending(const front_conn *c)
 
 uint64_t front_body_left(const front_conn *c)
 {
-    return c->spooled - c->spool_given + c->in->body_len - c->body_given + c->body_left;
+    uint64_t in_file = c->spooled != NULL ? c->spooled->size - c->spooled->given : 0;
+
+    return in_file + c->in->body_len - c->body_given + c->body_left;
 }
 
 bool front_is_gone(front_conn *c)

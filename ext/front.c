@@ -1,7 +1,6 @@
 /* front.c - the loop of front.h: what it dispatches to is in conn.c, what workers call in exchange.c. */
 #define _GNU_SOURCE
 #include "conn.h"
-#include "spool.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -868,9 +867,9 @@ static void disown(front *f)
         front_conn *c = &f->conns[i];
         if (c->state != CONN_FREE && c->fd != -1 && is_connection(f, c->fd))
             close(c->fd);
-        if (c->spool != -1)
-            close(c->spool);
-        c->fd = c->spool = -1;
+        if (c->spooled != NULL && c->spooled->fd != -1)
+            close(c->spooled->fd);
+        c->fd = -1;
         atomic_store(&c->gone, true);
     }
     if (f->listening && atomic_load(&f->stage) != FRONT_STOPPED && is_connection(f, f->listen_fd)) {
@@ -1077,8 +1076,9 @@ void front_close(front *f)
             close(c->fd);
         if (c->file != -1)
             close(c->file);
-        if (c->spool != -1)
-            close(c->spool);
+        if (c->spooled != NULL && c->spooled->fd != -1)
+            close(c->spooled->fd);
+        free(c->spooled);
         free(c->out);
         free(c->in);
     }

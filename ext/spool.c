@@ -1,7 +1,5 @@
 /* spool.c - the thread of spool.h, and the files it writes. */
 #define _GNU_SOURCE
-#include "spool.h"
-
 #include "conn.h"
 
 #include <errno.h>
@@ -52,21 +50,22 @@ static int open_in(const char *directory)
     return fd;
 }
 
-static int open_file(const front *f, front_conn *c)
+static int open_file(const front *f, body_file *file)
 {
     int fd = f->limits.body_spool != NULL ? open_in(f->limits.body_spool) : -1;
 
-    c->in_memory = fd == -1;
-    return fd != -1 ? fd : memfd_create("pkg-body", MFD_CLOEXEC);
+    file->in_memory = fd == -1;
+    file->fd = fd != -1 ? fd : memfd_create("pkg-body", MFD_CLOEXEC);
+    return file->fd;
 }
 
 /* FRONT_OK, or the errno value of what is used up. */
-static int reserve(front *f, const front_conn *c, size_t n)
+static int reserve(front *f, const body_file *file, size_t n)
 {
     int full = EFBIG;
 
     if (atomic_fetch_add(&f->spool_bytes, n) + n <= f->limits.body_spool_size) {
-        if (!c->in_memory || buffers_reserve(f, n))
+        if (!file->in_memory || buffers_reserve(f, n))
             return FRONT_OK;
         full = ENOBUFS;
     }
@@ -74,10 +73,10 @@ static int reserve(front *f, const front_conn *c, size_t n)
     return full;
 }
 
-static void release(front *f, const front_conn *c, uint64_t n)
+static void release(front *f, const body_file *file, uint64_t n)
 {
     atomic_fetch_sub(&f->spool_bytes, n);
-    if (c->in_memory)
+    if (file->in_memory)
         atomic_fetch_sub(&f->buffered, n);
 }
 
@@ -85,20 +84,21 @@ static void release(front *f, const front_conn *c, uint64_t n)
 static int store(front *f, front_conn *c)
 {
     buffer *b = c->in;
+    body_file *file = c->spooled;
     size_t stored = 0;
     int error = FRONT_OK;
 
     while (stored < b->body_len && error == FRONT_OK) {
         size_t rest = b->body_len - stored;
-        if ((error = reserve(f, c, rest)) != FRONT_OK)
+        if ((error = reserve(f, file, rest)) != FRONT_OK)
             break;
-        ssize_t n = pwrite(c->spool, b->data + b->head_len + stored, rest, (off_t)c->spooled);
+        ssize_t n = pwrite(file->fd, b->data + b->head_len + stored, rest, (off_t)file->size);
         if (n == -1 && errno != EINTR)
             error = errno;
         size_t written = n > 0 ? (size_t)n : 0;
-        release(f, c, rest - written);
+        release(f, file, rest - written);
         stored += written;
-        c->spooled += written;
+        file->size += written;
     }
     b->body_len -= stored;
     if (stored > 0) /* what follows the body, if anything does, stays where it is */
@@ -108,14 +108,14 @@ static int store(front *f, front_conn *c)
     return error;
 }
 
-ssize_t spool_read(front_conn *c, char *buf, size_t len)
+ssize_t spool_read(body_file *file, char *buf, size_t len)
 {
-    uint64_t there = c->spooled - c->spool_given;
+    uint64_t there = file->size - file->given;
 
     for (;;) {
-        ssize_t n = pread(c->spool, buf, there < len ? (size_t)there : len, (off_t)c->spool_given);
+        ssize_t n = pread(file->fd, buf, there < len ? (size_t)there : len, (off_t)file->given);
         if (n > 0) {
-            c->spool_given += (uint64_t)n;
+            file->given += (uint64_t)n;
             return n;
         }
         if (n == 0 || errno != EINTR)
@@ -131,14 +131,15 @@ static void tell(struct spool *s, int number)
 
 void spool_drop(front *f, front_conn *c)
 {
-    int fd = c->spool;
+    body_file *file = c->spooled;
 
-    if (fd == -1)
+    if (file == NULL)
         return;
-    c->spool = -1; /* first: a child that is forked now must not close what has the number next */
-    release(f, c, c->spooled);
-    c->spooled = c->spool_given = 0;
-    tell(f->spool, fd);
+    c->spooled = NULL; /* first: a child that is forked now must not close what has the number next */
+    release(f, file, file->size);
+    if (file->fd != -1)
+        tell(f->spool, file->fd);
+    free(file);
 }
 
 /* ------------------------------------------------------------------- the thread */
@@ -148,7 +149,7 @@ static void finish(struct spool *s, front_conn *c, int result)
 {
     epoll_ctl(s->epoll_fd, EPOLL_CTL_DEL, c->fd, NULL);
     list_remove(&s->waiting, c);
-    c->spool_result = result;
+    c->spooled->result = result;
     if (result == FRONT_OK)
         count_add(&s->f->count.spooled, 1);
     pthread_mutex_lock(&s->mutex);
@@ -219,7 +220,7 @@ static void begin(struct spool *s, front_conn *c)
         (void)buffer_grow(s->f, c, c->in->head_len + BLOCK, c->in->head_len + BLOCK);
     if (c->in->cap == c->in->head_len)
         give_up(s, c, ENOBUFS);
-    else if ((c->spool = open_file(s->f, c)) == -1)
+    else if (open_file(s->f, c->spooled) == -1)
         give_up(s, c, errno);
     else if ((rv = store(s->f, c)) != FRONT_OK)
         give_up(s, c, rv);
@@ -338,11 +339,14 @@ int spool_take(front *f, front_conn *c)
 {
     int rv = f->limits.body_spool_size == 0 ? -EFBIG : f->spool == NULL ? start(f) : FRONT_OK;
 
+    if (rv == FRONT_OK && (c->spooled = malloc(sizeof *c->spooled)) == NULL)
+        rv = -ENOMEM;
     if (rv != FRONT_OK) {
         atomic_store(&f->spool_error, -rv);
         count_add(&f->count.spool_failures, 1);
         return rv;
     }
+    *c->spooled = (body_file){.fd = -1};
     pthread_mutex_lock(&f->spool->mutex);
     list_push(&f->spool->incoming, c);
     pthread_mutex_unlock(&f->spool->mutex);

@@ -20,9 +20,17 @@
 
 #include "front.h"
 
+/* The beginning of a body, or all of it, in a file.  Made by the loop; it belongs to the connection's owner. */
+typedef struct body_file {
+    int fd;               /* -1: not open */
+    bool in_memory;       /* a file of memory, and part of front.buffered */
+    int result;           /* why the body is spooled no further; FRONT_OK: all of it is in the file */
+    uint64_t size, given; /* bytes in it; how many of them front_read() has handed out */
+} body_file;
+
 int spool_take(front *f, front_conn *c); /* L: FRONT_OK if the thread has taken it, or a negative errno */
-front_conn *spool_finished(front *f);    /* L: a connection that has come back, or NULL; c->spool_result is its result */
-ssize_t spool_read(front_conn *c, char *buf, size_t len); /* O: while the file holds more; bytes, or -EIO */
+front_conn *spool_finished(front *f);    /* L: a connection that has come back, or NULL; c->spooled->result is its result */
+ssize_t spool_read(body_file *file, char *buf, size_t len); /* O: while there is more in it; bytes, or -EIO */
 void spool_drop(front *f, front_conn *c); /* L: discards the file, if there is one */
 void spool_stop(front *f);   /* L: tells the thread to end */
 void spool_close(front *f);  /* when nobody else uses the front */
