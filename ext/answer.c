@@ -247,7 +247,7 @@ bool conn_answer_page(front *f, front_conn *c, const http1_head *h)
         if (a->status == 0)
             a = &none;
     }
-    if (h->method_id == HTTP1_OPTIONS && h->form != HTTP1_ASTERISK) /* for the whole server (*), the application may allow more */
+    if (h->method_id == HTTP1_OPTIONS && h->form != HTTP1_ASTERISK) /* for *, the application may allow more */
         strcat(extra, "Allow: GET, HEAD, OPTIONS\r\n");
     if (c->close)
         strcat(extra, "Connection: close\r\n");

@@ -1,4 +1,4 @@
-/* conn.c - the loop's side of one connection: reading, framing requests, flushing, closing. */
+/* conn.c - one connection while the loop owns it: reading, framing requests, flushing, closing. */
 #define _GNU_SOURCE
 #include "conn.h"
 
@@ -13,11 +13,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define PIPELINE 16  /* requests of one connection in one turn, for fairness */
-#define DISPLACED 16 /* connections of a kind looked at to find one that gives way */
-#define LITTLE   4096 /* bytes, read to open a window */
+#define PIPELINE 16  /* requests of one connection per turn, for fairness */
+#define DISPLACED 16 /* connections of a kind that are examined to find one to displace */
+#define LITTLE   4096 /* bytes to read so that the window opens */
 #define SPARES   256 /* buffers kept for reuse */
-#define BLOCKS   16  /* of 64 KiB of a file, of one connection in one turn */
+#define BLOCKS   16  /* of 64 KiB of a file, for one connection per turn */
 
 static void on_linger(front *f, front_conn *c);
 static void proceed(front *f, front_conn *c);
@@ -38,7 +38,7 @@ static int watch(front *f, front_conn *c, uint32_t events)
     return FRONT_OK;
 }
 
-/* Reports what is there already, too: also if it has been reported before. */
+/* Also reports what has been reported before. */
 static int conn_watch_anew(front *f, front_conn *c)
 {
     return watch(f, c, WATCH_IN | c->watched);
@@ -82,7 +82,7 @@ front_conn *conn_new(front *f, int fd)
     } else {
         if (f->n_used == f->n_slots)
             return NULL;
-        c = &f->conns[f->n_used++]; /* first use: the page is touched only now */
+        c = &f->conns[f->n_used++]; /* first use: its memory is touched only now */
     }
     uint32_t generation = c->generation;
     memset(c, 0, sizeof *c);
@@ -136,7 +136,7 @@ void conn_body_drop(front *f, front_conn *c)
 void conn_close(front *f, front_conn *c)
 {
     conn_set_state(f, c, CONN_FREE);
-    if (c->owed) /* its response was not out yet */
+    if (c->owed) /* its response had not been sent completely */
         count_add(&f->count.aborted, 1);
     if (c->fd != -1)
         end_socket(c->fd, false);
@@ -156,15 +156,15 @@ void conn_close(front *f, front_conn *c)
     count_add(&f->count.closed, 1);
 }
 
-/* Says FIN, then reads on: closing with unread bytes would make the kernel send a reset, which can take the
- * response away from the client before it has read it (RFC 9112 9.6). */
+/* Sends FIN, then reads on: closing a socket with unread bytes would make the kernel send RST, which can destroy the
+ * response before the client has read it (RFC 9112 9.6). */
 void conn_linger(front *f, front_conn *c)
 {
     out_drop(f, c);
     conn_body_drop(f, c);
     buffer_drop(f, c);
     shutdown(c->fd, SHUT_WR);
-    if (c->eof || c->reserve || conn_watch(f, c, WATCH_IN) != 0) { /* the reserve descriptor is wanted for the next */
+    if (c->eof || c->reserve || conn_watch(f, c, WATCH_IN) != 0) { /* the reserve descriptor is needed for the next one */
         conn_close(f, c);
         return;
     }
@@ -179,11 +179,11 @@ void conn_event(front *f, front_conn *c, uint32_t events)
     if (events & (EPOLLHUP | EPOLLERR))
         atomic_store_explicit(&c->gone, true, memory_order_relaxed);
     if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
-        c->hup = true; /* no further edge will come for the end of the stream */
+        c->hup = true; /* there will be no further edge for the end of the stream */
     switch (c->state) {
     case CONN_WORKER:
         pthread_mutex_lock(&f->mutex);
-        c->pending = true; /* front_finish() rings, or take_back() at the end of this turn finds it */
+        c->pending = true; /* front_finish() will ring, or take_back() finds it at the end of this turn */
         pthread_mutex_unlock(&f->mutex);
         break;
     case CONN_SILENT:
@@ -205,8 +205,8 @@ void conn_event(front *f, front_conn *c, uint32_t events)
     case CONN_LINGER:
         on_linger(f, c);
         break;
-    case CONN_AGAIN: /* will be read in the next turn anyway */
-    case CONN_SPOOL: /* its thread sees for itself */
+    case CONN_AGAIN: /* read in the next turn anyway */
+    case CONN_SPOOL: /* the spool's thread reads it */
     case CONN_FREE:
     case CONN_STATES:
         break;
@@ -225,7 +225,7 @@ static buffer *buffer_new(front *f)
     }
     b->cap = BUFFER_SIZE;
     b->len = b->head_len = b->body_len = b->raw = 0;
-    b->head.method_id = HTTP1_OTHER; /* until it is known, for conn_refuse() */
+    b->head.method_id = HTTP1_OTHER; /* until it is known; for conn_refuse() */
     return b;
 }
 
@@ -265,8 +265,8 @@ size_t conn_received(const front_conn *c)
     return ioctl(c->fd, FIONREAD, &n) == 0 && n > 0 ? (size_t)n : 0;
 }
 
-/* Reads once, so that nobody holds up the others; a read that fills its buffer is followed by one in the next turn, or at
- * once if the buffer can grow, as it does only a few times. */
+/* Reads once, so that no connection delays the others.  After a read that fills the buffer, it reads again in the next turn,
+ * or at once if the buffer can grow, which happens only a few times. */
 void conn_readable(front *f, front_conn *c)
 {
     buffer *b = c->in;
@@ -301,12 +301,12 @@ void conn_readable(front *f, front_conn *c)
     proceed(f, c);
 }
 
-/* Nothing more can be done with what has been read: wait for an edge.  What the last read has left in the socket makes one
- * in the next turn; the connection does not go through CONN_AGAIN for it, as each turn there would begin its deadline
- * anew, and a client that fills its buffer to the last byte, one byte at a time, could wait for ever. */
+/* More bytes are needed: wait for an edge.  What the last read has left in the socket makes one in the next turn.  The
+ * connection does not go through CONN_AGAIN for it, which would restart its deadline each time, so that a client that fills
+ * its buffer one byte at a time could stay forever. */
 static void want_more(front *f, front_conn *c, enum conn_state state)
 {
-    if (c->eof) { /* the rest will not come; a request cut short is not worth an answer (RFC 9112 8) */
+    if (c->eof) { /* the rest will not arrive; an incomplete request needs no response (RFC 9112 8) */
         conn_close(f, c);
         return;
     }
@@ -336,7 +336,7 @@ static size_t buffer_max(const front *f, const front_conn *c)
     return c->in->head_len != 0 ? body_room(f, c) : f->limits.head.max_head_size;
 }
 
-/* Moves what follows the request just answered to the front of the buffer. */
+/* Moves what follows the finished request to the beginning of the buffer. */
 void conn_next(front_conn *c)
 {
     buffer *b = c->in;
@@ -350,7 +350,7 @@ void conn_next(front_conn *c)
 
 static void to_worker(front *f, front_conn *c)
 {
-    bool reads_on = !c->complete && !c->expect; /* the worker does: edges would only wake the loop for each part */
+    bool reads_on = !c->complete && !c->expect; /* the worker reads it; edges would only wake the loop for each part */
 
     if (reads_on)
         c->drained = false;
@@ -360,30 +360,31 @@ static void to_worker(front *f, front_conn *c)
     }
     c->arrived = f->now;
     c->body_given = 0;
-    c->pending = false; /* no edge before the last read counts; from here on each does */
+    c->pending = false; /* edges before the last read do not count; later ones do */
     count_add(&f->count.requests, 1);
     conn_set_state(f, c, CONN_WORKER);
     atomic_fetch_add_explicit(&f->n_worker, 1, memory_order_relaxed);
-    c->unread = !c->complete && c->awaited == 0; /* what has gathered in the socket keeps nobody waiting */
+    c->unread = !c->complete && c->awaited == 0; /* a body that has gathered in the socket does not make its worker wait */
     f->n_unread += c->unread;
     list_push(&f->batch, c);
 }
 
-/* Whether every second worker may have to wait for its client.  An expected body is collected here then, and one that is
- * longer than its buffer waits: clients that announce bodies and send them slowly, or never, shall not stop the others. */
+/* Whether half of the workers may have to wait for their clients.  Then the loop collects a body that was announced with
+ * Expect, and a body longer than its buffer waits, so that clients that announce bodies and send them slowly, or never, do
+ * not block the others. */
 static bool may_be_kept(front *f)
 {
     if (f->n_unread == 0)
         return false;
     pthread_mutex_lock(&f->mutex);
     uint32_t workers = f->n_taken + f->n_idle_workers, reading = f->n_unread;
-    for (const front_conn *c = f->taken.first; c != NULL; c = c->next) /* as many as there are threads */
-        reading -= c->unread && atomic_load_explicit(&c->complete, memory_order_relaxed); /* read, and now at work */
+    for (const front_conn *c = f->taken.first; c != NULL; c = c->next) /* at most as many as there are workers */
+        reading -= c->unread && atomic_load_explicit(&c->complete, memory_order_relaxed); /* has read its body and works */
     pthread_mutex_unlock(&f->mutex);
     return reading > 0 && 2 * reading >= workers;
 }
 
-/* A body that streams to its worker; half of the workers at a time read such bodies. */
+/* Lets a body stream to its worker; at most half of the workers read such bodies at a time. */
 static void stream_body(front *f, front_conn *c)
 {
     if (!may_be_kept(f)) {
@@ -391,7 +392,7 @@ static void stream_body(front *f, front_conn *c)
     } else if (atomic_load_explicit(&c->gone, memory_order_relaxed)) {
         count_add(&f->count.resets, 1);
         conn_close(f, c);
-    } else if (conn_watch(f, c, WATCH_IN) != FRONT_OK) { /* all of it may have been there when it was accepted */
+    } else if (conn_watch(f, c, WATCH_IN) != FRONT_OK) { /* the body may have arrived before that */
         conn_close(f, c);
     } else if (c->state != CONN_HELD) {
         conn_set_state(f, c, CONN_HELD);
@@ -413,9 +414,9 @@ static bool say_continue(front_conn *c)
     return send(c->fd, continue_text, sizeof continue_text - 1, MSG_NOSIGNAL) == sizeof continue_text - 1;
 }
 
-/* Ends one connection that waits for nothing, so that `c`, which has a request, takes its place among max_connections:
- * first one that has never sent a request, then the one kept alive for the longest time.  It is told as in the drain, by a
- * FIN, and read on for a while in one of the places beyond the limit.  One whose request has just come is left alone. */
+/* Closes a connection that waits for nothing, so that `c`, which has a request, takes its place among max_connections:
+ * first one that has never sent a request, then the one kept alive for the longest time.  As in the drain, it gets a FIN,
+ * and is read for a while in one of the slots beyond the limit.  One whose request has just arrived is not displaced. */
 static bool take_place(front *f, front_conn *c)
 {
     if (atomic_load(&f->stage) != FRONT_SERVING || c->reserve)
@@ -426,7 +427,7 @@ static bool take_place(front *f, front_conn *c)
             char byte;
             if (old->in != NULL || recv(old->fd, &byte, 1, MSG_PEEK) == 1)
                 continue;
-            old->overflow = true; /* the two change places */
+            old->overflow = true; /* the two swap places */
             c->overflow = false;
             conn_linger(f, old);
             return true;
@@ -435,7 +436,7 @@ static bool take_place(front *f, front_conn *c)
     return false;
 }
 
-/* What to do with a complete head.  True: answered, go on with the next request. */
+/* Handles a complete head.  True: the response has been sent; continue with the next request. */
 static bool on_head(front *f, front_conn *c)
 {
     buffer *b = c->in;
@@ -449,7 +450,7 @@ static bool on_head(front *f, front_conn *c)
     c->close = !h->keep_alive || c->overflow || atomic_load(&f->stage) >= FRONT_TERMINATING;
     c->linger = c->close && h->keep_alive;
     if (h->form == HTTP1_ASTERISK || health) {
-        if (has_body) { /* not worth reading; the connection can't be used after it */
+        if (has_body) { /* do not read the body; the connection cannot be used after it */
             c->close = c->linger = true;
             b->raw = b->len;
         }
@@ -469,14 +470,14 @@ static bool on_head(front *f, front_conn *c)
         c->body_left = h->content_length;
         c->body_read = c->body_mark = 0;
         c->body_waited = 0;
-        atomic_init(&c->complete, !has_body); /* nobody else has it yet */
+        atomic_init(&c->complete, !has_body); /* no other thread has it yet */
         atomic_init(&c->expect, has_body && h->expect_continue && b->len == b->raw);
         if (h->chunked)
             http1_chunked_init(&c->decoder);
-        /* In chunks, too: once it has been collected it has a length, which most applications need to read it. */
+        /* A chunked body as well: when it is collected it has a length, which most applications require. */
         if (c->expect && ((h->chunked && !f->limits.stream_bodies) || may_be_kept(f)))
             c->expect = !say_continue(c);
-        if (c->complete || c->expect) { /* who expects 100 (Continue) waits for the application to want the body */
+        if (c->complete || c->expect) { /* with Expect, 100 (Continue) is sent when the application wants the body */
             to_worker(f, c);
             return false;
         }
@@ -508,7 +509,7 @@ int body_decode(front *f, front_conn *c)
     c->body_read += produced;
     if (c->body_read > f->limits.max_body_size)
         return FRONT_E_TOO_LARGE;
-    if (!c->complete) /* all was consumed: close the gap that framing has left */
+    if (!c->complete) /* everything was consumed: close the gap left by the framing */
         b->len = b->raw = b->head_len + b->body_len;
     return FRONT_OK;
 }
@@ -520,10 +521,10 @@ static bool set_lowat(front_conn *c)
     return setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, &rest, sizeof rest) == 0;
 }
 
-/* Where the rest of a body is short enough for the socket's own buffer it gathers there, up to SO_RCVLOWAT, and the worker
- * receives it at once into the bytes that the application gets, instead of part by part as it comes (a 1 MiB upload:
- * 180 us of CPU -> 90).  What may lie there is part of buffer_size.  The kernel need not hold as much as it has agreed to,
- * so what is not there after a second is read and spooled. */
+/* If the rest of a body fits into the socket's buffer, it gathers there, up to SO_RCVLOWAT, and the worker receives it
+ * at once into the bytes for the application, instead of part by part as it arrives (a 1 MiB upload: 180 us of CPU -> 90).  This
+ * amount counts towards buffer_size.  The kernel may hold less than it has promised, so a body that has not arrived after a
+ * second is read and spooled. */
 static bool gather_body(front *f, front_conn *c)
 {
     if (f->limits.stream_bodies || c->chunked || c->body_left > f->gather_size || !buffers_reserve(f, (size_t)c->body_left))
@@ -538,8 +539,8 @@ static bool gather_body(front *f, front_conn *c)
     return true;
 }
 
-/* Reads a little, for the kernel to tell the client of the larger window that SO_RCVLOWAT has made: it does so when it
- * has been read from, and a client that has filled the old window sends nothing before.  False: there is no room. */
+/* Reads a little, so that the kernel announces the larger window of SO_RCVLOWAT to the client: it does so only after a read,
+ * and a client that has filled the old window sends nothing before.  False: there is no room. */
 static bool open_window(front *f, front_conn *c)
 {
     buffer *b = c->in;
@@ -556,7 +557,7 @@ static bool open_window(front *f, front_conn *c)
     return n > 0 && set_lowat(c);
 }
 
-/* Looks how much has gathered; the kernel reports less when the window is nearly full. */
+/* Checks how much has gathered; the kernel reports less when the window is nearly full. */
 void conn_gathered(front *f, front_conn *c)
 {
     size_t there = conn_received(c);
@@ -577,7 +578,7 @@ void conn_gathered(front *f, front_conn *c)
     }
 }
 
-/* The spool's thread reads on, into a file. */
+/* The spool's thread reads the rest into a file. */
 static void spool_body(front *f, front_conn *c)
 {
     if (f->limits.stream_bodies) {
@@ -603,7 +604,7 @@ void conn_spooled(front *f, front_conn *c)
     case FRONT_OK:
         to_worker(f, c);
         break;
-    case FRONT_AGAIN: /* most applications take a body without a length for none: an error says more */
+    case FRONT_AGAIN: /* most applications ignore a body without a length, so an error is better */
         if (c->chunked) {
             count_add(&f->count.shed, 1);
             conn_refuse(f, c, 503, "no room for the body\n");
@@ -673,10 +674,10 @@ static void on_body(front *f, front_conn *c)
     } else if (buffer_grow(f, c, c->in->len + conn_received(c), body_room(f, c)) == FRONT_OK)
         conn_readable(f, c);
     else
-        await_body(f, c); /* no room to collect more */
+        await_body(f, c); /* there is no room to collect more */
 }
 
-/* The PROXY header at the beginning of a connection, if there is one.  False: more is wanted, or it was malformed. */
+/* Handles a PROXY header at the beginning of a connection.  False: more bytes are needed, or it was malformed. */
 static bool take_proxy_header(front *f, front_conn *c)
 {
     buffer *b = c->in;
@@ -691,7 +692,7 @@ static bool take_proxy_header(front *f, front_conn *c)
         conn_refuse(f, c, 400, "malformed PROXY header\n");
         return false;
     }
-    if (n == PROXY_ABSENT && !f->limits.proxy_optional) { /* its word about the client is missing, and the next request may be another's */
+    if (n == PROXY_ABSENT && !f->limits.proxy_optional) { /* the client's address is missing */
         count_add(&f->count.rejected, 1);
         conn_refuse(f, c, 400, "the PROXY header is missing\n");
         return false;
@@ -707,14 +708,14 @@ static bool take_proxy_header(front *f, front_conn *c)
     return false;
 }
 
-/* A head that is longer than the buffer.  What the client has sent is too much only at its own limit; where all buffers
- * together are at theirs, it may try again. */
+/* A head that is longer than the buffer.  At the limit for one head it is too large; at the limit for all buffers together,
+ * the client may try again. */
 static void grow_head(front *f, front_conn *c)
 {
     int rv = buffer_grow(f, c, 0, f->limits.head.max_head_size);
 
     if (rv == FRONT_OK) {
-        conn_readable(f, c); /* the rest, most likely */
+        conn_readable(f, c); /* the rest has probably arrived */
     } else if (rv == -ENOBUFS) {
         conn_refuse(f, c, 431, "request head too large\n");
     } else {
@@ -723,7 +724,7 @@ static void grow_head(front *f, front_conn *c)
     }
 }
 
-/* Carries on with the bytes of a connection until they run out, or somebody else has to act. */
+/* Processes the bytes of a connection until they run out, or something else must happen first. */
 static void proceed(front *f, front_conn *c)
 {
     for (int i = 0; i < PIPELINE; i++) {
@@ -747,7 +748,7 @@ static void proceed(front *f, front_conn *c)
             return;
         }
         if (n == HTTP1_PARTIAL) {
-            /* Some clients send an empty line after a body (RFC 9112 2.2): that begins no request. */
+            /* Some clients send an empty line after a body (RFC 9112 2.2), which does not begin a request. */
             bool empty_line = b->len <= 2 && memcmp(b->data, "\r\n", b->len) == 0;
             b->raw = b->len;
             if (b->len < b->cap)
@@ -764,7 +765,7 @@ static void proceed(front *f, front_conn *c)
     conn_set_state(f, c, CONN_AGAIN);
 }
 
-/* The response is out and the connection is to be closed. */
+/* The response has been sent, and the connection must be closed. */
 void conn_end(front *f, front_conn *c)
 {
     if (c->eof || (!c->linger && (c->in == NULL || c->in->len == c->in->raw)))
@@ -795,7 +796,7 @@ void conn_flush(front *f, front_conn *c)
         }
     }
     for (int i = 0; c->file != -1; i++) {
-        if (i == BLOCKS) { /* its reader keeps up: others first */
+        if (i == BLOCKS) { /* its reader is fast: let others have their turn */
             conn_set_state(f, c, CONN_AGAIN);
             return;
         }
@@ -807,7 +808,7 @@ void conn_flush(front *f, front_conn *c)
                 conn_set_state(f, c, CONN_FLUSH);
             return;
         }
-        if (n <= 0 && c->file_left > 0) { /* an error, or the file has shrunk: what was announced can't be kept */
+        if (n <= 0 && c->file_left > 0) { /* an error, or the file has shrunk: the announced length cannot be sent */
             conn_close(f, c);
             return;
         }
@@ -843,6 +844,6 @@ static void on_linger(front *f, front_conn *c)
         if (n == -1 && errno == EAGAIN)
             return;
     }
-    /* Still sending: leave the rest to the kernel's buffer, whose filling up ends it, and to the deadline. */
+    /* The client is still sending: leave the rest to the kernel's buffer, which fills up, and to the deadline. */
 }
 

@@ -1,4 +1,4 @@
-/* exchange.c - the workers' side of front.h: take a request, read its body, write its response, give it back. */
+/* exchange.c - the workers' side of front.h: take a request, read its body, write its response, return it. */
 #define _GNU_SOURCE
 #include "conn.h"
 
@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #define MILLISECOND 1000000LL
-#define INTERRUPTION (100 * MILLISECOND) /* how often who waits looks whether it should */
+#define INTERRUPTION (100 * MILLISECOND) /* how often a waiting thread checks whether it should stop */
 
 static uint64_t thread_id(void)
 {
@@ -28,7 +28,7 @@ static uint64_t thread_id(void)
 
 /* ------------------------------------------------------------------------ take */
 
-/* With the mutex held.  `next`: whom the caller is to rouse() without it, or NULL. */
+/* With the mutex held.  `next`: a waiter for the caller to rouse() without the mutex, or NULL. */
 static front_conn *pop_ready(front *f, waiter **next)
 {
     front_conn *c = f->ready.first;
@@ -52,8 +52,8 @@ static front_conn *pop_ready(front *f, waiter **next)
     return c;
 }
 
-/* A condition variable would do, but who returns from its wait marks the mutex as contended, which costs the next one to
- * unlock it a system call, and who is woken while we hold the mutex waits again at once. */
+/* A condition variable would also work, but a thread that returns from its wait marks the mutex as contended, which costs the
+ * next unlock a system call, and a thread that is woken while we hold the mutex waits again at once. */
 static long futex(atomic_uint *word, int operation, unsigned value, const struct timespec *until)
 {
     return syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, until, NULL, FUTEX_BITSET_MATCH_ANY);
@@ -72,11 +72,11 @@ waiter *pop_idle(front *f)
 
 void rouse(waiter *w)
 {
-    if (w != NULL) /* it may be awake and gone: the kernel takes the address for a name only */
+    if (w != NULL) /* it may have returned already; the kernel uses the address only as a name */
         futex(&w->woken, FUTEX_WAKE, 1, NULL);
 }
 
-/* With the mutex held, which is released meanwhile.  timeout: nanoseconds, < 0: for ever. */
+/* With the mutex held, which is released meanwhile.  timeout: nanoseconds, < 0: forever. */
 static void sleep_idle(front *f, int64_t timeout)
 {
     waiter w = {.below = f->idle_workers};
@@ -97,7 +97,7 @@ static void sleep_idle(front *f, int64_t timeout)
         f->n_woken--;
         return;
     }
-    for (waiter **p = &f->idle_workers; *p != NULL; p = &(*p)->below) /* timed out: leave the stack */
+    for (waiter **p = &f->idle_workers; *p != NULL; p = &(*p)->below) /* timed out: remove it from the stack */
         if (*p == &w) {
             *p = w.below;
             f->n_idle_workers--;
@@ -105,7 +105,7 @@ static void sleep_idle(front *f, int64_t timeout)
         }
 }
 
-/* Runs the loop until it brings a request, which the caller gets: no other thread has to be woken for it. */
+/* Runs the loop until a request arrives, which the caller gets, so that no other thread has to be woken. */
 static front_conn *lead(front *f)
 {
     front_conn *c = NULL;
@@ -120,7 +120,7 @@ static front_conn *lead(front *f)
     return c;
 }
 
-/* While requests are short.  Long ones keep the workers busy and are handed out by the front's own thread. */
+/* Only while requests are short.  Long ones keep the workers busy, and the front's own thread hands them out. */
 static bool may_lead(front *f)
 {
     return f->service_time < LONG_REQUEST && atomic_load(&f->stage) != FRONT_STOPPED && pthread_mutex_trylock(&f->lead) == 0;
@@ -176,8 +176,8 @@ int front_take(front *f, front_request *out, int64_t timeout)
 
 /* ------------------------------------------------------------------------ read */
 
-/* Waits for the socket, at most until `deadline`, which time in which the process is frozen moves (and adds to `*frozen`,
- * if given).  FRONT_OK, FRONT_E_LATE, -EPIPE once the front has stopped. */
+/* Waits for the socket until `deadline`, which is extended by the time for which the process is frozen (also added to
+ * `*frozen`, if given).  FRONT_OK, FRONT_E_LATE, or -EPIPE when the front has stopped. */
 static int wait_socket(front_conn *c, short events, int64_t deadline, int64_t *frozen)
 {
     int64_t looked = 0;
@@ -205,8 +205,8 @@ static int wait_socket(front_conn *c, short events, int64_t deadline, int64_t *f
     }
 }
 
-/* The body must go on at min_body_rate, judged each time a body_timeout has been spent waiting for it: time that the
- * application takes between two reads is not the client's, and each of many short waits counts. */
+/* The body must arrive at min_body_rate, checked each time a body_timeout has been spent waiting for it.  Time that the
+ * application takes between two reads does not count, and many short waits add up. */
 static int wait_body(front *f, front_conn *c)
 {
     uint64_t wanted = (uint64_t)(f->limits.body_timeout / MILLISECOND) * f->limits.min_body_rate / 1000;
@@ -246,7 +246,7 @@ static int say_continue(front *f, front_conn *c)
     return rv;
 }
 
-/* One read from the socket, of a body with Content-Length, straight to where it is wanted. */
+/* One read from the socket of a body with Content-Length, directly into the caller's buffer. */
 static ssize_t read_plain(front *f, front_conn *c, char *buf, size_t len)
 {
     ssize_t n = recv(c->fd, buf, len < c->body_left ? len : (size_t)c->body_left, 0);
@@ -261,13 +261,13 @@ static ssize_t read_plain(front *f, front_conn *c, char *buf, size_t len)
     return n == 0 ? FRONT_E_TRUNCATED : -errno;
 }
 
-/* One read of a chunked body, through the buffer.  FRONT_OK or an error. */
+/* One read of a chunked body through the buffer.  FRONT_OK or an error. */
 static int read_chunked(front *f, front_conn *c)
 {
     buffer *b = c->in;
 
     if (b->cap - b->head_len < 1024) {
-        pthread_mutex_lock(&f->mutex); /* front_requests() may be looking */
+        pthread_mutex_lock(&f->mutex); /* front_requests() may be reading */
         int rv = buffer_grow(f, c, 0, b->head_len + 4096);
         pthread_mutex_unlock(&f->mutex);
         if (rv != FRONT_OK)
@@ -374,30 +374,30 @@ static void iov_advance(struct iovec *iov, int n, size_t by)
 
 void front_answer(front_conn *c)
 {
-    atomic_store_explicit(&c->expect, false, memory_order_relaxed); /* for each response: without a barrier */
+    atomic_store_explicit(&c->expect, false, memory_order_relaxed); /* runs for each response, so without a barrier */
 }
 
-/* The rest of a response lies with the loop: what came after it would overtake it. */
+/* The loop has the rest of a response, which later data would overtake. */
 static bool is_left(const front_conn *c)
 {
     return c->out != NULL || c->file != -1;
 }
 
-/* What a failed send returns: the response has lost a part, and counts as aborted. */
+/* The result of a failed send: the response has lost a part and counts as aborted. */
 static int is_cut(front_conn *c, int error)
 {
     atomic_store_explicit(&c->cut, true, memory_order_relaxed);
     return error;
 }
 
-/* Why nothing more can be written, or FRONT_OK.  A response that lacks a part must not go on: its client would take what
- * follows for that part, and the end for the end of a whole response. */
+/* Why nothing more can be written, or FRONT_OK.  A response that has lost a part must not continue: the client would take
+ * what follows for that part, and the end for the end of a complete response. */
 static int is_over(const front_conn *c)
 {
     return is_left(c) ? -EALREADY : atomic_load_explicit(&c->cut, memory_order_relaxed) ? -EPIPE : FRONT_OK;
 }
 
-/* Leaves what is in iov with the loop. */
+/* Leaves the content of iov with the loop. */
 static int leave(front *f, front_conn *c, struct iovec *iov, int n, size_t total)
 {
     if (atomic_fetch_add(&f->buffered, total) + total > f->limits.buffer_size || (c->out = malloc(total)) == NULL) {
@@ -414,7 +414,7 @@ static int leave(front *f, front_conn *c, struct iovec *iov, int n, size_t total
     return FRONT_OK;
 }
 
-/* Whether the worker may say its response: the loop has not said 504 instead. */
+/* Whether the worker may send its response, because the loop has not sent 504 instead. */
 static bool may_answer(front *f, front_conn *c)
 {
     int state = ANSWER_NONE;
@@ -432,7 +432,7 @@ int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, b
     return may_answer(f, c) ? send_parts(f, c, iov, n, keep, wait) : -EPIPE;
 }
 
-/* Writing must go on at min_body_rate, judged once a write_timeout. */
+/* Writing must progress at min_body_rate, checked once per write_timeout. */
 static int send_parts(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, bool wait)
 {
     size_t total = iov_total(iov, n), mark = total;
@@ -490,7 +490,7 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
     if (refused != FRONT_OK)
         return refused;
     while (len > 0) {
-        /* What is left with the loop begins where the socket is full, so the loop seldom waits for a disk. */
+        /* The loop gets the rest when the socket is full, so it seldom waits for a disk. */
         ssize_t sent = sendfile(c->fd, fd, &offset, len < 262144 ? (size_t)len : 262144);
         if (sent > 0) {
             count_add(&f->count.bytes_out, (uint64_t)sent);
@@ -498,7 +498,7 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
             continue;
         }
         if (sent == 0)
-            return is_cut(c, -EIO); /* the file is shorter than was announced */
+            return is_cut(c, -EIO); /* the file is shorter than announced */
         if (errno == EINTR)
             continue;
         if (errno != EAGAIN)
@@ -533,10 +533,10 @@ unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsi
 
     if (f->foreign)
         return status;
-    abort = abort || atomic_load_explicit(&c->cut, memory_order_relaxed); /* whatever the application makes of it */
+    abort = abort || atomic_load_explicit(&c->cut, memory_order_relaxed); /* no matter what the application does about it */
     if (f->limits.request_timeout != 0) {
         int state = atomic_exchange(&c->answer, ANSWER_DONE);
-        if (state == ANSWER_504) { /* what the client has got may not be lost to a reset */
+        if (state == ANSWER_504) { /* a reset must not destroy what the client has received */
             answered = true;
             abort = keep_alive = false;
             status = 504;
@@ -545,26 +545,26 @@ unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsi
         }
     }
     if (abort) {
-        /* Whatever was announced does not come: only a connection that ends at once says so. */
+        /* The announced body will not arrive; only an immediate end of the connection shows that. */
         struct linger now = {.l_onoff = 1, .l_linger = 0};
         setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
     }
     if (!keep_alive && !c->close)
         c->close = c->linger = true;
     if (!c->complete)
-        c->close = c->linger = true; /* the rest of the body can't be told from a request */
-    if (!c->close && !abort && !(c->watched & EPOLLIN)) /* what has come meanwhile is reported now, so nobody has to look for it */
+        c->close = c->linger = true; /* the rest of the body cannot be distinguished from a request */
+    if (!c->close && !abort && !(c->watched & EPOLLIN)) /* reports what has arrived meanwhile, so nobody has to look */
         c->drained = conn_watch(f, c, WATCH_IN) == FRONT_OK;
     int fd = -1;
 
     pthread_mutex_lock(&f->mutex);
-    if (!f->closed) { /* who is cut off by the end has been counted there */
+    if (!f->closed) { /* a request cut off by the end has been counted there */
         if (answered)
             ; /* counted by the loop */
         else if (abort)
             count_add(&f->count.aborted, 1);
         else if (rest)
-            c->owed = true; /* counted when it is out, or has been cut off */
+            c->owed = true; /* counted when it has been sent or cut off */
         else
             count_add(&f->count.served, 1);
     }
@@ -582,7 +582,7 @@ unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsi
     c->with_worker = false;
     f->n_finished++;
     f->service_time += (took - f->service_time) / 8;
-    /* Whoever may have more in the socket without a further edge, or is done, is not left until the loop looks. */
+    /* The loop must look soon at a connection that may have more in its socket without a further edge, or must be closed. */
     bool ring = rest || atomic_load_explicit(&f->n_held, memory_order_relaxed) > 0 || atomic_load(&f->stage) >= FRONT_CLOSING || (c->fd != -1 && (c->close || c->pending || !c->drained || b->raw < b->len));
     pthread_mutex_unlock(&f->mutex);
     if (fd != -1)
@@ -610,7 +610,7 @@ void front_count(front *f, front_counters *out)
     pthread_mutex_lock(&f->mutex);
     out->queued = f->n_ready;
     out->late = f->n_late;
-    out->in_flight = f->n_ready + f->n_taken; /* what has been answered and not yet taken back does not count */
+    out->in_flight = f->n_ready + f->n_taken; /* requests that are finished but not yet taken back do not count */
     out->finished = f->n_finished;
     pthread_mutex_unlock(&f->mutex);
     out->connections = atomic_load(&f->n_open);

@@ -1,4 +1,4 @@
-/* front.c - the loop of front.h: what it dispatches to is in conn.c, what workers call in exchange.c. */
+/* front.c - the loop of front.h.  It dispatches to conn.c; exchange.c has the functions for workers. */
 #define _GNU_SOURCE
 #include "conn.h"
 
@@ -17,27 +17,27 @@
 #include <time.h>
 #include <unistd.h>
 
-#define EVENTS      64    /* of one turn: a worker waits at most for so many to be read */
-#define ACCEPTS     64    /* of one turn */
-#define ACCEPT_ROW  16    /* turns with something to accept, until one accepts twice as many */
-#define EAGER       16    /* connections whose request is looked for at once after one where it was there */
-#define OVERFLOW    128   /* connections beyond the limit: probes are answered there, the rest gets 503 */
+#define EVENTS      64    /* per turn: a worker waits for at most this many to be read */
+#define ACCEPTS     64    /* per turn */
+#define ACCEPT_ROW  16    /* turns with connections to accept, after which a turn accepts twice as many */
+#define EAGER       16    /* connections to look for a request at once, after one whose request was there */
+#define OVERFLOW    128   /* connections beyond the limit: probes get their page, other requests 503 */
 #define SECOND      1000000000LL
 #define MILLISECOND 1000000LL
 #define LAST_SECOND SECOND
-#define DISTANCES   1000 /* connections asked for their round trip at the end */
+#define DISTANCES   1000 /* connections whose round trip is measured at the end */
 #define OVERFLOW_TIMEOUT SECOND
-#define GATHER SECOND /* for a body that may gather in its socket */
+#define GATHER SECOND /* time limit for a body to gather in its socket */
 #define RETRY_ACCEPT (100 * MILLISECOND)
-#define NAP MILLISECOND /* how long the thread in front_run() leaves the loop alone at most: a probe waits so long then */
-#define LATE NAP   /* a nap that takes so much longer has been late */
-#define STRAIN 250 /* of one that was; each other takes off 1 */
+#define NAP MILLISECOND /* longest sleep of the thread in front_run() while nobody leads; a probe may wait this long */
+#define LATE NAP   /* a nap that takes this much longer was late */
+#define STRAIN 250 /* added for a late nap; each other nap subtracts 1 */
 #define MAX_STRAIN (4 * STRAIN)
-#define WATCH SECOND /* where pages expire, no wait is longer: nobody can tell a long one from a freeze */
-#define HOLD (20 * MILLISECOND) /* how long a held body waits at most once a worker has read its own to the end */
-#define PAUSE (100 * MILLISECOND) /* after such a time without anything to do, what comes may be another load */
-#define MIN_QUIET (5 * MILLISECOND) /* handshakes under way get so long to finish before the listener closes, or as */
-#define MAX_QUIET (500 * MILLISECOND) /* long as two round trips of the client farthest away */
+#define WATCH SECOND /* longest wait if pages expire, as a longer one could not be told from a freeze */
+#define HOLD (20 * MILLISECOND) /* longest wait of a held body after a worker has finished reading another one */
+#define PAUSE (100 * MILLISECOND) /* after this long without work, the load may have changed */
+#define MIN_QUIET (5 * MILLISECOND) /* time for handshakes under way before the listener closes, or as */
+#define MAX_QUIET (500 * MILLISECOND) /* long as two round trips to the most distant client */
 
 enum { LISTENER = 0xffffffff, WAKE = 0xfffffffe, SIGNALS = 0xfffffffd };
 
@@ -79,7 +79,7 @@ int front_turn(front *f, int timeout, bool taking)
     if (atomic_load_explicit(&f->n_held, memory_order_relaxed) > 0)
         conn_release(f);
     for (front_conn *c = f->waiting[CONN_AGAIN].first, *last = f->waiting[CONN_AGAIN].last, *next; c != NULL; c = next) {
-        next = c == last ? NULL : c->next; /* who comes behind `last` does so in this turn */
+        next = c == last ? NULL : c->next; /* connections after `last` were added in this turn */
         conn_readable(f, c);
     }
     for (int i = 0; i < n; i++) {
@@ -102,7 +102,7 @@ int front_turn(front *f, int timeout, bool taking)
     return FRONT_OK;
 }
 
-/* Whether short requests have been finished since the last look: then workers run the loop between two of them. */
+/* Whether short requests have been finished since the last look; then workers run the loop between two of them. */
 static bool workers_lead(front *f)
 {
     pthread_mutex_lock(&f->mutex);
@@ -112,9 +112,9 @@ static bool workers_lead(front *f)
     return progress;
 }
 
-/* Probes are answered in the middle of an application that burns all the CPU there is: what runs in short slices is run
- * soon after it wakes (EEVDF; a slice can be asked for since Linux 6.12).  100 us is the shortest.  It takes no privilege,
- * gives no more CPU than others have, and where it is unknown nothing changes. */
+/* Lets probes be answered while the application uses all CPU time: a thread with short slices runs soon after it wakes
+ * (EEVDF; requests for slices exist since Linux 6.12).  100 us is the minimum.  This needs no privilege, gives no additional
+ * CPU time, and has no effect on other kernels. */
 static void want_short_slices(front *f, bool wanted)
 {
     struct { /* sched_attr of <linux/sched/types.h>, which cannot be included beside <sched.h> */
@@ -129,14 +129,14 @@ static void want_short_slices(front *f, bool wanted)
         return;
     f->short_slices = wanted;
     if (syscall(SYS_sched_getattr, 0, &own, sizeof own, 0) == 0 && own.policy == SCHED_OTHER) {
-        own.runtime = wanted ? 100000 : 0; /* 0: as all others */
+        own.runtime = wanted ? 100000 : 0; /* 0: the default */
         syscall(SYS_sched_setattr, 0, &own, 0);
     }
 }
 
-/* Leaves the loop alone for so long.  With short slices the end of each nap interrupts somebody who may hold the
- * interpreter lock, and before he runs again all others find it taken.  (A one-row query with 32 connections on one core:
- * 1.3 calls of futex() a request -> 0.5.)  So they are given up unless one nap in STRAIN ends late without them. */
+/* Sleeps for a while without leading.  With short slices, the end of each nap interrupts a thread that may hold the
+ * interpreter lock, and until it runs again all others wait for the lock.  (A one-row query with 32 connections on one core:
+ * 1.3 calls of futex() per request -> 0.5.)  So short slices are turned off unless one nap in STRAIN is late without them. */
 static void nap(front *f, int64_t length)
 {
     int64_t begin = front_now();
@@ -151,19 +151,19 @@ static void nap(front *f, int64_t length)
 
 int front_run(front *f)
 {
-    bool napped = false; /* then something has come meanwhile, most likely */
+    bool napped = false; /* if so, events have probably arrived meanwhile */
 
     if (f->foreign)
         return FRONT_CLOSED;
     atomic_store(&f->has_run, true);
     prctl(PR_SET_TIMERSLACK, 1000UL);
-    pthread_mutex_lock(&f->lead); /* from here on, while a worker leads */
+    pthread_mutex_lock(&f->lead); /* waits here while a worker leads */
     f->now = front_now();
     while (atomic_load(&f->stage) != FRONT_STOPPED && f->error == 0) {
         f->relaxed = workers_lead(f);
         int timeout = f->relaxed || napped ? 0 : front_timeout(f);
         if (timeout != 0)
-            want_short_slices(f, true); /* whatever ends the wait is not to wait itself */
+            want_short_slices(f, true); /* the event that ends the wait must be handled at once */
         int64_t before = f->now;
         int rv = front_turn(f, timeout, false);
         if (f->now - before > PAUSE)
@@ -185,7 +185,7 @@ int front_run(front *f)
     return error != 0 ? error : FRONT_CLOSED;
 }
 
-/* Lets idle workers go, and wakes those in the middle of a read or a write up to a closed connection. */
+/* Releases idle workers, and wakes those that read or write, which then find a closed connection. */
 static void stop_workers(front *f)
 {
     if (f->closed) /* front_run() may be called again */
@@ -204,7 +204,7 @@ static void stop_workers(front *f)
     pthread_mutex_lock(&f->mutex);
     f->closed = true;
     for (front_conn *c = f->returned.first; c != NULL; c = c->next)
-        lost -= !c->owed; /* given back, and counted, since the loop's last look */
+        lost -= !c->owed; /* returned and counted since the loop's last look */
     count_add(&f->count.aborted, lost);
     while (f->idle_workers != NULL)
         rouse(pop_idle(f));
@@ -250,8 +250,8 @@ int front_timeout(front *f)
     if (atomic_load_explicit(&f->lease, memory_order_relaxed) != 0 && f->now + WATCH < due)
         due = f->now + WATCH;
     if (atomic_load_explicit(&f->n_worker, memory_order_relaxed) > 0) {
-        /* Connections come back without a ring; their idle time starts when we look.  And while requests wait
-         * although workers sleep (hand_over() woke one only, expecting short requests), look again at once. */
+        /* Connections are returned without a ring, and their idle time starts when we look.  While requests wait although
+         * workers sleep (hand_over() woke only one, expecting short requests), look again at once. */
         int64_t look = f->now + (atomic_load_explicit(&f->n_held, memory_order_relaxed) > 0 ? HOLD : SECOND);
         pthread_mutex_lock(&f->mutex);
         if (f->ready.first != NULL) {
@@ -278,7 +278,7 @@ int front_timeout(front *f)
 
 /* -------------------------------------------------------------------- freezes */
 
-/* Liveness expires as much later as the process was frozen, as far as what it was renewed for allows. */
+/* Liveness expires later by the time of the freeze, up to the duration of its last renewal. */
 static void move_liveness(front *f, int64_t gap)
 {
     int64_t former = atomic_load(&f->expires[0]), wanted, from, most;
@@ -291,7 +291,7 @@ static void move_liveness(front *f, int64_t gap)
         wanted = former + gap < most ? former + gap : most;
         if (wanted <= from)
             return;
-    } while (!atomic_compare_exchange_strong(&f->expires[0], &former, wanted)); /* it has just been renewed */
+    } while (!atomic_compare_exchange_strong(&f->expires[0], &former, wanted)); /* repeat if it has just been renewed */
     atomic_fetch_add(&f->moved, wanted - from);
 }
 
@@ -302,7 +302,7 @@ static void on_gap(front *f, int64_t gap)
     for (size_t slot = 1; slot < PAGES_SLOTS; slot++)
         if (atomic_load(&f->expires[slot]) > f->now)
             atomic_store(&f->expires[slot], f->now);
-    for (int s = CONN_SILENT; s < CONN_AGAIN; s++) /* all of a list by the same, which keeps its order */
+    for (int s = CONN_SILENT; s < CONN_AGAIN; s++) /* all of a list by the same amount, which preserves the order */
         for (front_conn *c = f->waiting[s].first; c != NULL; c = c->next)
             c->deadline += gap;
     pthread_mutex_lock(&f->mutex);
@@ -319,7 +319,7 @@ static void on_gap(front *f, int64_t gap)
 
 /* ----------------------------------------------------------------- accepting */
 
-/* Whether the peer is one of the proxies whose word counts. */
+/* Whether the peer is one of the trusted proxies. */
 static bool is_proxy(const front *f, const union proxy_peer *peer)
 {
     unsigned char address[16] = {[10] = 0xff, [11] = 0xff};
@@ -340,8 +340,8 @@ static bool is_proxy(const front *f, const union proxy_peer *peer)
     return false;
 }
 
-/* Keeps the longest round trip to a client, for stop_handshakes(): the least of each connection, as others contain the
- * time by which clients delay their acknowledgements. */
+/* Records the longest round trip to a client, for stop_handshakes().  It uses the minimum of each connection, because others
+ * include delayed acknowledgements. */
 static void note_distance(front *f, int fd)
 {
     struct tcp_info info = {0};
@@ -356,7 +356,7 @@ static void conn_start(front *f, int fd, const void *peer, size_t peer_len, bool
 {
     front_conn *c = conn_new(f, fd);
 
-    if (c == NULL) { /* even the overflow is full: the oldest there has had its chance */
+    if (c == NULL) { /* even the overflow is full: close its oldest connection */
         front_conn *oldest = f->waiting[CONN_OVERFLOW].first;
         if (oldest == NULL)
             oldest = f->waiting[CONN_LINGER].first;
@@ -379,7 +379,7 @@ static void conn_start(front *f, int fd, const void *peer, size_t peer_len, bool
     }
     conn_set_state(f, c, c->overflow ? CONN_OVERFLOW : CONN_SILENT);
     count_add(&f->count.accepted, 1);
-    /* The request may be there already; where it seldom is, looking costs a system call for nothing. */
+    /* The request may have arrived already; if it seldom has, looking only costs a system call. */
     if (reserve || f->eager > 0 || f->count.accepted % 16 == 0) {
         conn_readable(f, c);
         if (c->fd == fd && c->state == CONN_SILENT && c->in == NULL)
@@ -397,7 +397,7 @@ static int accept_one(front *f, struct sockaddr_storage *peer, socklen_t *len)
     return accept4(f->listen_fd, (struct sockaddr *)peer, len, SOCK_NONBLOCK | SOCK_CLOEXEC);
 }
 
-/* Who holds the reserve descriptor has had RETRY_ACCEPT to say what it wants: the next may be a probe. */
+/* The connection on the reserve descriptor had RETRY_ACCEPT to send its request; the next one may be a probe. */
 static void free_reserve(front *f)
 {
     for (front_conn *c = f->waiting[CONN_OVERFLOW].first; c != NULL; c = c->next)
@@ -407,7 +407,7 @@ static void free_reserve(front *f)
         }
 }
 
-/* Accepts up to `max` connections; true if there may be more. */
+/* Accepts up to `max` connections.  Returns whether there may be more. */
 static bool accept_some(front *f, int max)
 {
     struct sockaddr_storage peer;
@@ -424,8 +424,8 @@ static bool accept_some(front *f, int max)
             continue;
         if (errno == EAGAIN)
             return false;
-        /* EMFILE, ENFILE, ENOBUFS, ENOMEM: no descriptor.  One is kept back for this moment, so that a probe
-         * still gets its answer; until it is free again, or for a while, we do not listen instead of spinning. */
+        /* EMFILE, ENFILE, ENOBUFS, ENOMEM: no descriptor.  One is reserved for this case, so that a probe still gets its
+         * response; until it is free again, or for a while, we stop listening instead of spinning. */
         count_add(&f->count.accept_errors, 1);
         if (f->reserve_fd == -1)
             free_reserve(f);
@@ -438,7 +438,7 @@ static bool accept_some(front *f, int max)
             else
                 f->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
             if (fd != -1 && f->reserve_fd != -1)
-                continue; /* answered and closed already */
+                continue; /* already served and closed */
         }
         listener_arm(f, false);
         f->listener_retry = f->now + RETRY_ACCEPT;
@@ -447,9 +447,9 @@ static bool accept_some(front *f, int max)
     return true;
 }
 
-/* An accept that finds nothing has made a socket and a file before it looks, which costs as much as three turns.  So there
- * is one connection a turn, and twice as many after each row of turns in which the backlog did not run out; more where it
- * matters less, among `n` events or if the loop `rests` between turns. */
+/* An accept() that finds nothing has created a socket and a file before, which costs as much as three turns.  So a turn
+ * accepts one connection, and twice as many after each row of turns in which the backlog did not run out; more if it matters
+ * less, among `n` events or if the loop `rests` between turns. */
 static void on_accept(front *f, int n, bool rests)
 {
     int max = rests ? ACCEPTS : n / 4 > f->accepts ? n / 4 : f->accepts;
@@ -476,7 +476,7 @@ static void take_pages(front *f)
     }
 }
 
-/* The connection is in nobody's hands but ours again. */
+/* The loop owns the connection again. */
 static void from_worker(front *f, front_conn *c)
 {
     atomic_fetch_sub_explicit(&f->n_worker, 1, memory_order_relaxed);
@@ -485,7 +485,7 @@ static void from_worker(front *f, front_conn *c)
     conn_body_drop(f, c);
 }
 
-/* Connections that workers have given back. */
+/* Connections that workers have returned. */
 static void take_back(front *f)
 {
     pthread_mutex_lock(&f->mutex);
@@ -513,7 +513,7 @@ static void take_back(front *f)
             conn_next(c);
             if (c->in != NULL && c->in->len > 0) {
                 c->drained = false;
-                conn_set_state(f, c, CONN_AGAIN); /* behind those who wait already */
+                conn_set_state(f, c, CONN_AGAIN); /* after those that wait already */
                 continue;
             }
             buffer_drop(f, c);
@@ -524,10 +524,10 @@ static void take_back(front *f)
     }
 }
 
-/* Requests of this turn go to the workers.  Short requests are served faster by one thread than by several that pass the
- * interpreter lock around.  So nobody is woken if the leader will take one itself (`taking`), if somebody has been woken
- * and is on its way, or if a worker is busy and is known to get on.  Where requests take long, workers wake each other
- * (front_take), and front_timeout() looks after the rest. */
+/* Hands the requests of this turn to the workers.  One thread serves short requests faster than several that pass the
+ * interpreter lock around.  So no worker is woken if the leader will take a request itself (`taking`), if a woken worker is
+ * about to run, or if a worker is busy and makes progress.  When requests are long, workers wake each other (front_take), and
+ * front_timeout() handles the rest. */
 static void hand_over(front *f, bool taking)
 {
     front_conn *refused = NULL, *c;
@@ -552,7 +552,7 @@ static void hand_over(front *f, bool taking)
         (f->n_woken == 0 || f->now - f->ready.first->arrived > MILLISECOND))
         next = pop_idle(f);
     bool returned = f->returned.first != NULL;
-    /* Who comes while all workers are busy, and more waits for them, only waits longer in the queue. */
+    /* A request that arrives while all workers are busy and others wait, only waits in the queue. */
     f->backlog = 0;
     if (some && f->n_idle_workers == 0 && f->n_taken > 0)
         f->backlog = f->n_ready * f->service_time / f->n_taken / 2;
@@ -566,7 +566,7 @@ static void hand_over(front *f, bool taking)
         count_add(&f->count.shed, 1);
         conn_refuse(f, c, 503, "too many requests waiting\n");
     }
-    if (returned) /* an edge may have been noted for one of them after the worker had looked */
+    if (returned) /* an edge may have been recorded for one of them after the worker had looked */
         take_back(f);
 }
 
@@ -589,7 +589,7 @@ static void expire_queue(front *f)
     }
 }
 
-/* Requests that their workers have had for too long.  They are in the order in which they were taken. */
+/* Requests that have taken too long.  They are in the order in which workers took them. */
 static void expire_requests(front *f)
 {
     pthread_mutex_lock(&f->mutex);
@@ -601,10 +601,10 @@ static void expire_requests(front *f)
             conn_answer_late(f, c);
         } else if (atomic_compare_exchange_strong(&c->answer, &begun, ANSWER_CUT)) {
             struct sockaddr nobody = {.sa_family = AF_UNSPEC};
-            connect(c->fd, &nobody, sizeof nobody); /* resets: a FIN could look like the end of the response */
+            connect(c->fd, &nobody, sizeof nobody); /* sends RST, because a FIN could look like the end of the response */
             atomic_store(&c->gone, true);
         } else {
-            continue; /* done in this moment, or saying 100 (Continue): then the next turn sees to it */
+            continue; /* just finished, or sending 100 (Continue); the next turn handles it */
         }
         c->late = true;
         f->n_late++;
@@ -621,7 +621,7 @@ static void expire(front *f)
     for (int s = CONN_SILENT; s <= CONN_IDLE; s++)
         while ((c = f->waiting[s].first) != NULL && c->deadline <= f->now) {
             char byte;
-            if (recv(c->fd, &byte, 1, MSG_PEEK) == 1) /* a request came just in time: after a FIN it would be lost */
+            if (recv(c->fd, &byte, 1, MSG_PEEK) == 1) /* a request has just arrived; a FIN now would lose it */
                 conn_readable(f, c);
             else
                 conn_linger(f, c);
@@ -679,7 +679,7 @@ static void expire(front *f)
 
 /* ------------------------------------------------------------------- shutdown */
 
-/* The drain should have ended us by now; whoever runs it does not get the interpreter lock. */
+/* The drain should have ended the process by now; the thread that runs it does not get the interpreter lock. */
 static void give_up(front *f)
 {
     front_last_words(f, "the drain has passed its deadline");
@@ -692,7 +692,7 @@ static void on_signal(front *f)
     unsigned char signals[16];
     ssize_t n = read(f->signal_fd, signals, sizeof signals);
 
-    if (n == 0 || (n == -1 && errno != EAGAIN && errno != EINTR)) { /* its writer is gone: would be readable for ever */
+    if (n == 0 || (n == -1 && errno != EAGAIN && errno != EINTR)) { /* its writer is gone, so it would be readable forever */
         epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, f->signal_fd, NULL);
         return;
     }
@@ -700,7 +700,7 @@ static void on_signal(front *f)
         if (signals[i] > 63 || !(f->draining_signals >> signals[i] & 1))
             continue;
         front_advance(f, FRONT_TERMINATING);
-        if (f->n_signals > 0 && f->now - f->last_signal < SECOND) /* supervisors send one twice */
+        if (f->n_signals > 0 && f->now - f->last_signal < SECOND) /* supervisors send the same signal twice */
             continue;
         f->last_signal = f->now;
         f->n_signals++;
@@ -718,29 +718,29 @@ static void on_signal(front *f)
 #endif
 
 /* Closing a listening socket resets connections that have not been accepted.  So new handshakes are stopped first: the
- * socket is bound to a network interface that does not exist, the highest number that there can be.  From then on a SYN
- * finds nobody listening and is refused, as by the closed socket a moment later, so its client has sent nothing.  A
- * handshake under way is found by itself, not by the listener, and finishes; what it makes has the interface of its SYN:
- * any.  Since Linux 5.7 a socket that is not bound to an interface yet needs no capability for that.  (A filter that
- * drops SYN segments did the same by SO_ATTACH_FILTER, which hardened kernels refuse without CAP_NET_ADMIN.)
+ * socket is bound to a network interface that does not exist, with the highest possible number.  From then on a SYN finds no
+ * listener and is refused, as it would be by the closed socket a moment later, so its client has sent no data.  A handshake
+ * under way is looked up by itself and not through the listener, and completes; its connection has the interface of its SYN:
+ * any.  Since Linux 5.7 this needs no capability for a socket that is not bound to an interface.  (A filter that drops SYN
+ * segments has the same effect, but hardened kernels refuse SO_ATTACH_FILTER without CAP_NET_ADMIN.)
  *
- * Handshakes under way get the time of two round trips to finish, what the backlog holds is accepted, and the listener
- * closes when nothing has come for so long.  Where the binding is refused (older kernels; others that look like Linux)
- * that is all there is, and a connection made between the last accept and the end is reset.  So is, everywhere, one
- * that a SYN cookie stood for: of it the kernel knows nothing until its last segment comes.  It makes
- * cookies in a flood, while more handshakes are under way than the backlog holds, and if net.ipv4.tcp_syncookies is 2. */
+ * Handshakes under way get the time of two round trips to complete, the backlog is accepted, and the listener closes when no
+ * connection has arrived for this time.  If the binding is refused (older kernels; systems that only resemble Linux),
+ * a connection made between the last accept and the close is reset.  The same happens everywhere to a connection that is
+ * represented by a SYN cookie, which the kernel does not know before its last segment arrives.  The kernel uses cookies in a
+ * flood, while more handshakes are under way than the backlog holds, and if net.ipv4.tcp_syncookies is 2. */
 static void stop_handshakes(front *f)
 {
     int none = INT_MAX, bound = 0;
 
-    /* Some take an option that they do not know and do nothing. */
+    /* Some systems accept an option that they do not know and ignore it. */
     if (setsockopt(f->listen_fd, SOL_SOCKET, SO_BINDTOIFINDEX, &none, sizeof none) == -1 ||
         getsockopt(f->listen_fd, SOL_SOCKET, SO_BINDTOIFINDEX, &bound, &(socklen_t){sizeof bound}) == -1)
         atomic_store(&f->not_bound, errno);
     else if (bound != none)
         atomic_store(&f->not_bound, EOPNOTSUPP);
     for (uint32_t i = 0, n = 0; i < f->n_used && n < DISTANCES; i++)
-        if (f->conns[i].state != CONN_FREE && f->conns[i].state != CONN_WORKER) { /* a worker's is not ours to touch */
+        if (f->conns[i].state != CONN_FREE && f->conns[i].state != CONN_WORKER) { /* not one that a worker owns */
             note_distance(f, f->conns[i].fd);
             n++;
         }
@@ -755,18 +755,18 @@ static void close_listener(front *f)
     f->listener_closes = 0;
     while (accept_some(f, ACCEPTS))
         ;
-    if (f->listener_retry != 0) { /* out of descriptors: who waits is not to be reset for that */
+    if (f->listener_retry != 0) { /* out of descriptors: waiting connections must not be reset for that */
         f->listener_closes = f->listener_retry;
         return;
     }
-    if (f->seen_accepted != f->count.accepted && f->now < f->closes_at_most) { /* more may be under way */
+    if (f->seen_accepted != f->count.accepted && f->now < f->closes_at_most) { /* more connections may be under way */
         f->seen_accepted = f->count.accepted;
         f->listener_closes = f->now + f->quiet;
         return;
     }
     listener_arm(f, false);
     f->listening = false;
-    shutdown(f->listen_fd, SHUT_RDWR); /* refuses from now on; its owner closes it */
+    shutdown(f->listen_fd, SHUT_RDWR); /* refuses connections from now on; its owner closes it */
 }
 
 int front_close_fault(const front *f)
@@ -774,7 +774,7 @@ int front_close_fault(const front *f)
     return atomic_load(&f->not_bound);
 }
 
-/* From now on no connection is in this state for longer than the last second. */
+/* From now on a connection stays in this state for at most one more second. */
 static void hasten(front *f, enum conn_state state)
 {
     int64_t most = LAST_SECOND < f->timeout[state] ? LAST_SECOND : f->timeout[state];
@@ -800,7 +800,7 @@ static void change_stage(front *f)
 
 void front_ring(front *f)
 {
-    if (!f->foreign) /* the number may be another file's by now */
+    if (!f->foreign) /* the number may belong to another file by now */
         (void)!write(f->wake_fd, &(uint64_t){1}, sizeof(uint64_t));
 }
 
@@ -821,7 +821,7 @@ enum front_stage front_stage_now(const front *f)
 
 /* ------------------------------------------------------------------------ forks */
 
-static pthread_mutex_t open_mutex = PTHREAD_MUTEX_INITIALIZER; /* held over fork(), so that the child finds the list whole */
+static pthread_mutex_t open_mutex = PTHREAD_MUTEX_INITIALIZER; /* held during fork(): the child gets a consistent list */
 static front *open_fronts;
 static atomic_bool has_forked;
 
@@ -836,8 +836,8 @@ static void after_fork(void)
     pthread_mutex_unlock(&open_mutex);
 }
 
-/* Whether `fd` is one of the front's connections.  The table may tell of one that another thread had just closed when
- * the process forked, and whose number has been given to somebody else; no socket but the front's has its port. */
+/* Whether `fd` is one of the front's connections.  The table may contain one that another thread had just closed when the
+ * process forked, and whose number has been reused; only the front's sockets have its port. */
 static bool is_connection(const front *f, int fd)
 {
     struct sockaddr_storage name;
@@ -853,7 +853,7 @@ static bool is_connection(const front *f, int fd)
     return memcmp(&name, &f->name, sizeof name) == 0;
 }
 
-/* In the child, which has this one thread, by calls that are allowed after fork() only (signal-safety(7)). */
+/* Runs in the child, which has a single thread, and only uses calls that are allowed after fork() (signal-safety(7)). */
 static void disown(front *f)
 {
     f->foreign = true;
@@ -873,7 +873,7 @@ static void disown(front *f)
         atomic_store(&c->gone, true);
     }
     if (f->listening && atomic_load(&f->stage) != FRONT_STOPPED && is_connection(f, f->listen_fd)) {
-        /* Its owner will close the number, which must not be another file's by then. */
+        /* Its owner will close the number, which must not belong to another file by then. */
         int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
         if (null != -1) {
             dup3(null, f->listen_fd, O_CLOEXEC);
@@ -923,8 +923,8 @@ bool front_is_foreign(const front *f)
     return f->foreign;
 }
 
-/* A child may not have come to closing its copy yet, or have been made by other means.  The FIN, or the reset, does not
- * wait for it: connect() to no address is what resets at once. */
+/* A child may not have closed its copy yet, or may have been created in another way.  FIN and RST must not wait for it;
+ * connect() to no address sends RST at once. */
 void end_socket(int fd, bool reset)
 {
     if (atomic_load_explicit(&has_forked, memory_order_relaxed)) {
@@ -952,7 +952,7 @@ int front_watch_signals(front *f, int fd, uint64_t draining, int last_words_sign
 
 void front_publish(front *f, pages *table)
 {
-    pages_free(atomic_exchange(&f->incoming, table)); /* one that the loop has not fetched yet, if any */
+    pages_free(atomic_exchange(&f->incoming, table)); /* frees one that the loop has not fetched yet */
     front_ring(f);
 }
 
@@ -962,7 +962,7 @@ void front_renew(front *f, unsigned slot, int64_t nanoseconds)
 
     if (slot >= PAGES_SLOTS)
         return;
-    do { /* again, if this thread has been frozen in between */
+    do { /* again, if this thread was frozen in between */
         now = front_now();
         atomic_store(&f->expires[slot], now + nanoseconds);
     } while (front_now() - now > FRONT_GAP);
@@ -992,7 +992,7 @@ int64_t front_now(void)
     return (int64_t)t.tv_sec * SECOND + t.tv_nsec;
 }
 
-/* The kernel sets SO_RCVLOWAT to no more than half of what a socket's buffer can be (net.ipv4.tcp_rmem). */
+/* The kernel limits SO_RCVLOWAT to half of the maximum size of a socket's buffer (net.ipv4.tcp_rmem). */
 static size_t longest_gathering(void)
 {
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), most = INT_MAX;
@@ -1066,7 +1066,7 @@ void front_close(front *f)
     note_closed(f);
     if (!f->foreign)
         spool_close(f);
-    if (f->foreign) /* in the middle of what other threads were at: its memory is left to the end of the process */
+    if (f->foreign) /* other threads were using it at the fork, so its memory is not freed */
         return;
     for (uint32_t i = 0; i < f->n_used; i++) {
         front_conn *c = &f->conns[i];

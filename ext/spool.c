@@ -15,31 +15,31 @@
 #include <unistd.h>
 
 #define EVENTS 64
-#define READS  8                /* of one connection, before others have their turn */
-#define BLOCK  (64 << 10)       /* bytes read at a time, if there is room for such a buffer */
-#define WAKE   (-1)             /* in the pipe, beside descriptors that are to be closed */
+#define READS  8                /* per turn of one connection */
+#define BLOCK  (64 << 10)       /* bytes per read, if there is room for such a buffer */
+#define WAKE   (-1)             /* in the pipe, beside descriptors to close */
 #define MILLISECOND 1000000LL
 
 struct spool {
     front *f;
     pthread_t thread;
-    int epoll_fd, pipe[2]; /* the pipe carries numbers: of files that are to be closed, or WAKE */
+    int epoll_fd, pipe[2]; /* the pipe carries descriptors to close, or WAKE */
     atomic_bool stopping;
-    conn_list waiting;     /* the thread's: all wait equally long, so the first is due first */
+    conn_list waiting;     /* used by the thread; all have the same timeout, so the first is due first */
     pthread_mutex_t mutex;
     conn_list incoming, finished; /* under the mutex */
 };
 
 /* ------------------------------------------------------------------------ files */
 
-/* Without a name: it is gone with the process, however that ends. */
+/* Without a name, so that it disappears with the process, however that ends. */
 static int open_in(const char *directory)
 {
     int fd = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 
     if (fd != -1 || (errno != EOPNOTSUPP && errno != EISDIR && errno != EINVAL))
         return fd;
-    char path[PATH_MAX]; /* a file system, or a kernel, that knows only files with names */
+    char path[PATH_MAX]; /* for file systems or kernels without unnamed files */
     int n = snprintf(path, sizeof path, "%s/pkg-body-XXXXXX", directory);
     if (n < 0 || (size_t)n >= sizeof path) {
         errno = ENAMETOOLONG;
@@ -59,7 +59,7 @@ static int open_file(const front *f, body_file *file)
     return file->fd;
 }
 
-/* FRONT_OK, or the errno value of what is used up. */
+/* FRONT_OK, or an errno value for what is exhausted. */
 static int reserve(front *f, const body_file *file, size_t n)
 {
     int full = EFBIG;
@@ -80,7 +80,7 @@ static void release(front *f, const body_file *file, uint64_t n)
         atomic_fetch_sub(&f->buffered, n);
 }
 
-/* Appends what the buffer holds of the body.  FRONT_OK, or an errno value: then the rest is in the buffer still. */
+/* Appends the body's bytes in the buffer to the file.  FRONT_OK, or an errno value; then the rest is still in the buffer. */
 static int store(front *f, front_conn *c)
 {
     buffer *b = c->in;
@@ -101,7 +101,7 @@ static int store(front *f, front_conn *c)
         file->size += written;
     }
     b->body_len -= stored;
-    if (stored > 0) /* what follows the body, if anything does, stays where it is */
+    if (stored > 0) /* bytes after the body stay where they are */
         memmove(b->data + b->head_len, b->data + b->head_len + stored, b->body_len);
     if (b->raw == b->len)
         b->raw = b->len = b->head_len + b->body_len;
@@ -135,7 +135,7 @@ void spool_drop(front *f, front_conn *c)
 
     if (file == NULL)
         return;
-    c->spooled = NULL; /* first: a child that is forked now must not close what has the number next */
+    c->spooled = NULL; /* first, so that a child that is forked now does not close a reused number */
     release(f, file, file->size);
     if (file->fd != -1)
         tell(f->spool, file->fd);
@@ -144,7 +144,7 @@ void spool_drop(front *f, front_conn *c)
 
 /* ------------------------------------------------------------------- the thread */
 
-/* Gives a connection back to the loop. */
+/* Returns a connection to the loop. */
 static void finish(struct spool *s, front_conn *c, int result)
 {
     epoll_ctl(s->epoll_fd, EPOLL_CTL_DEL, c->fd, NULL);
@@ -172,7 +172,7 @@ static void wait_anew(struct spool *s, front_conn *c)
     list_push(&s->waiting, c);
 }
 
-/* Reads and writes, until the socket is empty or others have to have their turn. */
+/* Reads and writes until the socket is empty or others must have their turn. */
 static void carry_on(struct spool *s, front_conn *c)
 {
     front *f = s->f;
@@ -248,7 +248,7 @@ static void take_incoming(struct spool *s)
     }
 }
 
-/* A client is late if it has sent too little in a period at whose end nothing of it waits to be read. */
+/* A client is late if it has sent too little in a period, and nothing waits to be read at its end. */
 static void expire(struct spool *s)
 {
     int64_t now = front_clock(s->f);
@@ -302,7 +302,7 @@ static int start_thread(struct spool *s)
 {
     sigset_t all, before;
 
-    sigfillset(&all); /* signals are the interpreter's */
+    sigfillset(&all); /* signals belong to the interpreter */
     pthread_sigmask(SIG_BLOCK, &all, &before);
     int rv = pthread_create(&s->thread, NULL, run, s);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
