@@ -235,14 +235,14 @@ class Settings:
         SIZE,
         32 * _MIB,
         "Maximum size of all spooled request bodies together; "
-        "beyond it a worker thread reads the body as it comes, and a chunked body gets 503.",
+        "beyond it a worker thread reads the body as it arrives, and a chunked body gets 503.",
         0,
         _TIB,
     )
     stream_bodies = Setting(
         BOOLEAN,
         False,
-        "Pass a long request body to the application as it comes; its worker thread waits for the client meanwhile.",
+        "Pass a long request body to the application as it arrives; its worker thread waits for the client meanwhile.",
     )
     response_buffer_size = Setting(
         SIZE,
@@ -617,6 +617,8 @@ its variable is `PKG_DRAIN_DELAY`. An empty variable counts as not set. `app` is
 `python -m pkg config` prints every setting with its value, its default, and where the value came from. It exits with 2
 and lists every fault if a value is wrong; so does the server, before it binds anything. An unknown variable that
 begins with `PKG_` is a warning that names the nearest setting. Secrets are never printed.
+
+`python -m pkg --help` shows the fifteen settings that people need first, `python -m pkg --help-all` every setting.
 
 | kind of value | examples |
 |---|---|
