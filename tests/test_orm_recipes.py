@@ -82,3 +82,31 @@ def test_connections_lost_at_once_cost_no_more_than_one_answer_each(name: str, t
         answers = [ask(process.address, "/")[0] for _ in range(6)]
         assert set(answers) <= {200, 503}
         assert answers[-1] == 200
+
+
+LATE = """
+import time
+
+from orm_shop import Session, app, engine, select
+
+
+@app.get("/late")
+def late():
+    with Session(engine) as session:
+        session.scalar(select(1))
+        time.sleep(0.8)
+        return str(session.scalar(select(2)))
+"""
+
+
+def test_a_deadline_that_passes_between_two_statements_is_503(tmp_path: Path) -> None:
+    """SQLAlchemy does not take the connection for lost, as no statement was under way."""
+    pytest.importorskip("sqlalchemy")
+    for path, text in files_of(ROOT / "docs/databases.md").items():
+        if path in ("engine.py", "orm_shop.py"):
+            (tmp_path / path).write_text(text.replace("timeout=10", "timeout=0.4"))
+    with Postgres() as database, running(tmp_path, LATE, DATABASE_URL=database.url, PKG_ADMIN="off") as process:
+        wait_for(lambda: ask(process.address, "/readyz")[0] == 200, 15, "readiness")
+        assert ask(process.address, "/")[0] == 200
+        status, headers, _ = ask(process.address, "/late")
+        assert (status, headers.get("retry-after")) == (503, "1")
