@@ -186,7 +186,7 @@ _FRONT: tuple[tuple[str, Kind, str, str], ...] = (
     ("pkg_connections_closed", "counter", "closed", "Client connections closed; accepted minus closed are open."),
     ("pkg_connection_resets", "counter", "resets", "Connections that clients reset."),
     ("pkg_accept_errors", "counter", "accept_errors", "Connections not accepted for lack of descriptors or memory."),
-    ("pkg_requests", "counter", "requests", "Requests handed to worker threads."),
+    ("pkg_requests", "counter", "requests", "Requests that came to wait for a worker thread, or found the queue full."),
     ("pkg_requests_served", "counter", "served", "Requests whose complete response was passed to the connection."),
     ("pkg_requests_aborted", "counter", "aborted", "Requests cut off before their response was complete."),
     ("pkg_requests_rejected", "counter", "rejected", "Request heads that were not valid HTTP."),
