@@ -8,6 +8,7 @@ interpreter lock is crossed in `with nogil:` blocks around one C call.
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.contextvars cimport PyContextVar_Set
 from cpython.dict cimport PyDict_Copy, PyDict_SetDefault
 from cpython.unicode cimport PyUnicode_DecodeLatin1
 from libc.errno cimport EAGAIN, EALREADY, EINVAL, EIO, ENOBUFS, ENOMEM, EPIPE
@@ -21,6 +22,7 @@ cimport http1
 cimport init
 cimport pages as p
 cimport record as r
+cimport request_id as ids
 cimport tally
 
 import io
@@ -47,11 +49,12 @@ cdef extern from "Python.h":
 
 include "request.pxi"
 include "access.pxi"
+include "ids.pxi"
 include "response.pxi"
 include "environ.pxi"
 
 __all__ = ["Body", "Front", "Request", "Response", "Stage", "WSGIHandler", "parse_head", "watch_over", "ChunkedDecoder",
-           "ParseError"]
+           "NewIds", "ParseError", "new_request_id"]
 
 
 def watch_over(int child):

@@ -110,13 +110,6 @@ cdef class Request:
                 return None
         return text_at(self.raw, found.value)
 
-    def has_header(self, tuple names not None):
-        cdef bytes name
-        for name in names:
-            if find_header(self, name, len(name)) is not NULL:
-                return True
-        return False
-
     @property
     def content_length(self):
         return self.head.content_length if self.head.has_length else None

@@ -1,6 +1,7 @@
 """The interface of the C extension, with its documentation.  Its theory is in ext/front.h and ext/http1.h."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 Answer = tuple[int, bytes, bytes]
@@ -163,8 +164,6 @@ class Request:
     def received_size(self) -> int:
         """Bytes of the body: as announced, or received so far of a chunked one."""
 
-    def has_header(self, names: tuple[bytes, ...]) -> bool:
-        """Whether there is a header with one of these lower-case names."""
     def send(self, data: bytes) -> None:
         """Writes to the connection without any framing.  Raises ClientDisconnected."""
     def finish(self, keep_alive: bool = True, abort: bool = False) -> None:
@@ -248,3 +247,17 @@ class ChunkedDecoder:
     complete: bool
     def decode(self, data: bytes) -> tuple[bytes, int]:
         """The decoded bytes, and how many bytes of `data` were consumed.  Raises ParseError."""
+
+def new_request_id() -> str:
+    """32 lowercase hexadecimal digits: unique, not secret."""
+
+class NewIds:
+    """Called with a request, gives it a new id, and `context` all its ids.
+
+    A request that has one of the header fields `names` (in lower case) is left to `read(request)`.
+    """
+
+    def __init__(
+        self, context: ContextVar[tuple[str, str, str]], names: tuple[bytes, ...], read: Callable[[Request], object]
+    ) -> None: ...
+    def __call__(self, request: Request) -> None: ...

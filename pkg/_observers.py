@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
-from pkg import context, logs
+from pkg import _core, context, logs
 
 __all__ = ["observers"]
 
@@ -23,7 +23,8 @@ def observers(
 
     `proxies`: the networks whose X-Forwarded headers are trusted.  `request_timeout`: seconds, 0 for none.
     """
-    before: Observer = _begin  # ids are needed with and without access records
+    # Ids are needed with and without access records.
+    before: Observer = _core.NewIds(context.bound, context.ID_HEADERS, _read_ids)
     if request_timeout:
         before = _after(lambda request: context.set_deadline(monotonic() + request_timeout), before)
     if proxies:
@@ -33,13 +34,10 @@ def observers(
     return before, logs.access_of if access_log else None
 
 
-def _begin(request: Any) -> None:
-    """Gives ids to the request, and to every record that is logged while it is served."""
-    request_id = parent = None
-    if request.has_header(context.ID_HEADERS):
-        request_id = context.parse_request_id(request.header(b"x-request-id"))
-        parent = context.trace_parent(request.only_header)
-    request_id = request_id or context.new_request_id()
+def _read_ids(request: Any) -> None:
+    """Gives the ids that a client sends to its request, and to every record that is logged while it is served."""
+    request_id = context.parse_request_id(request.header(b"x-request-id")) or _core.new_request_id()
+    parent = context.trace_parent(request.only_header)
     trace_id, span_id = (parent.trace_id, parent.span_id) if parent else ("", "")
     request.request_id = request_id.encode()
     request.context = trace_id, span_id, request_id

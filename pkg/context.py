@@ -1,16 +1,13 @@
-"""The trace and request to which a log record belongs: ids from the client, new ids, and the ids now in force.
+"""The trace and request to which a log record belongs: ids from the client, and the ids now in force.
 
 It does not take part in tracing: it creates no spans and sends nothing.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
 from collections.abc import Callable
 from contextvars import ContextVar, Token
-from random import Random
 from re import ASCII
 from re import compile as compile_pattern
 from time import monotonic
@@ -22,9 +19,9 @@ __all__ = [
     "ID_HEADERS",
     "TraceParent",
     "bind",
+    "bound",
     "ids",
     "ids_now",
-    "new_request_id",
     "parse_amzn_trace",
     "parse_cloud_trace",
     "parse_request_id",
@@ -108,21 +105,6 @@ def parse_request_id(value: str | None) -> str | None:
     return value if value and _REQUEST_ID.fullmatch(value) else None
 
 
-class _Source(threading.local):
-    """A generator for each thread, so that an id costs no system call and no lock.  Ids are unique, not secret."""
-
-    def __init__(self) -> None:
-        self.bits = Random(os.urandom(32)).getrandbits
-
-
-_source = _Source()
-
-
-def new_request_id() -> str:
-    """32 lowercase hexadecimal digits."""
-    return _source.bits(128).to_bytes(16, "big").hex()  # takes a third of the time of formatting
-
-
 _deadline: ContextVar[float | None] = ContextVar("pkg.deadline", default=None)
 
 
@@ -137,22 +119,22 @@ def time_left() -> float | None:
     return None if at is None else max(0.0, at - monotonic())
 
 
-_ids: ContextVar[Ids] = ContextVar("pkg.context", default=("", "", ""))
+bound: ContextVar[Ids] = ContextVar("pkg.context", default=("", "", ""))
 
 
 def bind(trace_id: str = "", span_id: str = "", request_id: str = "") -> Token[Ids]:
     """Gives every log record of this context these ids, until `unbind` is called with the returned token."""
-    return _ids.set((trace_id, span_id, request_id))
+    return bound.set((trace_id, span_id, request_id))
 
 
 def unbind(token: Token[Ids]) -> None:
     """Restores the ids from before `bind`."""
-    _ids.reset(token)
+    bound.reset(token)
 
 
 def ids() -> Ids:
     """Trace id, span id and request id of this context; "" for an unknown one."""
-    return _ids.get()
+    return bound.get()
 
 
 def ids_now() -> Ids:
@@ -160,7 +142,7 @@ def ids_now() -> Ids:
 
     OpenTelemetry is not imported for this: an application or agent that creates spans has imported it.
     """
-    found = _ids.get()
+    found = bound.get()
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return found

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from pkg import context
+from pkg import _core, context
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -123,7 +123,7 @@ def test_request_id_that_is_not_taken(value: str | None) -> None:
 def test_new_request_ids_are_unique_over_threads() -> None:
     found: list[str] = []
     threads = [
-        threading.Thread(target=lambda: found.extend(context.new_request_id() for _ in range(1000))) for _ in range(8)
+        threading.Thread(target=lambda: found.extend(_core.new_request_id() for _ in range(1000))) for _ in range(8)
     ]
     for thread in threads:
         thread.start()

@@ -1,0 +1,7 @@
+# Mirrors request_id.h; the documentation is there.
+
+cdef extern from "request_id.h" nogil:
+    enum:
+        REQUEST_ID_SIZE
+
+    void request_id_new(char *out)
