@@ -457,8 +457,10 @@ static bool on_head(front *f, front_conn *c)
         return conn_answer_page(f, c, h);
     }
     if (h->bad_host) {
+        count_add(&f->count.rejected, 1);
         conn_refuse(f, c, 400, "invalid Host\n");
     } else if (h->method_id == HTTP1_CONNECT) {
+        count_add(&f->count.rejected, 1);
         conn_refuse(f, c, 501, "no tunnels here\n");
     } else if (h->content_length > f->limits.max_body_size) {
         conn_refuse(f, c, 413, "body too large\n");

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.client import Answer, Connection, wait_for
-from tests.processes import Process, running
+from tests.processes import Process, ask, free_port, running
 from tests.tables import names, tables
 
 SOURCE = """
@@ -183,3 +183,20 @@ def test_a_refusal(services: dict[str, tuple[Process, Path]], status: str, text:
     assert (str(answer.status), answer.body.decode()) == (status, f"{text}\n")
     assert answer.closes
     assert (answer.header("retry-after") == "1") == (status == "503")
+
+
+def test_refused_heads_are_counted(tmp_path: Path) -> None:
+    heads = (
+        "GET / HTTP/1.1\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
+        "CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET / HTTP/9.9\r\nHost: a\r\n\r\n",
+    )
+    admin = free_port()
+    with running(tmp_path, SOURCE, PKG_ADMIN=f"127.0.0.1:{admin}") as process:
+        for head in heads:
+            with Connection(process.address) as connection:
+                connection.send(head.encode())
+                assert connection.receive().status in {400, 501, 505}
+        text = ask(("127.0.0.1", admin), "/metrics")[2]
+        assert f"\npkg_requests_rejected_total {len(heads)}\n" in text
