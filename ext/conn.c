@@ -127,8 +127,11 @@ static void out_drop(front *f, front_conn *c)
 
 void conn_body_drop(front *f, front_conn *c)
 {
-    atomic_fetch_sub(&f->buffered, c->awaited);
-    c->awaited = 0;
+    if (c->awaited > 0) {
+        atomic_fetch_sub(&f->gathering, c->awaited);
+        atomic_fetch_sub(&f->buffered, c->awaited);
+        c->awaited = 0;
+    }
     spool_drop(f, c);
 }
 
@@ -231,7 +234,9 @@ static buffer *buffer_new(front *f)
 
 bool buffers_reserve(front *f, size_t more)
 {
-    if (atomic_fetch_add(&f->buffered, more) + more <= f->limits.buffer_size)
+    uint64_t yielding = atomic_load(&f->gathering);
+
+    if (atomic_fetch_add(&f->buffered, more) + more <= f->limits.buffer_size + yielding)
         return true;
     atomic_fetch_sub(&f->buffered, more);
     return false;
@@ -525,17 +530,21 @@ static bool set_lowat(front_conn *c)
 
 /* If the rest of a body fits into the socket's buffer, it gathers there, up to SO_RCVLOWAT, and the worker receives it
  * at once into the bytes for the application, instead of part by part as it arrives (a 1 MiB upload: 180 us of CPU -> 90).  This
- * amount counts towards buffer_size.  The kernel may hold less than it has promised, so a body that has not arrived after a
- * second is read and spooled. */
+ * amount must fit into what is left of buffer_size, but everybody else may use the same bytes: otherwise clients that
+ * announce bodies and send nothing would leave no buffer for long heads.  The kernel may hold less than it has promised,
+ * so a body that has not arrived after a second is read and spooled. */
 static bool gather_body(front *f, front_conn *c)
 {
-    if (f->limits.stream_bodies || c->chunked || c->body_left > f->gather_size || !buffers_reserve(f, (size_t)c->body_left))
+    if (f->limits.stream_bodies || c->chunked || c->body_left > f->gather_size)
         return false;
-    if (conn_watch(f, c, WATCH_IN) != FRONT_OK || !set_lowat(c)) {
-        atomic_fetch_sub(&f->buffered, (size_t)c->body_left);
+    size_t rest = (size_t)c->body_left;
+    if (atomic_fetch_add(&f->buffered, rest) + rest > f->limits.buffer_size || conn_watch(f, c, WATCH_IN) != FRONT_OK ||
+        !set_lowat(c)) {
+        atomic_fetch_sub(&f->buffered, rest);
         return false;
     }
-    c->awaited = (uint32_t)c->body_left;
+    atomic_fetch_add(&f->gathering, rest);
+    c->awaited = (uint32_t)rest;
     conn_set_state(f, c, CONN_GATHER);
     acknowledge(c->fd);
     return true;

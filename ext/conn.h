@@ -178,7 +178,8 @@ struct front {
     time_t date_second;             /* L */
     char date[32];                  /* L: IMF-fixdate */
 
-    _Atomic uint64_t buffered;      /* bytes of buffers beyond the first block */
+    _Atomic uint64_t buffered;      /* bytes of buffers beyond the first block, including `gathering` */
+    _Atomic uint64_t gathering;     /* `awaited` of all connections, which gives way to others; written by L */
     tally_durations durations;      /* M */
     tally_probers probers;          /* written by L */
     struct {

@@ -400,7 +400,9 @@ static int is_over(const front_conn *c)
 /* Leaves the content of iov with the loop. */
 static int leave(front *f, front_conn *c, struct iovec *iov, int n, size_t total)
 {
-    if (atomic_fetch_add(&f->buffered, total) + total > f->limits.buffer_size || (c->out = malloc(total)) == NULL) {
+    if (!buffers_reserve(f, total))
+        return FRONT_AGAIN;
+    if ((c->out = malloc(total)) == NULL) {
         atomic_fetch_sub(&f->buffered, total);
         return FRONT_AGAIN;
     }

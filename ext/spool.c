@@ -88,6 +88,8 @@ static int store(front *f, front_conn *c)
     size_t stored = 0;
     int error = FRONT_OK;
 
+    if (b->body_len > 0 && file->fd == -1 && open_file(f, file) == -1) /* a body of which nothing has come needs no file */
+        return errno;
     while (stored < b->body_len && error == FRONT_OK) {
         size_t rest = b->body_len - stored;
         if ((error = reserve(f, file, rest)) != FRONT_OK)
@@ -172,12 +174,30 @@ static void wait_anew(struct spool *s, front_conn *c)
     list_push(&s->waiting, c);
 }
 
+/* Makes room for what waits in the socket, up to BLOCK, so that a client that sends little or nothing has no large buffer.
+ * False if there is no room at all. */
+static bool make_room(front *f, front_conn *c)
+{
+    size_t used = c->in->len, room = c->in->cap - used;
+
+    if (room < BLOCK) {
+        size_t there = conn_received(c);
+        if (there > room || room == 0)
+            (void)buffer_grow(f, c, used + (there < BLOCK ? there : BLOCK), used + BLOCK);
+    }
+    return c->in->cap > used;
+}
+
 /* Reads and writes until the socket is empty or others must have their turn. */
 static void carry_on(struct spool *s, front_conn *c)
 {
     front *f = s->f;
 
     for (int i = 0; i < READS; i++) {
+        if (!make_room(f, c)) {
+            give_up(s, c, ENOBUFS);
+            return;
+        }
         buffer *b = c->in;
         ssize_t n = recv(c->fd, b->data + b->len, b->cap - b->len, 0);
         if (n == -1 && (errno == EAGAIN || errno == EINTR))
@@ -216,13 +236,7 @@ static void begin(struct spool *s, front_conn *c)
 
     list_push(&s->waiting, c);
     wait_anew(s, c);
-    if (c->in->cap - c->in->head_len < BLOCK)
-        (void)buffer_grow(s->f, c, c->in->head_len + BLOCK, c->in->head_len + BLOCK);
-    if (c->in->cap == c->in->head_len)
-        give_up(s, c, ENOBUFS);
-    else if (open_file(s->f, c->spooled) == -1)
-        give_up(s, c, errno);
-    else if ((rv = store(s->f, c)) != FRONT_OK)
+    if ((rv = store(s->f, c)) != FRONT_OK)
         give_up(s, c, rv);
     else if (epoll_ctl(s->epoll_fd, EPOLL_CTL_ADD, c->fd, &ev) == -1)
         give_up(s, c, errno);
@@ -230,7 +244,8 @@ static void begin(struct spool *s, front_conn *c)
         carry_on(s, c);
 }
 
-static void take_incoming(struct spool *s)
+/* Closes the files whose descriptors are in the pipe.  False if it was empty. */
+static bool close_files(struct spool *s)
 {
     int numbers[256];
     ssize_t n = read(s->pipe[0], numbers, sizeof numbers);
@@ -238,6 +253,12 @@ static void take_incoming(struct spool *s)
     for (ssize_t i = 0; i < n / (ssize_t)sizeof numbers[0]; i++)
         if (numbers[i] != WAKE)
             close(numbers[i]);
+    return n > 0;
+}
+
+static void take_incoming(struct spool *s)
+{
+    close_files(s);
     pthread_mutex_lock(&s->mutex);
     front_conn *c = s->incoming.first, *next;
     s->incoming.first = s->incoming.last = NULL;
@@ -289,6 +310,9 @@ static void *run(void *argument)
 
 static void destroy(struct spool *s)
 {
+    if (s->pipe[0] != -1)
+        while (close_files(s))
+            ;
     for (size_t i = 0; i < 3; i++) {
         int fd = (int[]){s->epoll_fd, s->pipe[0], s->pipe[1]}[i];
         if (fd != -1)
@@ -339,14 +363,16 @@ int spool_take(front *f, front_conn *c)
 {
     int rv = f->limits.body_spool_size == 0 ? -EFBIG : f->spool == NULL ? start(f) : FRONT_OK;
 
-    if (rv == FRONT_OK && (c->spooled = malloc(sizeof *c->spooled)) == NULL)
+    body_file *file = rv == FRONT_OK ? malloc(sizeof *file) : NULL;
+    if (rv == FRONT_OK && file == NULL)
         rv = -ENOMEM;
     if (rv != FRONT_OK) {
         atomic_store(&f->spool_error, -rv);
         count_add(&f->count.spool_failures, 1);
         return rv;
     }
-    *c->spooled = (body_file){.fd = -1};
+    *file = (body_file){.fd = -1};
+    c->spooled = file; /* last, as a child that is forked now closes what it finds there */
     pthread_mutex_lock(&f->spool->mutex);
     list_push(&f->spool->incoming, c);
     pthread_mutex_unlock(&f->spool->mutex);

@@ -513,7 +513,8 @@ def _connections(wanted: int) -> int:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = wanted + 2 * _OTHER_DESCRIPTORS
-    target = need if hard == resource.RLIM_INFINITY else min(need, hard)
+    most = need + wanted  # each connection may also have a file with a spooled body
+    target = most if hard == resource.RLIM_INFINITY else min(most, hard)
     if soft != resource.RLIM_INFINITY and soft < target:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
