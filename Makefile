@@ -10,7 +10,7 @@ PIP     = $(PY) -m pip install -q --disable-pip-version-check
 TOOLS   = import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
           print(*(r for r in p["optional-dependencies"]["test"] if not r.startswith(p["name"])))
 
-.PHONY: run test test-image-python test-all soak lint bench image wheel fuzz compatibility ext clean check-tools
+.PHONY: run test test-image-python test-all soak lint bench bench-guard image wheel fuzz compatibility ext clean check-tools
 
 run: .venv/running           ## run the service on $(PORT), with DATABASE_URL or a temporary PostgreSQL; APP=module:attribute
 	@PORT=$(PORT) exec $(PY) -m tests.faults.postgres --unless-set -- $(PY) -m pkg $(APP)
@@ -32,6 +32,9 @@ lint: .venv/ready            ## run ruff and mypy
 
 bench: .venv/ready           ## compare with other servers; QUICK=1 takes three minutes
 	@$(PY) -m bench $(if $(QUICK),--quick) $(ARGS)
+
+bench-guard: .venv/ready     ## fail if a hot path takes 1 % more instructions than in the parent commit; AGAINST=COMMIT
+	@$(PY) -m bench.guard $(if $(AGAINST),--against $(AGAINST)) $(ARGS)
 
 image:                       ## build the distroless image with docker or podman
 	@deploy/image/build.sh

