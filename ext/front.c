@@ -1064,9 +1064,7 @@ int front_open(front **out, int listen_fd, const front_limits *limits)
 void front_close(front *f)
 {
     note_closed(f);
-    if (!f->foreign)
-        spool_close(f);
-    if (f->foreign) /* other threads were using it at the fork, so its memory is not freed */
+    if (f->foreign || !spool_close(f)) /* other threads were using it at the fork, or one still is: its memory is not freed */
         return;
     for (uint32_t i = 0; i < f->n_used; i++) {
         front_conn *c = &f->conns[i];

@@ -12,11 +12,13 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #define EVENTS 64
 #define READS  8                /* per turn of one connection */
 #define BLOCK  (64 << 10)       /* bytes per read, if there is room for such a buffer */
+#define PATIENCE 500000000L     /* nanoseconds: whoever closes the front may hold the interpreter lock */
 #define WAKE   (-1)             /* in the pipe, beside descriptors to close */
 #define MILLISECOND 1000000LL
 
@@ -398,14 +400,23 @@ void spool_stop(front *f)
     tell(f->spool, WAKE);
 }
 
-void spool_close(front *f)
+bool spool_close(front *f)
 {
+    struct timespec until;
+
     if (f->spool == NULL)
-        return;
+        return true;
     spool_stop(f);
-    pthread_join(f->spool->thread, NULL);
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += (until.tv_nsec + PATIENCE) / 1000000000;
+    until.tv_nsec = (until.tv_nsec + PATIENCE) % 1000000000;
+    if (pthread_timedjoin_np(f->spool->thread, NULL, &until) != 0) {
+        pthread_detach(f->spool->thread);
+        return false;
+    }
     destroy(f->spool);
     f->spool = NULL;
+    return true;
 }
 
 void spool_disown(front *f)

@@ -33,7 +33,7 @@ front_conn *spool_finished(front *f);    /* L: a connection that has come back, 
 ssize_t spool_read(body_file *file, char *buf, size_t len); /* O: while there is more in it; bytes, or -EIO */
 void spool_drop(front *f, front_conn *c); /* L: discards the file, if there is one */
 void spool_stop(front *f);   /* L: tells the thread to end */
-void spool_close(front *f);  /* when nobody else uses the front */
+bool spool_close(front *f);  /* when nobody else uses the front.  False: the thread has not ended, as a disk blocks it */
 void spool_disown(front *f); /* in a forked child, which does not have the thread */
 
 #endif

@@ -11,6 +11,7 @@
 
 static atomic_int disk_fails; /* one of so many writes; 0: none */
 static atomic_uint writes;
+static atomic_bool disk_blocks, blocked;
 
 /* Takes the C library's place.  Every other write of those that succeed is a short one. */
 ssize_t pwrite(int fd, const void *buf, size_t len, off_t offset)
@@ -18,6 +19,10 @@ ssize_t pwrite(int fd, const void *buf, size_t len, off_t offset)
     int rate = atomic_load(&disk_fails);
     unsigned n = atomic_fetch_add(&writes, 1);
 
+    while (atomic_load(&disk_blocks)) {
+        atomic_store(&blocked, true);
+        usleep(1000);
+    }
     if (rate > 0 && n % (unsigned)rate == 0) {
         errno = n % 3 == 0 ? EINTR : n % 3 == 1 ? ENOSPC : EIO;
         return -1;
@@ -187,10 +192,31 @@ static void the_end_in_the_middle(void)
     }
 }
 
+/* The end does not wait for it. */
+static void a_disk_that_blocks(void)
+{
+    static rig r; /* the front is left to the end of the process */
+    client c;
+
+    atomic_store(&disk_blocks, true);
+    rig_start(&r, NULL, 1);
+    dial(&r, &c);
+    say(&c, "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n40000\r\n");
+    say_bytes(&c, body, 200000);
+    EVENTUALLY(atomic_load(&blocked));
+    int64_t begin = front_now();
+    front_advance(r.f, FRONT_STOPPED);
+    rig_join(&r);
+    REQUIRE(front_now() - begin < 10 * SEC);
+    hang_up(&c);
+    atomic_store(&disk_blocks, false);
+}
+
 static const test tests[] = {
     {"many_at_once", many_at_once, 0},
     {"little_room", little_room, 0},
     {"a_disk_that_fails", a_disk_that_fails, ALONE},
+    {"a_disk_that_blocks", a_disk_that_blocks, ALONE},
     {"a_client_that_stops_gathering", a_client_that_stops_gathering, 0},
     {"the_end_in_the_middle", the_end_in_the_middle, 0},
     {NULL, NULL, 0},
