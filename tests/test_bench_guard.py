@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 from pathlib import Path
@@ -83,6 +84,8 @@ def test_noise_is_taken_off_and_an_outlier_does_not_count() -> None:
     assert not row([1000, 1000, 1000, 1000], [1009, 1009, 1009, 1009]).is_slower
     assert not row([1000, 998, 1000, 1005], [1008, 1012, 1016, 1008]).is_slower  # 1.2 %, of which 0.5 % are noise
     assert not row([1000, 1000, 1000, 1000], [1000, 1034, 1000, 1000]).is_slower
+    line = dataclasses.replace(row([1000, 1000, 1000, 1000], [1015, 1015, 1015, 1015]), operation="access line")
+    assert not line.is_slower
     assert guard.verdict([row([1000, 1000, 1050, 1050], [1000, 1000, 1050, 1050])]) == 2
 
 
