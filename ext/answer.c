@@ -138,7 +138,8 @@ static enum pages_format format_wanted(const buffer *b, const http1_head *h)
         return PAGES_VERBOSE;
     for (unsigned i = 0; i < h->n_headers; i++) {
         const http1_header *x = &h->headers[i];
-        if (x->name.len == 6 && strncasecmp(b->data + x->name.pos, "accept", 6) == 0 &&
+        if (x->name.len == 6 && x->value.len >= sizeof "application/json" - 1 && /* most probes send none, or a shorter one */
+            strncasecmp(b->data + x->name.pos, "accept", 6) == 0 &&
             (accepts(b->data + x->value.pos, x->value.len, "application/health+json") ||
              accepts(b->data + x->value.pos, x->value.len, "application/json")))
             return PAGES_JSON;

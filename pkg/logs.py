@@ -177,6 +177,8 @@ class Sink:
         root.setLevel(self._set_root)
         for name in OWN:
             logging.getLogger(name).setLevel(number)
+        if number == logging.INFO:  # at INFO the pool makes a record for each borrower
+            logging.getLogger("psycopg.pool").setLevel(logging.WARNING)
         self._access_from = 0 if number <= logging.INFO else 500 if number <= logging.ERROR else 1000
         if not self._access_log:
             self._access_from = 1000

@@ -13,7 +13,7 @@ import pytest
 from psycopg.types.string import StrDumper
 
 from pkg.database import Database
-from tests.client import wait_for
+from tests.client import get, wait_for
 from tests.faults.postgres import Postgres
 from tests.processes import ask, free_port, running
 
@@ -201,3 +201,30 @@ def test_the_admin_pages_say_so(server: Postgres, tmp_path: Path) -> None:
 
 def status(admin: tuple[str, int]) -> str:
     return ask(admin, "/statusz")[2]
+
+
+RECORDS = """
+import logging, pkg
+
+made, factory = [], logging.getLogRecordFactory()
+
+def counting(name, *args, **kwargs):
+    made.append(name)
+    return factory(name, *args, **kwargs)
+
+logging.setLogRecordFactory(counting)
+
+def app(environ, start_response):
+    before = made.count("psycopg.pool")
+    for _ in range(10):
+        with pkg.connection() as conn:
+            conn.execute("select 1")
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(made.count("psycopg.pool") - before).encode()]
+"""
+
+
+def test_lending_makes_no_log_records(server: Postgres, tmp_path: Path) -> None:
+    """psycopg_pool makes one for each borrower at INFO, which took as long as everything else together."""
+    with running(tmp_path, RECORDS, DATABASE_URL=server.url) as process:
+        assert get(process.address, "/").body == b"0"
