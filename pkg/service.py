@@ -142,10 +142,10 @@ class Service:
 
     def _start(self) -> None:
         from pkg._lastwords import Late, Stall
-        from pkg._observers import observers
         from pkg.health import Checker
 
         try:
+            from pkg._observers import observers
             from pkg.server import Server
         except ImportError as error:  # the C core is not compiled, is compiled for another Python, or has been removed
             raise StartupError(f"the installation is incomplete: {error}") from error
