@@ -74,11 +74,15 @@ def test_the_portable_parser_too(tmp_path: Path) -> None:
     assert run.returncode == 0, (run.stdout + run.stderr)[-6000:]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_fuzzing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A minute for each target; `make fuzz` takes longer."""
-    run = subprocess.run([sys.executable, HERE.parent / "fuzz" / "run.py", "60"], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(20, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.long)]
+)
+def test_fuzzing(seconds: int) -> None:
+    """So long for each target; `make fuzz` takes longer."""
+    run = subprocess.run(
+        [sys.executable, HERE.parent / "fuzz" / "run.py", str(seconds)], capture_output=True, text=True
+    )
     if "needs clang" in run.stderr and run.returncode == 0:
         pytest.skip(run.stderr.strip())
     assert run.returncode == 0, run.stdout + run.stderr
