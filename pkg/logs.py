@@ -4,11 +4,10 @@ It is not a logging framework: applications use `logging`, and their records end
 
 The rules:
 - A caller only appends to a queue.  It renders application records itself, because their arguments may change and it
-has
-  their context.  Access records are rendered by the C core if they are JSON without escapes, otherwise by the writer.
+  has their context.  Access records are rendered by the C core if they are JSON without escapes, otherwise by the
+  writer.
 - The queue is bounded in lines and in bytes.  Lines that do not fit are dropped and counted; nobody waits.  When there
-is
-  room again, one line reports how many were lost.
+  is room again, one line reports how many were lost.
 - Only the writer uses the descriptor.  A full pipe, a closed pipe or a full disk costs lines, but does not stop the
   service.
 - An application may configure its own loggers freely.  Those of the service always end here, whatever `logging.config`
