@@ -27,10 +27,10 @@ set -eu
 printf '#!/bin/sh\\nexit 101\\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d
 apt-get update -qq
 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $PACKAGES >/dev/null
-mkdir /work
+mkdir /checkout
 cd /source
-tar --exclude=.git --exclude=.venv --exclude='*.so' --exclude=__pycache__ --exclude=.postgres -c . | tar -C /work -x
-cd /work
+tar --exclude=.git --exclude=.venv --exclude='*.so' --exclude=__pycache__ --exclude=.postgres -c . | tar -C /checkout -x
+cd /checkout
 pip install -q /wheels/psycopg*.whl
 # Not the image's flags: they are made for its size, and were tried by building it.
 unset CFLAGS LDFLAGS

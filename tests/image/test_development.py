@@ -35,10 +35,10 @@ def test_it_runs_make_in_the_checkout() -> None:
     assert SERVICE["ports"] == [f"127.0.0.1:{settings.port}:{settings.port}"]
     assert SERVICE["stop_grace_period"] == f"{settings.grace_period:g}s"
     volumes = dict(volume.split(":") for volume in SERVICE["volumes"])
-    assert (ROOT / "deploy" / "..").resolve() == ROOT and volumes.pop("..") == "/work"
+    assert (ROOT / "deploy" / "..").resolve() == ROOT and volumes.pop("..") == "/checkout"
     assert set(volumes) == set(yaml.safe_load(TEXT)["volumes"])
     ignored = (ROOT / ".gitignore").read_text().splitlines()
-    assert all(f"/{path.removeprefix('/work/')}/" in ignored for path in volumes.values())
+    assert all(f"/{path.removeprefix('/checkout/')}/" in ignored for path in volumes.values())
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,8 @@ def test_it_serves_and_starts_again_with_a_change(engine: Engine, checkout: Path
     own = ["--network=host"] if engine.name == "podman" else []
     engine.run("build", *own, *base, "--tag", image, str(ROOT / "deploy" / SERVICE["build"]), timeout=600)
 
-    flags = [f"--volume={checkout}:/work"]
-    flags += [f"--volume=/work/{name}" for name in (".venv", ".postgres")]
+    flags = [f"--volume={checkout}:/checkout"]
+    flags += [f"--volume=/checkout/{name}" for name in (".venv", ".postgres")]
     environment = {**SERVICE["environment"], "APP": "examples.handler_app:Handler"}
     certificates = os.environ.get("PIP_CERT", "/etc/ssl/certs/ca-certificates.crt")
     if os.path.isfile(certificates):  # what pip needs to reach its index from here
