@@ -209,9 +209,7 @@ static int wait_socket(front_conn *c, short events, int64_t deadline, int64_t *f
  * application takes between two reads does not count, and many short waits add up. */
 static int wait_body(front *f, front_conn *c)
 {
-    uint64_t wanted = (uint64_t)(f->limits.body_timeout / MILLISECOND) * f->limits.min_body_rate / 1000;
     int64_t begin = front_now(), frozen = 0;
-
     int64_t deadline = begin + f->limits.body_timeout - c->body_waited, soon = begin + MILLISECOND;
     int rv = wait_socket(c, POLLIN, soon < deadline ? soon : deadline, &frozen);
 
@@ -222,11 +220,8 @@ static int wait_body(front *f, front_conn *c)
     c->body_waited += front_now() - begin - frozen;
     if ((rv != FRONT_OK && rv != FRONT_E_LATE) || c->body_waited < f->limits.body_timeout)
         return rv;
-    if (c->body_read - c->body_mark <= wanted)
-        return FRONT_E_LATE;
-    c->body_mark = c->body_read;
     c->body_waited = 0;
-    return FRONT_OK;
+    return conn_keeps_up(f, c) ? FRONT_OK : FRONT_E_LATE;
 }
 
 static int send_parts(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, bool wait);
@@ -295,8 +290,8 @@ ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait)
     for (;;) {
         if (f->limits.request_timeout != 0 && atomic_load_explicit(&c->answer, memory_order_relaxed) >= ANSWER_504)
             return -EPIPE;
-        if (c->spooled != NULL && c->spooled->given < c->spooled->size)
-            return spool_read(c->spooled, buf, len);
+        if (c->spooled != NULL && c->spooled->given < c->spooled->size) /* a disk may have to be waited for */
+            return wait ? spool_read(c->spooled, buf, len) : -EAGAIN;
         size_t there = c->in->body_len - c->body_given;
         if (there > 0) {
             if (there > len)
