@@ -414,6 +414,28 @@ void conn_release(front *f)
     }
 }
 
+void conn_refuse_body(front *f, front_conn *c, int error)
+{
+    switch (error) {
+    case FRONT_E_LATE:
+        count_add(&f->count.timeouts, 1);
+        conn_refuse(f, c, 408, "the body did not arrive in time\n");
+        break;
+    case FRONT_E_CHUNK:
+        conn_refuse(f, c, 400, "malformed chunked body\n");
+        break;
+    case FRONT_E_TOO_LARGE:
+        conn_refuse(f, c, 413, "body too large\n");
+        break;
+    case FRONT_E_TRUNCATED:
+        conn_refuse(f, c, 400, "body cut short\n");
+        break;
+    default: /* an error of the socket */
+        count_add(&f->count.resets, 1);
+        conn_close(f, c);
+    }
+}
+
 static bool say_continue(front_conn *c)
 {
     return send(c->fd, continue_text, sizeof continue_text - 1, MSG_NOSIGNAL) == sizeof continue_text - 1;
@@ -468,7 +490,7 @@ static bool on_head(front *f, front_conn *c)
         count_add(&f->count.rejected, 1);
         conn_refuse(f, c, 501, "no tunnels here\n");
     } else if (h->content_length > f->limits.max_body_size) {
-        conn_refuse(f, c, 413, "body too large\n");
+        conn_refuse_body(f, c, FRONT_E_TOO_LARGE);
     } else if (c->overflow) {
         count_add(&f->count.shed, 1);
         conn_refuse(f, c, 503, "too many connections\n");
@@ -579,7 +601,7 @@ void conn_gathered(front *f, front_conn *c)
     } else if (there >= c->body_left) {
         to_worker(f, c);
     } else if (c->hup) {
-        conn_refuse(f, c, 400, "body cut short\n");
+        conn_refuse_body(f, c, FRONT_E_TRUNCATED);
     } else if (c->deadline > f->now && (there == 0 || open_window(f, c))) {
         if (there > 0 && conn_received(c) >= c->body_left)
             to_worker(f, c);
@@ -623,23 +645,9 @@ void conn_spooled(front *f, front_conn *c)
             stream_body(f, c);
         }
         break;
-    case FRONT_E_LATE:
-        count_add(&f->count.timeouts, 1);
-        conn_refuse(f, c, 408, "the body did not arrive in time\n");
-        break;
-    case FRONT_E_CHUNK:
-        conn_refuse(f, c, 400, "malformed chunked body\n");
-        break;
-    case FRONT_E_TOO_LARGE:
-        conn_refuse(f, c, 413, "body too large\n");
-        break;
-    case FRONT_E_TRUNCATED:
-        c->eof = true;
-        conn_refuse(f, c, 400, "body cut short\n");
-        break;
     default:
-        count_add(&f->count.resets, 1);
-        conn_close(f, c);
+        c->eof = c->eof || c->spooled->result == FRONT_E_TRUNCATED;
+        conn_refuse_body(f, c, c->spooled->result);
     }
 }
 
@@ -666,14 +674,12 @@ static void on_body(front *f, front_conn *c)
 {
     int rv = body_decode(f, c);
 
-    if (rv == FRONT_E_CHUNK)
-        conn_refuse(f, c, 400, "malformed chunked body\n");
-    else if (rv != FRONT_OK)
-        conn_refuse(f, c, 413, "body too large\n");
+    if (rv != FRONT_OK)
+        conn_refuse_body(f, c, rv);
     else if (c->complete)
         to_worker(f, c);
     else if (c->eof)
-        conn_refuse(f, c, 400, "body cut short\n");
+        conn_refuse_body(f, c, FRONT_E_TRUNCATED);
     else if (c->state == CONN_HELD)
         stream_body(f, c);
     else if (c->in->len >= body_room(f, c) || (!f->limits.stream_bodies && c->body_left > body_room(f, c) - c->in->len))

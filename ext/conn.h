@@ -239,6 +239,7 @@ void conn_close(front *f, front_conn *c);  /* the one place where a connection e
 void buffer_drop(front *f, front_conn *c);
 void conn_body_drop(front *f, front_conn *c); /* discards what is kept of a body outside the buffer */
 bool conn_keeps_up(front *f, front_conn *c); /* whether its body has arrived fast enough; checked once per body_timeout */
+void conn_refuse_body(front *f, front_conn *c, int error); /* with what its body has failed with: FRONT_E_* or an errno value */
 size_t conn_received(const front_conn *c);   /* bytes that wait in the socket; for the owner */
 void conn_gathered(front *f, front_conn *c); /* ends CONN_GATHER */
 void conn_spooled(front *f, front_conn *c);  /* takes a connection back from spool.c */

@@ -639,8 +639,7 @@ static void expire(front *f)
             conn_set_state(f, c, CONN_BODY);
             continue;
         }
-        count_add(&f->count.timeouts, 1);
-        conn_refuse(f, c, 408, "the body did not arrive in time\n");
+        conn_refuse_body(f, c, FRONT_E_LATE);
     }
     while ((c = f->waiting[CONN_GATHER].first) != NULL && c->deadline <= f->now)
         conn_gathered(f, c);
