@@ -58,7 +58,7 @@ check-tools:
 	@$(PYTHON) tests/check_machine.py --test
 
 # pip compiles it once; later it is only recompiled if the sources are newer and the dependencies are not.
-.venv/running: pyproject.toml setup.py $(wildcard ext/*)
+.venv/running: pyproject.toml setup.py $(wildcard ext/*/*)
 	@$(PYTHON) tests/check_machine.py
 	@if [ -e $@ ] && [ ! pyproject.toml -nt $@ ] && [ ! setup.py -nt $@ ]; then \
 	    echo "recompiling the extension, about 20 seconds" >&2; \

@@ -11,8 +11,8 @@ if not sys.platform.startswith("linux"):
 
 core = Extension(
     "pkg._core",
-    sources=["ext/core.pyx", *sorted(glob("ext/*.c"))],
-    depends=sorted(glob("ext/*.h") + glob("ext/*.pxd") + glob("ext/*.pxi")),
+    sources=["ext/binding/core.pyx", *sorted(glob("ext/*/*.c"))],
+    depends=sorted(glob("ext/*/*.h") + glob("ext/*/*.pxd") + glob("ext/*/*.pxi")),
     include_dirs=["ext"],
     extra_compile_args=[
         "-std=gnu11",
@@ -24,5 +24,5 @@ core = Extension(
     extra_link_args=["-pthread", *os.environ.get("PKG_LDFLAGS", "").split()],
 )
 
-# cython_c_in_temp keeps the generated C out of ext/.
+# cython_c_in_temp keeps the generated C out of ext/binding/.
 setup(ext_modules=[core], options={"build_ext": {"cython_c_in_temp": True}})

@@ -142,7 +142,7 @@ def program(name: str, *sources: str | Path, flags: tuple[str, ...] = ()) -> Pat
     if compiler is None:
         raise Missing("no C compiler")
     said = "\0".join([compiler, *flags]).encode() + b"".join(
-        path.read_bytes() for path in [*files, *sorted((ROOT / "ext").glob("http1*"))]
+        path.read_bytes() for path in [*files, *sorted((ROOT / "ext" / "http").glob("http1*"))]
     )
     target = CACHE / f"{name}-{hashlib.sha256(said).hexdigest()[:12]}"
     if not target.exists():

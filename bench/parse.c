@@ -3,10 +3,10 @@
  * one process, in interleaved rounds, so that disturbances affect both.
  *
  *     cc -O3 -msse4.2 -IDIR -c DIR/picohttpparser.c -o pico.o
- *     cc -O3 -Iext -IDIR -DPICO bench/parse.c ext/http1.c pico.o && ./a.out
+ *     cc -O3 -Iext/http -IDIR -DPICO bench/parse.c ext/http/http1.c pico.o && ./a.out
  *
  * Without -DPICO only our parser is measured; with -DPORTABLE_TOO also its plain C
- * code (it then includes the source, so leave ext/http1.c out of the command).
+ * code (it then includes the source, so leave ext/http/http1.c out of the command).
  * `./a.out ours|pico CASE [TIMES]` runs one thing 100,000 or TIMES times, for callgrind
  * and perf.
  */

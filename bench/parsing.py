@@ -29,8 +29,8 @@ def run(session: Session) -> list[dict[str, Any]]:
 
 def _in_c(session: Session) -> list[dict[str, Any]]:
     session.say("parsing in C")
-    flags = [f"-I{ROOT / 'ext'}"]
-    sources: list[str | Path] = ["parse.c", ROOT / "ext" / "http1.c"]
+    flags = [f"-I{ROOT / 'ext' / 'http'}"]
+    sources: list[str | Path] = ["parse.c", ROOT / "ext" / "http" / "http1.c"]
     if os.uname().machine == "x86_64":
         flags.append("-msse4.2")
     try:

@@ -1,4 +1,4 @@
-"""The interface of the C extension, with its documentation.  Its theory is in ext/front.h and ext/http1.h."""
+"""The interface of the C extension, documented.  Its theory is in ext/front/front.h and ext/http/http1.h."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar

@@ -4,7 +4,7 @@ The kernel gives orphans to process 1, which must reap them before they fill the
 so itself: to the kernel an orphan is a child like those that the application has started, whose exit codes the
 application will ask for (subprocess).  So a separate process does it, whose only own child is the service.
 
-It is a fork and not a second interpreter: it needs no start of its own, and releases its memory (ext/init.h).
+It is a fork and not a second interpreter: it needs no start of its own, and releases its memory (ext/front/init.h).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def silent(text: str) -> None:
 @pytest.mark.slow
 def test_what_takes_two_percent_more_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both = trees(tmp_path)
-    source = both[1].folder / "ext" / "http1.c"
+    source = both[1].folder / "ext" / "http" / "http1.c"
     text, times = re.subn(
         r"(?m)^(int http1_parse_head\([^{;]*\)\s*\{)",
         r"\1 for (volatile int i = 0; i < 8; i++) {}",

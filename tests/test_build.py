@@ -53,7 +53,7 @@ def test_archives_hold_what_they_should(archives: dict[str, Path]) -> None:
         packed = {name.partition("/")[2] for name in tar.getnames()}
     with zipfile.ZipFile(archives["wheel"]) as wheel:
         installed = {name for name in wheel.namelist() if ".dist-info/" not in name and name[-1] != "/"}
-    there = {path.relative_to(ROOT).as_posix() for folder in ("ext", "pkg") for path in (ROOT / folder).glob("*.*")}
+    there = {path.relative_to(ROOT).as_posix() for pattern in ("ext/*/*.*", "pkg/*.*") for path in ROOT.glob(pattern)}
     sources = {name for name in there if not name.endswith(".so")}
     assert sources <= packed
     extension = {name for name in installed if re.fullmatch(r"pkg/_core\..*\.so", name)}

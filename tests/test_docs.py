@@ -140,7 +140,7 @@ def quoted(page: str) -> list[str]:
 @pytest.mark.parametrize("message", quoted("docs/troubleshooting.md"))
 def test_a_quoted_message_is_one_of_the_program_s(message: str) -> None:
     """Its fixed parts stand in the source, in order; `...` and numbers are what a format fills in."""
-    source = "\n".join(_joined(path.read_text()) for path in [*ROOT.glob("pkg/*.py"), *ROOT.glob("ext/*.[chp]*")])
+    source = "\n".join(_joined(path.read_text()) for path in [*ROOT.glob("pkg/*.py"), *ROOT.glob("ext/*/*.[chp]*")])
     parts = [re.escape(part) for part in re.split(r"\.\.\.|\b\d+(?:\.\d+)?\b", message)]
     is_found = re.search(r"[^\n]*?".join(parts), source) is not None
     assert is_found, message

@@ -10,7 +10,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include "front.h"
+#include "front/front.h"
 
 #include <arpa/inet.h>
 #include <errno.h>

@@ -2,7 +2,7 @@
  * test_front.c - what the front does for one client or a few, by tables and named cases, from real sockets, with threads as
  * workers.  (test_front_load.c has the many.)
  *
- *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_front.c ext/?*.c -pthread && ./a.out [--slow] [NAME]
+ *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_front.c ext/{http,front}/?*.c -pthread && ./a.out [--slow] [NAME]
  */
 #include "rig.h"
 

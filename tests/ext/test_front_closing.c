@@ -2,7 +2,7 @@
  * test_front_closing.c - the listener closes without losing anybody, by no right that an ordinary user has not got; and where
  * the kernel does not let new handshakes be stopped, it says so and still closes.
  *
- *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_front_closing.c ext/?*.c -pthread && ./a.out [NAME]
+ *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_front_closing.c ext/{http,front}/?*.c -pthread && ./a.out [NAME]
  */
 #include "rig.h"
 

@@ -2,7 +2,7 @@
  * test_front_faults.c - the front when system calls and allocations fail: it stays up, forgets nobody, mixes nothing up, and
  * afterwards is what it was before.
  *
- *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_front_faults.c ext/?*.c -pthread && ./a.out [--slow] [NAME]
+ *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_front_faults.c ext/{http,front}/?*.c -pthread && ./a.out [--slow] [NAME]
  */
 #include "rig.h"
 

@@ -2,7 +2,7 @@
  * test_front_fork.c - a process that is forked while the front runs: it gets nothing out, keeps nothing open, and returns
  * from every call.
  *
- *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_front_fork.c ext/?*.c -pthread && ./a.out [NAME]
+ *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_front_fork.c ext/{http,front}/?*.c -pthread && ./a.out [NAME]
  */
 #include "rig.h"
 

@@ -1,7 +1,7 @@
 /*
  * test_front_late.c - request_timeout: the loop answers in the worker's place, and only one of them does.
  *
- *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_front_late.c ext/?*.c -pthread && ./a.out [--slow] [NAME]
+ *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_front_late.c ext/{http,front}/?*.c -pthread && ./a.out [--slow] [NAME]
  */
 #include "rig.h"
 

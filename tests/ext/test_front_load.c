@@ -3,7 +3,7 @@
  * wake-up that does not come.  A second, quiet run with few connections shows lost wake-ups that traffic of others or the
  * loop's own look, once a second, would hide.
  *
- *     cc -g -fsanitize=thread -Iext tests/ext/test_front_load.c ext/?*.c -pthread && ./a.out [--slow] [NAME]
+ *     cc -g -fsanitize=thread -Iext tests/ext/test_front_load.c ext/{http,front}/?*.c -pthread && ./a.out [--slow] [NAME]
  */
 #include "rig.h"
 

@@ -2,7 +2,7 @@
  * test_front_many.c - the front with thousands of connections: what one costs, and that slow ones change nothing for others.
  * The figures are judged without sanitizers only, which have costs of their own.
  *
- *     cc -O2 -Iext tests/ext/test_front_many.c ext/?*.c -pthread && ./a.out [--slow] [NAME]
+ *     cc -O2 -Iext tests/ext/test_front_many.c ext/{http,front}/?*.c -pthread && ./a.out [--slow] [NAME]
  */
 #include "rig.h"
 

@@ -1,7 +1,7 @@
 /*
  * test_front_spool.c - bodies that no buffer holds: many at once, with a disk that fails, and when everything ends.
  *
- *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_front_spool.c ext/?*.c -pthread && ./a.out [--slow] [NAME]
+ *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_front_spool.c ext/{http,front}/?*.c -pthread && ./a.out [--slow] [NAME]
  */
 #include "rig.h"
 

@@ -2,7 +2,7 @@
  * test_front_writing.c - what a worker may still write: nothing behind the end of a response that is left with the loop,
  * nothing behind a part that is lost; and each response is counted once, when its fate is known.
  *
- *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_front_writing.c ext/?*.c -pthread && ./a.out [NAME]
+ *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_front_writing.c ext/{http,front}/?*.c -pthread && ./a.out [NAME]
  */
 #include "rig.h"
 

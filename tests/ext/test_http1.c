@@ -8,7 +8,7 @@
  *
  * It includes the source, not the header, to reach each variant.
  */
-#include "http1.c"
+#include "http/http1.c"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -7,10 +7,10 @@
  *   - what is complete, and nothing else, is complete for a second, naive
  *     decoder, with the same body.
  *
- *     clang -g -O1 -fsanitize=fuzzer,address,undefined -Iext tests/fuzz/fuzz_chunked.c ext/http1.c
+ *     clang -g -O1 -fsanitize=fuzzer,address,undefined -Iext tests/fuzz/fuzz_chunked.c ext/http/http1.c
  *     ./a.out tests/fuzz/corpus/chunked
  */
-#include "http1.h"
+#include "http/http1.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -8,13 +8,13 @@
  *   - nothing can be written behind a response whose end is with the loop;
  *   - afterwards no connection, buffer or request is left, and each has been counted once.
  *
- *     clang -g -O1 -fsanitize=fuzzer,address,undefined -Iext tests/fuzz/fuzz_front.c ext/?*.c -pthread
+ *     clang -g -O1 -fsanitize=fuzzer,address,undefined -Iext tests/fuzz/fuzz_front.c ext/{http,front}/?*.c -pthread
  *     ./a.out tests/fuzz/corpus/front
  *
  * An input is a list of steps, a byte each that says what (see run()), some with bytes after them.
  */
 #define _GNU_SOURCE
-#include "front.h"
+#include "front/front.h"
 
 #include <arpa/inet.h>
 #include <errno.h>

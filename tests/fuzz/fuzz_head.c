@@ -12,7 +12,7 @@
  *     clang -g -O1 -fsanitize=fuzzer,address,undefined -Iext tests/fuzz/fuzz_head.c
  *     ./a.out tests/fuzz/corpus/head
  */
-#include "http1.c"
+#include "http/http1.c"
 
 #include <arpa/inet.h>
 #include <stdio.h>

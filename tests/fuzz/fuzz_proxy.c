@@ -6,9 +6,9 @@
  *   - `peer` stays as it was unless there is a header;
  *   - a version 1 line of TCP4 or TCP6 that is taken holds five words parted by single spaces and nothing else (2.1).
  *
- *     clang -g -O1 -fsanitize=fuzzer,address,undefined -Iext tests/fuzz/fuzz_proxy.c ext/proxy.c && ./a.out tests/fuzz/corpus/proxy
+ *     clang -g -O1 -fsanitize=fuzzer,address,undefined -Iext tests/fuzz/fuzz_proxy.c ext/http/proxy.c && ./a.out tests/fuzz/corpus/proxy
  */
-#include "proxy.h"
+#include "http/proxy.h"
 
 #include <stdint.h>
 #include <stdio.h>

@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
             sanitizers = "-fsanitize=fuzzer,address,undefined"
             source = HERE / f"fuzz_{target}.c"
             text = source.read_text()
-            core = [path for path in sorted(EXT.glob("*.c")) if f'#include "{path.name}"' not in text]
+            core = [path for path in sorted(EXT.glob("*/*.c")) if f'#include "{path.relative_to(EXT)}"' not in text]
             flags = ["-std=gnu11", "-g", "-O1", "-fno-sanitize-recover=all", sanitizers, f"-I{EXT}", "-pthread"]
             subprocess.run([clang, *flags, source, *core, "-o", program], check=True)
             # New inputs go to a folder of their own: the corpus in the repository stays small and chosen.

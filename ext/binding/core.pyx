@@ -21,7 +21,7 @@ cimport front as c
 cimport http1
 cimport init
 cimport pages as p
-cimport record as r
+cimport access_record as r
 cimport request_id as ids
 cimport tally
 

@@ -1,6 +1,6 @@
 # Mirrors request_id.h; the documentation is there.
 
-cdef extern from "request_id.h" nogil:
+cdef extern from "front/request_id.h" nogil:
     enum:
         REQUEST_ID_SIZE
 

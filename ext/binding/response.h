@@ -5,7 +5,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "pages.h"
+#include "http/pages.h"
 
 #define RESPONSE_DATE_SIZE 37
 

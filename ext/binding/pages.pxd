@@ -1,6 +1,6 @@
 # Mirrors pages.h, in its order; the documentation is there.
 
-cdef extern from "pages.h" nogil:
+cdef extern from "http/pages.h" nogil:
     enum:
         PAGES_SLOTS
         PAGES_MAX

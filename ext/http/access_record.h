@@ -1,5 +1,5 @@
 /*
- * record.h - renders an access record as a line of JSON if none of its texts needs escaping, as for nearly all requests.
+ * access_record.h - renders an access record as a line of JSON if none of its texts needs escaping, as for nearly all requests.
  *
  * The lines equal those of json_access() in pkg/_records.py, which renders the other records.
  */

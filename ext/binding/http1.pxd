@@ -3,7 +3,7 @@
 from libc.stdint cimport int8_t, uint8_t, uint16_t, uint64_t
 
 
-cdef extern from "http1.h" nogil:
+cdef extern from "http/http1.h" nogil:
     enum:
         HTTP1_MAX_HEADERS
         HTTP1_MAX_HEAD_SIZE

@@ -38,7 +38,7 @@ cdef extern from "<arpa/inet.h>" nogil:
     const char *inet_ntop(int family, const void *src, char *dst, unsigned size)
 
 
-cdef extern from "front.h" nogil:
+cdef extern from "front/front.h" nogil:
     enum front_result:
         FRONT_OK
         FRONT_TIMEOUT

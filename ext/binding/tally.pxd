@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 
 
-cdef extern from "tally.h" nogil:
+cdef extern from "front/tally.h" nogil:
     enum:
         TALLY_BUCKETS
         TALLY_SERIES

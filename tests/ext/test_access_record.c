@@ -1,10 +1,10 @@
 /*
- * test_record.c - record.c at its bounds: no line is longer than it may be, and none has what JSON would have to escape.
+ * test_access_record.c - access_record.c at its bounds: no line is longer than it may be, and none has what JSON would have to escape.
  * (tests/test_logs.py compares its lines with those of Python.)
  *
- *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_record.c ext/?*.c -pthread && ./a.out
+ *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_access_record.c ext/{http,front}/?*.c -pthread && ./a.out
  */
-#include "record.h"
+#include "http/access_record.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,8 +1,8 @@
-# Mirrors record.h, in its order; the documentation is there.
+# Mirrors access_record.h, in its order; the documentation is there.
 
 from libc.stdint cimport int64_t, uint64_t
 
-cdef extern from "record.h" nogil:
+cdef extern from "http/access_record.h" nogil:
     enum:
         RECORD_MAX_SIZE
 

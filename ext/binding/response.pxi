@@ -6,7 +6,7 @@ for _i in range(256):
     token_char[_i] = chr(_i) in "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
     value_char[_i] = (_i >= 32 and _i != 127) or _i == 9
 
-cdef extern from "response.h":
+cdef extern from "binding/response.h":
     enum:
         RESPONSE_DATE_SIZE
     const char *response_date() nogil

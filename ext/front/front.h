@@ -71,9 +71,9 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
-#include "http1.h"
-#include "pages.h"
-#include "proxy.h"
+#include "http/http1.h"
+#include "http/pages.h"
+#include "http/proxy.h"
 #include "tally.h"
 
 /* Results below zero are negative errno values, or one of FRONT_E_*. */

@@ -1,5 +1,5 @@
-/* record.c - see record.h. */
-#include "record.h"
+/* access_record.c - see access_record.h. */
+#include "access_record.h"
 
 #include <stdio.h>
 #include <string.h>

@@ -1,0 +1,2 @@
+cdef extern from "front/init.h" nogil:
+    void init_watch_over(int child)

@@ -1,2 +1,0 @@
-cdef extern from "init.h" nogil:
-    void init_watch_over(int child)
