@@ -19,7 +19,7 @@ TYPE_CHECKING = False  # importing typing would take a quarter of the time of a 
 if TYPE_CHECKING:
     from typing import Any
 
-    from pkg._api import check, connection, fail_liveness, set_ready
+    from pkg.api import check, connection, fail_liveness, set_ready
     from pkg.errors import (
         BodyError,
         ClientDisconnected,
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
         ResponseError,
         StartupError,
     )
-    from pkg.handler import RequestHandler
-    from pkg.server import Server
+    from pkg.http.handler import RequestHandler
+    from pkg.http.server import Server
 
 __all__ = [
     "BodyError",
@@ -51,12 +51,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "RequestHandler": "handler",
-    "Server": "server",
-    "check": "_api",
-    "connection": "_api",
-    "fail_liveness": "_api",
-    "set_ready": "_api",
+    "RequestHandler": "http.handler",
+    "Server": "http.server",
+    "check": "api",
+    "connection": "api",
+    "fail_liveness": "api",
+    "set_ready": "api",
 }
 
 

@@ -1,6 +1,6 @@
 """The phases of the process's life.
 
-It only records them: `service.py` acts and reports each change here.  Tests and others wait for the log lines that go
+It only records them: `Service` acts and reports each change here.  Tests and others wait for the log lines that go
 with the changes: `serving ...`, `draining after ...`, `stopped: ...`.
 
     STARTING --> READY --> DRAINING --> STOPPED

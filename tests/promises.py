@@ -21,14 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import pkg
-from pkg import _core, cli, errors, logs, metrics
-from pkg._client import PAGES as ADMIN_COMMANDS
-from pkg._pages import Pages
-from pkg._records import json_access, json_record
-from pkg.database import _POOL_STATS
-from pkg.health import Check, Checker
-from pkg.settings import SETTINGS
-from pkg.stacks import capture
+from pkg import _core, errors
+from pkg.admin.pages import Pages
+from pkg.cli import main as cli
+from pkg.cli.client import PAGES as ADMIN_COMMANDS
+from pkg.database.database import _POOL_STATS
+from pkg.diagnostics import metrics
+from pkg.diagnostics.stacks import capture
+from pkg.health.checks import Check, Checker
+from pkg.logs import sink as logs
+from pkg.logs.records import json_access, json_record
+from pkg.settings.declared import SETTINGS
 
 LIST = Path(__file__).parent.parent / "docs" / "compatibility.json"
 

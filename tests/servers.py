@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from pkg.server import Server
-from pkg.wsgi import Application
+from pkg.http.server import Server
+from pkg.http.wsgi import Application
 from tests.client import SLOWNESS
 
 

@@ -16,13 +16,15 @@ from typing import Any
 
 import pytest
 
-from pkg import _pages, logs, settings
-from pkg._pages import Pages
-from pkg.admin import THREADS, Admin
-from pkg.health import Check, Checker, Degraded
+from pkg.admin import pages as _pages
+from pkg.admin.listener import THREADS, Admin
+from pkg.admin.pages import Pages
+from pkg.diagnostics.profile import Profile, Profiler
+from pkg.diagnostics.snapshot import Status, diagnose
+from pkg.health.checks import Check, Checker, Degraded
 from pkg.lifecycle import Lifecycle, Phase
-from pkg.profile import Profile, Profiler
-from pkg.status import Status, diagnose
+from pkg.logs import sink as logs
+from pkg.settings import declared as settings
 from tests.client import get, wait_for
 from tests.processes import ask, free_port, running
 from tests.servers import serving_app
@@ -299,7 +301,7 @@ def test_what_ends_by_itself_is_not_begun_without_a_thread_for_it(
 
 def test_slow_clients_do_not_shut_others_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every thread is held by a client that does not finish its request; each for so long only."""
-    monkeypatch.setattr("pkg.admin.READ_TIMEOUT", 0.5)
+    monkeypatch.setattr("pkg.admin.listener.READ_TIMEOUT", 0.5)
     slow = [socket.create_connection(world.address, 10) for _ in range(THREADS)]
     try:
         for s in slow:

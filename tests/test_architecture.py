@@ -13,7 +13,7 @@ from tests.client import get
 from tests.faults.postgres import Postgres
 from tests.processes import ask, free_port, running
 from tests.tables import DOCS, names, tables
-from tests.test_layers import LAYERS
+from tests.test_layers import LAYERS, NAMES
 
 ROOT = DOCS.parent
 PAGE = "architecture.md"
@@ -64,8 +64,13 @@ def test_files_that_are_named_exist() -> None:
 
 
 def test_the_layers_are_those_that_are_proved() -> None:
-    told = {int(row["layer"]): set(names(row["modules"])) for row in tables(PAGE, "layer", "modules")}
+    told = {int(row["layer"]): set(names(row["rooms"])) for row in tables(PAGE, "layer", "rooms")}
     assert told == dict(enumerate(LAYERS))
+
+
+def test_every_module_is_told_of() -> None:
+    told = {f"{row['folder'].strip('`/')}.{name}" for row in tables(PAGE, "folder") for name in names(row["modules"])}
+    assert told == {name for name in NAMES if "." in name}
 
 
 def test_every_file_of_the_core_is_told_of() -> None:

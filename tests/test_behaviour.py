@@ -10,7 +10,7 @@ import pytest
 
 import pkg
 from pkg import _core
-from pkg.settings import SETTINGS
+from pkg.settings.declared import SETTINGS
 from tests.client import Connection, get
 from tests.processes import Process, running
 from tests.tables import DOCS, names, tables

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg.types.string import StrDumper
 
-from pkg.database import Database
+from pkg.database.database import Database
 from tests.client import get, wait_for
 from tests.faults.postgres import Postgres
 from tests.processes import ask, free_port, running

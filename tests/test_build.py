@@ -53,8 +53,9 @@ def test_archives_hold_what_they_should(archives: dict[str, Path]) -> None:
         packed = {name.partition("/")[2] for name in tar.getnames()}
     with zipfile.ZipFile(archives["wheel"]) as wheel:
         installed = {name for name in wheel.namelist() if ".dist-info/" not in name and name[-1] != "/"}
-    there = {path.relative_to(ROOT).as_posix() for pattern in ("ext/*/*.*", "pkg/*.*") for path in ROOT.glob(pattern)}
-    sources = {name for name in there if not name.endswith(".so")}
+    there = {path.relative_to(ROOT).as_posix() for folder in ("ext", "pkg") for path in (ROOT / folder).rglob("*.*")}
+    sources = {name for name in there if not name.endswith((".so", ".pyc"))}
+    assert {"pkg/__init__.py", "pkg/py.typed", "pkg/_core.pyi", "pkg/cli/main.py", "pkg/http/__init__.py"} <= sources
     assert sources <= packed
     extension = {name for name in installed if re.fullmatch(r"pkg/_core\..*\.so", name)}
     assert len(extension) == 1

@@ -14,8 +14,8 @@ import psycopg
 import pytest
 from psycopg import capabilities
 
-from pkg import _cancel
-from pkg.database import Database, Unavailable
+from pkg.database import cancel as _cancel
+from pkg.database.database import Database, Unavailable
 from tests.client import wait_for
 from tests.faults.pgbouncer import PGBOUNCER, bouncing
 from tests.faults.postgres import Postgres

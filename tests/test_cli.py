@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from pkg import cli, errors
-from pkg.settings import HEADINGS, SETTINGS, Setting, Settings
+from pkg import errors
+from pkg.cli import main as cli
+from pkg.settings.declared import HEADINGS, SETTINGS, Setting, Settings
 
 ROOT = Path(__file__).parent.parent
 PASSWORD = "hunter2"
@@ -217,7 +218,7 @@ def test_config_lists_all_faults_at_once() -> None:
 
 
 def test_config_as_markdown_is_the_page_of_the_settings() -> None:
-    from pkg.settings import markdown
+    from pkg.settings.declared import markdown
 
     result = run("config", "--markdown")
     assert (result.returncode, result.stdout, result.stderr) == (0, markdown() + "\n", "")
@@ -289,9 +290,9 @@ def service(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
                 raise seen[1]
             return int(seen[1])
 
-    module = types.ModuleType("pkg.service")
+    module = types.ModuleType("pkg.service.service")
     module.Service = Service  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pkg.service", module)
+    monkeypatch.setitem(sys.modules, "pkg.service.service", module)
     return seen
 
 
@@ -338,7 +339,7 @@ def test_errors_of_the_service(
 
 
 def test_serve_without_its_parts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "pkg.service", None)
+    monkeypatch.setitem(sys.modules, "pkg.service.service", None)
     assert cli.main([], {}) == 3
     assert capsys.readouterr().err.startswith("pkg: the installation is incomplete: ")
 
@@ -346,12 +347,12 @@ def test_serve_without_its_parts(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_serve_fills_closed_descriptors() -> None:
     """With descriptor 1 closed, the first socket would become stdout and clients would read the log."""
     code = (
-        "import os, sys, types; sys.modules['pkg.service'] = module = types.ModuleType('s')\n"
+        "import os, sys, types; sys.modules['pkg.service.service'] = module = types.ModuleType('s')\n"
         "class Service:\n"
         "    def __init__(self, settings): pass\n"
         "    def run(self): return 10 + sum(os.readlink(f'/proc/self/fd/{fd}') == '/dev/null' for fd in (0, 1, 2))\n"
         "module.Service = Service\n"
-        "from pkg.cli import main; sys.exit(main([], {}))"
+        "from pkg.cli.main import main; sys.exit(main([], {}))"
     )
     command = f'exec "{sys.executable}" -c "$CODE" <&- >&- 2>&-'
     result = subprocess.run(["sh", "-c", command], cwd=ROOT, env=os.environ | {"CODE": code}, timeout=60)
@@ -385,7 +386,9 @@ def test_probe_of_a_process(answering: Callable[..., Answering]) -> None:
 
 def test_probe_imports_nothing_heavy(answering: Callable[..., Answering]) -> None:
     server = answering(OK)
-    code = f"import sys; from pkg.cli import main; main(['probe', '--port={server.port}'], {{}}); print(*sys.modules)"
+    code = (
+        f"import sys; from pkg.cli.main import main; main(['probe', '--port={server.port}'], {{}}); print(*sys.modules)"
+    )
     result = subprocess.run(
         [sys.executable, "-S", "-c", code],
         cwd=ROOT,
@@ -398,7 +401,7 @@ def test_probe_imports_nothing_heavy(answering: Callable[..., Answering]) -> Non
     loaded = set(result.stdout.split())
     heavy = {"argparse", "logging", "http.client", "psycopg", "json", "threading", "encodings.idna", "urllib"}
     assert not loaded & heavy
-    assert {name for name in loaded if name.startswith("pkg")} == {"pkg", "pkg.cli"}
+    assert {name for name in loaded if name.startswith("pkg")} == {"pkg", "pkg.cli", "pkg.cli.main"}
 
 
 def say(*parts: bytes) -> Callable[[socket.socket], None]:

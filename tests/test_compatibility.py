@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pkg import metrics
+from pkg.diagnostics import metrics
 from tests import promises
 
 ROOT = Path(__file__).parent.parent

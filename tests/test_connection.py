@@ -1,4 +1,4 @@
-"""pkg._connection: a cursor that saves a round trip, and otherwise does what psycopg's does."""
+"""pkg.database.connection: a cursor that saves a round trip, and otherwise does what psycopg's does."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import psycopg
 import pytest
 from psycopg import pq, rows
 
-from pkg._connection import Connection, Cursor
-from pkg._pool import shut
+from pkg.database.connection import Connection, Cursor
+from pkg.database.pool import shut
 from tests.client import wait_for
 from tests.faults.postgres import Postgres
 

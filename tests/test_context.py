@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from pkg import _core, context
+from pkg import _core
+from pkg.logs import context
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import psycopg
 import pytest
 
-from pkg import database
-from pkg._connection import Connection
-from pkg.database import Database, Unavailable
+from pkg.database import database
+from pkg.database.connection import Connection
+from pkg.database.database import Database, Unavailable
 from pkg.errors import ConfigurationError, DatabaseUnavailable
-from pkg.health import Degraded
+from pkg.health.checks import Degraded
 from tests.client import wait_for
 from tests.faults.postgres import PASSWORD, Postgres
 from tests.faults.proxy import Mode, Proxy

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pkg import _other_servers
-from pkg.settings import SETTINGS
+from pkg.settings import other_servers
+from pkg.settings.declared import SETTINGS
 from tests import test_fault_matrix
 from tests.pages import ROOT, Block, Reader, anchors, blocks, prose
 
@@ -129,7 +129,7 @@ def test_there_are_the_flags_that_replace_others(page: Path) -> None:
 
 def test_flags_that_the_program_answers_are_on_a_page() -> None:
     text = "".join(page.read_text() for page in OTHERS)
-    assert [flag for flag in _other_servers._INSTEAD if flag.startswith("--") and flag not in text] == []
+    assert [flag for flag in other_servers._INSTEAD if flag.startswith("--") and flag not in text] == []
 
 
 def quoted(page: str) -> list[str]:
@@ -140,7 +140,7 @@ def quoted(page: str) -> list[str]:
 @pytest.mark.parametrize("message", quoted("docs/troubleshooting.md"))
 def test_a_quoted_message_is_one_of_the_program_s(message: str) -> None:
     """Its fixed parts stand in the source, in order; `...` and numbers are what a format fills in."""
-    source = "\n".join(_joined(path.read_text()) for path in [*ROOT.glob("pkg/*.py"), *ROOT.glob("ext/*/*.[chp]*")])
+    source = "\n".join(_joined(path.read_text()) for path in [*ROOT.glob("pkg/**/*.py"), *ROOT.glob("ext/*/*.[chp]*")])
     parts = [re.escape(part) for part in re.split(r"\.\.\.|\b\d+(?:\.\d+)?\b", message)]
     is_found = re.search(r"[^\n]*?".join(parts), source) is not None
     assert is_found, message

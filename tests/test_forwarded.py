@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pkg.forwarded import Forwarded
+from pkg.http.forwarded import Forwarded
 from tests.client import Connection
 from tests.servers import serving_app
 

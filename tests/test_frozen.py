@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pkg.health import Check, Checker
+from pkg.health.checks import Check, Checker
 from tests.client import Connection, wait_for
 from tests.processes import Process, ask, running
 

@@ -30,8 +30,8 @@ from typing import Any
 import pytest
 
 from pkg.errors import StartupError
-from pkg.handler import RequestHandler, adapt
-from pkg.server import Server
+from pkg.http.handler import RequestHandler, adapt
+from pkg.http.server import Server
 from tests.client import Answer, Connection, get, wait_for
 from tests.servers import serving
 
@@ -1027,7 +1027,7 @@ def test_stock_server_class_is_the_base() -> None:
 PROGRAM = """
 import signal
 from http.server import SimpleHTTPRequestHandler
-from pkg.server import Server
+from pkg.http.server import Server
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
 with Server(("127.0.0.1", 0), SimpleHTTPRequestHandler) as httpd:

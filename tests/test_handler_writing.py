@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from pkg.handler import RequestHandler
-from pkg.server import Server
+from pkg.http.handler import RequestHandler
+from pkg.http.server import Server
 from tests.client import Connection, get, wait_for
 from tests.processes import ask, running
 from tests.servers import serving

@@ -11,8 +11,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from pkg._answers import MAX_BODY_SIZE
-from pkg.health import MAX_CHECKS, Check, Checker, Degraded
+from pkg.health.checks import MAX_CHECKS, Check, Checker, Degraded
+from pkg.health.pages import MAX_BODY_SIZE
 from tests.client import wait_for
 
 TEXT, VERBOSE, JSON = range(3)
@@ -224,7 +224,7 @@ def test_a_probe_that_hangs_fails_itself_and_nothing_else() -> None:
 
 
 def check_result(status: str) -> Any:
-    from pkg.health import Result
+    from pkg.health.checks import Result
 
     return Result(status)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pkg._routes import own_routes
 from pkg.errors import ConfigurationError
-from pkg.settings import load
+from pkg.service.routes import own_routes
+from pkg.settings.declared import load
 from tests.processes import ask, running
 
 PATHS = ("/healthz", "/livez", "/readyz")

@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pkg import _installation
+from pkg.diagnostics import installation as _installation
 from tests.faults.postgres import Postgres
 from tests.processes import ask, free_port, running
 

@@ -1,10 +1,11 @@
-"""Imports go down only, and the surface is the one that was chosen."""
+"""Imports go down only, by folder, and the surface is the one that was chosen."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,68 +13,84 @@ import pytest
 import pkg
 
 PACKAGE = Path(pkg.__file__).parent
+# The rooms: the folders, and the modules that belong to none.
 LAYERS = [
-    {"errors"},
-    {"settings", "_values", "_child", "_installation", "_other_servers"},
-    {
-        "health",
-        "_answers",
-        "database",
-        "_pool",
-        "_cancel",
-        "_connection",
-        "_conninfo",
-        "_lease",
-        "forwarded",
-        "lifecycle",
-        "loader",
-        "_routes",
-        "signals",
-        "context",
-        "logs",
-        "metrics",
-        "_output",
-        "_records",
-        "_core",
-        "stacks",
-        "profile",
-        "_memory",
-    },
-    {"admin", "wsgi", "handler", "server", "status", "_statusz", "_pages", "_reply", "_lastwords", "_observers"},
-    {"service", "_api"},
-    {"cli", "_init", "_reload", "_client", "__main__", "__init__"},
+    {"errors", "lifecycle", "child", "_core"},
+    {"health", "logs", "settings"},
+    {"database", "diagnostics", "http"},
+    {"admin"},
+    {"service", "api"},
+    {"supervisors"},
+    {"cli", "__main__", "__init__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 
 
-def imports_of(path: Path) -> set[str]:
-    """The package's modules that a module names anywhere, in functions too."""
-    found = set()
+def name_of(path: Path) -> str:
+    """A module's name below `pkg`: `logs.sink`, `errors`, `logs` for the folder's own file."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+NAMES = {name_of(path) for path in MODULES} | {"_core"}
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """The package's modules that a module names anywhere, in functions and for types too."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            if node.module == "pkg":
-                found |= {a.name for a in node.names}
-            elif node.module.startswith("pkg."):
-                found.add(node.module.split(".")[1])
+            if node.module == "pkg" or node.module.startswith("pkg."):
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}".removeprefix("pkg.")
+                    yield whole if whole in NAMES else node.module.removeprefix("pkg.")
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
         elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("pkg.")}
-    return found
+            for alias in node.names:
+                if alias.name.startswith("pkg."):
+                    yield alias.name.removeprefix("pkg.")
 
 
-def test_every_module_has_a_layer() -> None:
-    assert {p.stem for p in PACKAGE.glob("*.py")} <= set(RANK)
+def room_of(name: str) -> str:
+    return name.partition(".")[0]
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem)
+def test_every_room_has_a_layer() -> None:
+    assert {room_of(name) for name in NAMES} == set(RANK)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_go_down(path: Path) -> None:
+    own = room_of(name_of(path))
     for name in imports_of(path):
-        assert RANK[name] <= RANK[path.stem], f"{path.stem} imports {name}, which is above it"
+        assert RANK[room_of(name)] <= RANK[own], f"{name_of(path)} imports {name}, which is above it"
+
+
+def test_folders_of_a_layer_do_not_know_each_other() -> None:
+    for path in MODULES:
+        own = room_of(name_of(path))
+        for other in {room_of(name) for name in imports_of(path)} & FOLDERS - {own}:
+            assert own not in FOLDERS or RANK[other] < RANK[own], f"{name_of(path)} imports from {other}"
+
+
+def test_a_folder_says_what_it_is_for_and_imports_nothing() -> None:
+    """Whoever imports one of its modules imports the folder, too: `probe` passes one, the service nine."""
+    for folder in FOLDERS:
+        (only,) = ast.parse((PACKAGE / folder / "__init__.py").read_text()).body
+        assert isinstance(only, ast.Expr) and isinstance(only.value, ast.Constant), folder
 
 
 def test_only_service_and_cli_see_all_settings() -> None:
-    for path in PACKAGE.glob("*.py"):
-        if "settings" in imports_of(path):
-            assert path.stem in {"service", "cli", "settings"}, path
+    for path in MODULES:
+        if "settings.declared" in imports_of(path):
+            assert room_of(name_of(path)) in {"service", "cli", "settings"}, path
+
+
+def test_no_public_name_is_that_of_a_module() -> None:
+    """Importing a module sets its name in the package, and would replace `pkg.check` with a module called `check`."""
+    assert not set(pkg.__all__) & {room_of(name) for name in NAMES}
 
 
 def test_names_are_lazy() -> None:

@@ -27,7 +27,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from pkg import _core, _records, context, logs
+from pkg import _core
+from pkg.logs import context
+from pkg.logs import records as _records
+from pkg.logs import sink as logs
 
 ROOT = Path(__file__).parent.parent
 DEADLINE = 30.0
@@ -632,13 +635,18 @@ def test_records_after_close_go_to_stderr(capfd: pytest.CaptureFixture[str]) -> 
     sink.close()
     handler.handle(logging.makeLogRecord({"msg": "late", "levelname": "INFO", "name": "x"}))
     assert json.loads(capfd.readouterr().err)["message"] == "late"
-    code = "import logging; from pkg import logs; logs.configure().close(); logging.getLogger('x').warning('later')"
+    code = """
+import logging
+from pkg.logs import sink
+sink.configure().close()
+logging.getLogger("x").warning("later")
+"""
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (result.stdout, result.stderr) == ("", "later\n")
 
 
 def test_a_process_that_forgets_to_close_still_gets_its_last_lines() -> None:
-    code = "import logging; from pkg import logs; logs.configure(format='json'); logging.info('last')"
+    code = "import logging; from pkg.logs import sink; sink.configure(format='json'); logging.info('last')"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60)
     assert result.stderr == b""
     assert json.loads(result.stdout)["message"] == "last"
@@ -662,7 +670,7 @@ def test_a_forked_child_logs_as_its_parent_does() -> None:
     """It has no writer thread, and multiprocessing ends it without atexit."""
     code = """
 import logging, os
-from pkg import logs
+from pkg.logs import sink as logs
 sink = logs.configure(format="json")
 logging.info("parent")
 pid = os.fork()
@@ -921,7 +929,7 @@ def test_closed_descriptor_whose_number_is_taken_again(tmp_path: Path) -> None:
 
 def test_process_without_stdout() -> None:
     code = (
-        "import logging, sys; from pkg import logs; sink = logs.configure(format='json')\n"
+        "import logging, sys; from pkg.logs.sink import configure; sink = configure(format='json')\n"
         "logging.warning('x'); sink.close(); sys.exit(7 if sink.dropped == 1 else 8)"
     )
     command = f'exec "{sys.executable}" -c "$CODE" >&-'

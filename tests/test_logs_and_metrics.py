@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pkg._records import text_access
+from pkg.logs.records import text_access
 from tests import promises
 from tests.client import wait_for
 from tests.faults.postgres import Postgres

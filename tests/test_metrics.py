@@ -12,7 +12,8 @@ import pytest
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
 
-from pkg import _core, metrics
+from pkg import _core
+from pkg.diagnostics import metrics
 from tests.client import Connection, get, wait_for
 from tests.servers import serving_app
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pkg import _other_servers, cli
-from pkg.settings import SETTINGS, load
+from pkg.cli import main as cli
+from pkg.settings import other_servers
+from pkg.settings.declared import SETTINGS, load
 from tests.processes import ask, running
 
 OWN = {setting.flag: setting.environment for setting in SETTINGS}
@@ -45,11 +46,11 @@ def test_flags(arguments: list[str], flag: str, instead: str, capsys: pytest.Cap
 
 
 def test_no_flag_of_ours_is_in_the_table() -> None:
-    assert not set(OWN) & set(_other_servers._INSTEAD)
+    assert not set(OWN) & set(other_servers._INSTEAD)
 
 
 def test_what_the_table_names_exists() -> None:
-    texts = " ".join([*_other_servers._INSTEAD.values(), *_other_servers._VARIABLES.values()])
+    texts = " ".join([*other_servers._INSTEAD.values(), *other_servers._VARIABLES.values()])
     named = {word.strip(",;()") for word in texts.split() if word.lstrip("(").startswith("PKG_")}
     assert named
     assert named <= {setting.environment for setting in SETTINGS}

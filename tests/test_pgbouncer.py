@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pkg.database import Database
+from pkg.database.database import Database
 from pkg.errors import DatabaseUnavailable
 from tests.client import wait_for
 from tests.faults.pgbouncer import PGBOUNCER, bouncing

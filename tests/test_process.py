@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from pkg.signals import Interrupted, Signals
+from pkg.service.signals import Interrupted, Signals
 from tests.client import Connection, get, wait_for
 from tests.faults.postgres import Postgres
 from tests.processes import Process, free_port, running

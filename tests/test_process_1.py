@@ -24,10 +24,10 @@ SUBREAPER = """
 import ctypes, sys
 PR_SET_CHILD_SUBREAPER = 36
 assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
-from pkg._init import hold_signals, serve_in_child
+from pkg.supervisors.init import hold_signals, serve_in_child
 hold_signals()
 serve_in_child()
-from pkg.cli import main
+from pkg.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

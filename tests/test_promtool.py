@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pkg import metrics
+from pkg.diagnostics import metrics
 from tests.client import get
 from tests.processes import ask, free_port, running
 

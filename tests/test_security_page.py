@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pkg.settings import SETTINGS
+from pkg.settings.declared import SETTINGS
 from tests.conformance.cases import CASES
 from tests.tables import DOCS, names, tables
 

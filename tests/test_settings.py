@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pkg import settings
 from pkg.errors import ConfigurationError
-from pkg.settings import HEADINGS, SETTINGS, Setting, load
+from pkg.settings import declared as settings
+from pkg.settings.declared import HEADINGS, SETTINGS, Setting, load
 
 # Enough of everything else that no check across settings speaks up while one value is at its bound.
 ROOMY = {

@@ -94,7 +94,7 @@ def test_suite(suite: str, tmp_path: Path) -> None:
 def _replace_server() -> None:
     import http.server
 
-    from pkg.server import Server
+    from pkg.http.server import Server
 
     http.server.HTTPServer = Server  # type: ignore[misc]
     http.server.ThreadingHTTPServer = Server  # type: ignore[misc]
@@ -103,7 +103,7 @@ def _replace_server() -> None:
 def _replace_handler() -> None:
     import http.server
 
-    from pkg.handler import RequestHandler
+    from pkg.http.handler import RequestHandler
 
     class SimpleHTTPRequestHandler(http.server.SimpleHTTPRequestHandler, RequestHandler):
         pass

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from pkg._lastwords import Stall
+from pkg.diagnostics.last_words import Stall
 from tests.client import Connection, get, wait_for
 from tests.faults.postgres import Postgres
 from tests.processes import Process, ask, free_port, running

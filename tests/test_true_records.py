@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pkg.metrics import Exposition
-from pkg.status import _of_past
+from pkg.diagnostics.metrics import Exposition
+from pkg.diagnostics.snapshot import _of_past
 from tests.client import Connection, get
 from tests.processes import ask, free_port, running
 

@@ -22,7 +22,7 @@ from wsgiref.validate import validator
 import pytest
 
 from pkg.errors import ClientDisconnected, StartupError
-from pkg.wsgi import Application
+from pkg.http.wsgi import Application
 from tests.client import Connection, get, wait_for
 from tests.servers import serving_app
 
@@ -730,7 +730,8 @@ def test_threads_serve_side_by_side() -> None:
 @pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has the lock")
 def test_a_free_threaded_python_stays_so() -> None:
     """An extension that does not declare itself brings the interpreter lock back for all when it is imported."""
-    program = "import sys, pkg.service, pkg.server, pkg.database, psycopg.pq; print(sys._is_gil_enabled())"
+    modules = "sys, pkg.service.service, pkg.http.server, pkg.database.database, psycopg.pq"
+    program = f"import {modules}; print(sys._is_gil_enabled())"
     command = [sys.executable, "-W", "error", "-c", program]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
 

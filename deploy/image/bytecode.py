@@ -43,9 +43,10 @@ RARE = {"difflib", "tracemalloc"}
 def named(package):
     """The modules of a package, and those that its sources import anywhere."""
     folder = Path(importlib.util.find_spec(package).origin).parent
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder.parent).with_suffix("").parts
         if path.stem != "__main__":
-            yield f"{package}.{path.stem}"
+            yield ".".join(parts[:-1] if path.stem == "__init__" else parts)
         for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)

@@ -83,7 +83,7 @@ cdef int check(int rv) except -1:
 
 cdef object end_child(error):
     """Ends this process if it is a child that the handler has forked: it must not return into the worker's loop."""
-    from pkg._child import end
+    from pkg.child import end
     end(error)
 
 

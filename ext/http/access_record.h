@@ -1,7 +1,7 @@
 /*
  * access_record.h - renders an access record as a line of JSON if none of its texts needs escaping, as for nearly all requests.
  *
- * The lines equal those of json_access() in pkg/_records.py, which renders the other records.
+ * The lines equal those of json_access() in pkg/logs/records.py, which renders the other records.
  */
 #ifndef RECORD_H
 #define RECORD_H
@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define RECORD_MAX_SIZE 1024 /* bytes of a line; pkg/_records.py renders longer ones */
+#define RECORD_MAX_SIZE 1024 /* bytes of a line; pkg/logs/records.py renders longer ones */
 
 typedef struct {
     const char *at;

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pkg import _core
-from pkg.server import Server
+from pkg.http.server import Server
 from tests.conformance.cases import CASES, Case, Request, chunked, head, post
 from tests.conformance.echo import handler
 from tests.processes import free_port

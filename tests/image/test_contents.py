@@ -103,13 +103,14 @@ def test_the_process_has_no_rights(engine: Engine, image: str) -> None:
 
 
 def test_the_whole_package_is_there(files: Files, engine: Engine, image: str) -> None:
-    own = [path for path in files if "/dist-packages/pkg/" in path and "__pycache__" not in path]
-    modules = {posixpath.basename(path) for path in own if path.endswith(".py")}
-    assert modules == {path.name for path in (ROOT / "pkg").glob("*.py")}
+    (site,) = (path.removesuffix("/__init__.py") for path in files if path.endswith("/dist-packages/pkg/__init__.py"))
+    own = [path for path in files if path.startswith(f"{site}/") and path.endswith(".py")]
+    modules = {path.removeprefix(f"{site}/") for path in own}
+    assert modules == {path.relative_to(ROOT / "pkg").as_posix() for path in (ROOT / "pkg").rglob("*.py")}
     for name in modules:
-        site = posixpath.dirname(own[0])
-        assert files[f"{site}/{name}"].content == (ROOT / "pkg" / name).read_bytes()
-        assert f"{site}/__pycache__/{name.removesuffix('.py')}.cpython-313.pyc" in files
+        folder, file = posixpath.split(f"{site}/{name}")
+        assert files[f"{folder}/{file}"].content == (ROOT / "pkg" / name).read_bytes()
+        assert f"{folder}/__pycache__/{file.removesuffix('.py')}.cpython-313.pyc" in files
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)
     assert version is not None
     said = engine.run("run", "--rm", "--network=host", *HARDENED, image, "--version").stdout

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pkg.settings import Settings, load
+from pkg.settings.declared import Settings, load
 from tests.image.conftest import needed, unavailable
 from tests.image.engine import ROOT
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pkg.settings import load
+from pkg.settings.declared import load
 from tests.image.conftest import needed
 from tests.image.engine import ROOT, Engine
 

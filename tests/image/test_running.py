@@ -235,7 +235,7 @@ def look():
     print("WITHOUT", sorted(set(without) - {"app"}), len(specs), flush=True)
 
 threading.Thread(target=look, daemon=True).start()
-from pkg.cli import main
+from pkg.cli.main import main
 sys.exit(main([]))
 """
     flags = (*application, "--entrypoint=/usr/bin/python3")

@@ -1,0 +1,107 @@
+"""The functions that a served application may call; `pkg` exports them.
+
+They only find the running service and the part of it that does the work.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from pkg.errors import NotRunningError
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from pkg.health.checks import Check
+    from pkg.service.service import Service
+
+__all__ = ["check", "connection", "fail_liveness", "set_ready"]
+
+_current: Service | None = None
+_is_child = _is_watching = False
+early_checks: list[Check] = []  # registered by modules that were imported before the service existed
+
+
+def enter(service: Service) -> None:
+    global _current, _is_watching
+    _current = service
+    if not _is_watching:
+        _is_watching = True
+        os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def leave() -> None:
+    global _current
+    _current = None
+
+
+def _leave_to_parent() -> None:
+    """Runs in a forked child, which has no service: it belongs to the parent."""
+    global _is_child
+    if _current is not None:
+        _is_child = True
+        _current.in_child()
+        leave()
+
+
+def current() -> Service:
+    """The running service.  Raises NotRunningError if there is none in this process."""
+    if _current is None:
+        if _is_child:
+            raise NotRunningError("the service runs in the parent process, not in this forked child")
+        raise NotRunningError("no service is running in this process; start it with `python -m pkg`")
+    return _current
+
+
+def connection(timeout: float | None = None) -> AbstractContextManager[psycopg.Connection[Any]]:
+    """A connection from the pool, for a `with` block, which commits at its end or rolls back if it raised.
+
+    `timeout`: seconds for the whole block, including the wait for a connection and the commit.
+
+    Raises DatabaseUnavailable if no connection becomes free in time or the timeout passes, and NotRunningError if there
+    is no pool in this process.
+    """
+    database = current().database
+    if database is None:
+        raise NotRunningError("the service has no pool: DATABASE_URL is not set, or PKG_POOL is off")
+    return database.connection(timeout=timeout)
+
+
+def check(
+    name: str, *, interval: float = 5.0, timeout: float = 1.0, required: bool = True
+) -> Callable[[Callable[[], object]], Callable[[], object]]:
+    """Makes the decorated function a readiness check, which fails by raising an exception or by returning False.
+
+    `interval`: seconds between two runs.  `timeout`: seconds after which a run has failed.  `required`: whether a
+    failure makes the service unready; otherwise it is only degraded.  Raises ValueError for a name or a number out of
+    range.
+    """
+
+    def register(probe: Callable[[], object]) -> Callable[[], object]:
+        from pkg.health.checks import Check
+
+        made = Check(name, probe, interval=interval, timeout=timeout, required=required)
+        if _current is not None and _current.checker is not None:
+            _current.checker.add(made)
+        else:
+            early_checks.append(made)
+        return probe
+
+    return register
+
+
+def set_ready(ready: bool, reason: str = "") -> None:
+    """Sets the state of the check `application`: False makes the readiness page fail, True lets it pass again."""
+    checker = current().checker
+    assert checker is not None
+    checker.set_ready(ready, reason)
+
+
+def fail_liveness(reason: str) -> None:
+    """Reports that this process cannot recover: /healthz returns 503 from now on, for good."""
+    checker = current().checker
+    assert checker is not None
+    checker.fail_liveness(reason)

@@ -1,0 +1,368 @@
+"""psycopg's connection and cursor with three additions.
+
+BEGIN is sent with the first statement, a lost session is noticed without a query, and what a block has set on its
+connection is undone at its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import traceback
+import weakref
+from collections.abc import Iterator
+from time import monotonic
+from typing import Any
+
+import psycopg
+from psycopg import pq, rows
+from psycopg._preparing import Prepare, PrepareManager
+from psycopg._queries import PostgresQuery
+from psycopg.abc import PQGen
+from psycopg.adapt import AdaptersMap
+from psycopg.generators import fetch_many, send
+from psycopg.pq.abc import PGresult
+from psycopg.types import TypesRegistry
+
+from pkg.database.cancel import Cancel, prepare
+
+IDLE = pq.TransactionStatus.IDLE
+_BAD = pq.ConnStatus.BAD
+_FATAL_ERROR = pq.ExecStatus.FATAL_ERROR
+_COPIES = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
+_PIPELINE_SYNC = pq.ExecStatus.PIPELINE_SYNC
+_SQLSTATE = pq.DiagnosticField.SQLSTATE
+_HAS_PIPELINES = psycopg.Pipeline.is_supported()
+
+__all__ = ["IDLE", "Connection", "Cursor", "Expired", "generation"]
+
+
+# Held while a connection is closed on purpose, and while another thread reads from it what a cancel request needs:
+# psycopg's Python implementation calls libpq without the interpreter lock.
+_closing = threading.Lock()
+
+_sessions: weakref.WeakSet[Connection] = weakref.WeakSet()
+_generation = 0
+
+
+def generation() -> int:
+    """A number that differs in each forked process.  What was opened under another number belongs to the parent."""
+    return _generation
+
+
+def _leave_to_parent() -> None:
+    """Runs in a forked child: replaces the socket of every session by one without a peer.
+
+    Any byte sent on the parent's socket, a Terminate message at the latest, would disturb the parent's session.
+    """
+    global _closing, _generation
+    _closing = threading.Lock()  # another thread may have held it
+    _generation += 1
+    sessions = list(_sessions)
+    if not sessions:
+        return
+    ours, peer = socket.socketpair()
+    with ours:
+        peer.close()
+        for conn in sessions:
+            with contextlib.suppress(psycopg.Error, OSError):
+                os.dup2(ours.fileno(), conn.pgconn.socket, inheritable=False)
+    _sessions.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+class LastWord:
+    """The message with which the server closed the session, if it did.
+
+    It has no reference to its connection: the cycle would keep the connection's memory, and the descriptor of one that
+    was not closed, until the next garbage collection.
+    """
+
+    text = ""
+    heard = False  # whether anything has arrived since the last look
+
+    def __call__(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        self.heard = True
+        if diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
+            self.text = diagnostic.message_primary or "the server closed the session"
+
+
+class Adapters(AdaptersMap):
+    """The adapters of one connection; they know whether they still are those of a new connection.
+
+    Those of psycopg would have to be compared with the global ones at the end of each block.
+    """
+
+    def __init__(self, template: AdaptersMap | None = None, types: TypesRegistry | None = None) -> None:
+        super().__init__(template, types)
+        self.is_changed = template is not psycopg.adapters  # Django calls this again with its own template
+
+    def register_dumper(self, *args: Any, **options: Any) -> None:
+        self.is_changed = True
+        super().register_dumper(*args, **options)
+
+    def register_loader(self, *args: Any, **options: Any) -> None:
+        self.is_changed = True
+        super().register_loader(*args, **options)
+
+
+class Expired(psycopg.OperationalError):
+    """Raised when the deadline of a connection has passed: nothing more is sent on it."""
+
+
+class Cursor(psycopg.Cursor[Any]):
+    """Sends BEGIN together with the first statement of a transaction; psycopg sends it one round trip earlier.
+
+    pgjdbc and Npgsql also do this.  It requires libpq's pipeline mode, in which a message holds one statement and COPY
+    is impossible.  So it is done for a statement with parameters, or one that is already prepared; before any other
+    statement, BEGIN is sent alone.
+
+    The names with a leading underscore that are used and overridden here are the same in psycopg 3.2 and 3.3.
+    """
+
+    __slots__ = ()
+    _conn: Connection
+
+    def _execute_gen(
+        self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
+    ) -> PQGen[None]:
+        conn = self._conn
+        if self._pgconn.transaction_status == IDLE and not (conn.autocommit or conn._pipeline or self._closed):
+            yield from self._begin_and_execute_gen(query, params, prepare, binary)
+            return
+        yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
+        if conn.autocommit:
+            conn.answered = monotonic()  # in autocommit mode there is no end of a transaction to tell
+
+    def executemany(self, *args: Any, **options: Any) -> None:
+        super().executemany(*args, **options)
+        if self._conn.autocommit:
+            self._conn.answered = monotonic()
+
+    def _begin_and_execute_gen(self, query: Any, params: Any, prepare: bool | None, binary: bool | None) -> PQGen[None]:
+        conn = self._conn
+        conn.begins_later = True
+        try:
+            yield from self._start_query(query)
+        finally:
+            conn.begins_later = False
+        statement = self._convert_query(query, params)
+        prep, name = self._get_prepared(statement, prepare)
+        if _HAS_PIPELINES and (prep is Prepare.YES or (prep is Prepare.NO and statement.params)):
+            answers = yield from self._begin_and_send_gen(statement, name, binary)
+            self._check_results(answers[0])
+            results = answers[1]
+            key = conn._prepared.maybe_add_to_cache(statement, prep, name)
+            if key is not None:
+                conn._prepared.validate(key, prep, name, results)
+            self._check_results(results)
+            self._set_results(results)
+        else:
+            yield from conn._start_query()
+            yield from self._maybe_prepare_gen(statement, prepare=prepare, binary=binary)
+        self._last_query = query
+        yield from conn._prepared.maintain_gen(conn)
+
+    def _begin_and_send_gen(
+        self, statement: PostgresQuery, name: bytes, binary: bool | None
+    ) -> PQGen[list[list[PGresult]]]:
+        """The results of BEGIN and of the statement; only of the first if the server closed the session and said why.
+
+        `name`: name of the prepared statement, or empty.
+        """
+        pgconn = self._pgconn
+        unsent = None
+        try:
+            pgconn.enter_pipeline_mode()
+            pgconn.send_query_params(self._conn._get_tx_start_command(), None)
+            try:
+                if name:
+                    self._send_query_prepared(name, statement, binary=binary)
+                else:
+                    self._execute_send(statement, binary=binary)
+            except (
+                psycopg.Error
+            ) as error:  # for example too many parameters; a transaction is open then, as with psycopg
+                unsent = error
+            try:
+                pgconn.pipeline_sync()
+                yield from send(pgconn)
+            except psycopg.OperationalError:
+                if pgconn.status != _BAD:
+                    raise  # otherwise reading tells why the connection was lost
+            answers = yield from self._answers_gen()
+        except BaseException:
+            if pgconn.status != _BAD and pgconn.pipeline_status:
+                pgconn.finish()  # the exchange cannot be completed any more
+            raise
+        if unsent is not None:
+            raise unsent
+        return answers
+
+    def _answers_gen(self) -> PQGen[list[list[PGresult]]]:
+        """The results until the end of the pipeline, which it leaves, or until the end of the connection."""
+        pgconn = self._pgconn
+        answers: list[list[PGresult]] = []
+        while True:
+            try:
+                results = yield from fetch_many(pgconn)
+            except psycopg.Error:
+                if _has_said_why(answers):
+                    return answers
+                raise
+            if results and results[0].status == _PIPELINE_SYNC:
+                pgconn.exit_pipeline_mode()
+                return answers
+            answers.append(results)
+            # A COPY with a parameter in a comment: libpq would report it forever.
+            if not results or results[-1].status in _COPIES:
+                return answers
+            if pgconn.status == _BAD:
+                if _has_said_why(answers):
+                    return answers
+                if results[-1].status == _FATAL_ERROR:  # an error of libpq
+                    raise psycopg.OperationalError(results[-1].get_error_message())
+
+
+def _has_said_why(answers: list[list[PGresult]]) -> bool:
+    """Whether one of the results is an error from the server."""
+    return any(result.error_field(_SQLSTATE) for results in answers for result in results)
+
+
+class Connection(psycopg.Connection[Any]):
+    """A connection that can tell without a query that it is dead."""
+
+    last_word: LastWord | None = None  # set by listen()
+    answered = 0.0  # monotonic time of the last response at the end of a transaction or in autocommit mode
+    _notifies_backlog: Any = ()  # psycopg 3.2.2 does not have it
+    lent = 0.0  # monotonic time at which it was last lent
+    usual_threshold = PrepareManager.prepare_threshold  # executions before a statement is prepared; None: never
+    begins_later = False  # the cursor sends BEGIN by itself
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.cursor_factory = Cursor
+        self._adapters: Adapters = Adapters(psycopg.adapters)
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **options: Any) -> Connection:
+        """Like psycopg's, but a failed attempt leaves no descriptor to the garbage collector.
+
+        After a timeout in psycopg (3.3.8), the error, its frames and the unfinished connection in them form a cycle.
+        """
+        try:
+            conn = super().connect(conninfo, **options)
+        except psycopg.Error as error:
+            traceback.clear_frames(error.__traceback__)
+            raise error.with_traceback(None) from None
+        _sessions.add(conn)
+        return conn
+
+    # The end of a transaction is an exchange with the server, and its response proves that the server is alive; without
+    # a transaction there is no exchange.  Watching every exchange, in wait(), would make each of them slower.
+
+    def commit(self) -> None:
+        is_open = self.pgconn.transaction_status != IDLE
+        super().commit()
+        if is_open:
+            self.answered = monotonic()
+
+    def rollback(self) -> None:
+        if "wait" in self.__dict__:
+            return  # it has expired and will be closed
+        is_open = self.pgconn.transaction_status != IDLE
+        super().rollback()
+        if is_open:
+            self.answered = monotonic()
+
+    @contextlib.contextmanager
+    def transaction(self, *args: Any, **options: Any) -> Iterator[psycopg.Transaction]:
+        with super().transaction(*args, **options) as transaction:
+            yield transaction
+        self.answered = monotonic()
+
+    def _start_query(self) -> PQGen[None]:
+        if not self.begins_later:
+            yield from super()._start_query()
+
+    def close(self) -> None:
+        with _closing:
+            super().close()
+
+    def expire(self) -> Cancel | None:
+        """Stops all further sending, from another thread than the one that uses the connection.
+
+        Returns a request to cancel what runs, or None.  Everything that the connection does goes through wait(), which
+        costs nothing as long as it is not replaced.
+        """
+        self.wait = self._refuse  # type: ignore[method-assign]
+        with _closing:
+            return None if self.closed else prepare(self.pgconn)
+
+    def _refuse(self, gen: Any, *_: Any, **__: Any) -> Any:
+        gen.close()
+        raise Expired("the connection's deadline has passed")
+
+    def restore(self) -> None:
+        """Undoes what a borrower has set on the connection, so that the next one gets it as new.
+
+        Raises psycopg.Error if that is impossible.
+        """
+        if self.pgconn.pipeline_status:
+            raise psycopg.ProgrammingError("the connection was left in pipeline mode")
+        if self._num_transactions or self._tpc:
+            raise psycopg.ProgrammingError("the connection was left in a transaction block")
+        # Reads the attributes and not psycopg's properties, because this runs at the end of each block.
+        if self._autocommit:
+            self.autocommit = False
+        if self._isolation_level is not None:
+            self.isolation_level = None
+        if self._read_only is not None:
+            self.read_only = None
+        if self._deferrable is not None:
+            self.deferrable = None
+        self.row_factory = rows.tuple_row
+        self.cursor_factory = Cursor
+        self.server_cursor_factory = psycopg.ServerCursor
+        prepared = self._prepared
+        prepared.prepare_threshold = self.usual_threshold
+        prepared.prepared_max = PrepareManager.prepared_max
+        if len(self._notice_handlers) != 1:
+            self._notice_handlers[:] = (self.last_word,) if self.last_word is not None else ()
+        if self._notify_handlers:
+            self._notify_handlers.clear()
+        if self._notifies_backlog:
+            self._notifies_backlog.clear()
+        adapters = self._adapters
+        if adapters.is_changed or adapters.types._registry is not psycopg.adapters.types._registry:
+            self._adapters = Adapters(psycopg.adapters)
+
+    def is_lost(self) -> bool:
+        """Whether the server has closed this idle session.  Needs no query: it looks at what has arrived.
+
+        A server that stops, or ends a session, first sends a FATAL message (PostgreSQL 55.2.3, "Function of the
+        `ErrorResponse` in idle state") and then closes the connection.  One that stops immediately, or because one of
+        its processes has crashed, sends a warning.  A server that has died has closed the connection.  Apart from that,
+        only notices, notifications and changed parameters can arrive on an idle connection, which are harmless.
+        """
+        pgconn, last_word = self.pgconn, self.last_word
+        try:
+            while True:
+                pgconn.consume_input()  # one recv(); poll() would release the interpreter lock
+                pgconn.is_busy()  # parses what has arrived
+                if last_word is None or not last_word.heard:
+                    return pgconn.status == _BAD
+                if last_word.text:
+                    return True
+                last_word.heard = False  # the end may follow the message
+        except psycopg.Error:
+            return True
+
+    def listen(self) -> None:
+        """Records the message with which the server closes the session."""
+        self.last_word = LastWord()
+        self.add_notice_handler(self.last_word)

@@ -1,0 +1,1 @@
+"""What the process tells of itself: its state, metrics, stacks, profiles and memory."""

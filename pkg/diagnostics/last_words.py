@@ -1,0 +1,115 @@
+"""What must be logged before this process may be killed, and when all workers count as stuck.
+
+The caller decides when to log it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pkg.diagnostics import stacks
+from pkg.logs.output import last_words
+
+__all__ = ["Late", "Stall", "say"]
+
+_log = logging.getLogger("pkg.lastwords")
+
+FLUSH_TIMEOUT = 0.5
+_TOO_LONG = "%s %s took longer than %g s (request_timeout)"
+
+
+def say(why: str, status: Any, flush: Callable[[float], bool]) -> None:
+    """Logs the requests in flight and every thread's stack; threads with the same stack are grouped.
+
+    `why`: the reason, for the first line.  `status` has requests(stacks).  `flush(timeout)` flushes the log; if it
+    fails, the stacks are written to stderr.
+    """
+    taken = stacks.capture()
+    requests = status.requests(taken)
+    _log.critical("%s: %d requests in flight", why, len(requests))
+    for request in requests:
+        where = f", at {request['at']}" if request["at"] else ""
+        _log.critical(
+            "in flight: %s %s for %.1f s, %s%s",
+            request["method"],
+            request["target"],
+            request["age"],
+            request["worker"] or request["state"],
+            where,
+        )
+    for members, frames in stacks.grouped(taken):
+        names = ", ".join(stack.name for stack in members)
+        record = _log.makeRecord(_log.name, logging.CRITICAL, __file__, 0, "stack of %s", (names,), None)
+        record.stack_info = stacks.text(frames, indent="")
+        _log.handle(record)
+    if not flush(FLUSH_TIMEOUT):
+        faulthandler.dump_traceback(last_words(), all_threads=True)
+
+
+class Late:
+    """When called, logs each request that has taken longer than request_timeout, once, with its worker's stack."""
+
+    def __init__(self, front: Any, timeout: float) -> None:
+        self._front, self._timeout = front, timeout
+        self._seen = 0
+        self._known: dict[int, float] = {}  # for each thread, the age of its request when it was logged
+
+    def __call__(self) -> None:
+        total = self._front.stats()["request_timeouts"]
+        if total == self._seen:
+            return
+        new, self._seen = total - self._seen, total
+        late = {request["thread"]: request for request in self._front.requests() if request["late"]}
+        found = [request for thread, request in late.items() if request["age"] > 0 and not self._is_known(request)]
+        self._known = {thread: request["age"] for thread, request in late.items()}
+        taken = {stack.native_id: stack for stack in stacks.capture()} if found else {}
+        for request in found:
+            stack = taken.get(request["thread"])
+            text = (
+                _TOO_LONG + "; its worker thread is still busy",
+                request["method"],
+                request["target"],
+                self._timeout,
+            )
+            record = _log.makeRecord(_log.name, logging.ERROR, __file__, 0, text[0], text[1:], None)
+            if stack is not None:
+                record.stack_info = stacks.text(stack.frames, indent="")
+            _log.handle(record)
+        if new > len(found):
+            _log.error(
+                "%d requests took longer than %g s (request_timeout); their worker threads have finished since",
+                new - len(found),
+                self._timeout,
+            )
+
+    def _is_known(self, request: Any) -> bool:
+        """Whether the request has been logged.  A younger request of the same thread is a new one."""
+        return bool(self._known.get(request["thread"], float("inf")) <= request["age"])
+
+
+class Stall:
+    """Detects that every worker has been busy with its request for more than `timeout` seconds and none has
+    finished."""
+
+    def __init__(self, front: Any, threads: int, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._front, self._threads, self._timeout, self._clock = front, threads, timeout, clock
+        self._finished = -1
+        self._since = clock()
+
+    def __call__(self) -> str | None:
+        """The reason if all workers are stuck now, otherwise None.  Call it about once a second."""
+        stats, now = self._front.stats(), self._clock()
+        finished = stats["finished"]
+        busy = stats["in_flight"] - stats["queued"]
+        if busy < self._threads or finished != self._finished:
+            self._finished, self._since = finished, now
+        if now - self._since <= self._timeout:
+            return None
+        return (
+            f"all {self._threads} worker threads have been busy with their requests for more than {self._timeout:g} s, "
+            "and none has finished"
+        )

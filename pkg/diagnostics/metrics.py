@@ -1,0 +1,354 @@
+"""Metrics in Prometheus' text format or as JSON, collected from the parts on each request.
+
+It keeps no state: each part has its own counters, and only the admin pages import this module.
+
+Names are OpenTelemetry's where it has one (semantic-conventions:
+docs/http/http-metrics.md, docs/db/database-metrics.md),
+in Prometheus' spelling; `process_*` and `python_*` are those of prometheus/client_python, so that dashboards made for
+it work; the rest begins with `pkg_`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import resource
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from pkg.logs.records import printable_lines
+
+__all__ = ["OPENMETRICS", "TEXT", "Exposition", "collect", "process", "render"]
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+Kind = Literal["counter", "gauge", "histogram", "summary"]
+Labels = Mapping[str, object]
+
+
+class Exposition:
+    """The page: families in the order in which they are added."""
+
+    def __init__(self) -> None:
+        self._families: list[tuple[str, Kind, str, list[tuple[str, Labels, float]]]] = []
+
+    def family(
+        self, name: str, kind: Kind, help: str, samples: Iterable[tuple[str, Labels, float]] | float | None
+    ) -> None:
+        """Adds one metric.  `samples`: (suffix, labels, value) each, or a single value; without samples nothing is
+        added.
+
+        Counters are named without `_total`, which is added where necessary.
+        """
+        if isinstance(samples, int | float):
+            samples = (("", {}, samples),)
+        if found := list(samples or ()):
+            total = "_total" if kind == "counter" else ""
+            named = [(f"{name}{suffix}{total}", labels, value) for suffix, labels, value in found]
+            self._families.append((name, kind, help, named))
+
+    def histogram(
+        self,
+        name: str,
+        help: str,
+        bounds: Sequence[float],
+        series: Iterable[tuple[Labels, Sequence[int], float]],
+    ) -> None:
+        """Adds a histogram.  `series`: labels, the count of each single bucket (one more than bounds), and the sum."""
+        samples: list[tuple[str, Labels, float]] = []
+        for labels, counts, total in series:
+            count = 0
+            for bound, n in zip((*bounds, float("inf")), counts, strict=True):
+                count += n
+                samples.append(("_bucket", {**labels, "le": _number(float(bound))}, count))
+            samples += [("_count", labels, count), ("_sum", labels, total)]
+        self.family(name, "histogram", help, samples)
+
+    def text(self, *, openmetrics: bool = False) -> str:
+        lines = []
+        for name, kind, help, samples in self._families:
+            shown = f"{name}_total" if kind == "counter" and not openmetrics else name
+            help = help.replace("\\", r"\\").replace("\n", r"\n")
+            lines += [f"# HELP {shown} {help}", f"# TYPE {shown} {kind}"]
+            for sample, labels, value in samples:
+                text = ",".join(f'{key}="{_escape(str(label))}"' for key, label in labels.items())
+                lines.append(f"{sample}{{{text}}} {_number(value)}" if text else f"{sample} {_number(value)}")
+        return "\n".join([*lines, *(["# EOF"] if openmetrics else []), ""])
+
+    def document(self) -> list[dict[str, Any]]:
+        """The same as plain data, for programs that do not read Prometheus' format."""
+        return [
+            {
+                "name": name,
+                "type": kind,
+                "help": help,
+                "samples": [
+                    {"name": sample, "labels": {key: str(label) for key, label in labels.items()}, "value": value}
+                    for sample, labels, value in samples
+                ],
+            }
+            for name, kind, help, samples in self._families
+        ]
+
+
+def _escape(label: str) -> str:
+    return printable_lines(label).replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def _number(value: float) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return {float("inf"): "+Inf", float("-inf"): "-Inf"}.get(value) or repr(value)
+
+
+# --- the process ---------------------------------------------------------------------------------------------------
+
+
+def _boot_time() -> float:
+    with open("/proc/stat", "rb") as file:
+        for line in file:
+            if line.startswith(b"btime "):
+                return float(line.split()[1])
+    return 0.0
+
+
+def process() -> dict[str, float]:
+    """Numbers about this process from /proc, under the names of client_python without `process_`.
+
+    Numbers that cannot be read are missing; without a free descriptor none can be read.
+    """
+    found: dict[str, float] = {}
+    ticks = os.sysconf("SC_CLK_TCK")
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            # proc(5); the name in parentheses may contain anything.
+            fields = file.read().rpartition(b") ")[2].split()
+        found["cpu_seconds"] = (int(fields[11]) + int(fields[12])) / ticks
+        found["virtual_memory_bytes"] = float(fields[20])
+        found["resident_memory_bytes"] = float(int(fields[21]) * os.sysconf("SC_PAGE_SIZE"))
+        found["threads"] = float(fields[17])
+        found["start_time_seconds"] = int(fields[19]) / ticks + _boot_time()
+    except OSError:
+        found["cpu_seconds"] = time.process_time()
+    found["max_fds"] = float(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    with contextlib.suppress(OSError):
+        found["open_fds"] = float(len(os.listdir("/proc/self/fd")) - 1)  # without the one that reads the directory
+    return found
+
+
+_PROCESS: tuple[tuple[str, Kind, str], ...] = (
+    ("virtual_memory_bytes", "gauge", "Virtual memory size in bytes."),
+    ("resident_memory_bytes", "gauge", "Resident memory size in bytes."),
+    ("start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds."),
+    ("cpu_seconds", "counter", "Total user and system CPU time spent in seconds."),
+    ("open_fds", "gauge", "Number of open file descriptors."),
+    ("max_fds", "gauge", "Maximum number of open file descriptors."),
+)
+
+
+def _add_process(page: Exposition) -> None:
+    found = process()
+    page.family("pkg_threads", "gauge", "Threads of the process.", found.get("threads"))
+    for name, kind, help in _PROCESS:
+        page.family(f"process_{name}", kind, help, found.get(name))
+
+
+def _add_python(page: Exposition) -> None:
+    stats = list(enumerate(gc.get_stats()))
+    for name, key, help in (
+        ("objects_collected", "collected", "Objects collected during gc"),
+        ("objects_uncollectable", "uncollectable", "Uncollectable objects found during GC"),
+        ("collections", "collections", "Number of times this generation was collected"),
+    ):
+        page.family(f"python_gc_{name}", "counter", help, [("", {"generation": g}, s[key]) for g, s in stats])
+    import platform  # imported late, to keep the start fast
+
+    major, minor, patch = platform.python_version_tuple()
+    labels = {
+        "implementation": platform.python_implementation(),
+        "major": major,
+        "minor": minor,
+        "patchlevel": patch,
+        "version": platform.python_version(),
+    }
+    page.family("python_info", "gauge", "Python platform information", [("", labels, 1.0)])
+
+
+# --- the parts -----------------------------------------------------------------------------------------------------
+
+# Name, key of Front.stats(), help.
+_FRONT: tuple[tuple[str, Kind, str, str], ...] = (
+    ("pkg_connections", "gauge", "connections", "Client connections open now."),
+    ("pkg_connections_accepted", "counter", "accepted", "Client connections accepted."),
+    ("pkg_connections_closed", "counter", "closed", "Client connections closed; accepted minus closed are open."),
+    ("pkg_connection_resets", "counter", "resets", "Connections that clients reset."),
+    ("pkg_accept_errors", "counter", "accept_errors", "Connections not accepted for lack of descriptors or memory."),
+    ("pkg_requests", "counter", "requests", "Requests that came to wait for a worker thread, or found the queue full."),
+    ("pkg_requests_served", "counter", "served", "Requests whose complete response was passed to the connection."),
+    ("pkg_requests_aborted", "counter", "aborted", "Requests cut off before their response was complete."),
+    ("pkg_requests_rejected", "counter", "rejected", "Request heads that were not valid HTTP."),
+    ("pkg_requests_shed", "counter", "shed", "Requests refused because of max_connections, max_queue or buffer_size."),
+    (
+        "pkg_timeouts",
+        "counter",
+        "timeouts",
+        "Requests that did not arrive in time, or were not taken by a worker thread in time.",
+    ),
+    ("pkg_request_timeouts", "counter", "request_timeouts", "Requests that took longer than request_timeout."),
+    (
+        "pkg_workers_late",
+        "gauge",
+        "late",
+        "Worker threads still busy with a request that took longer than request_timeout.",
+    ),
+    ("pkg_probes", "counter", "probes", "Responses to health probes."),
+    ("pkg_probes_stale", "counter", "stale", "Probes that got 503 because the health pages had expired."),
+    ("pkg_received_bytes", "counter", "bytes_in", "Bytes received from clients by the front."),
+    ("pkg_sent_bytes", "counter", "bytes_out", "Bytes sent to clients."),
+    ("pkg_buffered_bytes", "gauge", "buffered", "Bytes of request bodies and responses buffered for slow clients."),
+    (
+        "pkg_bodies_spooled",
+        "counter",
+        "spooled",
+        "Request bodies written to a temporary file before they were passed to a worker thread.",
+    ),
+    ("pkg_spool_failures", "counter", "spool_failures", "Request bodies that could not be spooled."),
+    ("pkg_spool_bytes", "gauge", "spool_bytes", "Bytes of request bodies in temporary files."),
+    ("pkg_queue_length", "gauge", "queued", "Requests waiting for a worker thread."),
+    ("pkg_queue_wait_seconds", "counter", "queue_seconds", "Total time that requests have waited for a worker thread."),
+)
+
+
+def _add_front(page: Exposition, stats: Mapping[str, Any], threads: int) -> None:
+    page.family(
+        "http_server_active_requests", "gauge", "Requests in flight, including those that wait for a worker thread.",
+        stats["in_flight"],
+    )  # fmt: skip
+    for name, kind, key, help in _FRONT:
+        page.family(name, kind, help, stats[key])
+    page.family("pkg_workers", "gauge", "Worker threads.", threads)
+    page.family("pkg_workers_busy", "gauge", "Worker threads busy with a request.", workers_busy(stats, threads))
+
+
+def workers_busy(stats: Mapping[str, Any], threads: int) -> int:
+    """Workers on a request, from the counters of the front."""
+    return int(max(0, min(threads, stats["in_flight"] - stats["queued"])))
+
+
+_POOL_NAME = {"db_client_connection_pool_name": "main"}
+
+
+def _add_pool(page: Exposition, stats: Mapping[str, Any]) -> None:
+    """From the numbers of psycopg_pool's get_stats() (psycopg: docs/advanced/pool.rst, "Pool stats")."""
+
+    def number(key: str, scale: float = 1) -> float:
+        value = stats.get(key, 0)
+        return value * scale if scale != 1 else value  # type: ignore[no-any-return]
+
+    size, available = number("pool_size"), number("pool_available")
+    prefix = "db_client_connection"
+    state = f"{prefix}_state"
+    count = [("", {**_POOL_NAME, state: "idle"}, available), ("", {**_POOL_NAME, state: "used"}, size - available)]
+    # db.client.connection.count is what OpenTelemetry calls it; that ending is for histograms and summaries only.
+    page.family(f"{prefix}s", "gauge", "Connections of the pool by state.", count)
+    for name, kind, key, help in (
+        ("max", "gauge", "pool_max", "Maximum size of the pool."),
+        ("idle_min", "gauge", "pool_min", "Minimum size of the pool."),
+        ("pending_requests", "gauge", "requests_waiting", "Callers waiting for a connection."),
+        ("requests", "counter", "requests_num", "Connections requested from the pool."),
+        ("timeouts", "counter", "requests_errors", "Callers that timed out waiting for a connection."),
+        ("returned_bad", "counter", "returns_bad", "Connections that were broken when they were returned."),
+        ("lost", "counter", "connections_lost", "Connections that the pool found broken."),
+        ("create_errors", "counter", "connections_errors", "Attempts to connect that failed."),
+    ):
+        page.family(f"{prefix}_{name}", kind, help, [("", _POOL_NAME, number(key))])  # type: ignore[arg-type]
+    for name, total, times, help in (
+        ("wait_time", "requests_wait_ms", "requests_queued", "Time spent waiting for a connection."),
+        ("use_time", "usage_ms", "requests_num", "Time between taking a connection and returning it."),
+        ("create_time", "connections_ms", "connections_num", "Time to establish a connection."),
+    ):
+        page.family(
+            f"{prefix}_{name}_seconds",
+            "summary",
+            help,
+            [("_count", _POOL_NAME, number(times)), ("_sum", _POOL_NAME, number(total, 1e-3))],
+        )
+
+
+def _add_health(page: Exposition, report: Mapping[str, Any]) -> None:
+    page.family("pkg_live", "gauge", "1 if /healthz answers 200.", int(report["live"]))
+    page.family("pkg_ready", "gauge", "1 if /readyz answers 200.", int(report["ready"]))
+    # Like kubernetes_healthcheck (kubernetes: component-base/metrics/prometheus/slis).
+    kinds = (("livez", report["liveness"]), ("readyz", report["readiness"]))
+    for name, help, passing in (
+        ("pkg_healthcheck", "1 if the check passes.", ("ok", "degraded")),
+        ("pkg_healthcheck_degraded", "1 if the check passes, but is degraded.", ("degraded",)),
+    ):
+        samples = [
+            ("", {"name": state["name"], "type": kind}, int(state["status"] in passing))
+            for kind, states in kinds
+            for state in states
+        ]
+        page.family(name, "gauge", help, samples)
+
+
+def _request_labels(method: str, status: int) -> Labels:
+    """The attributes of http.server.request.duration: `error.type` is the status of a failure, or _OTHER where there is
+    no status.  The scheme is that of our own connections; TLS ends in front of them."""
+    labels: dict[str, object] = {"http_request_method": method, "url_scheme": "http"}
+    if status:
+        labels["http_response_status_code"] = status
+    if not status or status >= 500:
+        labels["error_type"] = str(status or "_OTHER")
+    return labels
+
+
+def collect(
+    *,
+    front: Any,
+    threads: int,
+    phase: str,
+    health: Mapping[str, Any] | None = None,
+    pool: Mapping[str, Any] | None = None,
+    logs: Mapping[str, int] | None = None,
+    version: str = "",
+) -> Exposition:
+    """The whole page.  `front` has stats() and durations(); `health` is the checker's report."""
+    from pkg import _core
+
+    page = Exposition()
+    page.histogram(
+        "http_server_request_duration_seconds",
+        "Duration of requests from a complete head to the end of the response, without probes. "
+        "Requests that were cut off before a response have no status.",
+        _core.DURATION_BOUNDS,
+        [(_request_labels(method, status), counts, total) for method, status, counts, total in front.durations()],
+    )
+    _add_front(page, front.stats(), threads)
+    if pool is not None:
+        _add_pool(page, pool)
+    if health is not None:
+        _add_health(page, health)
+    phases = ("starting", "ready", "draining", "stopped")
+    page.family("pkg_phase", "gauge", "1 for the current phase.", [("", {"phase": p}, int(p == phase)) for p in phases])
+    if logs:
+        page.family("pkg_log_lines_written", "counter", "Log lines written.", logs["written"])
+        page.family(
+            "pkg_log_lines_dropped",
+            "counter",
+            "Log lines lost because the output was blocked or failed.",
+            logs["dropped"],
+        )
+        page.family("pkg_log_lines_queued", "gauge", "Log lines waiting to be written.", logs["queued"])
+    page.family("pkg_info", "gauge", "Version of this package.", [("", {"version": version}, 1)])
+    _add_process(page)
+    _add_python(page)
+    return page
+
+
+def render(*, openmetrics: bool = False, **parts: Any) -> str:
+    """The page of `collect` as text."""
+    return collect(**parts).text(openmetrics=openmetrics)

@@ -1,0 +1,334 @@
+"""The state of the service as one document for /statusz, and findings: what seems to be wrong, in words.
+
+It changes nothing and stores nothing: every call collects the state from the parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pkg.diagnostics import installation, metrics, stacks
+
+if TYPE_CHECKING:
+    from pkg.lifecycle import Lifecycle
+
+__all__ = ["Status", "diagnose"]
+
+# Thresholds of the findings.
+LONG_REQUEST = 5.0  # seconds
+LONG_START = 10.0
+SLOW_INTERPRETER = 0.05
+MANY_DESCRIPTORS = 0.9  # of the limit
+MUCH_MEMORY = 0.9
+MAX_PLACES = 5
+
+
+class Status:
+    """Collects the state from the parts.
+
+    `front` has stats(), requests(), durations() and probers(); `checker` has report(); `logs` has stats().
+    `database()` returns the database, which has stats(), or None.  `alive()` returns the number of running workers.
+    `settings`: rows with secrets redacted.  `began`: monotonic time of the start.
+    """
+
+    def __init__(
+        self,
+        *,
+        front: Any,
+        threads: int,
+        lifecycle: Lifecycle,
+        checker: Any,
+        database: Callable[[], Any],
+        logs: Any,
+        alive: Callable[[], int],
+        app: str = "",
+        address: str = "",
+        settings: Sequence[Mapping[str, str]] = (),
+        began: float | None = None,
+    ) -> None:
+        self.front = front
+        self.threads = threads
+        self._alive = alive
+        self.lifecycle = lifecycle
+        self.app = app
+        self.address = address
+        self.settings = settings
+        self.checker = checker
+        self.database = database
+        self.logs = logs
+        self._began = time.monotonic() if began is None else began
+        self._began_at = datetime.now(UTC) - timedelta(seconds=time.monotonic() - self._began)
+
+    @cached_property
+    def version(self) -> str:
+        """The version of this package; "" if it is not installed."""
+        return installation.version()  # takes 20 ms, so not at start
+
+    def pool(self) -> dict[str, Any] | None:
+        """The statistics of the pool; None without a database."""
+        database = self.database()
+        return None if database is None else dict(database.stats())
+
+    def metrics(self) -> metrics.Exposition:
+        return metrics.collect(
+            front=self.front,
+            threads=self.threads,
+            phase=self.lifecycle.phase.value,
+            health=self.checker.report(),
+            pool=self.pool(),
+            logs=self.logs.stats(),
+            version=self.version,
+        )
+
+    def requests(self, taken: Iterable[stacks.Stack] | None = None) -> list[dict[str, Any]]:
+        """Requests in flight, the oldest first, each with its current place in the application."""
+        by_thread = {stack.native_id: stack for stack in (stacks.capture() if taken is None else taken)}
+        found = []
+        for request in sorted(self.front.requests(), key=lambda request: -request["age"]):
+            stack = by_thread.get(request["thread"])
+            at = stacks.place(stack) if stack is not None else None
+            found.append(
+                {
+                    "method": request["method"],
+                    "target": request["target"],
+                    "age": round(request["age"], 3),
+                    "worker": stack.name if stack is not None else None,
+                    "thread": request["thread"] or None,
+                    "state": "queued" if not request["thread"] else stack.state if stack is not None else "",
+                    "at": str(at) if at is not None else None,
+                    "source": at.source or None if at is not None else None,
+                }
+            )
+        return found
+
+    def collect(self) -> dict[str, Any]:
+        """Everything that /statusz shows, as plain data."""
+        taken = stacks.capture()
+        stats = self.front.stats()
+        phase = self.lifecycle
+        document: dict[str, Any] = {
+            "service": {
+                "app": self.app,
+                "version": self.version,
+                "python": platform.python_version(),
+                "psycopg": installation.loaded_driver(),
+                "pid": os.getpid(),
+                "host": platform.node(),
+                "address": self.address,
+                "phase": phase.phase.value,
+                "reason": phase.reason,
+                "since": round(time.monotonic() - phase.since, 1),
+                "uptime": round(time.monotonic() - self._began, 1),
+                "started": self._began_at.isoformat(timespec="seconds"),
+            },
+            "health": self.checker.report(),
+            "workers": {
+                "threads": self.threads,
+                "alive": self._alive(),
+                "busy": metrics.workers_busy(stats, self.threads),
+            },
+            "requests": self.requests(taken),
+            "pool": self.pool(),
+            "front": stats,
+            "latency": _latency(self.front.durations()),
+            "probers": sorted(self.front.probers(), key=lambda prober: prober["age"]),
+            "process": {**metrics.process(), **_memory_limit(), "interpreter_delay_seconds": _interpreter_delay()},
+            "logs": dict(self.logs.stats()),
+            "settings": [dict(row) for row in self.settings],
+        }
+        main = next((stack for stack in taken if stack.name == "MainThread"), None)
+        at = stacks.place(main) if main is not None else None
+        document["service"]["main_thread_at"] = str(at) if at is not None else None
+        document["findings"] = diagnose(document)
+        return document
+
+
+def _latency(durations: Iterable[tuple[str, int, Sequence[int], float]]) -> dict[str, Any]:
+    """All requests since the start: counts by class of status, and upper bounds of some quantiles in seconds."""
+    from pkg._core import DURATION_BOUNDS
+
+    buckets = [0] * (len(DURATION_BOUNDS) + 1)
+    classes: dict[str, int] = {}
+    total = 0.0
+    for _, status, counts, seconds in durations:
+        buckets = [a + b for a, b in zip(buckets, counts, strict=True)]
+        key = f"{status // 100}xx" if status else "none"
+        classes[key] = classes.get(key, 0) + sum(counts)
+        total += seconds
+    count = sum(buckets)
+    found: dict[str, Any] = {"count": count, "by_status": dict(sorted(classes.items()))}
+    if count:
+        found["mean"] = round(total / count, 6)
+        for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
+            seen = 0
+            for bound, n in zip((*DURATION_BOUNDS, float("inf")), buckets, strict=True):
+                seen += n
+                if seen >= share * count:
+                    found[f"{name}_at_most"] = bound if bound != float("inf") else None
+                    break
+    return found
+
+
+def _interpreter_delay() -> float:
+    """How long this thread waits for the interpreter lock: the delay of its return from a short sleep."""
+    worst = 0.0
+    for _ in range(3):
+        began = time.monotonic()
+        time.sleep(0.002)
+        worst = max(worst, time.monotonic() - began - 0.002)
+    return round(worst, 4)
+
+
+def _memory_limit() -> dict[str, float]:
+    """The memory and memory limit of the container (cgroup v2), if there is a limit."""
+    found = {}
+    with contextlib.suppress(OSError, ValueError):
+        for name, file in (("memory_limit_bytes", "memory.max"), ("container_memory_bytes", "memory.current")):
+            with open(f"/sys/fs/cgroup/{file}", encoding="ascii") as content:
+                found[name] = float(int(content.read()))
+    return found if len(found) == 2 else {}
+
+
+# --- what seems to be wrong ----------------------------------------------------------------------------------------
+
+
+def _times(number: float, one: str, many: str = "") -> str:
+    return f"{number:.0f} {one if number == 1 else many or one + 's'}"
+
+
+def _finding(level: str, text: str, page: str) -> dict[str, str]:
+    return {"level": level, "text": text, "page": page}
+
+
+def diagnose(document: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Findings, the most severe first: level (error, warning, note), text, and the page with details."""
+    found = [
+        *_of_service(document),
+        *_of_health(document),
+        *_of_workers(document),
+        *_of_pool(document),
+        *_of_process(document),
+        *_of_past(document),
+    ]
+    return sorted(found, key=lambda finding: ("error", "warning", "note").index(finding["level"]))
+
+
+def _of_service(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
+    service = document["service"]
+    if service["phase"] == "starting" and service["since"] > LONG_START:
+        at = f"; the main thread is at {service['main_thread_at']}" if service["main_thread_at"] else ""
+        text = f"still starting after {service['since']:.0f} s: the application is being imported{at}"
+        yield _finding("error", text, "/debug/threads")
+    elif service["phase"] == "draining":
+        yield _finding(
+            "warning", f"draining for {service['since']:.0f} s because of {service['reason']}", "/debug/requests"
+        )
+
+
+def _of_health(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
+    health = document["health"]
+    for state in health["liveness"]:
+        if state["status"] == "failed":
+            yield _finding("error", f"liveness fails: {state['name']}: {state['reason']}", "/debug/threads")
+    for state in health["readiness"]:
+        if state["status"] == "ok" or state["name"] in ("shutdown", "startup"):
+            continue
+        lasted = f", for {state['for']:.0f} s" if "for" in state else ""
+        what = "fails" if state["status"] == "failed" else f"is {state['status']}"
+        level = "error" if state["status"] == "failed" and state["required"] else "warning"
+        page = "/debug/pool" if state["name"] == "database" else "/statusz"
+        yield _finding(level, f"check {state['name']} {what}{lasted}: {state['reason']}", page)
+
+
+def _of_workers(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
+    workers, requests = document["workers"], document["requests"]
+    if document["service"]["phase"] == "ready" and workers["alive"] < workers["threads"]:
+        text = f"only {workers['alive']} of {_times(workers['threads'], 'worker')} are running; the others have ended"
+        yield _finding("error", text, "/debug/threads")
+    queued = document["front"]["queued"]
+    running = [request for request in requests if request["thread"]]
+    if workers["busy"] >= workers["threads"] and running:
+        longest = running[0]
+        text = (
+            f"all {_times(workers['threads'], 'worker')} {'is' if workers['threads'] == 1 else 'are'} busy and "
+            f"{_times(queued, 'request')} {'waits' if queued == 1 else 'wait'}; the longest has been running for "
+            f"{longest['age']:.1f} s: {longest['method']} {longest['target']}"
+        )
+        yield _finding("error" if queued or longest["age"] > LONG_REQUEST else "warning", text, "/debug/requests")
+    # Long requests grouped by their place: one line for ten workers that wait for one lock.
+    places: dict[str, list[Mapping[str, Any]]] = {}
+    for request in running:
+        if request["age"] > LONG_REQUEST:
+            source = f": `{request['source']}`" if request["source"] else ""
+            places.setdefault(f"{request['at'] or 'an unknown place'}{source}", []).append(request)
+    for place, there in sorted(places.items(), key=lambda item: -len(item[1]))[:MAX_PLACES]:
+        oldest = there[0]
+        what = f"{oldest['method']} {oldest['target']}"
+        if any(request["target"] != oldest["target"] for request in there):
+            what += " and others"
+        if len(there) == 1:
+            text = f"{oldest['worker'] or 'a worker'} has been serving {what} for {oldest['age']:.0f} s, at {place}"
+        else:
+            text = f"{len(there)} workers have been serving {what} for up to {oldest['age']:.0f} s, at {place}"
+        yield _finding("warning", text, "/debug/threads")
+
+
+def _of_pool(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
+    pool = document["pool"]
+    if not pool:
+        return
+    lent = pool.get("connections_used", 0)
+    if lent and not document["requests"]:
+        what = "a connection is" if lent == 1 else f"{lent} connections are"
+        text = (
+            f"{what} in use while no request is in flight; leaked, unless one of the application's own threads holds it"
+        )
+        yield _finding("warning", text, "/debug/pool")
+    size, most = pool.get("pool_size", 0), pool.get("pool_max", 0)
+    waiting = pool.get("requests_waiting", 0)
+    if waiting or (most and size >= most and not pool.get("pool_available", 0)):
+        used = size - pool.get("pool_available", 0)
+        text = f"the pool is exhausted: {used} of {most} connections are in use, {_times(waiting, 'caller')} waiting"
+        yield _finding("error" if waiting else "warning", text, "/debug/pool")
+
+
+def _of_process(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
+    process, front = document["process"], document["front"]
+    used, most = process.get("open_fds"), process["max_fds"]
+    if used is None:
+        text = f"no file descriptor is free (the limit is {most:.0f})"
+        yield _finding("error", text, "/debug/requests")
+    elif used >= MANY_DESCRIPTORS * most:
+        text = f"{used:.0f} of {most:.0f} file descriptors are open, {front['connections']} of them client connections"
+        yield _finding("error", text, "/debug/requests")
+    delay = process["interpreter_delay_seconds"]
+    if delay > SLOW_INTERPRETER:
+        text = f"threads wait {delay * 1000:.0f} ms for the interpreter lock: a thread computes and seldom releases it"
+        yield _finding("warning", text, "/debug/profile?seconds=5")
+    limit = process.get("memory_limit_bytes")
+    if limit and process["container_memory_bytes"] > MUCH_MEMORY * limit:
+        share = process["container_memory_bytes"] / limit
+        yield _finding("warning", f"the container uses {share:.0%} of its memory limit", "/debug/memory")
+
+
+def _of_past(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
+    front, logs = document["front"], document["logs"]
+    if front["accept_errors"]:
+        text = f"{_times(front['accept_errors'], 'time')} there was no descriptor or memory to accept a connection"
+        yield _finding("note", f"{text} (since the start)", "/metrics")
+    if front["stale"]:
+        text = (
+            f"{_times(front['stale'], 'probe')} got 503 because the interpreter showed no sign of life: "
+            "the lock was held, or the process was stopped (since the start; stderr has the stacks)"
+        )
+        yield _finding("note", text, "/metrics")
+    if logs["dropped"]:
+        text = f"{_times(logs['dropped'], 'log line')} were lost: the output is or was blocked (since the start)"
+        yield _finding("note", text, "/metrics")

@@ -1,0 +1,1 @@
+"""Checks, and the pages that show them."""

@@ -1,0 +1,1 @@
+"""Requests: the server, and how handler classes and WSGI applications are hosted."""

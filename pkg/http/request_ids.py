@@ -1,0 +1,53 @@
+"""What happens to each request before its handler and at its end: client address, ids, access record.
+
+It only combines the parts: the server calls it, and `forwarded` and `logs` do the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any
+
+from pkg import _core
+from pkg.logs import context, sink
+
+__all__ = ["observers"]
+
+Observer = Callable[[Any], object]
+
+
+def observers(
+    *, access_log: bool, proxies: Sequence[Any], request_timeout: float = 0.0
+) -> tuple[Observer, Observer | None]:
+    """The arguments `before` and `access` of a Server.
+
+    `proxies`: the networks whose X-Forwarded headers are trusted.  `request_timeout`: seconds, 0 for none.
+    """
+    # Ids are needed with and without access records.
+    before: Observer = _core.NewIds(context.bound, context.ID_HEADERS, _read_ids)
+    if request_timeout:
+        before = _after(lambda request: context.set_deadline(monotonic() + request_timeout), before)
+    if proxies:
+        from pkg.http.forwarded import Forwarded
+
+        before = _after(Forwarded(proxies), before)
+    return before, sink.access_of if access_log else None
+
+
+def _read_ids(request: Any) -> None:
+    """Gives the ids that a client sends to its request, and to every record that is logged while it is served."""
+    request_id = context.parse_request_id(request.header(b"x-request-id")) or _core.new_request_id()
+    parent = context.trace_parent(request.only_header)
+    trace_id, span_id = (parent.trace_id, parent.span_id) if parent else ("", "")
+    request.request_id = request_id.encode()
+    request.context = trace_id, span_id, request_id
+    context.bind(trace_id, span_id, request_id)  # not unbound, because the worker's next request binds its own
+
+
+def _after(first: Observer, then: Observer) -> Observer:
+    def both(request: Any) -> None:
+        first(request)
+        then(request)
+
+    return both

@@ -1,0 +1,1 @@
+"""Log and access records: how they are rendered, queued and written."""

@@ -1,0 +1,1 @@
+"""One process that serves: its parts, how it starts, and how it ends."""

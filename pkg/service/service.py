@@ -1,0 +1,549 @@
+"""The composition root: builds the parts, runs them, and ends them in order.
+
+It decides when something happens; each part knows how.
+
+    start   signal handlers, then logs                       (phase STARTING)
+            socket bound, front running: /healthz 200, /readyz 503 `startup`
+            pool opened without waiting, application imported, checks started
+            workers started, `startup` passes                (phase READY)
+
+    stop    SIGTERM, SIGINT, SIGHUP, SIGQUIT or POST /drain  (phase DRAINING)
+      0 s     the front sees the signal by itself: /readyz 503 `shutdown`, `Connection: close` on every response
+      |       drain_delay (0 after SIGINT, cut short by a second signal): new requests are still accepted and served
+      v       no new handshakes, the backlog is accepted, the listener closes; idle connections get one more second
+      |       drain_timeout: requests in flight finish; 1 s before its end, stacks and requests are logged
+      v       remaining requests are aborted                 (phase STOPPED)
+            checks stop, the pool closes, a summary is logged, logs are flushed; exit 0 if nothing was aborted, else 1
+            1.5 s after the deadline: the front or faulthandler ends the process with exit code 1
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import faulthandler
+import functools
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pkg import api
+from pkg.errors import StartupError
+from pkg.logs.output import last_words
+from pkg.service.signals import Interrupted, Signals
+from pkg.settings.declared import parse_address, show_address
+
+if TYPE_CHECKING:
+    from pkg.admin.listener import Admin
+    from pkg.admin.pages import Pages
+    from pkg.database.database import Database
+    from pkg.diagnostics.snapshot import Status
+    from pkg.health.checks import Checker
+    from pkg.http.server import Server
+    from pkg.settings.declared import Settings
+
+__all__ = ["Service"]
+
+_log = logging.getLogger("pkg.service")
+
+LAST_WORDS = 1.0  # seconds before the deadline of the drain, when stacks are logged
+GIVE_UP = 1.5  # seconds after the deadline, when the process ends in any case (grace_period leaves 2 until SIGKILL)
+
+
+class Service:
+    """One process: `run()` serves until it is told to stop, and returns the exit code."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.started = time.monotonic()
+        self.signals = Signals()
+        self.server: Server | None = None
+        self.database: Database | None = None
+        self.checker: Checker | None = None
+        self.admin: Admin | None = None
+
+    # -------------------------------------------------------------- run
+
+    def run(self) -> int:
+        """Returns 0 if no request was aborted, otherwise 1.
+
+        Raises StartupError, and leaves nothing bound, if the start fails, also for lack of threads or memory.
+        """
+        self.signals.install()
+        s = self.settings
+        with _short_of_means():
+            from pkg.diagnostics import installation
+            from pkg.lifecycle import Lifecycle, Phase
+            from pkg.logs import sink
+
+            self.logs = sink.configure(format=s.log_format, level=s.log_level, access_log=s.access_log)
+        sink.catch_uncaught(self.logs)
+        self.lifecycle = Lifecycle()
+        for warning in filter(None, (installation.conflict(), *s.warnings)):
+            _log.warning("%s", warning)
+        clean = False
+        try:
+            try:
+                with _short_of_means():
+                    self._start()
+                self.lifecycle.advance(Phase.READY)
+                _log.info(
+                    "serving %s on %s after %.0f ms",
+                    s.app or "health pages",
+                    show_address(*self.address),
+                    (time.monotonic() - self.started) * 1000,
+                )
+                if self.admin is not None:
+                    self.admin.prime()
+                self.signals.drain.wait()
+            except Interrupted:  # what has been started so far is drained like the rest
+                assert self.server is not None
+                self.server.host(_unavailable)
+            self.lifecycle.advance(Phase.DRAINING, self.signals.name)
+            code = self._drain()
+            clean = True
+            return code
+        finally:
+            api.leave()
+            if not clean:
+                self._abort()
+            if self.admin is not None:
+                self.admin.close()
+            stuck = self.server.stuck_workers if self.server is not None else 0
+            self.logs.close()
+            self.signals.close()
+            if clean and stuck:
+                # A worker that never ends, and whatever it holds, must not delay the exit.
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(1)
+
+    def in_child(self) -> None:
+        """Called in a process that the application has forked: closes and stops there what belongs to this one.
+
+        The front and the database connections do so by themselves.
+        """
+        if self.admin is not None:
+            self.admin.in_child()
+        if self.checker is not None:
+            self.checker.in_child()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        assert self.server is not None
+        host, port = self.server.server_address[:2]
+        return str(host), int(port)
+
+    # -------------------------------------------------------------- start
+
+    def _start(self) -> None:
+        from pkg.diagnostics.last_words import Late, Stall
+        from pkg.health.checks import Checker
+
+        try:
+            from pkg.http.request_ids import observers
+            from pkg.http.server import Server
+        except ImportError as error:  # the C core is not compiled, is compiled for another Python, or has been removed
+            raise StartupError(f"the installation is incomplete: {error}") from error
+        s = self.settings
+        proxies: Sequence[Any] = ()
+        if s.trusted_proxies:
+            from pkg.http.forwarded import networks
+
+            proxies = networks(s.trusted_proxies)
+        before, access = observers(access_log=s.access_log, proxies=proxies, request_timeout=s.request_timeout)
+        try:
+            self.server = server = Server(
+                (s.host, s.port),
+                None,
+                threads=s.threads,
+                before=before,
+                access=access,
+                max_connections=_connections(s.max_connections),
+                proxies=proxies if s.proxy_protocol else (),
+                proxy_optional=s.proxy_protocol_optional,
+                body_spool=s.body_spool or os.environ.get("TMPDIR") or "/tmp",
+                **{name: getattr(s, name) for name in _LIMITS},
+            )
+        except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise MemoryError from None
+            address = show_address(s.host, s.port)
+            raise StartupError(f"cannot listen on {address}: {error.strerror or error}") from None
+        front = server.front
+        assert front is not None
+        front.watch_signals(
+            self.signals.read_fd,
+            self.signals.numbers,
+            signal.SIGUSR1,
+            s.drain_delay + s.drain_timeout + GIVE_UP,
+        )
+        self.checker = Checker(
+            publish=front.publish,
+            renew=front.renew,
+            liveness_timeout=s.liveness_timeout,
+            root=not s.app,
+            liveness_path=s.liveness_path,
+            readiness_path=s.readiness_path,
+            stuck=Stall(front, s.threads, s.stuck_timeout, clock=front.clock) if s.stuck_timeout else None,
+            last_words=self._last_words,
+            notices=(_Unspooled(front), *((Late(front, s.request_timeout),) if s.request_timeout else ())),
+            clock=front.clock,
+            frozen=lambda: front.frozen,
+        )
+        self._open_admin()
+        self.checker.start()
+        server.start()
+
+        if not s.pool:
+            _log.info(
+                "pool is off: DATABASE_URL is left to the application, without a connection pool or a database check"
+            )
+        elif s.database_url or s.database_url_file:
+            self._open_database()
+        else:
+            _log.info("DATABASE_URL is not set: there is no connection pool and no database check")
+        api.enter(self)  # the application may register checks while it is imported
+        try:
+            with self.signals.interrupting():
+                handler = self._handler()
+        except BaseException as error:
+            self._end_child(error)
+            raise
+        self._end_child(None)
+        self.signals.keep()
+        for check in api.early_checks:
+            self.checker.add(check)
+        server.host(handler)
+        self.checker.startup_done()
+
+    def _end_child(self, error: BaseException | None) -> None:
+        """Ends this process if the application forked it while it was being imported."""
+        if self.server is not None and self.server.front is not None and self.server.front.is_foreign:
+            from pkg.child import end
+
+            end(error)
+
+    def _handler(self) -> Any:
+        from socketserver import BaseRequestHandler
+
+        from pkg.http.wsgi import Application
+        from pkg.service.loader import load
+
+        if not self.settings.app:
+            return _no_application
+        app = load(self.settings.app)
+        inner = app.func if isinstance(app, functools.partial) else app
+        if isinstance(inner, type) and issubclass(inner, BaseRequestHandler):
+            if self.settings.script_name:
+                _log.warning("ignoring script_name: APP is a handler class, which gets each path as it was sent")
+            return app
+        self._tell_of_shadows(app)
+        return Application(app, name=self.address[0], port=self.address[1], script_name=self.settings.script_name)
+
+    def _tell_of_shadows(self, app: Any) -> None:
+        from pkg.service.routes import own_routes
+
+        assert self.checker is not None
+        shadowed = own_routes(app, self.checker.paths)
+        if shadowed:
+            _log.warning(
+                "the health pages hide the application's own %s; liveness_path and readiness_path "
+                "(PKG_LIVENESS_PATH, PKG_READINESS_PATH) move the health pages",
+                ", ".join(shadowed),
+            )
+
+    def _open_admin(self) -> None:
+        from pkg.admin.listener import Admin
+
+        s = self.settings
+        address = parse_address(s.admin)
+        if address is None:
+            return
+        try:
+            self.admin = Admin(address, pages=self._pages, token=s.admin_token)
+        except OSError as error:
+            reason = f"the admin listener cannot listen on {s.admin}: {error.strerror or error}"
+            if s.origin("admin") != "default":
+                raise StartupError(reason) from None
+            _log.warning("%s; continuing without it", reason)
+            return
+        self.admin.start()
+
+    def _pages(self) -> Pages:
+        from pkg.admin.pages import Pages
+
+        level, set_level = (lambda: self.logs.level), self.logs.set_level
+        return Pages(self.status, level=level, set_level=set_level, drain=self.signals.ask)
+
+    @functools.cached_property
+    def status(self) -> Status:
+        """The state that the admin pages and the last words show; created on first use, or when the start is
+        complete."""
+        from pkg.diagnostics.snapshot import Status
+
+        s = self.settings
+        assert self.server is not None
+        return Status(
+            front=self.server.front,
+            threads=s.threads,
+            alive=lambda: self.server.stuck_workers if self.server is not None else 0,
+            lifecycle=self.lifecycle,
+            checker=self.checker,
+            database=lambda: self.database,
+            logs=self.logs,
+            app=s.app,
+            address=show_address(*self.address),
+            settings=[{"name": row.name, "value": row.value, "origin": row.origin} for row in s.describe()],
+            began=self.started,
+        )
+
+    def _open_database(self) -> None:
+        from pkg.health.checks import Check
+        from pkg.logs import context
+
+        try:
+            from pkg.database.database import Database
+        except ImportError as error:
+            from pkg.diagnostics.installation import why_no_driver
+
+            raise StartupError(f"DATABASE_URL is set, but {why_no_driver(error)}") from error
+
+        s = self.settings
+        assert self.checker is not None
+        self.database = Database(
+            url=s.database_url,
+            url_file=s.database_url_file,
+            role=s.database_role,
+            min_size=s.pool_min_size,
+            max_size=s.pool_max_size,
+            pool_timeout=s.pool_timeout,
+            connect_timeout=s.connect_timeout,
+            prepare=s.prepare_statements,
+            time_left=context.time_left if s.request_timeout else None,
+        )
+        self.database.open()
+        self.checker.add(Check("database", self.database.check, interval=s.check_interval))
+
+    # -------------------------------------------------------------- stop
+
+    def _drain(self) -> int:
+        """The stopping half of the timeline above."""
+        from pkg.lifecycle import Phase
+
+        s, server, signals = self.settings, self.server, self.signals
+        assert server is not None and server.front is not None and self.checker is not None
+        front, begun = server.front, signals.at
+        delay = 0.0 if signals.hurry.is_set() else s.drain_delay
+        before = front.stats()
+        _log.info(
+            "draining after %s: %d requests in flight, %d connections; "
+            "accepting new connections for %g s, then waiting at most %g s for requests to finish",
+            signals.name,
+            before["in_flight"],
+            before["connections"],
+            delay,
+            s.drain_timeout,
+        )
+        server.drain()
+        # The interpreter runs at this point, so faulthandler watches from now on, which shows stacks; see also
+        # Front.watch_signals().
+        over = begun + s.drain_delay + s.drain_timeout + GIVE_UP
+        faulthandler.dump_traceback_later(max(0.1, over - time.monotonic()), exit=True, file=last_words())
+        self.checker.shutting_down()
+        if delay:
+            signals.hurry.wait(begun + delay - time.monotonic())
+        server.close_listener()
+        deadline = time.monotonic() + s.drain_timeout
+        aborted = 0
+        if not server.join(max(0.0, s.drain_timeout - LAST_WORDS)):
+            self._warn(deadline)
+            if not server.join(max(0.0, deadline - time.monotonic())):
+                aborted = -front.stats()["aborted"]
+                server.shutdown()
+                aborted += front.stats()["aborted"]
+        if front.close_fault:
+            _log.warning(
+                "new connections could not be stopped before the listener closed (%s); "
+                "a connection made at that moment was reset",
+                os.strerror(front.close_fault),
+            )
+        after = front.stats()
+        self._close_parts()
+        self.lifecycle.advance(Phase.STOPPED)
+        _has_lasting_threads()
+        _log.info(
+            "stopped: %d served while draining, %d aborted%s, after %.1f s; since the start %d served, %d cut off",
+            after["served"] - before["served"],
+            aborted,
+            " at the deadline" if aborted else "",
+            time.monotonic() - begun,
+            after["served"],
+            after["aborted"] - aborted,
+        )
+        return 1 if aborted else 0
+
+    def _warn(self, deadline: float) -> None:
+        """Logs what is in flight one second before the deadline.  Connections without a request are no reason for
+        alarm."""
+        assert self.server is not None and self.server.front is not None
+        stats = self.server.front.stats()
+        if stats["in_flight"]:
+            self._last_words("the drain deadline is in 1 s")
+        else:
+            left = max(0.0, deadline - time.monotonic())
+            _log.info(
+                "the drain deadline is in %.1f s: %d connections are left, no request is in flight",
+                left,
+                stats["connections"],
+            )
+
+    def _close_parts(self) -> None:
+        """Takes at most 1.3 s, whatever hangs: less than GIVE_UP, so that the summary is logged."""
+        if self.checker is not None:
+            self.checker.stop()
+        if self.database is not None:
+            self.database.close(timeout=0.2)  # frees workers that wait for a query
+        if self.server is not None:
+            self.server.server_close()
+
+    def _abort(self) -> None:
+        """Cleans up after a failed start: nothing stays bound or running."""
+        if self.server is not None and self.server.front is not None:
+            self.server.shutdown()
+        # A part whose start was interrupted may fail to end; the process ends all the same.
+        with contextlib.suppress(RuntimeError, MemoryError):
+            self._close_parts()
+        if _has_lasting_threads():
+            failure = sys.exception()
+            code = getattr(failure, "exit_code", 1)
+            end = threading.Timer(GIVE_UP, os._exit, (code,))
+            end.daemon = True
+            try:
+                end.start()
+            except RuntimeError:  # no thread can be started
+                self.logs.close()
+                if sys.stderr is not None:
+                    print(f"pkg: {failure}", file=sys.stderr, flush=True)
+                os._exit(code)
+
+    def _last_words(self, why: str) -> None:
+        from pkg.diagnostics import last_words
+
+        last_words.say(why, self.status, self.logs.flush)
+
+
+@contextlib.contextmanager
+def _short_of_means() -> Iterator[None]:
+    """Turns a lack of threads or memory during the start into one line instead of a traceback."""
+    try:
+        yield
+    except MemoryError:
+        reason = "out of memory: raise the memory limit, or lower max_connections or threads"
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        reason = (
+            "no thread can be started: raise the limit on processes (RLIMIT_NPROC, or the container's pids limit) "
+            "or on memory, or lower threads"
+        )
+    else:
+        return
+    raise StartupError(f"cannot start: {reason}")
+
+
+def _has_lasting_threads() -> bool:
+    """Whether the application has left non-daemon threads, for which the interpreter waits."""
+    names = [t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
+    if names:
+        _log.warning("the application's non-daemon threads delay the exit: %s", ", ".join(names))
+    return bool(names)
+
+
+class _Unspooled:
+    """Logs, when asked, that request bodies could not be spooled, and why: once a minute at most."""
+
+    def __init__(self, front: Any) -> None:
+        self._front, self._seen, self._next = front, 0, 0.0
+
+    def __call__(self) -> None:
+        stats = self._front.stats()
+        if stats["spool_failures"] == self._seen or time.monotonic() < self._next:
+            return
+        error = stats["spool_error"]
+        full = {errno.EFBIG: "body_spool_size is used up", errno.ENOBUFS: "buffer_size is used up"}
+        _log.warning(
+            "%d request bodies could not be spooled (%s): worker threads read them as they come",
+            stats["spool_failures"] - self._seen,
+            full.get(error) or os.strerror(error),
+        )
+        self._seen, self._next = stats["spool_failures"], time.monotonic() + 60
+
+
+_LIMITS = (
+    "max_queue",
+    "max_header_size",
+    "max_headers",
+    "max_target_size",
+    "max_body_size",
+    "body_buffer_size",
+    "response_buffer_size",
+    "buffer_size",
+    "min_body_rate",
+    "header_timeout",
+    "body_timeout",
+    "idle_timeout",
+    "write_timeout",
+    "queue_timeout",
+    "request_timeout",
+    "stream_bodies",
+    "body_spool_size",
+)
+
+_OTHER_DESCRIPTORS = 128  # for the application, the pool, the logs, and probes beyond the limit
+
+
+def _connections(wanted: int) -> int:
+    """The number of connections for which there are descriptors; raises the soft limit as far as possible."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = wanted + 2 * _OTHER_DESCRIPTORS
+    most = need + wanted  # each connection may also have a file with a spooled body
+    target = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    if soft != resource.RLIM_INFINITY and soft < target:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+            soft = target
+    if soft == resource.RLIM_INFINITY or soft >= need:
+        return wanted
+    possible = max(16, soft - 2 * _OTHER_DESCRIPTORS)
+    if possible < wanted:
+        _log.info("max_connections is lowered to %d, because the limit on open files is %d", possible, soft)
+    return min(wanted, possible)
+
+
+def _no_application(request: Any, client_address: Any, server: Any) -> None:
+    _answer(request, 404, "Not Found", b"not found\n")
+
+
+def _unavailable(request: Any, client_address: Any, server: Any) -> None:
+    """Responds to requests that were waiting for the application when its import was interrupted."""
+    _answer(request, 503, "Service Unavailable", b"shutting down\n", ("Retry-After", "1"))
+
+
+def _answer(request: Any, status: int, reason: str, body: bytes, *headers: tuple[str, str]) -> None:
+    from pkg import _core
+
+    response = _core.Response(request)
+    response.start(status, reason)
+    response.add_header("Content-Type", "text/plain; charset=utf-8")
+    for name, value in headers:
+        response.add_header(name, value)
+    response.end(body)
+    request.finish()

@@ -1,0 +1,648 @@
+"""Every setting of the service, declared once: name, converter, default, bounds, help, environment variable, flag.
+
+It reads an injected mapping and never acts on the values: each part of the service is given its own values only.
+
+The rules:
+- A flag takes precedence over the environment, and the environment over the default.  An empty variable is not set.
+- `load()` finds all faults before it raises, so that an operator can correct them all at once.
+- "0" never silently means "without limit": where 0 is allowed, the help text says what it does.
+- A secret is never printed: not by `describe()`, not by `repr()`, not in a fault.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pkg.errors import ConfigurationError
+from pkg.settings.kinds import (
+    ADDRESS,
+    APP,
+    BOOLEAN,
+    DIRECTORY,
+    DURATION,
+    HIDDEN,
+    HOST,
+    INTEGER,
+    NETWORKS,
+    PAGE,
+    PATH,
+    PATH_PREFIX,
+    PORT,
+    SIZE,
+    TOKEN,
+    URL,
+    Setting,
+    choice,
+    is_loopback,
+    is_primary_wanted,
+    parse_address,
+    parse_database_url,
+    read_secret,
+    redact_url,
+    show_address,
+)
+
+__all__ = [
+    "HEADINGS",
+    "SETTINGS",
+    "Row",
+    "Setting",
+    "Settings",
+    "load",
+    "markdown",
+    "parse_address",
+    "parse_database_url",
+    "read_secret",
+    "redact_url",
+    "show_address",
+]
+
+_DAY = 86400.0
+_HOUR = 3600.0
+_KIB, _MIB, _GIB, _TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+
+
+# --- the settings --------------------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """One line of `config`: text only, secrets redacted."""
+
+    name: str
+    value: str
+    origin: str  # default, environment, flag, file or implied
+    default: str
+    environment: str
+    flag: str
+
+
+class Settings:
+    """The settings of one process, as read-only attributes.  Only `load()` makes one."""
+
+    host = Setting(HOST, "0.0.0.0", "Address to listen on.", environment="HOST", basic=True)
+    port = Setting(
+        PORT,
+        8080,
+        "TCP port to listen on. With 0 the kernel chooses a free port.",
+        0,
+        65535,
+        environment="PORT",
+        basic=True,
+    )
+    app = Setting(
+        APP,
+        "",
+        "Application to serve, as module:attribute (a WSGI callable or an http.server handler class), module:factory() "
+        "or package.module (its application or app). Without it only the health pages are served.",
+        flag="APP",
+        basic=True,
+    )
+    script_name = Setting(
+        PATH_PREFIX,
+        "",
+        "URL path under which a proxy publishes the WSGI application. It is removed "
+        "from a request's path if the proxy has not removed it.",
+        environment="SCRIPT_NAME",
+    )
+    reload = Setting(
+        BOOLEAN,
+        False,
+        "For development: restart when a Python file below the current directory changes.",
+        basic=True,
+    )
+    threads = Setting(
+        INTEGER,
+        8,
+        "Number of worker threads. At most this many requests run at once; the rest queue.",
+        1,
+        1024,
+        basic=True,
+    )
+    trusted_proxies = Setting(
+        NETWORKS,
+        "",
+        "Networks of proxies, separated by commas, from which X-Forwarded headers and the PROXY protocol are trusted.",
+        basic=True,
+    )
+    proxy_protocol = Setting(
+        BOOLEAN,
+        False,
+        "Require the PROXY protocol on connections from trusted_proxies; such a connection without it gets 400.",
+    )
+    proxy_protocol_optional = Setting(
+        BOOLEAN,
+        False,
+        "Also accept connections from trusted_proxies without the PROXY "
+        "protocol, for proxies whose health checks do not send it.",
+    )
+
+    pool = Setting(
+        BOOLEAN,
+        True,
+        "Open a connection pool if a database URL is set. With false, DATABASE_URL belongs to the "
+        "application, whatever it contains, and there is no pool and no database check.",
+    )
+    database_url = Setting(
+        URL,
+        "",
+        "PostgreSQL URL (postgresql://...). Without it there is no connection pool and no database check.",
+        environment="DATABASE_URL",
+        secret=True,
+        basic=True,
+    )
+    database_url_file = Setting(
+        PATH,
+        "",
+        "File that contains the database URL. It is read again for each new "
+        "connection, so that a changed password needs no restart.",
+        environment="DATABASE_URL_FILE",
+    )
+    database_role = Setting(
+        choice("any", "primary"),
+        "any",
+        "With primary, the database check fails if the server is read-only. "
+        "target_session_attrs=read-write in the URL implies primary.",
+    )
+    pool_min_size = Setting(INTEGER, 2, "Minimum pool size; this many connections are kept open.", 1, 1000)
+    pool_max_size = Setting(
+        INTEGER, 10, "Maximum pool size; further callers wait for a free connection.", 1, 1000, basic=True
+    )
+    pool_timeout = Setting(
+        DURATION, 5.0, "Maximum time to wait for a free connection; then DatabaseUnavailable is raised.", 0.01, 600.0
+    )
+    connect_timeout = Setting(
+        DURATION, 3.0, "Maximum time to establish a database connection; then the attempt fails.", 1.0, 60.0
+    )
+    prepare_statements = Setting(
+        BOOLEAN,
+        True,
+        "Let psycopg prepare statements that are executed repeatedly. Set it to false "
+        "behind PgBouncer before 1.24 with pool_mode=transaction.",
+    )
+    check_interval = Setting(DURATION, 2.0, "Time between two database checks.", 0.1, 60.0)
+
+    max_connections = Setting(
+        INTEGER,
+        10000,
+        "Maximum number of client connections. Beyond it, a request on a new connection "
+        "displaces an idle connection; if there is none, only probes are served.",
+        1,
+        1_000_000,
+    )
+    max_queue = Setting(
+        INTEGER,
+        1024,
+        "Maximum number of requests that wait for a worker thread; further requests get 503.",
+        1,
+        1_000_000,
+    )
+    max_header_size = Setting(
+        SIZE,
+        32 * _KIB,
+        "Maximum size of a request's head, which is its request line and header fields; a larger one gets 431.",
+        _KIB,
+        65535,
+    )
+    max_headers = Setting(
+        INTEGER, 100, "Maximum number of header fields in a request; a request with more gets 431.", 8, 128
+    )
+    max_target_size = Setting(
+        SIZE,
+        8 * _KIB,
+        "Maximum size of a request's target, which is its path and query; a longer one gets 414.",
+        64,
+        65535,
+    )
+    max_body_size = Setting(
+        SIZE, 100 * _MIB, "Maximum size of a request body; a larger one gets 413.", 1, _TIB, basic=True
+    )
+    body_buffer_size = Setting(
+        SIZE,
+        64 * _KIB,
+        "Maximum size of a request body that is collected in memory; a longer one waits in its socket or is spooled.",
+        _KIB,
+        _GIB,
+    )
+    body_spool = Setting(
+        DIRECTORY,
+        "",
+        "Directory for the temporary files of spooled request bodies. "
+        "The default is TMPDIR or /tmp, or memory if that is not writable.",
+    )
+    body_spool_size = Setting(
+        SIZE,
+        32 * _MIB,
+        "Maximum size of all spooled request bodies together; "
+        "beyond it a worker thread reads the body as it arrives, and a chunked body gets 503.",
+        0,
+        _TIB,
+    )
+    stream_bodies = Setting(
+        BOOLEAN,
+        False,
+        "Pass a long request body to the application as it arrives; its worker thread waits for the client meanwhile.",
+    )
+    response_buffer_size = Setting(
+        SIZE,
+        _MIB,
+        "Maximum amount of a response that is buffered for a slow client; "
+        "beyond it the worker thread waits for the client.",
+        _KIB,
+        _GIB,
+    )
+    buffer_size = Setting(
+        SIZE,
+        32 * _MIB,
+        "Maximum memory for all of these buffers together. Beyond it, requests "
+        "with a long head get 503, and bodies are spooled.",
+        _MIB,
+        _TIB,
+    )
+
+    header_timeout = Setting(
+        DURATION, 10.0, "Maximum time for a request's head to arrive; then the client gets 408.", 0.1, _HOUR
+    )
+    body_timeout = Setting(
+        DURATION,
+        30.0,
+        "Maximum time without progress while a request body arrives; then the client gets 408.",
+        0.1,
+        _HOUR,
+    )
+    min_body_rate = Setting(
+        SIZE,
+        500,
+        "Minimum average rate in bytes per second at which a request body must arrive; a slower client gets 408.",
+        1,
+        _GIB,
+    )
+    queue_timeout = Setting(
+        DURATION, 10.0, "Maximum time that a request waits for a worker thread; then the client gets 503.", 0.01, _HOUR
+    )
+    request_timeout = Setting(
+        DURATION,
+        0.0,
+        "Maximum time to serve a request. Then the client gets 504, or the connection is closed if "
+        "the response has begun, and the thread's stack is logged. 0 turns it off.",
+        0.0,
+        _DAY,
+        basic=True,
+    )
+    write_timeout = Setting(
+        DURATION,
+        30.0,
+        "Maximum time without progress while a response is sent; then the connection is closed.",
+        0.1,
+        _HOUR,
+    )
+    idle_timeout = Setting(
+        DURATION,
+        75.0,
+        "Maximum time between two requests on a connection; then it is closed. It "
+        "must be longer than the load balancer's idle timeout.",
+        1.0,
+        _DAY,
+    )
+
+    drain_delay = Setting(
+        DURATION,
+        5.0,
+        "Time after SIGTERM in which new connections are still accepted, until load "
+        "balancers have noticed. With 0 the listener closes at once.",
+        0.0,
+        _HOUR,
+        basic=True,
+    )
+    drain_timeout = Setting(
+        DURATION,
+        20.0,
+        "Maximum time after drain_delay for requests in flight to finish; then "
+        "they are aborted. With 0 they are aborted at once.",
+        0.0,
+        _HOUR,
+        basic=True,
+    )
+    grace_period = Setting(
+        DURATION,
+        30.0,
+        "Time between the platform's SIGTERM and its SIGKILL. drain_delay + drain_timeout + 2s must fit into it.",
+        2.0,
+        _DAY,
+    )
+    liveness_timeout = Setting(
+        DURATION,
+        30.0,
+        "Maximum time without a sign of life from the Python interpreter; then /healthz returns 503.",
+        1.0,
+        _HOUR,
+    )
+    stuck_timeout = Setting(
+        DURATION,
+        0.0,
+        "Maximum time that every worker thread may spend on its request without one of "
+        "them finishing; then /healthz returns 503. 0 turns it off.",
+        0.0,
+        _DAY,
+    )
+
+    liveness_path = Setting(
+        PAGE,
+        "/healthz",
+        "Path of the liveness page; the pages of its checks are below it. "
+        "Change it if the application has a route of that path.",
+    )
+    readiness_path = Setting(
+        PAGE,
+        "/readyz",
+        "Path of the readiness page; the pages of its checks are below it. "
+        "Change it if the application has a route of that path.",
+    )
+
+    log_level = Setting(
+        choice("debug", "info", "warning", "error", "critical", warn="warning", fatal="critical"),
+        "info",
+        "Lowest severity of the log records that are written.",
+        environment="LOG_LEVEL",
+        basic=True,
+    )
+    log_format = Setting(
+        choice("auto", "json", "text"),
+        "auto",
+        "Format of the log: json writes one JSON object per line, text is easier to "
+        "read. auto means text on a terminal and json otherwise.",
+        environment="LOG_FORMAT",
+    )
+    access_log = Setting(BOOLEAN, True, "Log one record for each request. Probes are never logged.", basic=True)
+
+    admin = Setting(
+        ADDRESS,
+        "127.0.0.1:9901",
+        "Address of the admin listener, or off. An address other than loopback requires a token.",
+        basic=True,
+    )
+    admin_token = Setting(TOKEN, "", "Token that requests to the admin listener must carry.", secret=True)
+    admin_token_file = Setting(PATH, "", "File that contains this token. It is read once, at start.")
+
+    __slots__ = ("_origins", "_shown", "_values", "warnings")
+
+    warnings: tuple[str, ...]
+    _values: dict[str, Any]
+    _origins: dict[str, str]
+    _shown: dict[str, str]
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"settings are read-only: {name}")
+
+    def __repr__(self) -> str:
+        changed = (f"{row.name}={row.value!r}" for row in self.describe() if row.origin != "default")
+        return f"Settings({', '.join(changed)})"
+
+    def __iter__(self) -> Iterator[str]:
+        return (setting.name for setting in SETTINGS)
+
+    def origin(self, name: str) -> str:
+        """Where the value came from: default, environment, flag, file or implied."""
+        return self._origins[name]
+
+    def describe(self) -> tuple[Row, ...]:
+        """One row for each setting, in order of declaration, secrets redacted."""
+        return tuple(
+            Row(
+                setting.name,
+                self._shown[setting.name],
+                self._origins[setting.name],
+                setting.show(setting.default),
+                setting.environment,
+                setting.flag,
+            )
+            for setting in SETTINGS
+        )
+
+
+SETTINGS: tuple[Setting[Any], ...] = tuple(value for value in vars(Settings).values() if isinstance(value, Setting))
+# The headings of `--help-all` and of docs/settings.md, each with the setting before which it stands.
+HEADINGS = {
+    "host": "Listening",
+    "pool": "Database",
+    "max_connections": "Limits",
+    "header_timeout": "Timeouts",
+    "drain_delay": "Shutdown and liveness",
+    "log_level": "Logging",
+    "admin": "Admin listener",
+}
+_BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+# --- loading -------------------------------------------------------------------------------------------------------
+
+
+def _fault(source: str, setting: Setting[Any], text: str, reason: str) -> str:
+    if setting.secret:
+        return f"{source}: {reason}"
+    # Any setting can hold a URL by mistake; its password must not be shown.
+    text = re.sub(r"://.*@", f"://{HIDDEN}@", text, flags=re.DOTALL)
+    shown = ascii(text if len(text) <= 200 else text[:197] + "...")
+    return f"{source}: {shown} {reason}"
+
+
+# Variables that Kubernetes sets in every container of a namespace for a Service called pkg or pkg-something
+# (kubernetes/kubernetes:pkg/kubelet/envvars/envvars.go).  They are not meant as settings.
+_SERVICE_LINK = re.compile(
+    r"PKG_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)", re.ASCII
+)
+_SERVICE_LINK_URL = re.compile(r"(tcp|udp|sctp)://")
+
+
+def _unknown(environ: Mapping[str, str]) -> Iterator[str]:
+    known = {setting.environment for setting in SETTINGS}
+    for name in sorted(environ):
+        if not name.startswith("PKG_") or name in known or _SERVICE_LINK.fullmatch(name):
+            continue
+        if name.endswith("PORT") and _SERVICE_LINK_URL.match(environ[name]):
+            continue
+        import difflib  # takes 7 ms, so it is imported only after a typing error
+
+        # PKG_PORT is meant as PORT: well-known names are found under either spelling.
+        spellings = {f"PKG_{setting.name.upper()}": setting.environment for setting in SETTINGS}
+        spellings |= {setting.environment: setting.environment for setting in SETTINGS}
+        nearest = difflib.get_close_matches(name, spellings, n=1, cutoff=0.75)
+        hint = f": did you mean {spellings[nearest[0]]}?" if nearest else ""
+        yield f"{ascii(name)[1:-1]} is not a setting{hint}"
+
+
+def _of_other_servers(environ: Mapping[str, str]) -> Iterator[str]:
+    if any(name.startswith(("WEB_CONCURRENCY", "GUNICORN_", "UVICORN_", "FORWARDED_ALLOW_IPS")) for name in environ):
+        from pkg.settings.other_servers import warning
+
+        line = warning(environ, {setting.flag: setting.environment for setting in SETTINGS})
+        if line:
+            yield line
+
+
+def _across(settings: Settings) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Faults in the combination of settings: the setting to name, what is wrong, and the other settings involved."""
+    delay, timeout, grace = (DURATION.show(settings._values[name]) for name in _PLAN)
+    if settings.drain_delay + settings.drain_timeout + 2 > settings.grace_period:
+        yield "grace_period", f"{grace} is too short for drain_delay {delay} + drain_timeout {timeout} + 2s", _PLAN
+    for small, large in _ORDERED:
+        kind = _BY_NAME[small].kind
+        if settings._values[small] > settings._values[large]:
+            reason = f"{kind.show(settings._values[small])} is more than {large} ({kind.show(settings._values[large])})"
+            yield small, reason, (large,)
+    for name in ("request_timeout", "stuck_timeout"):
+        if 0 < getattr(settings, name) < 1:
+            yield name, f"{DURATION.show(getattr(settings, name))} is neither 0 (off) nor at least 1s", ()
+    if settings.proxy_protocol and not settings.trusted_proxies:
+        yield "proxy_protocol", "requires trusted_proxies, the networks from which it is accepted", ("trusted_proxies",)
+    if settings.proxy_protocol_optional and not settings.proxy_protocol:
+        yield "proxy_protocol_optional", "requires proxy_protocol, which it relaxes", ("proxy_protocol",)
+    if settings.liveness_path == settings.readiness_path:
+        yield "readiness_path", "is the same path as liveness_path", ("liveness_path",)
+    address = parse_address(settings.admin)
+    if address is not None:
+        if not is_loopback(address[0]) and not settings.admin_token:
+            reason = f"{settings.admin} is not a loopback address: set admin_token or admin_token_file"
+            yield "admin", reason, ("admin_token", "admin_token_file")
+        # If the port is taken, the default address is given up with a warning, but an address that was set is a fault.
+        if settings.origin("admin") != "default" and address[1] == settings.port != 0:
+            yield "admin", f"{settings.admin} uses the port of the service itself", ("port",)
+
+
+_PLAN = ("drain_delay", "drain_timeout", "grace_period")
+_ORDERED = (
+    ("pool_min_size", "pool_max_size"),
+    ("max_target_size", "max_header_size"),
+    ("body_buffer_size", "buffer_size"),
+    ("response_buffer_size", "buffer_size"),
+)
+
+
+def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Settings:
+    """The settings from an environment and from flags (the keys are the settings' names, the values what was typed).
+
+    Raises ConfigurationError with all faults.  `warnings` of the result holds harmless oddities, for the log.
+    """
+    flags = flags or {}
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    shown: dict[str, str] = {}
+    faults: list[str] = []
+    wrong: set[str] = set()
+
+    def named(name: str) -> str:
+        setting = _BY_NAME[name]
+        return setting.flag if origins.get(name) == "flag" else setting.environment
+
+    for name in flags.keys() - _BY_NAME.keys():
+        faults.append(f"{name} is not a setting")
+    for setting in SETTINGS:
+        name = setting.name
+        values[name], origins[name] = setting.default, "default"
+        if name in ("database_url", "database_url_file") and not values["pool"]:
+            continue  # the URL is for another library and may have any form
+        text = environ.get(setting.environment, "").strip()
+        if name in flags:
+            text, origins[name] = flags[name], "flag"
+        elif text:
+            origins[name] = "environment"
+        else:
+            continue
+        try:
+            values[name] = setting.parse(text)
+        except ValueError as error:
+            faults.append(_fault(named(name), setting, text, str(error)))
+            wrong.add(name)
+
+    url: str = values["database_url"]
+    for name in ("database_url", "admin_token"):
+        file = f"{name}_file"
+        if file in wrong or not values[file]:
+            continue
+        if values[name] or name in wrong:
+            faults.append(f"{named(name)} and {named(file)} are both set; set only one of them")
+            continue
+        try:
+            text = read_secret(values[file])
+        except ValueError as error:
+            faults.append(_fault(named(file), _BY_NAME[file], values[file], str(error)))
+            wrong |= {name, file}
+            continue
+        try:
+            content = _BY_NAME[name].parse(text)
+        except ValueError as error:
+            faults.append(_fault(named(file), _BY_NAME[file], values[file], f"contains an invalid value: {error}"))
+            wrong.add(name)
+            continue
+        origins[name] = "file"
+        if name == "database_url":
+            # Not kept as a value: the file is read again for each connection, so a copy would become outdated.
+            url = content
+            shown[name] = redact_url(content)
+        else:
+            values[name] = content
+
+    if origins["database_role"] == "default" and url and "database_url" not in wrong and is_primary_wanted(url):
+        values["database_role"], origins["database_role"] = "primary", "implied"
+
+    for setting in SETTINGS:
+        value = values[setting.name]
+        shown.setdefault(setting.name, redact_url(value) if setting.name == "database_url" else setting.show(value))
+
+    settings = Settings()
+    for slot, content in (("_values", values), ("_origins", origins), ("_shown", shown)):
+        object.__setattr__(settings, slot, content)
+    object.__setattr__(settings, "warnings", (*_unknown(environ), *_of_other_servers(environ)))
+    for name, reason, others in _across(settings):
+        # A setting that is already reported would only be reported a second time, in a more confusing way.
+        if not wrong.intersection((name, *others)):
+            faults.append(f"{named(name)}: {reason}")
+    if faults:
+        raise ConfigurationError(faults)
+    return settings
+
+
+# --- docs/settings.md ----------------------------------------------------------------------------------------------
+
+_PAGE = """\
+# Settings
+
+<!-- Written by `python -m pkg config --markdown >docs/settings.md`; what it says is in pkg/settings/declared.py. -->
+
+A setting is given by a flag or by an environment variable; a flag wins. The flag of `drain_delay` is `--drain-delay`,
+its variable is `PKG_DRAIN_DELAY`. An empty variable counts as not set. `app` is given without a flag:
+`python -m pkg shop:app --drain-delay 2s`.
+
+`python -m pkg config` prints every setting with its value, its default, and where the value came from. It exits with 2
+and lists every fault if a value is wrong; so does the server, before it binds anything. An unknown variable that
+begins with `PKG_` is a warning that names the nearest setting. Secrets are never printed.
+
+`python -m pkg --help` shows the fifteen settings that people need first, `python -m pkg --help-all` every setting.
+
+| kind of value | examples |
+|---|---|
+| duration | `500ms`, `2s`, `5m`, `1h`, `90`; a number without a unit is seconds |
+| size | `65536`, `64k`, `64KiB`, `1MiB`; a number without a unit is bytes, and `k` is 1024 |
+| truth | `true`, `yes`, `on`, `1`; `false`, `no`, `off`, `0`; as flags `--access-log` and `--no-access-log` |
+| networks | `10.0.0.0/8,fd00::/8` |
+"""
+
+
+def markdown() -> str:
+    """The page of the settings, for docs/settings.md; a test compares the two."""
+
+    def escaped(text: str) -> str:
+        return text.replace("|", "\\|")
+
+    lines = [_PAGE.rstrip()]
+    for setting in SETTINGS:
+        if setting.name in HEADINGS:
+            lines += ["", f"## {HEADINGS[setting.name]}", ""]
+            lines += ["| setting | environment | default | range | what it does |", "|---|---|---|---|---|"]
+        default = setting.show(setting.default)
+        lines.append(
+            f"| `{setting.name}` | `{setting.environment}` | {f'`{default}`' if default else ''} | {setting.bounds()} "
+            f"| {escaped(setting.help)} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Processes that run the service in a child process."""
