@@ -287,7 +287,7 @@ static inline bool more_do_more(const front *f)
 }
 
 void front_ring(front *f);
-void end_socket(int fd, bool reset); /* closes a connection, even if a forked child has a copy of the descriptor */
+void end_socket(int fd, bool by_reset); /* closes a connection, even if a forked child has a copy of the descriptor */
 waiter *pop_idle(front *f); /* the idle worker that fell asleep last; with the mutex held */
 void rouse(waiter *w);      /* wakes it; preferably without holding the mutex, which it needs.  May be NULL */
 

