@@ -24,6 +24,10 @@ MAX_CONNECTIONS, FLOOD = 100, 200
 # What each connection of the flood begins with, and what it adds from time to time.
 FLOODS = {
     "silent": (b"", b""),
+    "slow heads": (b"GET / HTTP/1.1\r\nHost: ", b"x"),
+    "slow bodies": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n", b"x" * 300),
+    "long slow bodies": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n", b"x" * 300),
+    "slow chunks": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", b"2\r\nxx\r\n"),
 }
 
 APPLICATION = """

@@ -15,6 +15,7 @@
 
 #define PIPELINE 16  /* requests of one connection per turn, for fairness */
 #define DISPLACED 16 /* connections of a kind that are examined to find one to displace */
+#define OVERDUE 1000000 /* nanoseconds waited for each millisecond of patience */
 #define LITTLE   4096 /* bytes to read so that the window opens */
 #define SPARES   256 /* buffers kept for reuse */
 #define BLOCKS   16  /* of 64 KiB of a file, for one connection per turn */
@@ -167,6 +168,10 @@ void conn_linger(front *f, front_conn *c)
     conn_body_drop(f, c);
     buffer_drop(f, c);
     shutdown(c->fd, SHUT_WR);
+    if (!c->overflow) { /* it has had its response, and holds no place among max_connections */
+        c->overflow = true;
+        f->n_overflow++;
+    }
     if (c->eof || c->reserve || conn_watch(f, c, WATCH_IN) != 0) { /* the reserve descriptor is needed for the next one */
         conn_close(f, c);
         return;
@@ -414,7 +419,7 @@ void conn_release(front *f)
     }
 }
 
-void conn_refuse_body(front *f, front_conn *c, int error)
+void conn_refuse_for(front *f, front_conn *c, int error)
 {
     switch (error) {
     case FRONT_E_LATE:
@@ -430,6 +435,10 @@ void conn_refuse_body(front *f, front_conn *c, int error)
     case FRONT_E_TRUNCATED:
         conn_refuse(f, c, 400, "body cut short\n");
         break;
+    case FRONT_E_DISPLACED:
+        count_add(&f->count.shed, 1);
+        conn_refuse(f, c, 503, "too many connections\n");
+        break;
     default: /* an error of the socket */
         count_add(&f->count.resets, 1);
         conn_close(f, c);
@@ -441,25 +450,77 @@ static bool say_continue(front_conn *c)
     return send(c->fd, continue_text, sizeof continue_text - 1, MSG_NOSIGNAL) == sizeof continue_text - 1;
 }
 
-/* Closes a connection that waits for nothing, so that `c`, which has a request, takes its place among max_connections:
- * first one that has never sent a request, then the one kept alive for the longest time.  As in the drain, it gets a FIN,
- * and is read for a while in one of the slots beyond the limit.  One whose request has just arrived is not displaced. */
-static bool take_place(front *f, front_conn *c)
+/* How long a connection may make the server wait in a state, in milliseconds, before one with a request is more welcome.
+ * Whoever connects to send a request has it ready; a head comes in a few packets; a body that fits into its buffer takes
+ * longer; balancers that are in use use an idle connection again sooner.  0: it gives way to nobody. */
+static const int64_t patience[CONN_STATES] = {
+    [CONN_SILENT] = 100, [CONN_HEAD] = 1000, [CONN_BODY] = 5000, [CONN_GATHER] = 5000, [CONN_IDLE] = 5000,
+};
+
+/* Whether it has sent something that has not been read: a request that has just arrived. */
+static bool has_spoken(const front_conn *c)
 {
-    if (atomic_load(&f->stage) != FRONT_SERVING || c->reserve)
-        return false;
-    for (int s = CONN_SILENT; s <= CONN_IDLE; s++) {
-        front_conn *old = f->waiting[s].first;
-        for (int i = 0; old != NULL && i < DISPLACED; i++, old = old->next) {
-            char byte;
-            if (old->in != NULL || recv(old->fd, &byte, 1, MSG_PEEK) == 1)
-                continue;
-            old->overflow = true; /* the two swap places */
-            c->overflow = false;
-            conn_linger(f, old);
-            return true;
+    char byte;
+
+    return (c->state == CONN_SILENT || c->state == CONN_IDLE) && (c->in != NULL || recv(c->fd, &byte, 1, MSG_PEEK) == 1);
+}
+
+/* The connection that has made the server wait the longest, as a multiple of its state's patience: the first of a state,
+ * or of the first few.  `*overdue`: whether its patience is used up.  NULL: each connection is in use. */
+static front_conn *longest_waiting(front *f, bool *overdue)
+{
+    front_conn *longest = NULL;
+    int64_t most = -1;
+
+    for (int s = 0; s < CONN_STATES; s++) {
+        front_conn *c = patience[s] != 0 ? f->waiting[s].first : NULL;
+        for (int i = 1; i < DISPLACED && c != NULL && has_spoken(c); i++)
+            c = c->next;
+        if (c == NULL || has_spoken(c))
+            continue;
+        int64_t waited = (f->now - (c->deadline - f->timeout[s])) / patience[s];
+        if (waited > most) {
+            most = waited;
+            longest = c;
         }
     }
+    *overdue = most >= OVERDUE;
+    return longest;
+}
+
+/* Takes the place of another connection among max_connections for `c`, whose request is there.  Whoever sends nothing gets a
+ * FIN, as in the drain; whoever has begun a request gets 503.  Bodies that are being spooled are with another thread, and
+ * give way a little later. */
+static bool take_place(front *f, front_conn *c)
+{
+    bool overdue;
+
+    if (atomic_load(&f->stage) != FRONT_SERVING || c->reserve)
+        return false;
+    front_conn *old = longest_waiting(f, &overdue);
+    if (!overdue && spool_displace(f))
+        old = NULL;
+    else if (old == NULL)
+        return false;
+    c->overflow = false; /* first, as the end of the other one may need the slot */
+    f->n_overflow--;
+    c->close = !c->in->head.keep_alive;
+    c->linger = false;
+    if (old == NULL)
+        return true;
+    if (old->state == CONN_SILENT || old->state == CONN_IDLE)
+        conn_linger(f, old);
+    else
+        conn_refuse_for(f, old, FRONT_E_DISPLACED);
+    return true;
+}
+
+/* Whether a connection whose request is there may be served.  If not, it has been told. */
+static bool has_place(front *f, front_conn *c)
+{
+    if (!c->overflow || take_place(f, c))
+        return true;
+    conn_refuse_for(f, c, FRONT_E_DISPLACED);
     return false;
 }
 
@@ -472,8 +533,6 @@ static bool on_head(front *f, front_conn *c)
 
     c->spoken = true;
     bool health = pages_find(f->pages, b->data + h->path.pos, h->path.len) != NULL;
-    if (c->overflow && !health && take_place(f, c))
-        conn_set_state(f, c, CONN_HEAD);
     c->close = !h->keep_alive || c->overflow || atomic_load(&f->stage) >= FRONT_TERMINATING;
     c->linger = c->close && h->keep_alive;
     if (h->form == HTTP1_ASTERISK || health) {
@@ -490,11 +549,8 @@ static bool on_head(front *f, front_conn *c)
         count_add(&f->count.rejected, 1);
         conn_refuse(f, c, 501, "no tunnels here\n");
     } else if (h->content_length > f->limits.max_body_size) {
-        conn_refuse_body(f, c, FRONT_E_TOO_LARGE);
-    } else if (c->overflow) {
-        count_add(&f->count.shed, 1);
-        conn_refuse(f, c, 503, "too many connections\n");
-    } else {
+        conn_refuse_for(f, c, FRONT_E_TOO_LARGE);
+    } else if ((has_body && !h->expect_continue) || has_place(f, c)) { /* a body must be there as well */
         c->chunked = h->chunked;
         c->body_left = h->content_length;
         c->body_read = c->body_mark = 0;
@@ -510,7 +566,8 @@ static bool on_head(front *f, front_conn *c)
             to_worker(f, c);
             return false;
         }
-        conn_set_state(f, c, CONN_BODY);
+        if (!c->overflow)
+            conn_set_state(f, c, CONN_BODY);
         return true;
     }
     return false;
@@ -601,7 +658,7 @@ void conn_gathered(front *f, front_conn *c)
     } else if (there >= c->body_left) {
         to_worker(f, c);
     } else if (c->hup) {
-        conn_refuse_body(f, c, FRONT_E_TRUNCATED);
+        conn_refuse_for(f, c, FRONT_E_TRUNCATED);
     } else if (c->deadline > f->now && (there == 0 || open_window(f, c))) {
         if (there > 0 && conn_received(c) >= c->body_left)
             to_worker(f, c);
@@ -647,7 +704,7 @@ void conn_spooled(front *f, front_conn *c)
         break;
     default:
         c->eof = c->eof || c->spooled->result == FRONT_E_TRUNCATED;
-        conn_refuse_body(f, c, c->spooled->result);
+        conn_refuse_for(f, c, c->spooled->result);
     }
 }
 
@@ -670,28 +727,42 @@ bool conn_keeps_up(front *f, front_conn *c)
     return true;
 }
 
+/* Whether the rest of the body, or more of it, can be collected in the buffer, and has not arrived yet. */
+static bool collects(front *f, front_conn *c)
+{
+    size_t room = body_room(f, c);
+    bool fits = c->overflow || f->limits.stream_bodies || c->body_left <= room - c->in->len;
+
+    if (c->state == CONN_HELD || c->in->len >= room || !fits)
+        return false;
+    if (c->in->len < c->in->cap) {
+        if (c->drained)
+            acknowledge(c->fd);
+        want_more(f, c, CONN_BODY);
+        return true;
+    }
+    if (buffer_grow(f, c, c->in->len + conn_received(c), room) != FRONT_OK)
+        return false;
+    conn_readable(f, c);
+    return true;
+}
+
 static void on_body(front *f, front_conn *c)
 {
     int rv = body_decode(f, c);
 
+    if (rv == FRONT_OK && c->eof && !c->complete)
+        rv = FRONT_E_TRUNCATED;
     if (rv != FRONT_OK)
-        conn_refuse_body(f, c, rv);
+        conn_refuse_for(f, c, rv);
+    else if ((!c->complete && collects(f, c)) || !has_place(f, c))
+        return;
     else if (c->complete)
         to_worker(f, c);
-    else if (c->eof)
-        conn_refuse_body(f, c, FRONT_E_TRUNCATED);
     else if (c->state == CONN_HELD)
         stream_body(f, c);
-    else if (c->in->len >= body_room(f, c) || (!f->limits.stream_bodies && c->body_left > body_room(f, c) - c->in->len))
-        await_body(f, c);
-    else if (c->in->len < c->in->cap) {
-        if (c->drained)
-            acknowledge(c->fd);
-        want_more(f, c, CONN_BODY);
-    } else if (buffer_grow(f, c, c->in->len + conn_received(c), body_room(f, c)) == FRONT_OK)
-        conn_readable(f, c);
     else
-        await_body(f, c); /* there is no room to collect more */
+        await_body(f, c);
 }
 
 /* Handles a PROXY header at the beginning of a connection.  False: more bytes are needed, or it was malformed. */

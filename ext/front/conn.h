@@ -68,9 +68,9 @@ struct front_conn {
     enum conn_state state;          /* L */
     uint32_t watched;               /* O: the events that epoll reports */
     bool registered;                /* O: with epoll */
-    bool overflow;                  /* L: beyond max_connections; closed after its first response */
+    bool overflow;                  /* L: beyond max_connections; closed after its first response, or lingers */
     bool proxied;                   /* L: may begin with a PROXY header, which has not been read */
-    bool spoken;                    /* L: has sent a request, so it is not the first to be displaced */
+    bool spoken;                    /* L: has sent a request */
     bool reserve;                   /* L: uses the reserve descriptor */
     bool eof;                       /* O: the peer has sent FIN, and everything before it has been read */
     bool hup;                       /* L: the peer has sent FIN; there may be unread bytes before it */
@@ -239,7 +239,7 @@ void conn_close(front *f, front_conn *c);  /* the one place where a connection e
 void buffer_drop(front *f, front_conn *c);
 void conn_body_drop(front *f, front_conn *c); /* discards what is kept of a body outside the buffer */
 bool conn_keeps_up(front *f, front_conn *c); /* whether its body has arrived fast enough; checked once per body_timeout */
-void conn_refuse_body(front *f, front_conn *c, int error); /* with what its body has failed with: FRONT_E_* or an errno value */
+void conn_refuse_for(front *f, front_conn *c, int error); /* with what its request has failed with: FRONT_E_* or an errno value */
 size_t conn_received(const front_conn *c);   /* bytes that wait in the socket; for the owner */
 void conn_gathered(front *f, front_conn *c); /* ends CONN_GATHER */
 void conn_spooled(front *f, front_conn *c);  /* takes a connection back from spool.c */

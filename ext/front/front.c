@@ -356,10 +356,10 @@ static void conn_start(front *f, int fd, const void *peer, size_t peer_len, bool
 {
     front_conn *c = conn_new(f, fd);
 
-    if (c == NULL) { /* even the overflow is full: close its oldest connection */
-        front_conn *oldest = f->waiting[CONN_OVERFLOW].first;
+    if (c == NULL) { /* even the overflow is full: close the oldest connection that has its response, or in the overflow */
+        front_conn *oldest = f->waiting[CONN_LINGER].first;
         if (oldest == NULL)
-            oldest = f->waiting[CONN_LINGER].first;
+            oldest = f->waiting[CONN_OVERFLOW].first;
         count_add(&f->count.shed, 1);
         if (oldest != NULL)
             conn_close(f, oldest);
@@ -647,7 +647,7 @@ static void expire(front *f)
             conn_set_state(f, c, CONN_BODY);
             continue;
         }
-        conn_refuse_body(f, c, FRONT_E_LATE);
+        conn_refuse_for(f, c, FRONT_E_LATE);
     }
     while ((c = f->waiting[CONN_GATHER].first) != NULL && c->deadline <= f->now)
         conn_gathered(f, c);

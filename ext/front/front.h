@@ -38,8 +38,9 @@
  * that holds the interpreter lock.  So the loop polls only when half of the queue is processed, or every millisecond.
  * (A one-row query, measured likewise: 0.67 wake-ups of the loop per request -> 0.10, 103 us -> 93.)
  *
- * At max_connections, a request on a new connection displaces a connection that waits for nothing: one that has never sent
- * a request, or else the one that has been kept alive for the longest time.  A connection without a request displaces none.
+ * At max_connections, a complete request on a new connection displaces the connection that has made the server wait the
+ * longest, measured by what is usual in its state: for a first request, the rest of a head or of a body, or the next
+ * request.  Whatever is not a complete request displaces none, so a flood of slow requests cannot push others out.
  *
  * Time for which the process is frozen (SIGSTOP, a cgroup's freezer, CPU only while there are requests) must not count as
  * anybody's delay.  A turn that begins more than FRONT_GAP after its due time reveals it; all deadlines are then extended by
@@ -89,6 +90,7 @@ enum {
     FRONT_E_TOO_LARGE = -1002, /* the body exceeds max_body_size: 413 */
     FRONT_E_TRUNCATED = -1003, /* the client closed the connection within its body */
     FRONT_E_CHUNK = -1004,     /* malformed chunked body: 400 */
+    FRONT_E_DISPLACED = -1005, /* another request has taken the connection's place among max_connections: 503 */
 };
 
 enum front_stage {

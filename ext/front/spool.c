@@ -27,6 +27,7 @@ struct spool {
     pthread_t thread;
     int epoll_fd, pipe[2]; /* the pipe carries descriptors to close, or WAKE */
     atomic_bool stopping;
+    atomic_uint unwanted;  /* how many connections must be returned before their bodies are complete */
     conn_list waiting;     /* used by the thread; all have the same timeout, so the first is due first */
     pthread_mutex_t mutex;
     conn_list incoming, finished; /* under the mutex */
@@ -158,8 +159,16 @@ static void finish(struct spool *s, front_conn *c, int result)
         count_add(&s->f->count.spooled, 1);
     pthread_mutex_lock(&s->mutex);
     list_push(&s->finished, c);
+    if (s->unwanted > 0) /* whoever leaves makes room */
+        s->unwanted--;
     pthread_mutex_unlock(&s->mutex);
     front_ring(s->f);
+}
+
+static void displace(struct spool *s)
+{
+    while (atomic_load(&s->unwanted) > 0 && s->waiting.first != NULL)
+        finish(s, s->waiting.first, FRONT_E_DISPLACED);
 }
 
 static void give_up(struct spool *s, front_conn *c, int error)
@@ -303,6 +312,7 @@ static void *run(void *argument)
                 take_incoming(s);
             else
                 carry_on(s, events[i].data.ptr);
+        displace(s);
         expire(s);
     }
     return NULL;
@@ -380,6 +390,23 @@ int spool_take(front *f, front_conn *c)
     pthread_mutex_unlock(&f->spool->mutex);
     tell(f->spool, WAKE);
     return FRONT_OK;
+}
+
+bool spool_displace(front *f)
+{
+    if (f->spool == NULL)
+        return false;
+    pthread_mutex_lock(&f->spool->mutex);
+    uint32_t there = f->n_spooling;
+    for (const front_conn *c = f->spool->finished.first; c != NULL; c = c->next)
+        there--; /* it has left already */
+    bool one_more = there > f->spool->unwanted;
+    if (one_more)
+        f->spool->unwanted++;
+    pthread_mutex_unlock(&f->spool->mutex);
+    if (one_more)
+        tell(f->spool, WAKE);
+    return one_more;
 }
 
 front_conn *spool_finished(front *f)

@@ -13,6 +13,9 @@
  * FRONT_AGAIN: its beginning is in the file, what has been read but not written is in its buffer, and its worker reads the
  * rest from the socket.
  *
+ * At max_connections a body may have to give way to a request that is complete: the thread then returns the one that has
+ * been waiting for its client the longest, with FRONT_E_DISPLACED.
+ *
  * The thread also closes the files, because releasing their blocks can take as long as writing them.
  */
 #ifndef SPOOL_H
@@ -30,6 +33,7 @@ typedef struct body_file {
 
 int spool_take(front *f, front_conn *c); /* L: FRONT_OK if the thread has taken it, or a negative errno */
 front_conn *spool_finished(front *f);    /* L: a connection that has come back, or NULL; c->spooled->result is its result */
+bool spool_displace(front *f); /* L: makes the thread return one body soon.  False if there is none that has not been asked */
 ssize_t spool_read(body_file *file, char *buf, size_t len); /* O: while there is more in it; bytes, or -EIO */
 void spool_drop(front *f, front_conn *c); /* L: discards the file, if there is one */
 void spool_stop(front *f);   /* L: tells the thread to end */

@@ -187,7 +187,7 @@ class Settings:
         INTEGER,
         10000,
         "Maximum number of client connections. Beyond it, a request on a new connection "
-        "displaces an idle connection; if there is none, only probes are served.",
+        "displaces one that is idle or slow; if there is none, only probes are served.",
         1,
         1_000_000,
     )
