@@ -1,6 +1,6 @@
 """The functions that a served application may call; `pkg` exports them.
 
-They only find the running service and the part of it that does the work.
+They only find the part of the running service that does the work.
 """
 
 from __future__ import annotations
@@ -13,21 +13,37 @@ from typing import TYPE_CHECKING, Any
 from pkg.errors import NotRunningError
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     import psycopg
 
-    from pkg.health.checks import Check
-    from pkg.service.service import Service
+    from pkg.health.checks import Check, Checker
+
+    class Database(Protocol):
+        def connection(self, timeout: float | None = None) -> AbstractContextManager[psycopg.Connection[Any]]: ...
+
+    class Parts(Protocol):
+        """What a running service has; None for what is not there, or not yet."""
+
+        @property
+        def database(self) -> Database | None: ...
+        @property
+        def checker(self) -> Checker | None: ...
+        def in_child(self) -> None:
+            """Called in a process that the application has forked."""
+
 
 __all__ = ["check", "connection", "fail_liveness", "set_ready"]
 
-_current: Service | None = None
+_current: Parts | None = None
 _is_child = _is_watching = False
 early_checks: list[Check] = []  # registered by modules that were imported before the service existed
 
 
-def enter(service: Service) -> None:
+def enter(parts: Parts) -> None:
+    """From now on these are the parts that the functions find."""
     global _current, _is_watching
-    _current = service
+    _current = parts
     if not _is_watching:
         _is_watching = True
         os.register_at_fork(after_in_child=_leave_to_parent)
@@ -47,8 +63,8 @@ def _leave_to_parent() -> None:
         leave()
 
 
-def current() -> Service:
-    """The running service.  Raises NotRunningError if there is none in this process."""
+def current() -> Parts:
+    """The parts of the running service.  Raises NotRunningError if there is none in this process."""
     if _current is None:
         if _is_child:
             raise NotRunningError("the service runs in the parent process, not in this forked child")

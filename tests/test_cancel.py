@@ -15,7 +15,8 @@ import pytest
 from psycopg import capabilities
 
 from pkg.database import cancel as _cancel
-from pkg.database.database import Database, Unavailable
+from pkg.database.database import Database
+from pkg.database.lending import Unavailable
 from tests.client import wait_for
 from tests.faults.pgbouncer import PGBOUNCER, bouncing
 from tests.faults.postgres import Postgres

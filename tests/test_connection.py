@@ -16,7 +16,7 @@ import pytest
 from psycopg import pq, rows
 
 from pkg.database.connection import Connection, Cursor
-from pkg.database.pool import shut
+from pkg.database.watchdog import shut
 from tests.client import wait_for
 from tests.faults.postgres import Postgres
 

@@ -20,9 +20,11 @@ from typing import Any, NamedTuple
 import psycopg
 import pytest
 
-from pkg.database import database
+from pkg.database import check as database_check
+from pkg.database import lending
 from pkg.database.connection import Connection
-from pkg.database.database import Database, Unavailable
+from pkg.database.database import Database
+from pkg.database.lending import Unavailable
 from pkg.errors import ConfigurationError, DatabaseUnavailable
 from pkg.health.checks import Degraded
 from tests.client import wait_for
@@ -31,7 +33,7 @@ from tests.faults.proxy import Mode, Proxy
 
 # What a check may take beside its own limit: thread switches on a busy machine.
 SLACK = 0.5
-CHECK = database.CHECK_TIMEOUT + SLACK
+CHECK = database_check.CHECK_TIMEOUT + SLACK
 MAX_CONNECTIONS = 24
 
 
@@ -208,7 +210,7 @@ def scene(server: Postgres) -> Iterator[Scene]:
 def test_each_fault_is_seen_at_once_and_so_is_its_end(
     scene: Scene, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "KNOWN_DOWN_TIMEOUT", 0.3)
+    monkeypatch.setattr(lending, "KNOWN_DOWN_TIMEOUT", 0.3)
     with opened(scene.server.url_of(PASSWORD, scene.proxy.port), role=fault.role) as db:
         warmed(db)
         fault.hurt(scene)
@@ -224,7 +226,7 @@ def test_each_fault_is_seen_at_once_and_so_is_its_end(
         begun = time.monotonic()
         with pytest.raises(DatabaseUnavailable, match="no connection within"), db.connection():
             pass
-        assert time.monotonic() - begun < database.KNOWN_DOWN_TIMEOUT + SLACK
+        assert time.monotonic() - begun < lending.KNOWN_DOWN_TIMEOUT + SLACK
 
         fault.heal(scene)
         if fault.name == "read-only":
@@ -493,7 +495,7 @@ def test_a_server_that_has_no_connection_more_for_a_full_pool_is_not_down(scene:
     ],
 )
 def test_whose_word_it_was(text: str, servers: bool) -> None:
-    assert database._is_servers(f'connection to server at "127.0.0.1", port 40365 failed: {text}') is servers
+    assert database_check._is_servers(f'connection to server at "127.0.0.1", port 40365 failed: {text}') is servers
 
 
 def test_a_name_of_its_own_is_kept(server: Postgres) -> None:
@@ -548,7 +550,7 @@ def test_a_standby_is_no_primary_until_it_is_promoted(server: Postgres, caplog: 
 
 def test_before_postgresql_14_the_server_is_asked(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """It did not report `in_hot_standby` by itself."""
-    monkeypatch.setattr(database, "_reports_read_only", lambda conn: None)
+    monkeypatch.setattr(Connection, "reports_read_only", lambda conn: None)
     standby = server.standby()
     with standby, opened(standby.url, role="primary") as db:
         assert "read-only" in fails(db)
@@ -769,7 +771,7 @@ def test_released_deadlines_do_not_pile_up(server: Postgres) -> None:
     with opened(server.url, min_size=1, max_size=1) as db:
         warmed(db)
         before = descriptors()
-        watchdog = db.watchdog
+        watchdog = db._lending.watchdog
         with db.connection() as conn:
             assert isinstance(conn, Connection)
             for _ in range(5000):
@@ -940,7 +942,7 @@ def test_a_lost_connection_is_not_left_to_the_garbage_collector(server: Postgres
 
 
 def flap(scene: Scene, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
-    monkeypatch.setattr(database, "BORROW_TIMEOUT", 0.005)
+    monkeypatch.setattr(database_check, "BORROW_TIMEOUT", 0.005)
     with opened(scene.server.url_of(PASSWORD, scene.proxy.port)) as db:
         warmed(db)
         value(db, timeout=5.0)

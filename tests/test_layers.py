@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,13 +14,14 @@ import pytest
 import pkg
 
 PACKAGE = Path(pkg.__file__).parent
+CORE_SOURCE = PACKAGE.parent / "ext" / "binding" / "core.pyx"
 # The rooms: the folders, and the modules that belong to none.
 LAYERS = [
     {"errors", "lifecycle", "child", "_core"},
     {"health", "logs", "settings"},
     {"database", "diagnostics", "http"},
-    {"admin"},
-    {"service", "api"},
+    {"admin", "api"},
+    {"service"},
     {"supervisors"},
     {"cli", "__main__", "__init__"},
 ]
@@ -53,6 +55,9 @@ def imports_of(path: Path) -> Iterator[str]:
                     yield alias.name.removeprefix("pkg.")
 
 
+CORE = {"_core": set(re.findall(r"^ *from pkg\.([\w.]+) import", CORE_SOURCE.read_text(), re.MULTILINE))}
+
+
 def room_of(name: str) -> str:
     return name.partition(".")[0]
 
@@ -73,6 +78,39 @@ def test_folders_of_a_layer_do_not_know_each_other() -> None:
         own = room_of(name_of(path))
         for other in {room_of(name) for name in imports_of(path)} & FOLDERS - {own}:
             assert own not in FOLDERS or RANK[other] < RANK[own], f"{name_of(path)} imports from {other}"
+
+
+def circles(arrows: dict[str, set[str]]) -> list[str]:
+    """Those from which a way leads back to themselves."""
+
+    def reached(name: str) -> set[str]:
+        found: set[str] = set()
+        ahead = [name]
+        while ahead:
+            new = arrows.get(ahead.pop(), set()) - found
+            found |= new
+            ahead += new
+        return found
+
+    return sorted(name for name in arrows if name in reached(name))
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": set()}) == ["a", "b", "c"]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": {"d"}}) == []
+
+
+def test_no_modules_import_each_other() -> None:
+    """Not through others either, and not in functions or for types."""
+    assert circles({name_of(path): set(imports_of(path)) for path in MODULES} | CORE) == []
+
+
+def test_no_rooms_import_each_other() -> None:
+    arrows: dict[str, set[str]] = {}
+    for name, others in ({name_of(path): set(imports_of(path)) for path in MODULES} | CORE).items():
+        own = room_of(name)
+        arrows.setdefault(own, set()).update({room_of(other) for other in others} - {own})
+    assert circles(arrows) == []
 
 
 def test_a_folder_says_what_it_is_for_and_imports_nothing() -> None:

@@ -34,6 +34,7 @@ _FATAL_ERROR = pq.ExecStatus.FATAL_ERROR
 _COPIES = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
 _PIPELINE_SYNC = pq.ExecStatus.PIPELINE_SYNC
 _SQLSTATE = pq.DiagnosticField.SQLSTATE
+_IS_READ_ONLY = b"select pg_is_in_recovery() or current_setting('transaction_read_only')::bool"
 _HAS_PIPELINES = psycopg.Pipeline.is_supported()
 
 __all__ = ["IDLE", "Connection", "Cursor", "Expired", "generation"]
@@ -366,3 +367,22 @@ class Connection(psycopg.Connection[Any]):
         """Records the message with which the server closes the session."""
         self.last_word = LastWord()
         self.add_notice_handler(self.last_word)
+
+    def reports_read_only(self) -> bool | None:
+        """What the server, or a pooler, reported by itself (PostgreSQL 14 and later); None if it reported nothing."""
+        standby = self.pgconn.parameter_status(b"in_hot_standby")
+        if standby is None:
+            return None
+        return standby == b"on" or self.pgconn.parameter_status(b"default_transaction_read_only") == b"on"
+
+    def is_read_only(self) -> bool:
+        """Asks the server.  Raises psycopg.Error if it does not respond."""
+        autocommit = self.autocommit
+        self.autocommit = True  # one round trip instead of three
+        try:
+            row = self.execute(_IS_READ_ONLY).fetchone()
+            assert row is not None
+            return bool(row[0])
+        finally:
+            if not self.closed:
+                self.autocommit = autocommit

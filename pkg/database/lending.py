@@ -1,4 +1,4 @@
-"""A borrowed connection: lent by the database for a `with` block, under a deadline, and returned at its end.
+"""Connections that are lent for a `with` block, under a deadline, and taken back at its end.
 
 It neither creates connections nor judges the database.
 """
@@ -7,31 +7,121 @@ from __future__ import annotations
 
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
+from psycopg_pool import PoolClosed, TooManyRequests
 
-from pkg.database.connection import Connection, Expired
-from pkg.database.pool import Deadline, first_line
-from pkg.errors import DatabaseUnavailable
+from pkg.database.connection import IDLE, Connection, Expired, generation
+from pkg.database.pool import Pool, PoolTimeout, first_line
+from pkg.database.watchdog import Deadline, Watchdog
+from pkg.errors import DatabaseUnavailable, NotRunningError
 
-if TYPE_CHECKING:
-    from pkg.database.database import Database
+__all__ = ["Lease", "Lending", "Unavailable"]
 
-__all__ = ["Lease", "Unavailable"]
+KNOWN_DOWN_TIMEOUT = 1.0  # how long a borrower waits while the check fails: until the next check
+
+_FOREIGN = "the pool belongs to the parent process; open a connection in this forked child instead"
 
 
 class Unavailable(DatabaseUnavailable, psycopg.OperationalError):
     """Raised by `connection`.  An application may catch it as either class; if it does not, the client gets 503."""
 
 
+class Lending:
+    """Lends connections of the pool and takes them back; what it sees meanwhile is evidence for the check.
+
+    `max_size`: size of the pool.  `timeout`: maximum time in seconds to wait for a connection.  `primary`: whether a
+    server that is read-only counts as one that does not respond.
+    """
+
+    def __init__(self, pool: Pool, *, max_size: int, timeout: float, primary: bool) -> None:
+        self._pool = pool
+        self._max_size = max_size
+        self._timeout = timeout
+        self._primary = primary
+        self._generation = generation()
+        self._leases: set[Lease] = set()
+        self.watchdog = Watchdog()
+        # What the check has found last: failures in a row, and why.
+        self.failures = 0
+        self.reason = ""
+        # Written by threads that return a connection, read by the check; single attributes, so there is no lock.
+        self.use_time = 0.0  # seconds, for all returned connections
+        self.proved = 0.0  # when the server last responded in a way that counts; also written by the check
+        self.returned = 0.0  # the same, on a connection that was returned in good state
+
+    @property
+    def in_use(self) -> int:
+        """The number of connections that are lent now."""
+        return len(self._leases)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this process was forked from the one that opened the pool, and so cannot use it."""
+        return self._generation != generation()
+
+    def open(self) -> None:
+        """From now on the connections belong to this process."""
+        self._generation = generation()
+
+    def lend(self, lease: Lease, timeout: float | None = None) -> Connection:
+        """Lends a connection.  Raises Unavailable if none is free within `timeout` seconds, or within the limit of all.
+
+        Raises NotRunningError in a process that the application has forked.
+        """
+        if self.is_foreign:
+            raise NotRunningError(_FOREIGN)
+        timeout = self._timeout if timeout is None else min(timeout, self._timeout)
+        if self.failures > 1:
+            timeout = min(timeout, KNOWN_DOWN_TIMEOUT)
+        try:
+            conn = self._pool.borrow(timeout)
+        except PoolTimeout:
+            in_use = len(self._leases)
+            why = (
+                f"; the last check failed: {self.reason}"
+                if self.failures
+                else f"; {in_use} of {self._max_size} are in use"
+            )
+            raise Unavailable(f"no connection within {timeout:.3g} s{why}") from None
+        except (PoolClosed, TooManyRequests) as error:
+            raise Unavailable(str(error)) from None
+        self._leases.add(lease)
+        return conn
+
+    def take_back(self, lease: Lease, conn: Connection) -> None:
+        """Returns a connection to the pool; if it is intact, it proves that the server has responded during this
+        use."""
+        if self.is_foreign:
+            raise NotRunningError(_FOREIGN)
+        self._leases.discard(lease)
+        use_time = monotonic() - conn.lent
+        self.use_time += use_time  # no call between reading and writing it, so no other thread can come in between
+        if conn.pgconn.transaction_status == IDLE:
+            if conn.answered > self.returned and not (self._primary and conn.reports_read_only()):
+                self.returned = conn.answered
+                self.proved = max(self.proved, conn.answered)
+            try:
+                conn.restore()
+            except psycopg.Error:
+                conn.close()
+        self._pool.putconn(conn)
+
+    def close(self, timeout: float) -> None:
+        """Shuts down the connections that are lent; cancelling their queries takes at most `timeout` seconds."""
+        for lease in list(self._leases):
+            lease.shut()
+        self.watchdog.close(timeout)
+
+
 class Lease:
     """Returned by `Database.connection`, for one `with` block.  `timeout`: seconds for the whole block."""
 
-    __slots__ = ("_conn", "_database", "_deadline", "_timeout")
+    __slots__ = ("_conn", "_deadline", "_lending", "_timeout")
 
-    def __init__(self, database: Database, timeout: float | None) -> None:
-        self._database = database
+    def __init__(self, lending: Lending, timeout: float | None) -> None:
+        self._lending = lending
         self._timeout = timeout
         self._conn: Connection | None = None
         self._deadline: Deadline | None = None
@@ -39,16 +129,16 @@ class Lease:
     def __enter__(self) -> psycopg.Connection[Any]:
         if self._conn is not None:
             raise RuntimeError("this connection is already in use; call connection() for each `with` block")
-        database, timeout = self._database, self._timeout
+        lending, timeout = self._lending, self._timeout
         if timeout is None:
-            conn = database.lend(self)
+            conn = lending.lend(self)
         else:
             begun = monotonic()
-            conn = database.lend(self, timeout)
+            conn = lending.lend(self, timeout)
             try:
-                self._deadline = database.watchdog.watch(conn, begun + timeout, cancel=True)
+                self._deadline = lending.watchdog.watch(conn, begun + timeout, cancel=True)
             except BaseException:
-                database.take_back(self, conn)
+                lending.take_back(self, conn)
                 raise
         self._conn = conn
         return conn
@@ -56,12 +146,12 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        database, conn, deadline = self._database, self._conn, self._deadline
+        lending, conn, deadline = self._lending, self._conn, self._deadline
         assert conn is not None
-        if database.is_foreign:  # the connection belongs to the parent, and nothing was committed
+        if lending.is_foreign:  # the connection belongs to the parent, and nothing was committed
             self._conn = self._deadline = None
             if kind is None:
-                database.take_back(self, conn)  # NotRunningError
+                lending.take_back(self, conn)  # NotRunningError
             return
         closed = conn.closed  # psycopg would not try to commit then
         late = False
@@ -75,13 +165,13 @@ class Lease:
             raise
         finally:
             if deadline is not None:
-                late = database.watchdog.release(deadline, is_lost=conn.closed)
+                late = lending.watchdog.release(deadline, is_lost=conn.closed)
             lost = conn.broken  # closed, but not by the block
             if late:
                 lost = lost or isinstance(error, (psycopg.errors.QueryCanceled, Expired))
                 conn.close()
             self._conn = self._deadline = None
-            database.take_back(self, conn)
+            lending.take_back(self, conn)
             if lost and (error is None or isinstance(error, psycopg.Error)):
                 text = (
                     f"not finished within {self._timeout:g} s"
@@ -94,4 +184,4 @@ class Lease:
         """Shuts the connection down, even if a thread waits for a response on it."""
         conn = self._conn
         if conn is not None:
-            self._database.watchdog.end(conn)
+            self._lending.watchdog.end(conn)
