@@ -8,20 +8,18 @@ It decides when something happens; each part knows how.
             workers started, `startup` passes                (phase READY)
 
     stop    SIGTERM, SIGINT, SIGHUP, SIGQUIT or POST /drain  (phase DRAINING)
-      0 s     the front sees the signal by itself: /readyz 503 `shutdown`, `Connection: close` on every response
-      |       drain_delay (0 after SIGINT, cut short by a second signal): new requests are still accepted and served
-      v       no new handshakes, the backlog is accepted, the listener closes; idle connections get one more second
-      |       drain_timeout: requests in flight finish; 1 s before its end, stacks and requests are logged
-      v       remaining requests are aborted                 (phase STOPPED)
-            checks stop, the pool closes, a summary is logged, logs are flushed; exit 0 if nothing was aborted, else 1
-            1.5 s after the deadline: the front or faulthandler ends the process with exit code 1
+            the drain, whose timeline is in `drain`
+            checks stop, the pool closes, a summary is logged    (phase STOPPED)
+            logs are flushed; exit 0 if nothing was aborted, else 1
+            1.5 s after the drain's deadline: the front or faulthandler ends the process with exit code 1
+
+What has been started is ended in any case: in phase STOPPED by the drain, in another one, after an exception, by abort.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import faulthandler
 import functools
 import logging
 import os
@@ -34,7 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 from pkg import api
 from pkg.errors import StartupError
-from pkg.logs.output import last_words
+from pkg.lifecycle import Lifecycle, Phase
+from pkg.service.drain import GIVE_UP, drain
 from pkg.service.signals import Interrupted, Signals
 from pkg.settings.declared import parse_address, show_address
 
@@ -51,9 +50,6 @@ __all__ = ["Service"]
 
 _log = logging.getLogger("pkg.service")
 
-LAST_WORDS = 1.0  # seconds before the deadline of the drain, when stacks are logged
-GIVE_UP = 1.5  # seconds after the deadline, when the process ends in any case (grace_period leaves 2 until SIGKILL)
-
 
 class Service:
     """One process: `run()` serves until it is told to stop, and returns the exit code."""
@@ -62,6 +58,7 @@ class Service:
         self.settings = settings
         self.started = time.monotonic()
         self.signals = Signals()
+        self.lifecycle = Lifecycle()
         self.server: Server | None = None
         self.database: Database | None = None
         self.checker: Checker | None = None
@@ -78,50 +75,39 @@ class Service:
         s = self.settings
         with _short_of_means():
             from pkg.diagnostics import installation
-            from pkg.lifecycle import Lifecycle, Phase
             from pkg.logs import sink
 
             self.logs = sink.configure(format=s.log_format, level=s.log_level, access_log=s.access_log)
         sink.catch_uncaught(self.logs)
-        self.lifecycle = Lifecycle()
         for warning in filter(None, (installation.conflict(), *s.warnings)):
             _log.warning("%s", warning)
-        clean = False
         try:
             try:
                 with _short_of_means():
                     self._start()
-                self.lifecycle.advance(Phase.READY)
-                _log.info(
-                    "serving %s on %s after %.0f ms",
-                    s.app or "health pages",
-                    show_address(*self.address),
-                    (time.monotonic() - self.started) * 1000,
-                )
-                if self.admin is not None:
-                    self.admin.prime()
-                self.signals.drain.wait()
+                self._serve()
             except Interrupted:  # what has been started so far is drained like the rest
                 assert self.server is not None
                 self.server.host(_unavailable)
             self.lifecycle.advance(Phase.DRAINING, self.signals.name)
-            code = self._drain()
-            clean = True
-            return code
+            aborted = self._drain()
+            self.lifecycle.advance(Phase.STOPPED)
         finally:
-            api.leave()
-            if not clean:
-                self._abort()
-            if self.admin is not None:
-                self.admin.close()
-            stuck = self.server.stuck_workers if self.server is not None else 0
-            self.logs.close()
-            self.signals.close()
-            if clean and stuck:
-                # A worker that never ends, and whatever it holds, must not delay the exit.
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(1)
+            self._end()
+        return 1 if aborted else 0
+
+    def _serve(self) -> None:
+        """Until something requests the drain."""
+        self.lifecycle.advance(Phase.READY)
+        _log.info(
+            "serving %s on %s after %.0f ms",
+            self.settings.app or "health pages",
+            show_address(*self.address),
+            (time.monotonic() - self.started) * 1000,
+        )
+        if self.admin is not None:
+            self.admin.prime()
+        self.signals.drain.wait()
 
     def in_child(self) -> None:
         """Called in a process that the application has forked: closes and stops there what belongs to this one.
@@ -333,75 +319,38 @@ class Service:
     # -------------------------------------------------------------- stop
 
     def _drain(self) -> int:
-        """The stopping half of the timeline above."""
-        from pkg.lifecycle import Phase
-
-        s, server, signals = self.settings, self.server, self.signals
-        assert server is not None and server.front is not None and self.checker is not None
-        front, begun = server.front, signals.at
-        delay = 0.0 if signals.hurry.is_set() else s.drain_delay
-        before = front.stats()
-        _log.info(
-            "draining after %s: %d requests in flight, %d connections; "
-            "accepting new connections for %g s, then waiting at most %g s for requests to finish",
-            signals.name,
-            before["in_flight"],
-            before["connections"],
-            delay,
-            s.drain_timeout,
+        """Ends everything in order.  Returns the number of requests that were aborted."""
+        s = self.settings
+        assert self.server is not None and self.checker is not None
+        drained = drain(
+            self.server,
+            self.checker,
+            self.signals,
+            delay=s.drain_delay,
+            timeout=s.drain_timeout,
+            say=self._last_words,
         )
-        server.drain()
-        # The interpreter runs at this point, so faulthandler watches from now on, which shows stacks; see also
-        # Front.watch_signals().
-        over = begun + s.drain_delay + s.drain_timeout + GIVE_UP
-        faulthandler.dump_traceback_later(max(0.1, over - time.monotonic()), exit=True, file=last_words())
-        self.checker.shutting_down()
-        if delay:
-            signals.hurry.wait(begun + delay - time.monotonic())
-        server.close_listener()
-        deadline = time.monotonic() + s.drain_timeout
-        aborted = 0
-        if not server.join(max(0.0, s.drain_timeout - LAST_WORDS)):
-            self._warn(deadline)
-            if not server.join(max(0.0, deadline - time.monotonic())):
-                aborted = -front.stats()["aborted"]
-                server.shutdown()
-                aborted += front.stats()["aborted"]
-        if front.close_fault:
-            _log.warning(
-                "new connections could not be stopped before the listener closed (%s); "
-                "a connection made at that moment was reset",
-                os.strerror(front.close_fault),
-            )
-        after = front.stats()
         self._close_parts()
-        self.lifecycle.advance(Phase.STOPPED)
         _has_lasting_threads()
-        _log.info(
-            "stopped: %d served while draining, %d aborted%s, after %.1f s; since the start %d served, %d cut off",
-            after["served"] - before["served"],
-            aborted,
-            " at the deadline" if aborted else "",
-            time.monotonic() - begun,
-            after["served"],
-            after["aborted"] - aborted,
-        )
-        return 1 if aborted else 0
+        drained.log()
+        return drained.aborted
 
-    def _warn(self, deadline: float) -> None:
-        """Logs what is in flight one second before the deadline.  Connections without a request are no reason for
-        alarm."""
-        assert self.server is not None and self.server.front is not None
-        stats = self.server.front.stats()
-        if stats["in_flight"]:
-            self._last_words("the drain deadline is in 1 s")
-        else:
-            left = max(0.0, deadline - time.monotonic())
-            _log.info(
-                "the drain deadline is in %.1f s: %d connections are left, no request is in flight",
-                left,
-                stats["connections"],
-            )
+    def _end(self) -> None:
+        """Ends what the drain leaves, or everything if there was none; after a worker that is stuck, the process."""
+        is_drained = self.lifecycle.phase is Phase.STOPPED
+        api.leave()
+        if not is_drained:
+            self._abort()
+        if self.admin is not None:
+            self.admin.close()
+        stuck = self.server.stuck_workers if self.server is not None else 0
+        self.logs.close()
+        self.signals.close()
+        if is_drained and stuck:
+            # A worker that never ends, and whatever it holds, must not delay the exit.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
 
     def _close_parts(self) -> None:
         """Takes at most 1.3 s, whatever hangs: less than GIVE_UP, so that the summary is logged."""
