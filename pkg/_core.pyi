@@ -8,7 +8,7 @@ Answer = tuple[int, bytes, bytes]
 """Status, header lines (each ending in CRLF, without Date and Connection), body."""
 Answers = tuple[Answer, Answer, Answer]
 """As text, verbose text, JSON."""
-Page = tuple[str, int, Answers, Answers, Answers | None]
+HealthPage = tuple[str, int, Answers, Answers, Answers | None]
 """Path, expiry slot (0 to 63), and the answers while fresh, when expired, and while draining."""
 
 def watch_over(child: int) -> NoReturn:
@@ -96,7 +96,7 @@ class Front:
         before(request) runs first and after(request) last; failed(request, client_address) runs while an exception of
         handle is being handled.
         """
-    def publish(self, table: Sequence[Page]) -> None:
+    def publish(self, table: Sequence[HealthPage]) -> None:
         """Replaces all published pages.  Raises ValueError or OSError if they are too many or too large."""
     def renew(self, slot: int, seconds: float) -> None:
         """Keeps pages of this slot fresh for `seconds` from now."""

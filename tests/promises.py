@@ -80,6 +80,7 @@ def settings() -> dict[str, Any]:
             "default": setting.show(setting.default),
             "range": setting.bounds(),
             "secret": setting.secret,
+            **({"former": [setting.former_environment, setting.former_flag]} if setting.former else {}),
         }
         for setting in SETTINGS
     }

@@ -60,7 +60,7 @@ def who(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     ],
 )
 def test_x_forwarded(proxies: Any, headers: str, expected: str | None) -> None:
-    with serving_app(who, before=Forwarded(proxies)) as server, Connection(server.server_address) as c:
+    with serving_app(who, on_request=Forwarded(proxies)) as server, Connection(server.server_address) as c:
         mine = "{} {} http".format(*c.socket.getsockname())
         wanted = (expected or mine).replace("MINE", mine.removesuffix(" http"))
         assert c.request("GET", "/", headers).body.decode() == wanted

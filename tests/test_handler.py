@@ -388,7 +388,7 @@ def test_a_handler_that_fails_half_way(kind: Any, caplog: pytest.LogCaptureFixtu
 
 def test_a_handler_that_writes_its_own_status_line(kind: Any) -> None:
     seen: list[int] = []
-    with connected(kind, access=lambda request: seen.append(request.status)) as c:
+    with connected(kind, on_response=lambda request: seen.append(request.status)) as c:
         answer = ask(c, "/own")
         assert (answer.status, answer.reason, answer.header("x-own"), answer.body) == (299, "Mine", "yes", b"own body")
         assert c.is_closed()
@@ -397,7 +397,7 @@ def test_a_handler_that_writes_its_own_status_line(kind: Any) -> None:
 
 def test_a_handler_that_writes_to_its_socket(kind: Any) -> None:
     seen: list[int] = []
-    with connected(kind, access=lambda request: seen.append(request.status)) as c:
+    with connected(kind, on_response=lambda request: seen.append(request.status)) as c:
         answer = ask(c, "/socket")
         assert (answer.status, answer.body) == (298, b"ok")
         assert c.is_closed()
@@ -993,7 +993,7 @@ def test_no_failure_behind_a_request_ends_the_worker(
 
     methods = {name: same if name == "verify_request" else fail for name in overridden}
     broken = type("Broken", (Server,), {"handle_error": fail, **methods})
-    with running(broken(("127.0.0.1", 0), Ours, threads=1, access=lambda request: fail(None))) as server:
+    with running(broken(("127.0.0.1", 0), Ours, threads=1, on_response=lambda request: fail(None))) as server:
         for _ in range(2):
             with pytest.raises((EOFError, ConnectionError)):
                 get(server.server_address, "/fail")

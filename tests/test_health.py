@@ -349,7 +349,7 @@ def test_set_ready_and_shutdown() -> None:
         assert "model" not in bench.front.answer("/readyz", VERBOSE)[2]
         bench.checker.set_ready(True)
         assert bench.front.answer("/readyz")[0] == 200
-        bench.checker.shutting_down()
+        bench.checker.drain()
         assert bench.front.answer("/readyz")[::2] == (503, "shutdown: draining")
         assert bench.front.answer("/healthz")[0] == 200
     finally:

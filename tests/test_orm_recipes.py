@@ -35,7 +35,7 @@ def library(name: str, folder: Path, database: Postgres) -> Iterator[Process]:
         "DATABASE_URL": database.url,
         "PKG_ADMIN": "off",
         "PKG_POOL_MAX_SIZE": "2",
-        "PKG_CHECK_INTERVAL": "500ms",
+        "PKG_DATABASE_CHECK_INTERVAL": "500ms",
     }
     if name == "django":
         for command in (["makemigrations", "library"], ["migrate"]):

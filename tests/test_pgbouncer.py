@@ -155,7 +155,7 @@ def test_readiness_is_what_a_write_would_find(server: Postgres, tmp_path: Path, 
             other.promote()
         with bouncing(other, SESSIONS) as url:
             environ = {"DATABASE_URL": url, "PKG_PREPARE_STATEMENTS": "false", "PKG_DATABASE_ROLE": "primary"}
-            environ |= {"PKG_CHECK_INTERVAL": "300ms", "PKG_ADMIN": "off"}
+            environ |= {"PKG_DATABASE_CHECK_INTERVAL": "300ms", "PKG_ADMIN": "off"}
             with running(tmp_path, SOURCE, **environ) as process:
                 if is_standby_first:
                     process.await_message("the server is read-only")

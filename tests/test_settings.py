@@ -62,7 +62,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "pool_timeout": "5s",
         "connect_timeout": "3s",
         "prepare_statements": "true",
-        "check_interval": "2s",
+        "database_check_interval": "2s",
         "max_connections": "10000",
         "max_queue": "1024",
         "max_header_size": "32KiB",

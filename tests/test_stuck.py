@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from pkg.diagnostics.last_words import Stall
+from pkg.health.stuck import StuckWorkers
 from tests.client import Connection, get, wait_for
 from tests.faults.postgres import Postgres
 from tests.processes import Process, ask, free_port, running
@@ -188,20 +188,20 @@ def test_busy_workers_do_not_fail_liveness() -> None:
         def stats(self) -> dict[str, int]:
             return numbers
 
-    stall = Stall(Front(), threads=2, timeout=10, clock=lambda: now[0])
+    stuck = StuckWorkers(Front(), threads=2, timeout=10, clock=lambda: now[0])
     for _ in range(30):  # each look finds all of them busy, with other requests
         now[0] += 5
         numbers["finished"] += 1
-        assert stall() is None
+        assert stuck() is None
     now[0] += 10
-    assert stall() is None
+    assert stuck() is None
     now[0] += 0.1
-    assert "all 2 worker threads" in str(stall())
+    assert "all 2 worker threads" in str(stuck())
     numbers["finished"] += 1
-    assert stall() is None, "it recovers"
+    assert stuck() is None, "it recovers"
     now[0] += 20
     numbers |= {"in_flight": 2, "queued": 1}
-    assert stall() is None, "one is free: nobody may be stuck"
+    assert stuck() is None, "one is free: nobody may be stuck"
 
 
 # --- the application says so ---------------------------------------------------------------------------------------

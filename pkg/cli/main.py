@@ -232,6 +232,9 @@ def _parser(command: str, *, is_full: bool) -> argparse.ArgumentParser:
             group.add_argument(setting.flag, action=argparse.BooleanOptionalAction, help=text, **common)
         else:
             group.add_argument(setting.flag, metavar=setting.kind.metavar, help=text, **common)
+        if setting.former:
+            hidden: dict[str, Any] = {"dest": setting.former, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+            group.add_argument(setting.former_flag, **hidden)
     if command == "serve":
         parser.add_argument(
             "--version", action=Version, nargs=0, dest=argparse.SUPPRESS, help="show the versions and exit"

@@ -1,4 +1,4 @@
-"""What must be logged before this process may be killed, and when all workers count as stuck.
+"""What must be logged before this process may be killed.
 
 The caller decides when to log it.
 """
@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import faulthandler
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
 from pkg.diagnostics import stacks
 from pkg.logs.output import last_words
 
-__all__ = ["Late", "Stall", "say"]
+__all__ = ["Late", "say"]
 
 _log = logging.getLogger("pkg.lastwords")
 
@@ -89,27 +88,3 @@ class Late:
     def _is_known(self, request: Any) -> bool:
         """Whether the request has been logged.  A younger request of the same thread is a new one."""
         return bool(self._known.get(request["thread"], float("inf")) <= request["age"])
-
-
-class Stall:
-    """Detects that every worker has been busy with its request for more than `timeout` seconds and none has
-    finished."""
-
-    def __init__(self, front: Any, threads: int, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._front, self._threads, self._timeout, self._clock = front, threads, timeout, clock
-        self._finished = -1
-        self._since = clock()
-
-    def __call__(self) -> str | None:
-        """The reason if all workers are stuck now, otherwise None.  Call it about once a second."""
-        stats, now = self._front.stats(), self._clock()
-        finished = stats["finished"]
-        busy = stats["in_flight"] - stats["queued"]
-        if busy < self._threads or finished != self._finished:
-            self._finished, self._since = finished, now
-        if now - self._since <= self._timeout:
-            return None
-        return (
-            f"all {self._threads} worker threads have been busy with their requests for more than {self._timeout:g} s, "
-            "and none has finished"
-        )

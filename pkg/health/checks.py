@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
 
-from pkg.health.pages import LIVENESS, READINESS, Page, Result, State, pages_of, verdict_of
+from pkg.health.pages import LIVENESS, READINESS, HealthPage, Result, State, pages_of, verdict_of
 
 __all__ = ["Check", "Checker", "Degraded", "Result"]
 
@@ -37,7 +37,7 @@ _log = logging.getLogger("pkg.health")
 TICK = 0.5  # seconds between two ticks; changes are published at once
 FROZEN = 2.0  # seconds; a tick that is later than this means that the process or the interpreter was stopped
 READINESS_EXPIRY = 10.0  # seconds; shorter if a required check becomes stale sooner
-STOP_TIMEOUT = 0.2  # seconds, for all checks together, so that hanging checks do not use up the time of the shutdown
+STOP_TIMEOUT = 0.2  # seconds, for all checks together, so that hanging checks do not use up the time of the drain
 MAX_CHECKS = 60
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
@@ -174,7 +174,7 @@ class Checker:
     def __init__(
         self,
         *,
-        publish: Callable[[Sequence[Page]], object],
+        publish: Callable[[Sequence[HealthPage]], object],
         renew: Callable[[int, float], object],
         liveness_timeout: float = 30.0,
         root: bool = False,
@@ -266,7 +266,8 @@ class Checker:
         """Called when the application is loaded; `startup` passes once every required check has passed once."""
         self._set("_startup", Result("ok"))
 
-    def shutting_down(self) -> None:
+    def drain(self) -> None:
+        """Makes readiness fail for good."""
         self._set("_shutdown", Result("failed", "draining"))
 
     def set_ready(self, ready: bool, reason: str = "") -> None:
@@ -427,7 +428,7 @@ class Checker:
             shown = [(s.name, s.result.status, s.changed) for s in (*liveness, *readiness)]
             if shown == self._shown:
                 return
-            pages: list[Page] = []
+            pages: list[HealthPage] = []
             for path in self._liveness_paths:
                 pages += pages_of(path, path[1:], LIVENESS, liveness)
             pages += pages_of(self._readiness_path, self._readiness_path[1:], READINESS, readiness)

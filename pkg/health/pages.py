@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-__all__ = ["LIVENESS", "READINESS", "Page", "Result", "State", "pages_of", "verdict_of"]
+__all__ = ["LIVENESS", "READINESS", "HealthPage", "Result", "State", "pages_of", "verdict_of"]
 
 LIVENESS, READINESS = 0, 1  # expiry slots
 MAX_BODY_SIZE = 1024  # probers search for their text in the first KiB only (GCP, Envoy)
 
 Answer = tuple[int, bytes, bytes]
 Answers = tuple[Answer, Answer, Answer]
-Page = tuple[str, int, Answers, Answers, Answers | None]
+HealthPage = tuple[str, int, Answers, Answers, Answers | None]
 
 
 class Result(NamedTuple):
@@ -62,13 +62,13 @@ def verdict_of(states: Sequence[State]) -> str:
 _PUBLIC = {"startup": "in progress", "shutdown": "draining"}
 
 
-def pages_of(path: str, name: str, slot: int, states: Sequence[State]) -> list[Page]:
+def pages_of(path: str, name: str, slot: int, states: Sequence[State]) -> list[HealthPage]:
     """The page of all states, and below it one page for each state."""
     draining = None
     if slot == READINESS:
         draining = _answers(name, [State("shutdown", Result("failed"), True, None)])
     expired = _answers(name, [State("interpreter", Result("failed"), True, None)], text="interpreter: no sign of life")
-    pages: list[Page] = [(path, slot, _answers(name, states), expired, draining)]
+    pages: list[HealthPage] = [(path, slot, _answers(name, states), expired, draining)]
     for state in states:
         below = draining if state.name == "shutdown" else None
         pages.append((f"{path}/{state.name}", slot, _answers(state.name, [state]), expired, below))

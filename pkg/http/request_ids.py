@@ -20,19 +20,19 @@ Observer = Callable[[Any], object]
 def observers(
     *, access_log: bool, proxies: Sequence[Any], request_timeout: float = 0.0
 ) -> tuple[Observer, Observer | None]:
-    """The arguments `before` and `access` of a Server.
+    """The arguments `on_request` and `on_response` of a Server.
 
     `proxies`: the networks whose X-Forwarded headers are trusted.  `request_timeout`: seconds, 0 for none.
     """
     # Ids are needed with and without access records.
-    before: Observer = _core.NewIds(context.bound, context.ID_HEADERS, _read_ids)
+    on_request: Observer = _core.NewIds(context.bound, context.ID_HEADERS, _read_ids)
     if request_timeout:
-        before = _after(lambda request: context.set_deadline(monotonic() + request_timeout), before)
+        on_request = _after(lambda request: context.set_deadline(monotonic() + request_timeout), on_request)
     if proxies:
         from pkg.http.forwarded import Forwarded
 
-        before = _after(Forwarded(proxies), before)
-    return before, sink.access_of if access_log else None
+        on_request = _after(Forwarded(proxies), on_request)
+    return on_request, sink.access_of if access_log else None
 
 
 def _read_ids(request: Any) -> None:

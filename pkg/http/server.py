@@ -39,8 +39,9 @@ class Server(ThreadingHTTPServer):
     """An HTTP server on one listening socket.
 
     `RequestHandlerClass`: a subclass of `BaseHTTPRequestHandler`, or any callable with the parameters (request,
-    client_address, server) that responds to `request`.  `before` and `access` are called with each request, before its
-    handler and at its end.  `limits`: keyword arguments of `_core.Front`, durations in seconds and sizes in bytes.
+    client_address, server) that responds to `request`.  `on_request` and `on_response` are called with each request,
+    before its handler and at the end of its response.  `limits`: keyword arguments of `_core.Front`, durations in
+    seconds and sizes in bytes.
 
     Raises OSError if the address cannot be bound.
     """
@@ -57,15 +58,15 @@ class Server(ThreadingHTTPServer):
         bind_and_activate: bool = True,
         *,
         threads: int = 8,
-        before: Callable[[_core.Request], object] | None = None,
-        access: Callable[[_core.Request], object] | None = None,
+        on_request: Callable[[_core.Request], object] | None = None,
+        on_response: Callable[[_core.Request], object] | None = None,
         **limits: Any,
     ) -> None:
         if ":" in server_address[0]:
             self.address_family = socket.AF_INET6
         self.threads = threads
-        self.before = before
-        self.access = access
+        self.on_request = on_request
+        self.on_response = on_response
         self.front: _core.Front | None = None
         self._limits = limits
         self._handle: Handler | None = None if RequestHandlerClass is None else adapt(RequestHandlerClass)
@@ -307,7 +308,7 @@ class Server(ThreadingHTTPServer):
         )
         if not changed:
             assert self._handle is not None
-            front.work(self._handle, self.handle_error, self.access, self, self.before)
+            front.work(self._handle, self.handle_error, self.on_response, self, self.on_request)
             return
         while (request := front.take()) is not None:
             self._serve(request)
@@ -343,16 +344,16 @@ class Server(ThreadingHTTPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serves one request in the calling worker thread."""
         try:
-            if self.before is not None:
-                self.before(request)
+            if self.on_request is not None:
+                self.on_request(request)
             self.finish_request(request, client_address)
         except BaseException:  # SystemExit in a handler ends the request, not the worker
             self._end_child()
             self.handle_error(request, client_address)
         finally:
             self.shutdown_request(request)
-        if self.access is not None:
-            self.access(request)
+        if self.on_response is not None:
+            self.on_response(request)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         if isinstance(request, _core.Request):

@@ -86,7 +86,7 @@ def drain(
     # The interpreter runs at this point, so faulthandler watches from now on, which shows stacks; see also
     # Front.watch_signals().
     faulthandler.dump_traceback_later(max(0.1, over - time.monotonic()), exit=True, file=last_words())
-    checker.shutting_down()
+    checker.drain()
     if delay:
         signals.hurry.wait(begun + delay - time.monotonic())
     server.close_listener()

@@ -128,8 +128,9 @@ class Service:
     # -------------------------------------------------------------- start
 
     def _start(self) -> None:
-        from pkg.diagnostics.last_words import Late, Stall
+        from pkg.diagnostics.last_words import Late
         from pkg.health.checks import Checker
+        from pkg.health.stuck import StuckWorkers
 
         try:
             from pkg.http.request_ids import observers
@@ -142,14 +143,14 @@ class Service:
             from pkg.http.forwarded import networks
 
             proxies = networks(s.trusted_proxies)
-        before, access = observers(access_log=s.access_log, proxies=proxies, request_timeout=s.request_timeout)
+        on_request, on_response = observers(access_log=s.access_log, proxies=proxies, request_timeout=s.request_timeout)
         try:
             self.server = server = Server(
                 (s.host, s.port),
                 None,
                 threads=s.threads,
-                before=before,
-                access=access,
+                on_request=on_request,
+                on_response=on_response,
                 max_connections=_connections(s.max_connections),
                 proxies=proxies if s.proxy_protocol else (),
                 proxy_optional=s.proxy_protocol_optional,
@@ -176,7 +177,7 @@ class Service:
             root=not s.app,
             liveness_path=s.liveness_path,
             readiness_path=s.readiness_path,
-            stuck=Stall(front, s.threads, s.stuck_timeout, clock=front.clock) if s.stuck_timeout else None,
+            stuck=StuckWorkers(front, s.threads, s.stuck_timeout, clock=front.clock) if s.stuck_timeout else None,
             last_words=self._last_words,
             notices=(_Unspooled(front), *((Late(front, s.request_timeout),) if s.request_timeout else ())),
             clock=front.clock,
@@ -314,7 +315,7 @@ class Service:
             time_left=context.time_left if s.request_timeout else None,
         )
         self.database.open()
-        self.checker.add(Check("database", self.database.check, interval=s.check_interval))
+        self.checker.add(Check("database", self.database.check, interval=s.database_check_interval))
 
     # -------------------------------------------------------------- stop
 

@@ -181,7 +181,14 @@ class Settings:
         "Let psycopg prepare statements that are executed repeatedly. Set it to false "
         "behind PgBouncer before 1.24 with pool_mode=transaction.",
     )
-    check_interval = Setting(DURATION, 2.0, "Time between two database checks.", 0.1, 60.0)
+    database_check_interval = Setting(
+        DURATION,
+        2.0,
+        "Time between two database checks. Its former name, check_interval, is accepted.",
+        0.1,
+        60.0,
+        former="check_interval",
+    )
 
     max_connections = Setting(
         INTEGER,
@@ -455,8 +462,38 @@ _SERVICE_LINK = re.compile(
 _SERVICE_LINK_URL = re.compile(r"(tcp|udp|sctp)://")
 
 
+_FORMER = {setting.former: setting for setting in SETTINGS if setting.former}
+
+
+def _renamed(
+    environ: Mapping[str, str], flags: Mapping[str, str]
+) -> tuple[Mapping[str, str], Mapping[str, str], dict[str, str]]:
+    """Environment and flags with the present names of settings, and the former variable or flag of those that had one.
+
+    The present name wins, and a flag wins over a variable, as always.
+    """
+    formers: dict[str, str] = {}
+    for former, setting in _FORMER.items():
+        if not environ.get(setting.environment, "").strip() and environ.get(setting.former_environment, "").strip():
+            environ = {**environ, setting.environment: environ[setting.former_environment]}
+            formers[setting.name] = setting.former_environment
+        if setting.name in flags:
+            formers.pop(setting.name, None)
+        elif former in flags:
+            formers[setting.name] = setting.former_flag
+        if former in flags:
+            flags = {setting.name: flags[former], **{name: text for name, text in flags.items() if name != former}}
+    return environ, flags, formers
+
+
+def _outdated(formers: Mapping[str, str]) -> Iterator[str]:
+    for name, former in formers.items():
+        setting = _BY_NAME[name]
+        yield f"{former} is now called {setting.flag if former == setting.former_flag else setting.environment}"
+
+
 def _unknown(environ: Mapping[str, str]) -> Iterator[str]:
-    known = {setting.environment for setting in SETTINGS}
+    known = {variable for setting in SETTINGS for variable in (setting.environment, setting.former_environment)}
     for name in sorted(environ):
         if not name.startswith("PKG_") or name in known or _SERVICE_LINK.fullmatch(name):
             continue
@@ -524,7 +561,7 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
 
     Raises ConfigurationError with all faults.  `warnings` of the result holds harmless oddities, for the log.
     """
-    flags = flags or {}
+    environ, flags, formers = _renamed(environ, flags or {})
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     shown: dict[str, str] = {}
@@ -533,7 +570,7 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
 
     def named(name: str) -> str:
         setting = _BY_NAME[name]
-        return setting.flag if origins.get(name) == "flag" else setting.environment
+        return formers.get(name) or (setting.flag if origins.get(name) == "flag" else setting.environment)
 
     for name in flags.keys() - _BY_NAME.keys():
         faults.append(f"{name} is not a setting")
@@ -593,7 +630,7 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
     settings = Settings()
     for slot, content in (("_values", values), ("_origins", origins), ("_shown", shown)):
         object.__setattr__(settings, slot, content)
-    object.__setattr__(settings, "warnings", (*_unknown(environ), *_of_other_servers(environ)))
+    object.__setattr__(settings, "warnings", (*_outdated(formers), *_unknown(environ), *_of_other_servers(environ)))
     for name, reason, others in _across(settings):
         # A setting that is already reported would only be reported a second time, in a more confusing way.
         if not wrong.intersection((name, *others)):

@@ -342,6 +342,7 @@ class Setting(Generic[T]):
         flag: str = "",
         secret: bool = False,
         basic: bool = False,
+        former: str = "",
     ) -> None:
         self.kind = kind
         self.default = default
@@ -351,12 +352,15 @@ class Setting(Generic[T]):
         self.environment = environment
         self.flag = flag
         self.secret = secret
+        self.former = former  # a name that it had once; its variable and its flag are accepted, with a warning
         self.basic = basic  # one of those that people need first: `--help` shows it, `--help-all` shows every setting
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
         self.environment = self.environment or f"PKG_{name.upper()}"
         self.flag = self.flag or "--" + name.replace("_", "-")
+        self.former_environment = f"PKG_{self.former.upper()}" if self.former else ""
+        self.former_flag = "--" + self.former.replace("_", "-") if self.former else ""
 
     @overload
     def __get__(self, instance: None, owner: type) -> Setting[T]: ...

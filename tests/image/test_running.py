@@ -86,7 +86,7 @@ def test_it_is_healthy_and_ready_without_an_application(engine: Engine, image: s
 
 
 def test_it_is_ready_while_the_database_answers(engine: Engine, image: str, postgres: Postgres) -> None:
-    settings = {"DATABASE_URL": postgres.url, "PKG_CHECK_INTERVAL": "500ms"}
+    settings = {"DATABASE_URL": postgres.url, "PKG_DATABASE_CHECK_INTERVAL": "500ms"}
     with engine.container(image, environment=settings) as container:
         container.wait_until("/readyz/database", 200)
         container.wait_until("/readyz", 200)
