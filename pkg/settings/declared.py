@@ -409,6 +409,10 @@ class Settings:
     def __iter__(self) -> Iterator[str]:
         return (setting.name for setting in SETTINGS)
 
+    def value(self, name: str) -> Any:
+        """The value of the setting of this name, which its descriptor reads."""
+        return self._values[name]
+
     def origin(self, name: str) -> str:
         """Where the value came from: default, environment, flag, file or implied."""
         return self._origins[name]

@@ -369,7 +369,7 @@ class Setting(Generic[T]):
     def __get__(self, instance: Any, owner: type) -> Setting[T] | T:
         if instance is None:
             return self
-        value: T = instance._values[self.name]
+        value: T = instance.value(self.name)
         return value
 
     def parse(self, text: str) -> T:
