@@ -20,7 +20,6 @@ __all__ = [
     "TraceParent",
     "bind",
     "bound",
-    "ids",
     "ids_now",
     "parse_amzn_trace",
     "parse_cloud_trace",
@@ -29,7 +28,6 @@ __all__ = [
     "set_deadline",
     "time_left",
     "trace_parent",
-    "unbind",
 ]
 
 
@@ -123,22 +121,14 @@ bound: ContextVar[Ids] = ContextVar("pkg.context", default=("", "", ""))
 
 
 def bind(trace_id: str = "", span_id: str = "", request_id: str = "") -> Token[Ids]:
-    """Gives every log record of this context these ids, until `unbind` is called with the returned token."""
+    """Gives every log record of this context these ids, until `bound` is reset with the returned token."""
     return bound.set((trace_id, span_id, request_id))
 
 
-def unbind(token: Token[Ids]) -> None:
-    """Restores the ids from before `bind`."""
-    bound.reset(token)
-
-
-def ids() -> Ids:
-    """Trace id, span id and request id of this context; "" for an unknown one."""
-    return bound.get()
-
-
 def ids_now() -> Ids:
-    """The same, but with the trace and span of OpenTelemetry if one of its spans is active.
+    """Trace id, span id and request id of this context; "" for an unknown one.
+
+    With the trace and span of OpenTelemetry if one of its spans is active.
 
     OpenTelemetry is not imported for this: an application or agent that creates spans has imported it.
     """

@@ -25,7 +25,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
@@ -44,7 +44,6 @@ __all__ = [
     "catch_uncaught",
     "configure",
     "is_open",
-    "stats",
 ]
 
 # Limits of the queue.  Access records are dropped first, so that a flood of requests cannot displace the lines that
@@ -560,9 +559,3 @@ def access_of(request: Request) -> None:
         sink._refuse()
     else:
         sink._queue.put((line,))
-
-
-def stats() -> Mapping[str, int]:
-    """Numbers of the open sink for the metrics; empty if there is none."""
-    sink = _sink
-    return sink.stats() if sink is not None else {}

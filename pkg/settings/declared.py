@@ -406,9 +406,6 @@ class Settings:
         changed = (f"{row.name}={row.value!r}" for row in self.describe() if row.origin != "default")
         return f"Settings({', '.join(changed)})"
 
-    def __iter__(self) -> Iterator[str]:
-        return (setting.name for setting in SETTINGS)
-
     def value(self, name: str) -> Any:
         """The value of the setting of this name, which its descriptor reads."""
         return self._values[name]
