@@ -27,7 +27,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pkg import api
@@ -128,7 +128,6 @@ class Service:
     # -------------------------------------------------------------- start
 
     def _start(self) -> None:
-        from pkg.diagnostics.last_words import Late
         from pkg.health.checks import Checker
         from pkg.health.stuck import StuckWorkers
 
@@ -170,6 +169,11 @@ class Service:
             signal.SIGUSR1,
             s.drain_delay + s.drain_timeout + GIVE_UP,
         )
+        notices: list[Callable[[], None]] = [_Unspooled(front)]
+        if s.request_timeout:
+            from pkg.diagnostics.last_words import Late
+
+            notices.append(Late(front, s.request_timeout))
         self.checker = Checker(
             publish=front.publish,
             renew=front.renew,
@@ -179,13 +183,15 @@ class Service:
             readiness_path=s.readiness_path,
             stuck=StuckWorkers(front, s.threads, s.stuck_timeout, clock=front.clock) if s.stuck_timeout else None,
             last_words=self._last_words,
-            notices=(_Unspooled(front), *((Late(front, s.request_timeout),) if s.request_timeout else ())),
+            notices=notices,
             clock=front.clock,
             frozen=lambda: front.frozen,
         )
         self._open_admin()
         self.checker.start()
         server.start()
+        # Probes are answered from now on.  Not later, when there may be no descriptor or memory left to import it with.
+        import pkg.diagnostics.last_words  # noqa: F401
 
         if not s.pool:
             _log.info(
