@@ -24,7 +24,7 @@ import pkg
 from pkg import _core, errors
 from pkg.admin.pages import Pages
 from pkg.cli import main as cli
-from pkg.cli.client import PAGES as ADMIN_COMMANDS
+from pkg.cli.admin import PAGES as ADMIN_COMMANDS
 from pkg.database.database import _POOL_STATS
 from pkg.diagnostics import metrics
 from pkg.diagnostics.stacks import capture
