@@ -30,7 +30,8 @@ from typing import Any
 import pytest
 
 from pkg.errors import StartupError
-from pkg.http.handler import RequestHandler, adapt
+from pkg.http.adapt import adapt
+from pkg.http.handler import RequestHandler
 from pkg.http.server import Server
 from tests.client import Answer, Connection, get, wait_for
 from tests.servers import serving

@@ -23,7 +23,7 @@ from typing import Any
 
 from pkg import _core
 from pkg.errors import BodyError, ClientDisconnected, DatabaseUnavailable, ResponseError
-from pkg.http.handler import adapt
+from pkg.http.adapt import adapt
 
 __all__ = ["Server"]
 
