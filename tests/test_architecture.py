@@ -53,7 +53,7 @@ def test_a_function_that_is_named_exists(name: str) -> None:
 
 def test_there_are_names_to_look_for() -> None:
     assert len(FUNCTIONS) > 60
-    assert {"front_turn", "Service._drain", "Response.emit", "_Handler.emit"} <= defined()
+    assert {"loop_turn", "Service._drain", "Response.emit", "_Handler.emit"} <= defined()
     assert not {"no_such_function", "Service.emit", "if", "return"} & defined()
 
 

@@ -4,14 +4,22 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include "body.h"
+#include "clock.h"
+#include "handoff.h"
+#include "io.h"
+#include "probe.h"
+#include "reserve.h"
+#include "spool.h"
 
 #define PIPELINE 16  /* requests of one connection per turn, for fairness */
 #define DISPLACED 16 /* connections of a kind that are examined to find one to displace */
@@ -19,7 +27,14 @@
 #define LITTLE   4096 /* bytes to read so that the window opens */
 #define SPARES   256 /* buffers kept for reuse */
 #define BLOCKS   16  /* of 64 KiB of a file, for one connection per turn */
+#define OVERFLOW 128 /* connections beyond the limit: probes get their page, other requests 503 */
+#define OVERFLOW_TIMEOUT SECOND
+#define GATHER SECOND    /* time limit for a body to gather in its socket */
+#define BUFFER_SIZE 2048 /* first block: large enough for nearly every head, small enough for 10,000 slow clients */
 
+static void conn_end(front *f, front_conn *c);
+static void conn_flush(front *f, front_conn *c);
+static void conn_gathered(front *f, front_conn *c);
 static void on_linger(front *f, front_conn *c);
 static void proceed(front *f, front_conn *c);
 static void spool_body(front *f, front_conn *c);
@@ -48,6 +63,92 @@ static int conn_watch_anew(front *f, front_conn *c)
 int conn_watch(front *f, front_conn *c, uint32_t events)
 {
     return (c->watched & events) == events ? FRONT_OK : watch(f, c, events | c->watched);
+}
+
+/* ------------------------------------------------------------------ the table */
+
+/* The kernel limits SO_RCVLOWAT to half of the maximum size of a socket's buffer (net.ipv4.tcp_rmem). */
+static size_t longest_gathering(void)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), most = INT_MAX;
+
+    if (fd == -1)
+        return 0;
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &most, sizeof most) == -1 ||
+        getsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &most, &(socklen_t){sizeof most}) == -1 || most == INT_MAX)
+        most = 0;
+    close(fd);
+    return (size_t)most;
+}
+
+int conn_open(front *f)
+{
+    const front_limits *limits = &f->limits;
+
+    f->n_slots = limits->max_connections + OVERFLOW;
+    f->timeout[CONN_SILENT] = f->timeout[CONN_IDLE] = limits->idle_timeout;
+    f->timeout[CONN_HEAD] = limits->header_timeout;
+    f->timeout[CONN_GATHER] = GATHER;
+    f->timeout[CONN_OVERFLOW] = OVERFLOW_TIMEOUT;
+    f->timeout[CONN_BODY] = f->timeout[CONN_HELD] = limits->body_timeout;
+    f->timeout[CONN_FLUSH] = limits->write_timeout;
+    f->timeout[CONN_LINGER] = limits->linger_timeout;
+    f->gather_size = longest_gathering();
+    f->conns = calloc(f->n_slots, sizeof *f->conns);
+    return f->conns == NULL ? -ENOMEM : FRONT_OK;
+}
+
+void conn_free(front *f)
+{
+    for (uint32_t i = 0; i < f->n_used; i++) {
+        front_conn *c = &f->conns[i];
+        if (c->state == CONN_FREE)
+            continue;
+        if (c->fd != -1)
+            close(c->fd);
+        if (c->file != -1)
+            close(c->file);
+        if (c->spooled != NULL && c->spooled->fd != -1)
+            close(c->spooled->fd);
+        free(c->spooled);
+        free(c->out);
+        free(c->in);
+    }
+    for (buffer *b = f->spare, *next; b != NULL; b = next) {
+        next = b->next;
+        free(b);
+    }
+    free(f->conns);
+}
+
+/* Whether `fd` is one of the front's connections.  The table may contain one that another thread had just closed when the
+ * process forked, and whose number has been reused; only the front's sockets have its port. */
+bool conn_is_ours(const front *f, int fd)
+{
+    struct sockaddr_storage name;
+    socklen_t len = sizeof name;
+
+    memset(&name, 0, sizeof name);
+    if (getsockname(fd, (struct sockaddr *)&name, &len) == -1 || name.ss_family != f->name.ss_family)
+        return false;
+    if (name.ss_family == AF_INET)
+        return ((struct sockaddr_in *)&name)->sin_port == ((const struct sockaddr_in *)&f->name)->sin_port;
+    if (name.ss_family == AF_INET6)
+        return ((struct sockaddr_in6 *)&name)->sin6_port == ((const struct sockaddr_in6 *)&f->name)->sin6_port;
+    return memcmp(&name, &f->name, sizeof name) == 0;
+}
+
+void conn_disown(front *f)
+{
+    for (uint32_t i = 0; f->conns != NULL && i < f->n_used; i++) {
+        front_conn *c = &f->conns[i];
+        if (c->state != CONN_FREE && c->fd != -1 && conn_is_ours(f, c->fd))
+            close(c->fd);
+        if (c->spooled != NULL && c->spooled->fd != -1)
+            close(c->spooled->fd);
+        c->fd = -1;
+        atomic_store(&c->gone, true);
+    }
 }
 
 /* ------------------------------------------------------------- lists, slots */
@@ -94,7 +195,7 @@ front_conn *conn_new(front *f, int fd)
     return c;
 }
 
-void buffer_drop(front *f, front_conn *c)
+static void buffer_drop(front *f, front_conn *c)
 {
     buffer *b = c->in;
 
@@ -126,7 +227,7 @@ static void out_drop(front *f, front_conn *c)
     }
 }
 
-void conn_body_drop(front *f, front_conn *c)
+static void conn_body_drop(front *f, front_conn *c)
 {
     if (c->awaited > 0) {
         atomic_fetch_sub(&f->gathering, c->awaited);
@@ -143,15 +244,15 @@ void conn_close(front *f, front_conn *c)
     if (c->owed) /* its response had not been sent completely */
         count_add(&f->count.aborted, 1);
     if (c->fd != -1)
-        end_socket(c->fd, false);
+        io_end(c->fd, false);
     c->fd = -1;
     conn_body_drop(f, c);
     buffer_drop(f, c);
     out_drop(f, c);
     if (c->overflow)
         f->n_overflow--;
-    if (c->reserve && f->reserve_fd == -1)
-        f->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (c->reserve)
+        reserve_restore(f);
     c->generation++;
     c->prev = NULL;
     c->next = f->free;
@@ -162,16 +263,14 @@ void conn_close(front *f, front_conn *c)
 
 /* Sends FIN, then reads on: closing a socket with unread bytes would make the kernel send RST, which can destroy the
  * response before the client has read it (RFC 9112 9.6). */
-void conn_linger(front *f, front_conn *c)
+static void conn_linger(front *f, front_conn *c)
 {
     out_drop(f, c);
     conn_body_drop(f, c);
     buffer_drop(f, c);
     shutdown(c->fd, SHUT_WR);
-    if (!c->overflow) { /* it has had its response, and holds no place among max_connections */
-        c->overflow = true;
-        f->n_overflow++;
-    }
+    if (!c->overflow) /* it has had its response, and holds no place among max_connections */
+        conn_mark_overflow(f, c);
     if (c->eof || c->reserve || conn_watch(f, c, WATCH_IN) != 0) { /* the reserve descriptor is needed for the next one */
         conn_close(f, c);
         return;
@@ -180,19 +279,52 @@ void conn_linger(front *f, front_conn *c)
     on_linger(f, c);
 }
 
+void conn_make_room(front *f)
+{
+    front_conn *oldest = f->waiting[CONN_LINGER].first;
+
+    if (oldest == NULL)
+        oldest = f->waiting[CONN_OVERFLOW].first;
+    if (oldest != NULL)
+        conn_close(f, oldest);
+}
+
+void conn_close_reserve(front *f)
+{
+    for (front_conn *c = f->waiting[CONN_OVERFLOW].first; c != NULL; c = c->next)
+        if (c->reserve) {
+            conn_close(f, c);
+            return;
+        }
+}
+
+bool conn_next_socket(const front *f, uint32_t *i, int *fd)
+{
+    while (*i < f->n_used) {
+        const front_conn *c = &f->conns[(*i)++];
+        if (c->state != CONN_FREE && c->state != CONN_WORKER) {
+            *fd = c->fd;
+            return true;
+        }
+    }
+    return false;
+}
+
 /* ------------------------------------------------------------------- reading */
 
-void conn_event(front *f, front_conn *c, uint32_t events)
+void conn_event(front *f, uint32_t slot, uint32_t generation, uint32_t events)
 {
+    front_conn *c = &f->conns[slot];
+
+    if (c->generation != generation)
+        return;
     if (events & (EPOLLHUP | EPOLLERR))
         atomic_store_explicit(&c->gone, true, memory_order_relaxed);
     if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
         c->hup = true; /* there will be no further edge for the end of the stream */
     switch (c->state) {
     case CONN_WORKER:
-        pthread_mutex_lock(&f->mutex);
-        c->pending = true; /* front_finish() will ring, or take_back() finds it at the end of this turn */
-        pthread_mutex_unlock(&f->mutex);
+        handoff_note_event(f, c);
         break;
     case CONN_SILENT:
     case CONN_IDLE:
@@ -221,6 +353,14 @@ void conn_event(front *f, front_conn *c, uint32_t events)
     }
 }
 
+void conn_resume(front *f)
+{
+    for (front_conn *c = f->waiting[CONN_AGAIN].first, *last = f->waiting[CONN_AGAIN].last, *next; c != NULL; c = next) {
+        next = c == last ? NULL : c->next; /* connections after `last` were added in this turn */
+        conn_readable(f, c);
+    }
+}
+
 static buffer *buffer_new(front *f)
 {
     buffer *b = f->spare;
@@ -237,44 +377,6 @@ static buffer *buffer_new(front *f)
     return b;
 }
 
-bool buffers_reserve(front *f, size_t more)
-{
-    uint64_t yielding = atomic_load(&f->gathering);
-
-    if (atomic_fetch_add(&f->buffered, more) + more <= f->limits.buffer_size + yielding)
-        return true;
-    atomic_fetch_sub(&f->buffered, more);
-    return false;
-}
-
-int buffer_grow(front *f, front_conn *c, size_t wanted, size_t max)
-{
-    buffer *b = c->in;
-    size_t cap = b->cap * 2 > wanted ? b->cap * 2 : wanted;
-
-    if (cap > max)
-        cap = max;
-    if (cap <= b->cap)
-        return -ENOBUFS;
-    size_t more = cap - b->cap;
-    if (!buffers_reserve(f, more))
-        return -ENOMEM;
-    if ((b = realloc(b, sizeof *b + cap)) == NULL) {
-        atomic_fetch_sub(&f->buffered, more);
-        return -ENOMEM;
-    }
-    b->cap = cap;
-    c->in = b;
-    return FRONT_OK;
-}
-
-size_t conn_received(const front_conn *c)
-{
-    int n = 0;
-
-    return ioctl(c->fd, FIONREAD, &n) == 0 && n > 0 ? (size_t)n : 0;
-}
-
 /* Reads once, so that no connection delays the others.  After a read that fills the buffer, it reads again in the next turn,
  * or at once if the buffer can grow, which happens only a few times. */
 void conn_readable(front *f, front_conn *c)
@@ -289,7 +391,7 @@ void conn_readable(front *f, front_conn *c)
         conn_close(f, c);
         return;
     }
-    if (b->len == b->cap && buffer_grow(f, c, b->head_len != 0 ? b->len + conn_received(c) : 0, buffer_max(f, c)) == FRONT_OK)
+    if (b->len == b->cap && buffer_grow(f, c, b->head_len != 0 ? b->len + io_received(c->fd) : 0, buffer_max(f, c)) == FRONT_OK)
         b = c->in;
     c->drained = false;
     if (b->len < b->cap) {
@@ -334,6 +436,84 @@ static void want_more(front *f, front_conn *c, enum conn_state state)
         conn_set_state(f, c, state);
 }
 
+/* ---------------------------------------------------------------- responding */
+
+/* Sends a short response.  False if the connection is not ready for the next request (flushing, or at its end). */
+static bool answer(front *f, front_conn *c, const char *bytes, size_t len)
+{
+    ssize_t n = TEMP_FAILURE_RETRY(send(c->fd, bytes, len, MSG_NOSIGNAL));
+
+    if (n == -1 && errno != EAGAIN) {
+        count_add(&f->count.resets, 1);
+        conn_close(f, c);
+        return false;
+    }
+    size_t sent = n > 0 ? (size_t)n : 0;
+    count_add(&f->count.bytes_out, sent);
+    if (sent < len) { /* the client does not read, so stop reading from it */
+        if ((c->out = malloc(len - sent)) == NULL) {
+            conn_close(f, c);
+            return false;
+        }
+        c->out_len = len - sent;
+        c->out_pos = c->out_mark = 0;
+        memcpy(c->out, bytes + sent, c->out_len);
+        atomic_fetch_add(&f->buffered, c->out_len);
+        if (conn_watch(f, c, WATCH_OUT) != 0) {
+            conn_close(f, c);
+            return false;
+        }
+        conn_set_state(f, c, CONN_FLUSH);
+        return false;
+    }
+    if (c->close) {
+        conn_end(f, c);
+        return false;
+    }
+    return true;
+}
+
+/* Moves what follows the finished request to the beginning of the buffer. */
+static void conn_next(front_conn *c)
+{
+    buffer *b = c->in;
+
+    if (b == NULL)
+        return;
+    b->len -= b->raw;
+    memmove(b->data, b->data + b->raw, b->len);
+    b->head_len = b->body_len = b->raw = 0;
+}
+
+static bool conn_answer_page(front *f, front_conn *c, const http1_head *h)
+{
+    char out[PAGES_MAX_SIZE];
+    size_t len = probe_answer(f, c, h, out);
+
+    conn_next(c);
+    if (!answer(f, c, out, len))
+        return false;
+    conn_set_state(f, c, CONN_IDLE); /* restarts the deadline */
+    return true;
+}
+
+/* Sends a short error and ends the connection.  The response to HEAD has no content, whatever its status (RFC 9110 9.3.2);
+ * the method of a refused head is known, unless the error was in the method. */
+void conn_refuse(front *f, front_conn *c, unsigned status, const char *text)
+{
+    char out[512];
+    bool is_head = c->in != NULL && c->in->head.method_id == HTTP1_HEAD;
+    int len = snprintf(out, sizeof out,
+                       "HTTP/1.1 %u %s\r\nDate: %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %zu\r\n"
+                       "%sConnection: close\r\n\r\n%s",
+                       status, pages_reason(status), clock_date(f), strlen(text), status == 503 ? "Retry-After: 1\r\n" : "",
+                       is_head ? "" : text);
+    c->close = c->linger = true;
+    bool has_head = c->in != NULL && c->in->head_len != 0, was_queued = c->state == CONN_WORKER;
+    handoff_tally(f, has_head ? c->in->head.method_id : HTTP1_OTHER, status, was_queued ? f->now - c->arrived : 0);
+    answer(f, c, out, (size_t)len);
+}
+
 /* ----------------------------------------------------- from bytes to requests */
 
 static size_t body_room(const front *f, const front_conn *c)
@@ -344,18 +524,6 @@ static size_t body_room(const front *f, const front_conn *c)
 static size_t buffer_max(const front *f, const front_conn *c)
 {
     return c->in->head_len != 0 ? body_room(f, c) : f->limits.head.max_head_size;
-}
-
-/* Moves what follows the finished request to the beginning of the buffer. */
-void conn_next(front_conn *c)
-{
-    buffer *b = c->in;
-
-    if (b == NULL)
-        return;
-    b->len -= b->raw;
-    memmove(b->data, b->data + b->raw, b->len);
-    b->head_len = b->body_len = b->raw = 0;
 }
 
 static void to_worker(front *f, front_conn *c)
@@ -373,31 +541,13 @@ static void to_worker(front *f, front_conn *c)
     c->pending = false; /* edges before the last read do not count; later ones do */
     count_add(&f->count.requests, 1);
     conn_set_state(f, c, CONN_WORKER);
-    atomic_fetch_add_explicit(&f->n_worker, 1, memory_order_relaxed);
-    c->unread = !c->complete && c->awaited == 0; /* a body that has gathered in the socket does not make its worker wait */
-    f->n_unread += c->unread;
-    list_push(&f->batch, c);
-}
-
-/* Whether half of the workers may have to wait for their clients.  Then the loop collects a body that was announced with
- * Expect, and a body longer than its buffer waits, so that clients that announce bodies and send them slowly, or never, do
- * not block the others. */
-static bool may_be_kept(front *f)
-{
-    if (f->n_unread == 0)
-        return false;
-    pthread_mutex_lock(&f->mutex);
-    uint32_t workers = f->n_taken + f->n_idle_workers, reading = f->n_unread;
-    for (const front_conn *c = f->taken.first; c != NULL; c = c->next) /* at most as many as there are workers */
-        reading -= c->unread && atomic_load_explicit(&c->complete, memory_order_relaxed); /* has read its body and works */
-    pthread_mutex_unlock(&f->mutex);
-    return reading > 0 && 2 * reading >= workers;
+    handoff_add(f, c);
 }
 
 /* Lets a body stream to its worker; at most half of the workers read such bodies at a time. */
 static void stream_body(front *f, front_conn *c)
 {
-    if (!may_be_kept(f)) {
+    if (!handoff_may_keep(f)) {
         to_worker(f, c);
     } else if (atomic_load_explicit(&c->gone, memory_order_relaxed)) {
         count_add(&f->count.resets, 1);
@@ -419,7 +569,7 @@ void conn_release(front *f)
     }
 }
 
-void conn_refuse_for(front *f, front_conn *c, int error)
+static void conn_refuse_for(front *f, front_conn *c, int error)
 {
     switch (error) {
     case FRONT_E_LATE:
@@ -560,7 +710,7 @@ static bool on_head(front *f, front_conn *c)
         if (h->chunked)
             http1_chunked_init(&c->decoder);
         /* A chunked body as well: when it is collected it has a length, which most applications require. */
-        if (c->expect && ((h->chunked && !f->limits.stream_bodies) || may_be_kept(f)))
+        if (c->expect && ((h->chunked && !f->limits.stream_bodies) || handoff_may_keep(f)))
             c->expect = !say_continue(c);
         if (c->complete || c->expect) { /* with Expect, 100 (Continue) is sent when the application wants the body */
             to_worker(f, c);
@@ -571,33 +721,6 @@ static bool on_head(front *f, front_conn *c)
         return true;
     }
     return false;
-}
-
-int body_decode(front *f, front_conn *c)
-{
-    buffer *b = c->in;
-    size_t consumed = b->len - b->raw, produced = 0;
-
-    if (c->chunked) {
-        int rv = http1_chunked_decode(&c->decoder, b->data + b->raw, &consumed, b->data + b->head_len + b->body_len, &produced);
-        if (rv < 0)
-            return FRONT_E_CHUNK;
-        c->complete = rv == 1;
-    } else {
-        if (consumed > c->body_left)
-            consumed = (size_t)c->body_left;
-        produced = consumed;
-        c->body_left -= consumed;
-        c->complete = c->body_left == 0;
-    }
-    b->raw += consumed;
-    b->body_len += produced;
-    c->body_read += produced;
-    if (c->body_read > f->limits.max_body_size)
-        return FRONT_E_TOO_LARGE;
-    if (!c->complete) /* everything was consumed: close the gap left by the framing */
-        b->len = b->raw = b->head_len + b->body_len;
-    return FRONT_OK;
 }
 
 static bool set_lowat(front_conn *c)
@@ -625,7 +748,7 @@ static bool gather_body(front *f, front_conn *c)
     atomic_fetch_add(&f->gathering, rest);
     c->awaited = (uint32_t)rest;
     conn_set_state(f, c, CONN_GATHER);
-    acknowledge(c->fd);
+    io_acknowledge(c->fd);
     return true;
 }
 
@@ -648,9 +771,9 @@ static bool open_window(front *f, front_conn *c)
 }
 
 /* Checks how much has gathered; the kernel reports less when the window is nearly full. */
-void conn_gathered(front *f, front_conn *c)
+static void conn_gathered(front *f, front_conn *c)
 {
-    size_t there = conn_received(c);
+    size_t there = io_received(c->fd);
 
     if (atomic_load_explicit(&c->gone, memory_order_relaxed)) {
         count_add(&f->count.resets, 1);
@@ -660,7 +783,7 @@ void conn_gathered(front *f, front_conn *c)
     } else if (c->hup) {
         conn_refuse_for(f, c, FRONT_E_TRUNCATED);
     } else if (c->deadline > f->now && (there == 0 || open_window(f, c))) {
-        if (there > 0 && conn_received(c) >= c->body_left)
+        if (there > 0 && io_received(c->fd) >= c->body_left)
             to_worker(f, c);
     } else {
         conn_body_drop(f, c);
@@ -717,16 +840,6 @@ static void await_body(front *f, front_conn *c)
         spool_body(f, c);
 }
 
-bool conn_keeps_up(front *f, front_conn *c)
-{
-    uint64_t wanted = (uint64_t)(f->limits.body_timeout / 1000000) * f->limits.min_body_rate / 1000;
-
-    if (c->body_read - c->body_mark <= wanted)
-        return false;
-    c->body_mark = c->body_read;
-    return true;
-}
-
 /* Whether the rest of the body, or more of it, can be collected in the buffer, and has not arrived yet. */
 static bool collects(front *f, front_conn *c)
 {
@@ -737,11 +850,11 @@ static bool collects(front *f, front_conn *c)
         return false;
     if (c->in->len < c->in->cap) {
         if (c->drained)
-            acknowledge(c->fd);
+            io_acknowledge(c->fd);
         want_more(f, c, CONN_BODY);
         return true;
     }
-    if (buffer_grow(f, c, c->in->len + conn_received(c), room) != FRONT_OK)
+    if (buffer_grow(f, c, c->in->len + io_received(c->fd), room) != FRONT_OK)
         return false;
     conn_readable(f, c);
     return true;
@@ -854,7 +967,7 @@ static void proceed(front *f, front_conn *c)
 }
 
 /* The response has been sent, and the connection must be closed. */
-void conn_end(front *f, front_conn *c)
+static void conn_end(front *f, front_conn *c)
 {
     if (c->eof || (!c->linger && (c->in == NULL || c->in->len == c->in->raw)))
         conn_close(f, c);
@@ -862,7 +975,7 @@ void conn_end(front *f, front_conn *c)
         conn_linger(f, c);
 }
 
-void conn_flush(front *f, front_conn *c)
+static void conn_flush(front *f, front_conn *c)
 {
     while (c->out != NULL) {
         ssize_t n = send(c->fd, c->out + c->out_pos, c->out_len - c->out_pos, MSG_NOSIGNAL);
@@ -935,3 +1048,122 @@ static void on_linger(front *f, front_conn *c)
     /* The client is still sending: leave the rest to the kernel's buffer, which fills up, and to the deadline. */
 }
 
+/* --------------------------------------------------------------- back from workers */
+
+void conn_from_worker(front *f, front_conn *c)
+{
+    handoff_forget(f, c);
+    conn_body_drop(f, c);
+}
+
+void conn_returned(front *f, front_conn *c)
+{
+    bool pending = c->pending;
+
+    conn_from_worker(f, c);
+    c->pending = false;
+    if (c->fd == -1) {
+        conn_close(f, c);
+    } else if (c->out != NULL || c->file != -1) {
+        conn_set_state(f, c, CONN_FLUSH);
+        if (conn_watch(f, c, WATCH_OUT) != 0) {
+            conn_close(f, c);
+            return;
+        }
+        conn_flush(f, c);
+    } else if (c->close) {
+        conn_end(f, c);
+    } else {
+        conn_next(c);
+        if (c->in != NULL && c->in->len > 0) {
+            c->drained = false;
+            conn_set_state(f, c, CONN_AGAIN); /* after those that wait already */
+            return;
+        }
+        buffer_drop(f, c);
+        conn_set_state(f, c, CONN_IDLE);
+        if (pending || c->hup || c->eof || !c->drained)
+            conn_readable(f, c);
+    }
+}
+
+/* -------------------------------------------------------------------- deadlines */
+
+void conn_expire(front *f)
+{
+    front_conn *c;
+
+    for (int s = CONN_SILENT; s <= CONN_IDLE; s++)
+        while ((c = f->waiting[s].first) != NULL && c->deadline <= f->now) {
+            char byte;
+            if (recv(c->fd, &byte, 1, MSG_PEEK) == 1) /* a request has just arrived; a FIN now would lose it */
+                conn_readable(f, c);
+            else
+                conn_linger(f, c);
+        }
+    for (int s = CONN_HEAD; s <= CONN_OVERFLOW; s++)
+        while ((c = f->waiting[s].first) != NULL && c->deadline <= f->now) {
+            count_add(&f->count.timeouts, 1);
+            if (c->in == NULL)
+                conn_close(f, c);
+            else
+                conn_refuse(f, c, 408, "the request did not arrive in time\n");
+        }
+    while ((c = f->waiting[CONN_BODY].first) != NULL && c->deadline <= f->now) {
+        if (body_keeps_up(f, c)) {
+            conn_set_state(f, c, CONN_BODY);
+            continue;
+        }
+        conn_refuse_for(f, c, FRONT_E_LATE);
+    }
+    while ((c = f->waiting[CONN_GATHER].first) != NULL && c->deadline <= f->now)
+        conn_gathered(f, c);
+    while ((c = f->waiting[CONN_HELD].first) != NULL && c->deadline <= f->now) {
+        count_add(&f->count.timeouts, 1);
+        conn_refuse(f, c, 503, "no worker became free in time\n");
+    }
+    while ((c = f->waiting[CONN_FLUSH].first) != NULL && c->deadline <= f->now) {
+        size_t done = c->out != NULL ? c->out_pos : (size_t)c->file_pos;
+        uint64_t wanted = (uint64_t)(f->limits.write_timeout / MILLISECOND) * f->limits.min_body_rate / 1000;
+        if (done - c->out_mark > wanted) {
+            c->out_mark = done;
+            conn_set_state(f, c, CONN_FLUSH);
+            continue;
+        }
+        count_add(&f->count.timeouts, 1);
+        conn_close(f, c);
+    }
+    while ((c = f->waiting[CONN_LINGER].first) != NULL && c->deadline <= f->now)
+        conn_close(f, c);
+}
+
+void conn_extend(front *f, int64_t gap)
+{
+    for (int s = CONN_SILENT; s < CONN_AGAIN; s++) /* all of a list by the same amount, which preserves the order */
+        for (front_conn *c = f->waiting[s].first; c != NULL; c = c->next)
+            c->deadline += gap;
+}
+
+void conn_hasten(front *f, enum conn_state state, int64_t most)
+{
+    if (most > f->timeout[state])
+        most = f->timeout[state];
+    f->timeout[state] = most;
+    for (front_conn *c = f->waiting[state].first; c != NULL; c = c->next)
+        if (c->deadline > f->now + most)
+            c->deadline = f->now + most;
+}
+
+uint64_t conn_lost(const front *f)
+{
+    uint64_t lost = f->n_spooling;
+
+    for (int s = CONN_BODY; s <= CONN_HELD; s++)
+        for (front_conn *c = f->waiting[s].first; c != NULL; c = c->next)
+            lost++;
+    for (front_conn *c = f->waiting[CONN_FLUSH].first; c != NULL; c = c->next)
+        lost += c->owed;
+    for (front_conn *c = f->waiting[CONN_AGAIN].first; c != NULL; c = c->next)
+        lost += c->owed;
+    return lost;
+}

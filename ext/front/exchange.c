@@ -1,164 +1,39 @@
 /* exchange.c - the workers' side of front.h: take a request, read its body, write its response, return it. */
 #define _GNU_SOURCE
-#include "conn.h"
+#include "state.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/futex.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
-#define MILLISECOND 1000000LL
+#include "body.h"
+#include "clock.h"
+#include "conn.h"
+#include "handoff.h"
+#include "io.h"
+#include "leader.h"
+#include "spool.h"
+
 #define INTERRUPTION (100 * MILLISECOND) /* how often a waiting thread checks whether it should stop */
-
-static uint64_t thread_id(void)
-{
-    static _Thread_local uint64_t id;
-
-    if (id == 0)
-        id = (uint64_t)syscall(SYS_gettid);
-    return id;
-}
 
 /* ------------------------------------------------------------------------ take */
 
-/* With the mutex held.  `next`: a waiter for the caller to rouse() without the mutex, or NULL. */
-static front_conn *pop_ready(front *f, waiter **next)
-{
-    front_conn *c = f->ready.first;
-
-    *next = NULL;
-    if (c == NULL)
-        return NULL;
-    list_remove(&f->ready, c);
-    f->n_ready--;
-    c->queued = false;
-    c->thread = thread_id();
-    if (f->limits.request_timeout != 0) {
-        c->deadline = front_now() + f->limits.request_timeout;
-        c->late = false;
-        atomic_store(&c->answer, ANSWER_NONE);
-    }
-    list_push(&f->taken, c);
-    f->n_taken++;
-    if (f->ready.first != NULL && f->n_idle_workers > 0 && f->n_woken == 0 && more_do_more(f))
-        *next = pop_idle(f);
-    return c;
-}
-
-/* A condition variable would also work, but a thread that returns from its wait marks the mutex as contended, which costs the
- * next unlock a system call, and a thread that is woken while we hold the mutex waits again at once. */
-static long futex(atomic_uint *word, int operation, unsigned value, const struct timespec *until)
-{
-    return syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, until, NULL, FUTEX_BITSET_MATCH_ANY);
-}
-
-waiter *pop_idle(front *f)
-{
-    waiter *w = f->idle_workers;
-
-    f->idle_workers = w->below;
-    f->n_idle_workers--;
-    f->n_woken++;
-    atomic_store(&w->woken, 1);
-    return w;
-}
-
-void rouse(waiter *w)
-{
-    if (w != NULL) /* it may have returned already; the kernel uses the address only as a name */
-        futex(&w->woken, FUTEX_WAKE, 1, NULL);
-}
-
-/* With the mutex held, which is released meanwhile.  timeout: nanoseconds, < 0: forever. */
-static void sleep_idle(front *f, int64_t timeout)
-{
-    waiter w = {.below = f->idle_workers};
-    struct timespec until;
-    int64_t at = front_now() + timeout;
-    bool late = false;
-
-    f->idle_workers = &w;
-    f->n_idle_workers++;
-    until.tv_sec = (time_t)(at / 1000000000);
-    until.tv_nsec = (long)(at % 1000000000);
-    while (!atomic_load(&w.woken) && !late) {
-        pthread_mutex_unlock(&f->mutex);
-        late = futex(&w.woken, FUTEX_WAIT_BITSET, 0, timeout < 0 ? NULL : &until) == -1 && errno == ETIMEDOUT;
-        pthread_mutex_lock(&f->mutex);
-    }
-    if (atomic_load(&w.woken)) {
-        f->n_woken--;
-        return;
-    }
-    for (waiter **p = &f->idle_workers; *p != NULL; p = &(*p)->below) /* timed out: remove it from the stack */
-        if (*p == &w) {
-            *p = w.below;
-            f->n_idle_workers--;
-            break;
-        }
-}
-
-/* Runs the loop until a request arrives, which the caller gets, so that no other thread has to be woken. */
-static front_conn *lead(front *f)
-{
-    front_conn *c = NULL;
-
-    while (c == NULL && atomic_load(&f->stage) != FRONT_STOPPED && front_turn(f, front_timeout(f), true) == FRONT_OK) {
-        waiter *next;
-        pthread_mutex_lock(&f->mutex);
-        c = pop_ready(f, &next);
-        pthread_mutex_unlock(&f->mutex);
-        rouse(next);
-    }
-    return c;
-}
-
-/* Only while requests are short.  Long ones keep the workers busy, and the front's own thread hands them out. */
-static bool may_lead(front *f)
-{
-    return f->service_time < LONG_REQUEST && atomic_load(&f->stage) != FRONT_STOPPED && pthread_mutex_trylock(&f->lead) == 0;
-}
-
 int front_take(front *f, front_request *out, int64_t timeout)
 {
-    front_conn *c = NULL;
-    waiter *next = NULL;
+    bool closed;
 
     if (f->foreign)
         return FRONT_CLOSED;
-    pthread_mutex_lock(&f->mutex);
-    while (!f->closed && (c = pop_ready(f, &next)) == NULL && timeout != 0) {
-        if (timeout < 0 && may_lead(f)) {
-            pthread_mutex_unlock(&f->mutex);
-            c = f->error == 0 ? lead(f) : NULL;
-            bool failed = f->error != 0;
-            pthread_mutex_unlock(&f->lead);
-            pthread_mutex_lock(&f->mutex);
-            if (c != NULL)
-                break;
-            if (!failed)
-                continue;
-        }
-        sleep_idle(f, timeout);
-        if (timeout > 0) {
-            c = f->closed ? NULL : pop_ready(f, &next);
-            break;
-        }
-    }
-    bool closed = f->closed;
-    pthread_mutex_unlock(&f->mutex);
-    rouse(next);
+    front_conn *c = leader_take(f, timeout, &closed);
     if (c == NULL)
         return closed ? FRONT_CLOSED : FRONT_TIMEOUT;
 
-    c->begun = front_now();
+    c->begun = clock_now();
     count_add(&f->count.queue_ns, (uint64_t)(c->begun - c->arrived));
     buffer *b = c->in;
     out->conn = c;
@@ -185,7 +60,7 @@ static int wait_socket(front_conn *c, short events, int64_t deadline, int64_t *f
     for (;;) {
         if (atomic_load_explicit(&c->gone, memory_order_relaxed) || atomic_load_explicit(&c->interrupted, memory_order_relaxed))
             return -EPIPE;
-        int64_t now = front_now(), left;
+        int64_t now = clock_now(), left;
         if (looked != 0 && now - looked > INTERRUPTION + FRONT_GAP) {
             deadline += now - looked;
             if (frozen != NULL)
@@ -209,19 +84,19 @@ static int wait_socket(front_conn *c, short events, int64_t deadline, int64_t *f
  * application takes between two reads does not count, and many short waits add up. */
 static int wait_body(front *f, front_conn *c)
 {
-    int64_t begin = front_now(), frozen = 0;
+    int64_t begin = clock_now(), frozen = 0;
     int64_t deadline = begin + f->limits.body_timeout - c->body_waited, soon = begin + MILLISECOND;
     int rv = wait_socket(c, POLLIN, soon < deadline ? soon : deadline, &frozen);
 
     if (rv == FRONT_E_LATE && soon < deadline) {
-        acknowledge(c->fd);
+        io_acknowledge(c->fd);
         rv = wait_socket(c, POLLIN, deadline + frozen, &frozen);
     }
-    c->body_waited += front_now() - begin - frozen;
+    c->body_waited += clock_now() - begin - frozen;
     if ((rv != FRONT_OK && rv != FRONT_E_LATE) || c->body_waited < f->limits.body_timeout)
         return rv;
     c->body_waited = 0;
-    return conn_keeps_up(f, c) ? FRONT_OK : FRONT_E_LATE;
+    return body_keeps_up(f, c) ? FRONT_OK : FRONT_E_LATE;
 }
 
 static int send_parts(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, bool wait);
@@ -262,9 +137,9 @@ static int read_chunked(front *f, front_conn *c)
     buffer *b = c->in;
 
     if (b->cap - b->head_len < 1024) {
-        pthread_mutex_lock(&f->mutex); /* front_requests() may be reading */
+        handoff_lock(f); /* front_requests() may be reading */
         int rv = buffer_grow(f, c, 0, b->head_len + 4096);
-        pthread_mutex_unlock(&f->mutex);
+        handoff_unlock(f);
         if (rv != FRONT_OK)
             return rv;
         b = c->in;
@@ -463,7 +338,7 @@ static int send_parts(front *f, front_conn *c, struct iovec *iov, int n, size_t 
         if (!wait)
             return FRONT_AGAIN;
         if (deadline == 0)
-            deadline = front_now() + f->limits.write_timeout;
+            deadline = clock_now() + f->limits.write_timeout;
         int rv = wait_socket(c, POLLOUT, deadline, NULL);
         if (rv == FRONT_E_LATE &&
             mark - total > (uint64_t)(f->limits.write_timeout / MILLISECOND) * f->limits.min_body_rate / 1000) {
@@ -507,7 +382,7 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
             return FRONT_OK;
         }
         if (deadline == 0)
-            deadline = front_now() + f->limits.write_timeout;
+            deadline = clock_now() + f->limits.write_timeout;
         int rv = wait_socket(c, POLLOUT, deadline, NULL);
         if (rv == FRONT_E_LATE &&
             mark - len > (uint64_t)(f->limits.write_timeout / MILLISECOND) * f->limits.min_body_rate / 1000) {
@@ -524,24 +399,24 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
 
 unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned status)
 {
-    buffer *b = c->in;
-    int64_t end = front_now(), took = end - c->begun;
-    bool rest = is_left(c), answered = false;
+    handoff_result result = {.abort = abort, .rest = is_left(c), .status = status, .end = clock_now()};
+    int fd;
 
     if (f->foreign)
         return status;
-    abort = abort || atomic_load_explicit(&c->cut, memory_order_relaxed); /* no matter what the application does about it */
+    if (atomic_load_explicit(&c->cut, memory_order_relaxed))
+        result.abort = true; /* no matter what the application does about it */
     if (f->limits.request_timeout != 0) {
         int state = atomic_exchange(&c->answer, ANSWER_DONE);
         if (state == ANSWER_504) { /* a reset must not destroy what the client has received */
-            answered = true;
-            abort = keep_alive = false;
-            status = 504;
+            result.is_answered = true;
+            result.abort = keep_alive = false;
+            result.status = 504;
         } else if (state == ANSWER_CUT) {
             keep_alive = false;
         }
     }
-    if (abort) {
+    if (result.abort) {
         /* The announced body will not arrive; only an immediate end of the connection shows that. */
         struct linger now = {.l_onoff = 1, .l_linger = 0};
         setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
@@ -550,115 +425,13 @@ unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsi
         c->close = c->linger = true;
     if (!c->complete)
         c->close = c->linger = true; /* the rest of the body cannot be distinguished from a request */
-    if (!c->close && !abort && !(c->watched & EPOLLIN)) /* reports what has arrived meanwhile, so nobody has to look */
+    if (!c->close && !result.abort && !(c->watched & EPOLLIN)) /* reports what has arrived meanwhile, so nobody has to look */
         c->drained = conn_watch(f, c, WATCH_IN) == FRONT_OK;
-    int fd = -1;
 
-    pthread_mutex_lock(&f->mutex);
-    if (!f->closed) { /* a request cut off by the end has been counted there */
-        if (answered)
-            ; /* counted by the loop */
-        else if (abort)
-            count_add(&f->count.aborted, 1);
-        else if (rest)
-            c->owed = true; /* counted when it has been sent or cut off */
-        else
-            count_add(&f->count.served, 1);
-    }
-    if (!answered)
-        tally_add(&f->durations, b->head.method_id, status, end - c->arrived);
-    list_remove(&f->taken, c);
-    f->n_taken--;
-    f->n_late -= c->late;
-    c->late = false;
-    if (abort || (c->close && !c->linger && !rest && b->raw == b->len)) {
-        fd = c->fd;
-        c->fd = -1;
-    }
-    list_push(&f->returned, c);
-    c->with_worker = false;
-    f->n_finished++;
-    f->service_time += (took - f->service_time) / 8;
-    /* The loop must look soon at a connection that may have more in its socket without a further edge, or must be closed. */
-    bool ring = rest || atomic_load_explicit(&f->n_held, memory_order_relaxed) > 0 || atomic_load(&f->stage) >= FRONT_CLOSING || (c->fd != -1 && (c->close || c->pending || !c->drained || b->raw < b->len));
-    pthread_mutex_unlock(&f->mutex);
+    bool ring = handoff_return(f, c, &result, &fd);
     if (fd != -1)
-        end_socket(fd, abort);
+        io_end(fd, result.abort);
     if (ring)
         front_ring(f);
-    return status;
-}
-
-/* -------------------------------------------------------------------- for people */
-
-void front_count(front *f, front_counters *out)
-{
-#define LOAD(name) out->name = atomic_load_explicit(&f->count.name, memory_order_relaxed)
-    LOAD(accepted); LOAD(requests); LOAD(probes); LOAD(rejected); LOAD(timeouts); LOAD(shed); LOAD(resets);
-    LOAD(bytes_in); LOAD(bytes_out); LOAD(stale); LOAD(accept_errors); LOAD(closed); LOAD(served); LOAD(aborted); LOAD(queue_ns);
-    LOAD(request_timeouts); LOAD(spooled); LOAD(spool_failures);
-#undef LOAD
-    out->buffered = atomic_load(&f->buffered);
-    out->spool_bytes = atomic_load(&f->spool_bytes);
-    out->spool_error = atomic_load(&f->spool_error);
-    out->connections = out->idle = out->queued = out->in_flight = out->late = out->finished = 0;
-    if (f->foreign)
-        return;
-    pthread_mutex_lock(&f->mutex);
-    out->queued = f->n_ready;
-    out->late = f->n_late;
-    out->in_flight = f->n_ready + f->n_taken; /* requests that are finished but not yet taken back do not count */
-    out->finished = f->n_finished;
-    pthread_mutex_unlock(&f->mutex);
-    out->connections = atomic_load(&f->n_open);
-}
-
-static void copy_text(char *to, size_t size, const char *from, size_t len)
-{
-    size_t n = len < size - 1 ? len : size - 1;
-
-    memcpy(to, from, n);
-    to[n] = '\0';
-}
-
-size_t front_requests(front *f, front_flight *out, size_t max)
-{
-    size_t n = 0;
-    int64_t now = front_now();
-
-    if (f->foreign)
-        return 0;
-    pthread_mutex_lock(&f->mutex);
-    for (int pass = 0; pass < 2; pass++)
-        for (front_conn *c = pass == 0 ? f->taken.first : f->ready.first; c != NULL && n < max; c = c->next, n++) {
-            const buffer *b = c->in;
-            const http1_head *h = &b->head;
-            copy_text(out[n].method, sizeof out[n].method, b->data + h->method.pos, h->method.len);
-            const char *target = b->data + h->target.pos, *query = memchr(target, '?', h->target.len);
-            copy_text(out[n].target, sizeof out[n].target, target, query != NULL ? (size_t)(query - target) : h->target.len);
-            out[n].age = now - c->arrived;
-            out[n].thread = c->thread;
-            out[n].late = pass == 0 && c->late;
-        }
-    pthread_mutex_unlock(&f->mutex);
-    return n;
-}
-
-size_t front_durations(front *f, tally_series *out, size_t max)
-{
-    size_t n = 0;
-
-    if (f->foreign)
-        return 0;
-    pthread_mutex_lock(&f->mutex);
-    for (size_t i = 0; i < TALLY_SERIES && n < max; i++)
-        if (f->durations.series[i].used)
-            out[n++] = f->durations.series[i];
-    pthread_mutex_unlock(&f->mutex);
-    return n;
-}
-
-size_t front_probers(front *f, tally_prober *out, size_t max)
-{
-    return f->foreign ? 0 : tally_read_probers(&f->probers, out, max);
+    return result.status;
 }

@@ -1,6 +1,6 @@
 /* spool.c - the thread of spool.h, and the files it writes. */
 #define _GNU_SOURCE
-#include "conn.h"
+#include "spool.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -15,12 +15,14 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "body.h"
+#include "io.h"
+
 #define EVENTS 64
 #define READS  8                /* per turn of one connection */
 #define BLOCK  (64 << 10)       /* bytes per read, if there is room for such a buffer */
 #define PATIENCE 500000000L     /* nanoseconds: whoever closes the front may hold the interpreter lock */
 #define WAKE   (-1)             /* in the pipe, beside descriptors to close */
-#define MILLISECOND 1000000LL
 
 struct spool {
     front *f;
@@ -192,7 +194,7 @@ static bool make_room(front *f, front_conn *c)
     size_t used = c->in->len, room = c->in->cap - used;
 
     if (room < BLOCK) {
-        size_t there = conn_received(c);
+        size_t there = io_received(c->fd);
         if (there > room || room == 0)
             (void)buffer_grow(f, c, used + (there < BLOCK ? there : BLOCK), used + BLOCK);
     }
@@ -234,7 +236,7 @@ static void carry_on(struct spool *s, front_conn *c)
             return;
         }
         if (emptied) {
-            acknowledge(c->fd);
+            io_acknowledge(c->fd);
             return;
         }
     }
@@ -287,10 +289,10 @@ static void expire(struct spool *s)
     front_conn *c;
 
     while ((c = s->waiting.first) != NULL && c->deadline <= now) {
-        if (conn_received(c) > 0) {
+        if (io_received(c->fd) > 0) {
             c->body_mark = c->body_read;
             wait_anew(s, c);
-        } else if (conn_keeps_up(s->f, c)) {
+        } else if (body_keeps_up(s->f, c)) {
             wait_anew(s, c);
         } else {
             finish(s, c, FRONT_E_LATE);

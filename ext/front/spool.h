@@ -21,15 +21,7 @@
 #ifndef SPOOL_H
 #define SPOOL_H
 
-#include "front.h"
-
-/* The beginning of a body, or all of it, in a file.  Made by the loop; it belongs to the connection's owner. */
-typedef struct body_file {
-    int fd;               /* -1: not open */
-    bool in_memory;       /* a file of memory, and part of front.buffered */
-    int result;           /* why the body is spooled no further; FRONT_OK: all of it is in the file */
-    uint64_t size, given; /* bytes in it; how many of them front_read() has handed out */
-} body_file;
+#include "state.h"
 
 int spool_take(front *f, front_conn *c); /* L: FRONT_OK if the thread has taken it, or a negative errno */
 front_conn *spool_finished(front *f);    /* L: a connection that has come back, or NULL; c->spooled->result is its result */

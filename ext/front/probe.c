@@ -1,64 +1,62 @@
-/* answer.c - what the front sends by itself: published pages to probers, errors to clients, and last words to stderr. */
+/* probe.c - see probe.h. */
 #define _GNU_SOURCE
-#include "conn.h"
+#include "probe.h"
 
-#include <errno.h>
-#include <poll.h>
-#include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
 
-static const char *date_now(front *f)
+#include "clock.h"
+#include "last_words.h"
+
+void front_publish(front *f, pages *table)
 {
-    time_t second = time(NULL);
-
-    if (second != f->date_second) {
-        f->date_second = second;
-        pages_date(second, f->date);
-    }
-    return f->date;
+    pages_free(atomic_exchange(&f->incoming, table)); /* frees one that the loop has not fetched yet */
+    front_ring(f);
 }
 
-/* Sends a short response.  False if the connection is not ready for the next request (flushing, or at its end). */
-static bool answer(front *f, front_conn *c, const char *bytes, size_t len)
+void front_renew(front *f, unsigned slot, int64_t nanoseconds)
 {
-    ssize_t n = TEMP_FAILURE_RETRY(send(c->fd, bytes, len, MSG_NOSIGNAL));
+    int64_t now;
 
-    if (n == -1 && errno != EAGAIN) {
-        count_add(&f->count.resets, 1);
-        conn_close(f, c);
-        return false;
+    if (slot >= PAGES_SLOTS)
+        return;
+    do { /* again, if this thread was frozen in between */
+        now = clock_now();
+        atomic_store(&f->expires[slot], now + nanoseconds);
+    } while (clock_now() - now > FRONT_GAP);
+    if (slot == 0) {
+        atomic_store_explicit(&f->lease, nanoseconds, memory_order_relaxed);
+        atomic_store_explicit(&f->moved, 0, memory_order_relaxed);
     }
-    size_t sent = n > 0 ? (size_t)n : 0;
-    count_add(&f->count.bytes_out, sent);
-    if (sent < len) { /* the client does not read, so stop reading from it */
-        if ((c->out = malloc(len - sent)) == NULL) {
-            conn_close(f, c);
-            return false;
-        }
-        c->out_len = len - sent;
-        c->out_pos = c->out_mark = 0;
-        memcpy(c->out, bytes + sent, c->out_len);
-        atomic_fetch_add(&f->buffered, c->out_len);
-        if (conn_watch(f, c, WATCH_OUT) != 0) {
-            conn_close(f, c);
-            return false;
-        }
-        conn_set_state(f, c, CONN_FLUSH);
-        return false;
-    }
-    if (c->close) {
-        conn_end(f, c);
-        return false;
-    }
-    return true;
 }
+
+/* Liveness expires later by the time of the freeze, up to the duration of its last renewal. */
+static void move_liveness(front *f, int64_t gap)
+{
+    int64_t former = atomic_load(&f->expires[0]), wanted, from, most;
+
+    do {
+        if (former == 0)
+            return;
+        from = former > f->now ? former : f->now;
+        most = from + atomic_load(&f->lease) - atomic_load(&f->moved);
+        wanted = former + gap < most ? former + gap : most;
+        if (wanted <= from)
+            return;
+    } while (!atomic_compare_exchange_strong(&f->expires[0], &former, wanted)); /* repeat if it has just been renewed */
+    atomic_fetch_add(&f->moved, wanted - from);
+}
+
+/* Pages of other slots describe the time before the gap. */
+void probe_freeze(front *f, int64_t gap)
+{
+    move_liveness(f, gap);
+    for (size_t slot = 1; slot < PAGES_SLOTS; slot++)
+        if (atomic_load(&f->expires[slot]) > f->now)
+            atomic_store(&f->expires[slot], f->now);
+}
+
+/* ------------------------------------------------------------ the format wanted */
 
 static void trim(const char **text, size_t *len)
 {
@@ -147,45 +145,7 @@ static enum pages_format format_wanted(const buffer *b, const http1_head *h)
     return PAGES_TEXT;
 }
 
-void front_say(const char *format, ...)
-{
-    struct pollfd pfd = {.fd = STDERR_FILENO, .events = POLLOUT}; /* room for PIPE_BUF bytes, pipe(7) */
-    va_list arguments;
-
-    if (poll(&pfd, 1, 0) != 1)
-        return;
-    va_start(arguments, format);
-    vdprintf(STDERR_FILENO, format, arguments);
-    va_end(arguments);
-}
-
-/* Bytes over 127 are percent-encoded, since they may not be text, or may control a terminal (C1). */
-static const char *quoted(const char *target, char *out, size_t size)
-{
-    size_t n = 0;
-
-    for (; *target != '\0' && n + 4 <= size; target++)
-        if ((unsigned char)*target < 0x80)
-            out[n++] = *target;
-        else
-            n += (size_t)snprintf(out + n, size - n, "%%%02X", (unsigned)(unsigned char)*target);
-    out[n] = '\0';
-    return out;
-}
-
-void front_last_words(front *f, const char *why)
-{
-    front_flight flights[64];
-    char target[3 * sizeof flights[0].target];
-    size_t n = front_requests(f, flights, 64);
-
-    front_say("%s: the interpreter shows no sign of life; %zu requests in flight\n", why, n);
-    for (size_t i = 0; i < n; i++)
-        front_say("  %s %s, %.3f s, thread %llu\n", flights[i].method, quoted(flights[i].target, target, sizeof target),
-                  (double)flights[i].age / 1e9, (unsigned long long)flights[i].thread);
-    if (f->last_words != 0)
-        pthread_kill(pthread_self(), f->last_words);
-}
+/* -------------------------------------------------------------------- the answer */
 
 static const pages_answer *page_answer(front *f, const page *p, enum pages_format format)
 {
@@ -229,15 +189,15 @@ static void note_prober(front *f, const front_conn *c, const http1_head *h, unsi
                     path_len > 1 && data[h->path.pos + path_len - 1] == '/' ? path_len - 1 : path_len, status, f->now);
 }
 
-bool conn_answer_page(front *f, front_conn *c, const http1_head *h)
+size_t probe_answer(front *f, const front_conn *c, const http1_head *h, char out[PAGES_MAX_SIZE])
 {
     static char empty[] = "Content-Length: 0\r\n", allow[] = "Allow: GET, HEAD, OPTIONS\r\nContent-Length: 0\r\n";
     static const pages_answer not_allowed = {405, sizeof allow - 1, 0, allow};
     static const pages_answer options = {200, sizeof empty - 1, 0, empty};
     static const pages_answer none = {503, sizeof empty - 1, 0, empty};
-    buffer *b = c->in;
+    const buffer *b = c->in;
     const pages_answer *a;
-    char out[PAGES_MAX_SIZE], extra[64] = "";
+    char extra[64] = "";
 
     if (h->form == HTTP1_ASTERISK) {
         a = &options;
@@ -256,47 +216,10 @@ bool conn_answer_page(front *f, front_conn *c, const http1_head *h)
         strcat(extra, "Connection: keep-alive\r\n");
     count_add(&f->count.probes, 1);
     note_prober(f, c, h, a->status);
-    size_t len = pages_render(a, date_now(f), extra, h->method_id == HTTP1_HEAD, out);
-    conn_next(c);
-    if (!answer(f, c, out, len))
-        return false;
-    conn_set_state(f, c, CONN_IDLE); /* restarts the deadline */
-    return true;
+    return pages_render(a, clock_date(f), extra, h->method_id == HTTP1_HEAD, out);
 }
 
-/* A worker thread is still using the connection, so only its socket is touched. */
-void conn_answer_late(front *f, front_conn *c)
+size_t front_probers(front *f, tally_prober *out, size_t max)
 {
-    static const char text[] = "the request took too long\n";
-    char out[512];
-    bool is_head = c->in->head.method_id == HTTP1_HEAD;
-    int len = snprintf(out, sizeof out,
-                       "HTTP/1.1 504 %s\r\nDate: %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %zu\r\n"
-                       "Connection: close\r\n\r\n%s",
-                       pages_reason(504), date_now(f), sizeof text - 1, is_head ? "" : text);
-    ssize_t n = send(c->fd, out, (size_t)len, MSG_NOSIGNAL | MSG_DONTWAIT);
-
-    if (n > 0)
-        count_add(&f->count.bytes_out, (uint64_t)n);
-    shutdown(c->fd, SHUT_WR);
-    tally_add(&f->durations, c->in->head.method_id, 504, f->now - c->arrived);
-}
-
-/* Sends a short error and ends the connection.  The response to HEAD has no content, whatever its status (RFC 9110 9.3.2);
- * the method of a refused head is known, unless the error was in the method. */
-void conn_refuse(front *f, front_conn *c, unsigned status, const char *text)
-{
-    char out[512];
-    bool is_head = c->in != NULL && c->in->head.method_id == HTTP1_HEAD;
-    int len = snprintf(out, sizeof out,
-                       "HTTP/1.1 %u %s\r\nDate: %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %zu\r\n"
-                       "%sConnection: close\r\n\r\n%s",
-                       status, pages_reason(status), date_now(f), strlen(text), status == 503 ? "Retry-After: 1\r\n" : "",
-                       is_head ? "" : text);
-    c->close = c->linger = true;
-    bool has_head = c->in != NULL && c->in->head_len != 0, was_queued = c->state == CONN_WORKER;
-    pthread_mutex_lock(&f->mutex);
-    tally_add(&f->durations, has_head ? c->in->head.method_id : HTTP1_OTHER, status, was_queued ? f->now - c->arrived : 0);
-    pthread_mutex_unlock(&f->mutex);
-    answer(f, c, out, (size_t)len);
+    return f->foreign ? 0 : tally_read_probers(&f->probers, out, max);
 }

@@ -1,0 +1,25 @@
+/*
+ * body.h - buffers, and the bodies of requests in them: what the loop, the spool's thread and workers do alike with a
+ * connection that they own.
+ */
+#ifndef BODY_H
+#define BODY_H
+
+#include "state.h"
+
+/* Adds `more` bytes to those of all buffers.  False if there is no room for them. */
+bool buffers_reserve(front *f, size_t more);
+
+/* Grows c->in to at least `wanted` bytes and twice its size, but at most `max` bytes.
+ * FRONT_OK, -ENOBUFS (budget or max), -ENOMEM. */
+int buffer_grow(front *f, front_conn *c, size_t wanted, size_t max);
+
+/* Decodes [raw, len) of the buffer in place; sets c->complete at the end of the body.
+ * FRONT_OK or FRONT_E_*. */
+int body_decode(front *f, front_conn *c);
+
+bool body_keeps_up(front *f, front_conn *c); /* whether it has arrived fast enough; checked once per body_timeout */
+
+static const char continue_text[] = "HTTP/1.1 100 Continue\r\n\r\n";
+
+#endif

@@ -1,0 +1,42 @@
+/*
+ * clock.h - the time of the front: without the gaps in which the process was frozen, and as a Date.
+ */
+#ifndef CLOCK_H
+#define CLOCK_H
+
+#include <time.h>
+
+#include "state.h"
+
+/* Announces when the next turn of the loop begins, unless the process is frozen; INT64_MAX: no turn is due. */
+static inline void clock_expect(front *f, int64_t due)
+{
+    atomic_store_explicit(&f->due, due, memory_order_relaxed);
+}
+
+static inline void clock_add_gap(front *f, int64_t gap)
+{
+    atomic_fetch_add(&f->frozen, gap);
+}
+
+static inline int64_t clock_now(void) /* front_now() */
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * SECOND + t.tv_nsec;
+}
+
+/* L: the Date of now, an IMF-fixdate (RFC 9110 5.6.7). */
+static inline const char *clock_date(front *f)
+{
+    time_t second = time(NULL);
+
+    if (second != f->date_second) {
+        f->date_second = second;
+        pages_date(second, f->date);
+    }
+    return f->date;
+}
+
+#endif

@@ -1,0 +1,375 @@
+/* handoff.c - see handoff.h. */
+#define _GNU_SOURCE
+#include "handoff.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "io.h"
+
+#define HOLD (20 * MILLISECOND) /* longest wait of a held body after a worker has finished reading another one */
+
+static uint64_t thread_id(void)
+{
+    static _Thread_local uint64_t id;
+
+    if (id == 0)
+        id = (uint64_t)syscall(SYS_gettid);
+    return id;
+}
+
+/* Whether one more busy worker increases throughput; with the mutex held. */
+static bool more_do_more(const front *f)
+{
+    return f->limits.parallel || f->service_time > LONG_REQUEST;
+}
+
+/* ---------------------------------------------------------------------- sleeping */
+
+/* A condition variable would also work, but a thread that returns from its wait marks the mutex as contended, which costs the
+ * next unlock a system call, and a thread that is woken while we hold the mutex waits again at once. */
+static long futex(atomic_uint *word, int operation, unsigned value, const struct timespec *until)
+{
+    return syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, until, NULL, FUTEX_BITSET_MATCH_ANY);
+}
+
+/* The idle worker that fell asleep last; with the mutex held. */
+static waiter *pop_idle(front *f)
+{
+    waiter *w = f->idle_workers;
+
+    f->idle_workers = w->below;
+    f->n_idle_workers--;
+    f->n_woken++;
+    atomic_store(&w->woken, 1);
+    return w;
+}
+
+void handoff_wake(waiter *w)
+{
+    futex(&w->woken, FUTEX_WAKE, 1, NULL); /* it may have returned already; the kernel uses the address only as a name */
+}
+
+void handoff_sleep(front *f, int64_t timeout)
+{
+    waiter w = {.below = f->idle_workers};
+    struct timespec until;
+    int64_t at = clock_now() + timeout;
+    bool late = false;
+
+    f->idle_workers = &w;
+    f->n_idle_workers++;
+    until.tv_sec = (time_t)(at / 1000000000);
+    until.tv_nsec = (long)(at % 1000000000);
+    while (!atomic_load(&w.woken) && !late) {
+        pthread_mutex_unlock(&f->mutex);
+        late = futex(&w.woken, FUTEX_WAIT_BITSET, 0, timeout < 0 ? NULL : &until) == -1 && errno == ETIMEDOUT;
+        pthread_mutex_lock(&f->mutex);
+    }
+    if (atomic_load(&w.woken)) {
+        f->n_woken--;
+        return;
+    }
+    for (waiter **p = &f->idle_workers; *p != NULL; p = &(*p)->below) /* timed out: remove it from the stack */
+        if (*p == &w) {
+            *p = w.below;
+            f->n_idle_workers--;
+            break;
+        }
+}
+
+/* ------------------------------------------------------------- to a worker, and back */
+
+front_conn *handoff_pop(front *f, waiter **next)
+{
+    front_conn *c = f->ready.first;
+
+    *next = NULL;
+    if (c == NULL)
+        return NULL;
+    list_remove(&f->ready, c);
+    f->n_ready--;
+    c->queued = false;
+    c->thread = thread_id();
+    if (f->limits.request_timeout != 0) {
+        c->deadline = clock_now() + f->limits.request_timeout;
+        c->late = false;
+        atomic_store(&c->answer, ANSWER_NONE);
+    }
+    list_push(&f->taken, c);
+    f->n_taken++;
+    if (f->ready.first != NULL && f->n_idle_workers > 0 && f->n_woken == 0 && more_do_more(f))
+        *next = pop_idle(f);
+    return c;
+}
+
+/* Hands the requests of this turn to the workers.  One thread serves short requests faster than several that pass the
+ * interpreter lock around.  So no worker is woken if the leader will take a request itself, if a woken worker is
+ * about to run, or if a worker is busy and makes progress.  When requests are long, workers wake each other (handoff_pop), and
+ * handoff_due() sees to the rest. */
+bool handoff_pass(front *f, enum handoff_waking waking, front_conn **refused)
+{
+    front_conn *c;
+    waiter *next = NULL;
+
+    *refused = NULL;
+    pthread_mutex_lock(&f->mutex);
+    bool some = f->batch.first != NULL;
+    while ((c = f->batch.first) != NULL) {
+        list_remove(&f->batch, c);
+        if (f->n_ready >= f->limits.max_queue) {
+            c->next = *refused;
+            *refused = c;
+            continue;
+        }
+        c->with_worker = c->queued = true;
+        c->thread = 0;
+        c->deadline = f->now + f->limits.queue_timeout;
+        list_push(&f->ready, c);
+        f->n_ready++;
+    }
+    if (f->ready.first != NULL && f->n_idle_workers > 0 && waking != HANDOFF_TAKING &&
+        (more_do_more(f) || waking == HANDOFF_EAGER || f->n_taken == 0) &&
+        (f->n_woken == 0 || f->now - f->ready.first->arrived > MILLISECOND))
+        next = pop_idle(f);
+    bool returned = f->returned.first != NULL;
+    /* A request that arrives while all workers are busy and others wait, only waits in the queue. */
+    f->backlog = 0;
+    if (some && f->n_idle_workers == 0 && f->n_taken > 0)
+        f->backlog = f->n_ready * f->service_time / f->n_taken / 2;
+    pthread_mutex_unlock(&f->mutex);
+    handoff_rouse(next);
+    return returned;
+}
+
+bool handoff_return(front *f, front_conn *c, const handoff_result *result, int *fd)
+{
+    const buffer *b = c->in;
+    int64_t took = result->end - c->begun;
+
+    *fd = -1;
+    pthread_mutex_lock(&f->mutex);
+    if (!f->closed) { /* a request cut off by the end has been counted there */
+        if (result->is_answered)
+            ; /* counted by the loop */
+        else if (result->abort)
+            count_add(&f->count.aborted, 1);
+        else if (result->rest)
+            c->owed = true; /* counted when it has been sent or cut off */
+        else
+            count_add(&f->count.served, 1);
+    }
+    if (!result->is_answered)
+        tally_add(&f->durations, b->head.method_id, result->status, result->end - c->arrived);
+    list_remove(&f->taken, c);
+    f->n_taken--;
+    f->n_late -= c->late;
+    c->late = false;
+    if (result->abort || (c->close && !c->linger && !result->rest && b->raw == b->len)) {
+        *fd = c->fd;
+        c->fd = -1;
+    }
+    list_push(&f->returned, c);
+    c->with_worker = false;
+    f->n_finished++;
+    f->service_time += (took - f->service_time) / 8;
+    /* The loop must look soon at a connection that may have more in its socket without a further edge, or must be closed. */
+    bool ring = result->rest || atomic_load_explicit(&f->n_held, memory_order_relaxed) > 0 || atomic_load(&f->stage) >= FRONT_CLOSING || (c->fd != -1 && (c->close || c->pending || !c->drained || b->raw < b->len));
+    pthread_mutex_unlock(&f->mutex);
+    return ring;
+}
+
+void handoff_note_event(front *f, front_conn *c)
+{
+    pthread_mutex_lock(&f->mutex);
+    c->pending = true; /* front_finish() will ring, or the loop finds it at the end of this turn */
+    pthread_mutex_unlock(&f->mutex);
+}
+
+/* Whether half of the workers may have to wait for their clients.  Then the loop collects a body that was announced with
+ * Expect, and a body longer than its buffer waits, so that clients that announce bodies and send them slowly, or never, do
+ * not block the others. */
+bool handoff_may_keep(front *f)
+{
+    if (f->n_unread == 0)
+        return false;
+    pthread_mutex_lock(&f->mutex);
+    uint32_t workers = f->n_taken + f->n_idle_workers, reading = f->n_unread;
+    for (const front_conn *c = f->taken.first; c != NULL; c = c->next) /* at most as many as there are workers */
+        reading -= c->unread && atomic_load_explicit(&c->complete, memory_order_relaxed); /* has read its body and works */
+    pthread_mutex_unlock(&f->mutex);
+    return reading > 0 && 2 * reading >= workers;
+}
+
+bool handoff_progresses(front *f)
+{
+    pthread_mutex_lock(&f->mutex);
+    bool progress = f->n_finished != f->seen_finished && f->service_time < LONG_REQUEST;
+    f->seen_finished = f->n_finished;
+    pthread_mutex_unlock(&f->mutex);
+    return progress;
+}
+
+/* -------------------------------------------------------------------- deadlines */
+
+/* A worker thread is still using the connection, so only its socket is touched. */
+static void answer_late(front *f, front_conn *c)
+{
+    static const char text[] = "the request took too long\n";
+    char out[512];
+    bool is_head = c->in->head.method_id == HTTP1_HEAD;
+    int len = snprintf(out, sizeof out,
+                       "HTTP/1.1 504 %s\r\nDate: %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %zu\r\n"
+                       "Connection: close\r\n\r\n%s",
+                       pages_reason(504), clock_date(f), sizeof text - 1, is_head ? "" : text);
+    ssize_t n = send(c->fd, out, (size_t)len, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+    if (n > 0)
+        count_add(&f->count.bytes_out, (uint64_t)n);
+    shutdown(c->fd, SHUT_WR);
+    tally_add(&f->durations, c->in->head.method_id, 504, f->now - c->arrived);
+}
+
+/* Requests that have taken too long.  They are in the order in which workers took them. */
+void handoff_expire(front *f)
+{
+    pthread_mutex_lock(&f->mutex);
+    for (front_conn *c = f->taken.first; c != NULL && (c->late || c->deadline <= f->now); c = c->next) {
+        int none = ANSWER_NONE, begun = ANSWER_BEGUN;
+        if (c->late)
+            continue;
+        if (atomic_compare_exchange_strong(&c->answer, &none, ANSWER_504)) {
+            answer_late(f, c);
+        } else if (atomic_compare_exchange_strong(&c->answer, &begun, ANSWER_CUT)) {
+            io_reset(c->fd); /* a FIN could look like the end of the response */
+            atomic_store(&c->gone, true);
+        } else {
+            continue; /* just finished, or sending 100 (Continue); the next turn handles it */
+        }
+        c->late = true;
+        f->n_late++;
+        count_add(&f->count.request_timeouts, 1);
+        atomic_store(&c->interrupted, true);
+    }
+    pthread_mutex_unlock(&f->mutex);
+}
+
+int64_t handoff_due(front *f, int64_t due, int64_t look)
+{
+    /* Connections are returned without a ring, and their idle time starts when we look.  While requests wait although
+     * workers sleep (handoff_pass() woke only one, expecting short requests), look again at once. */
+    if (atomic_load_explicit(&f->n_held, memory_order_relaxed) > 0)
+        look = f->now + HOLD;
+    pthread_mutex_lock(&f->mutex);
+    if (f->ready.first != NULL) {
+        if (f->n_idle_workers > 0)
+            look = f->now + MILLISECOND;
+        if (f->ready.first->deadline < due)
+            due = f->ready.first->deadline;
+    }
+    for (front_conn *c = f->limits.request_timeout != 0 ? f->taken.first : NULL; c != NULL; c = c->next)
+        if (!c->late) {
+            if (c->deadline < look)
+                look = c->deadline > f->now + MILLISECOND ? c->deadline : f->now + MILLISECOND;
+            break;
+        }
+    pthread_mutex_unlock(&f->mutex);
+    return look < due ? look : due;
+}
+
+void handoff_extend(front *f, int64_t gap)
+{
+    pthread_mutex_lock(&f->mutex);
+    for (front_conn *c = f->ready.first; c != NULL; c = c->next)
+        c->deadline += gap;
+    for (front_conn *c = f->taken.first; c != NULL; c = c->next)
+        c->deadline += gap;
+    pthread_mutex_unlock(&f->mutex);
+}
+
+void handoff_close(front *f, uint64_t lost)
+{
+    pthread_mutex_lock(&f->mutex);
+    f->closed = true;
+    for (front_conn *c = f->returned.first; c != NULL; c = c->next)
+        lost -= !c->owed; /* returned and counted since the loop's last look */
+    count_add(&f->count.aborted, lost);
+    while (f->idle_workers != NULL)
+        handoff_rouse(pop_idle(f));
+    for (front_conn *c = f->taken.first; c != NULL; c = c->next) {
+        atomic_store(&c->gone, true);
+        shutdown(c->fd, SHUT_RDWR);
+    }
+    pthread_mutex_unlock(&f->mutex);
+}
+
+/* -------------------------------------------------------------------- for people */
+
+void handoff_tally(front *f, uint8_t method, unsigned status, int64_t duration)
+{
+    pthread_mutex_lock(&f->mutex);
+    tally_add(&f->durations, method, status, duration);
+    pthread_mutex_unlock(&f->mutex);
+}
+
+void handoff_count(front *f, front_counters *out)
+{
+    pthread_mutex_lock(&f->mutex);
+    out->queued = f->n_ready;
+    out->late = f->n_late;
+    out->in_flight = f->n_ready + f->n_taken; /* requests that are finished but not yet taken back do not count */
+    out->finished = f->n_finished;
+    pthread_mutex_unlock(&f->mutex);
+}
+
+static void copy_text(char *to, size_t size, const char *from, size_t len)
+{
+    size_t n = len < size - 1 ? len : size - 1;
+
+    memcpy(to, from, n);
+    to[n] = '\0';
+}
+
+size_t front_requests(front *f, front_flight *out, size_t max)
+{
+    size_t n = 0;
+    int64_t now = clock_now();
+
+    if (f->foreign)
+        return 0;
+    pthread_mutex_lock(&f->mutex);
+    for (int pass = 0; pass < 2; pass++)
+        for (front_conn *c = pass == 0 ? f->taken.first : f->ready.first; c != NULL && n < max; c = c->next, n++) {
+            const buffer *b = c->in;
+            const http1_head *h = &b->head;
+            copy_text(out[n].method, sizeof out[n].method, b->data + h->method.pos, h->method.len);
+            const char *target = b->data + h->target.pos, *query = memchr(target, '?', h->target.len);
+            copy_text(out[n].target, sizeof out[n].target, target, query != NULL ? (size_t)(query - target) : h->target.len);
+            out[n].age = now - c->arrived;
+            out[n].thread = c->thread;
+            out[n].late = pass == 0 && c->late;
+        }
+    pthread_mutex_unlock(&f->mutex);
+    return n;
+}
+
+size_t front_durations(front *f, tally_series *out, size_t max)
+{
+    size_t n = 0;
+
+    if (f->foreign)
+        return 0;
+    pthread_mutex_lock(&f->mutex);
+    for (size_t i = 0; i < TALLY_SERIES && n < max; i++)
+        if (f->durations.series[i].used)
+            out[n++] = f->durations.series[i];
+    pthread_mutex_unlock(&f->mutex);
+    return n;
+}

@@ -1,0 +1,144 @@
+/*
+ * handoff.h - requests on their way from the loop to the workers, and back.
+ *
+ * A turn gathers requests in `batch`; at its end handoff_pass() queues them in `ready`.  A worker moves one to `taken`, and
+ * from there to `returned`, where the loop finds it.  `mutex` guards the last three and the sleeping workers, and is never
+ * held during a system call that can block.
+ */
+#ifndef HANDOFF_H
+#define HANDOFF_H
+
+#include "state.h"
+
+#define LONG_REQUEST (100 * 1000LL) /* nanoseconds; in such a request the interpreter lock is probably free at times */
+
+/* ----------------------------------------------------------------------------- the loop's side: for the leader */
+
+/* Whom handoff_pass() may wake. */
+enum handoff_waking {
+    HANDOFF_TAKING,  /* nobody: the leader will take a request itself */
+    HANDOFF_RELAXED, /* workers process short requests, and lead: one, unless a worker is busy */
+    HANDOFF_EAGER,
+};
+
+/* The connection in CONN_WORKER has a request for the workers. */
+static inline void handoff_add(front *f, front_conn *c)
+{
+    atomic_fetch_add_explicit(&f->n_worker, 1, memory_order_relaxed);
+    c->unread = !c->complete && c->awaited == 0; /* a body that has gathered in the socket does not make its worker wait */
+    f->n_unread += c->unread;
+    list_push(&f->batch, c);
+}
+
+/* The loop owns the connection again. */
+static inline void handoff_forget(front *f, front_conn *c)
+{
+    atomic_fetch_sub_explicit(&f->n_worker, 1, memory_order_relaxed);
+    f->n_unread -= c->unread;
+    c->unread = false;
+}
+
+static inline bool handoff_is_due(const front *f)
+{
+    return f->batch.first != NULL;
+}
+
+static inline uint32_t handoff_workers(front *f) /* connections queued, or with a worker */
+{
+    return atomic_load_explicit(&f->n_worker, memory_order_relaxed);
+}
+
+/* Hands the requests of this turn to the workers.  `*refused`: a list of those that the queue has no place for.  Returns
+ * whether connections have been returned meanwhile. */
+bool handoff_pass(front *f, enum handoff_waking waking, front_conn **refused);
+
+/* The list of connections that workers have returned. */
+static inline front_conn *handoff_returned(front *f)
+{
+    pthread_mutex_lock(&f->mutex);
+    front_conn *c = f->returned.first;
+    f->returned.first = f->returned.last = NULL;
+    pthread_mutex_unlock(&f->mutex);
+    return c;
+}
+
+/* A request that has waited in the queue for too long, or NULL. */
+static inline front_conn *handoff_overdue(front *f)
+{
+    pthread_mutex_lock(&f->mutex);
+    front_conn *c = f->ready.first;
+    if (c != NULL && c->deadline > f->now)
+        c = NULL;
+    if (c != NULL) {
+        list_remove(&f->ready, c);
+        f->n_ready--;
+        c->with_worker = c->queued = false;
+    }
+    pthread_mutex_unlock(&f->mutex);
+    return c;
+}
+
+void handoff_expire(front *f);          /* responds for workers whose request_timeout has passed */
+int64_t handoff_due(front *f, int64_t due, int64_t look); /* when something must be done for queue or workers, at most `due` or `look` */
+void handoff_note_event(front *f, front_conn *c); /* an event of a connection that a worker owns */
+bool handoff_may_keep(front *f);        /* whether half of the workers may have to wait for their clients */
+bool handoff_progresses(front *f);      /* whether short requests have been finished since the last call */
+void handoff_extend(front *f, int64_t gap); /* all deadlines */
+void handoff_close(front *f, uint64_t lost); /* the front has stopped; `lost`: requests that end with it */
+
+static inline int64_t handoff_backlog(const front *f) /* nanoseconds that half of the waiting requests keep all workers busy */
+{
+    return f->backlog;
+}
+
+/* ---------------------------------------------------------------------------------------- the workers' side */
+
+static inline void handoff_lock(front *f)
+{
+    pthread_mutex_lock(&f->mutex);
+}
+
+static inline void handoff_unlock(front *f)
+{
+    pthread_mutex_unlock(&f->mutex);
+}
+
+static inline bool handoff_is_closed(const front *f) /* with the mutex held */
+{
+    return f->closed;
+}
+
+static inline bool handoff_is_short(const front *f) /* requests are; a guess without the mutex */
+{
+    return f->service_time < LONG_REQUEST;
+}
+
+front_conn *handoff_pop(front *f, waiter **next); /* with the mutex held; `next`: for handoff_rouse() without it, or NULL */
+void handoff_wake(waiter *w);
+void handoff_sleep(front *f, int64_t timeout);    /* with the mutex held, which is released meanwhile; < 0: forever */
+
+/* Wakes it; preferably without holding the mutex, which it needs.  May be NULL. */
+static inline void handoff_rouse(waiter *w)
+{
+    if (w != NULL)
+        handoff_wake(w);
+}
+
+/* How the worker leaves a request that it gives back. */
+typedef struct {
+    bool abort;       /* cut off */
+    bool is_answered; /* by the loop, which has counted it */
+    bool rest;        /* the loop has a part of the response */
+    unsigned status;
+    int64_t end;      /* when */
+} handoff_result;
+
+/* Gives a connection back.  `*fd`: its socket, if the caller has to close it, otherwise -1.  Whether to ring the loop. */
+bool handoff_return(front *f, front_conn *c, const handoff_result *result, int *fd);
+
+/* ------------------------------------------------------------------------------------------------ any thread */
+
+void handoff_tally(front *f, uint8_t method, unsigned status, int64_t duration); /* a response without a worker */
+void handoff_count(front *f, front_counters *out);
+
+#endif

@@ -1,0 +1,35 @@
+/* io.c - see io.h. */
+#define _GNU_SOURCE
+#include "io.h"
+
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+atomic_bool io_has_forked;
+
+size_t io_received(int fd)
+{
+    int n = 0;
+
+    return ioctl(fd, FIONREAD, &n) == 0 && n > 0 ? (size_t)n : 0;
+}
+
+/* connect() to no address does it (connect(2)).  By its number, as ThreadSanitizer takes the function for the creation of the
+ * descriptor, and each later use in another thread for a race. */
+int io_reset(int fd)
+{
+    struct sockaddr nobody = {.sa_family = AF_UNSPEC};
+
+    return (int)syscall(SYS_connect, fd, &nobody, sizeof nobody);
+}
+
+/* A child may not have closed its copy yet, or may have been created in another way.  FIN and RST must not wait for it. */
+void io_end(int fd, bool by_reset)
+{
+    if (atomic_load_explicit(&io_has_forked, memory_order_relaxed)) {
+        if (!by_reset || io_reset(fd) == -1)
+            shutdown(fd, SHUT_RDWR);
+    }
+    close(fd);
+}

@@ -1,0 +1,15 @@
+/*
+ * last_words.h - what is written to stderr before the process may be killed, without the interpreter.
+ */
+#ifndef LAST_WORDS_H
+#define LAST_WORDS_H
+
+#include "state.h"
+
+/* Writes a line to stderr if that does not block. */
+void front_say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* Writes to stderr: `why`, the requests in flight, and every Python stack (by the signal last_words). */
+void front_last_words(front *f, const char *why);
+
+#endif

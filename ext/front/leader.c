@@ -1,0 +1,160 @@
+/* leader.c - see leader.h. */
+#define _GNU_SOURCE
+#include "leader.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "conn.h"
+#include "handoff.h"
+#include "loop.h"
+#include "spool.h"
+
+#define NAP MILLISECOND /* longest sleep of the thread in front_run() while nobody leads; a probe may wait this long */
+#define LATE NAP   /* a nap that takes this much longer was late */
+#define STRAIN 250 /* added for a late nap; each other nap subtracts 1 */
+#define MAX_STRAIN (4 * STRAIN)
+#define PAUSE (100 * MILLISECOND) /* after this long without work, the load may have changed */
+
+/* -------------------------------------------------------------- the front's own thread */
+
+/* Lets probes be answered while the application uses all CPU time: a thread with short slices runs soon after it wakes
+ * (EEVDF; requests for slices exist since Linux 6.12).  100 us is the minimum.  This needs no privilege, gives no additional
+ * CPU time, and has no effect on other kernels. */
+static void want_short_slices(front *f, bool wanted)
+{
+    struct { /* sched_attr of <linux/sched/types.h>, which cannot be included beside <sched.h> */
+        uint32_t size, policy;
+        uint64_t flags;
+        int32_t nice;
+        uint32_t priority;
+        uint64_t runtime, deadline, period;
+    } own;
+
+    if (f->short_slices == wanted)
+        return;
+    f->short_slices = wanted;
+    if (syscall(SYS_sched_getattr, 0, &own, sizeof own, 0) == 0 && own.policy == SCHED_OTHER) {
+        own.runtime = wanted ? 100000 : 0; /* 0: the default */
+        syscall(SYS_sched_setattr, 0, &own, 0);
+    }
+}
+
+/* Sleeps for a while without leading.  With short slices, the end of each nap interrupts a thread that may hold the
+ * interpreter lock, and until it runs again all others wait for the lock.  (A one-row query with 32 connections on one core:
+ * 1.3 calls of futex() per request -> 0.5.)  So short slices are turned off unless one nap in STRAIN is late without them. */
+static void nap(front *f, int64_t length)
+{
+    int64_t begin = clock_now();
+
+    nanosleep(&(struct timespec){.tv_nsec = (long)length}, NULL);
+    if (clock_now() - begin > length + LATE)
+        f->strain = f->strain < MAX_STRAIN ? f->strain + STRAIN : f->strain;
+    else if (f->strain > 0)
+        f->strain--;
+    want_short_slices(f, f->strain > MAX_STRAIN / 2);
+}
+
+/* Releases idle workers, and wakes those that read or write, which then find a closed connection. */
+static void stop_workers(front *f)
+{
+    if (handoff_is_closed(f)) /* front_run() may be called again */
+        return;
+    spool_stop(f);
+    handoff_close(f, handoff_workers(f) + conn_lost(f));
+}
+
+int front_run(front *f)
+{
+    bool napped = false, relaxed; /* if so, events have probably arrived meanwhile */
+
+    if (f->foreign)
+        return FRONT_CLOSED;
+    atomic_store(&f->has_run, true);
+    prctl(PR_SET_TIMERSLACK, 1000UL);
+    pthread_mutex_lock(&f->lead); /* waits here while a worker leads */
+    f->now = clock_now();
+    while (atomic_load(&f->stage) != FRONT_STOPPED && f->error == 0) {
+        relaxed = handoff_progresses(f); /* then workers run the loop between two requests */
+        int timeout = relaxed || napped ? 0 : loop_timeout(f);
+        if (timeout != 0)
+            want_short_slices(f, true); /* the event that ends the wait must be handled at once */
+        int64_t before = f->now;
+        f->error = loop_turn(f, timeout, relaxed ? HANDOFF_RELAXED : HANDOFF_EAGER);
+        if (f->now - before > PAUSE)
+            f->strain = 0;
+        int64_t length = relaxed ? NAP : handoff_backlog(f);
+        napped = f->error == FRONT_OK && length >= LONG_REQUEST;
+        if (napped) {
+            pthread_mutex_unlock(&f->lead);
+            nap(f, length < NAP ? length : NAP);
+            pthread_mutex_lock(&f->lead);
+        }
+    }
+    int error = f->error;
+    f->error = 0;
+    clock_expect(f, INT64_MAX);
+    if (error == 0)
+        stop_workers(f);
+    pthread_mutex_unlock(&f->lead);
+    return error != 0 ? error : FRONT_CLOSED;
+}
+
+/* ------------------------------------------------------------------------ a worker */
+
+/* Runs the loop until a request arrives, which the caller gets, so that no other thread has to be woken. */
+static front_conn *lead(front *f)
+{
+    front_conn *c = NULL;
+
+    while (c == NULL && atomic_load(&f->stage) != FRONT_STOPPED &&
+           (f->error = loop_turn(f, loop_timeout(f), HANDOFF_TAKING)) == FRONT_OK) {
+        waiter *next;
+        handoff_lock(f);
+        c = handoff_pop(f, &next);
+        handoff_unlock(f);
+        handoff_rouse(next);
+    }
+    return c;
+}
+
+/* Only while requests are short.  Long ones keep the workers busy, and the front's own thread hands them out. */
+static bool may_lead(front *f)
+{
+    return handoff_is_short(f) && atomic_load(&f->stage) != FRONT_STOPPED && pthread_mutex_trylock(&f->lead) == 0;
+}
+
+front_conn *leader_take(front *f, int64_t timeout, bool *closed)
+{
+    front_conn *c = NULL;
+    waiter *next = NULL;
+
+    handoff_lock(f);
+    while (!handoff_is_closed(f) && (c = handoff_pop(f, &next)) == NULL && timeout != 0) {
+        if (timeout < 0 && may_lead(f)) {
+            handoff_unlock(f);
+            c = f->error == 0 ? lead(f) : NULL;
+            bool failed = f->error != 0;
+            pthread_mutex_unlock(&f->lead);
+            handoff_lock(f);
+            if (c != NULL)
+                break;
+            if (!failed)
+                continue;
+        }
+        handoff_sleep(f, timeout);
+        if (timeout > 0) {
+            c = handoff_is_closed(f) ? NULL : handoff_pop(f, &next);
+            break;
+        }
+    }
+    *closed = handoff_is_closed(f);
+    handoff_unlock(f);
+    handoff_rouse(next);
+    return c;
+}

@@ -1,0 +1,252 @@
+/* listener.c - see listener.h. */
+#define _GNU_SOURCE
+#include "listener.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "conn.h"
+#include "io.h"
+#include "reserve.h"
+
+#define ACCEPTS     64   /* per turn */
+#define ACCEPT_ROW  16   /* turns with connections to accept, after which a turn accepts twice as many */
+#define EAGER       16   /* connections to look for a request at once, after one whose request was there */
+#define DISTANCES   1000 /* connections whose round trip is measured at the end */
+#define RETRY_ACCEPT (100 * MILLISECOND)
+#define MIN_QUIET (5 * MILLISECOND)   /* time for handshakes under way before the listener closes, or as */
+#define MAX_QUIET (500 * MILLISECOND) /* long as two round trips to the most distant client */
+
+static int listener_arm(front *f, bool on)
+{
+    if (f->listener_armed == on || !f->listening)
+        return 0;
+    int rv = on ? front_watch_fd(f, f->listen_fd, FRONT_LISTENER, EPOLLIN) : epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, f->listen_fd, NULL);
+    if (rv == 0)
+        f->listener_armed = on;
+    return rv;
+}
+
+int listener_open(front *f, int fd)
+{
+    f->listen_fd = fd;
+    f->accepts = 1;
+    f->eager = EAGER;
+    f->listening = true;
+    return listener_arm(f, true);
+}
+
+void listener_disown(front *f)
+{
+    if (f->listening && atomic_load(&f->stage) != FRONT_STOPPED && conn_is_ours(f, f->listen_fd)) {
+        /* Its owner will close the number, which must not belong to another file by then. */
+        int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        if (null != -1) {
+            dup3(null, f->listen_fd, O_CLOEXEC);
+            close(null);
+        }
+    }
+}
+
+/* ----------------------------------------------------------------- accepting */
+
+/* Whether the peer is one of the trusted proxies. */
+static bool is_proxy(const front *f, const union proxy_peer *peer)
+{
+    unsigned char address[16] = {[10] = 0xff, [11] = 0xff};
+
+    if (peer->any.sa_family == AF_INET6)
+        memcpy(address, &peer->v6.sin6_addr, 16);
+    else if (peer->any.sa_family == AF_INET)
+        memcpy(address + 12, &peer->v4.sin_addr, 4);
+    else
+        return false;
+    for (unsigned i = 0; i < f->limits.n_proxies; i++) {
+        const front_network *n = &f->limits.proxies[i];
+        unsigned bytes = n->bits / 8, rest = n->bits % 8;
+        if (memcmp(address, n->address, bytes) == 0 &&
+            (rest == 0 || (address[bytes] ^ n->address[bytes]) >> (8 - rest) == 0))
+            return true;
+    }
+    return false;
+}
+
+/* Records the longest round trip to a client, for listener_stop_handshakes().  It uses the minimum of each connection, because
+ * others include delayed acknowledgements. */
+static void note_distance(front *f, int fd)
+{
+    struct tcp_info info = {0};
+    socklen_t len = sizeof info;
+
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0 && info.tcpi_min_rtt != UINT32_MAX &&
+        info.tcpi_min_rtt * 1000LL > f->farthest)
+        f->farthest = info.tcpi_min_rtt * 1000LL;
+}
+
+static void start(front *f, int fd, const void *peer, size_t peer_len, bool reserve)
+{
+    front_conn *c = conn_new(f, fd);
+
+    if (c == NULL) { /* even the overflow is full: close the oldest connection that has its response, or in the overflow */
+        count_add(&f->count.shed, 1);
+        conn_make_room(f);
+        if ((c = conn_new(f, fd)) == NULL) {
+            io_end(fd, false);
+            return;
+        }
+    }
+    memcpy(&c->peer, peer, peer_len < sizeof c->peer ? peer_len : sizeof c->peer);
+    if (atomic_load_explicit(&f->stage, memory_order_relaxed) == FRONT_TERMINATING)
+        note_distance(f, fd);
+    c->proxied = f->limits.n_proxies > 0 && is_proxy(f, &c->peer);
+    c->reserve = reserve;
+    if (reserve || conn_is_full(f))
+        conn_mark_overflow(f, c);
+    conn_set_state(f, c, c->overflow ? CONN_OVERFLOW : CONN_SILENT);
+    count_add(&f->count.accepted, 1);
+    /* The request may have arrived already; if it seldom has, looking only costs a system call. */
+    if (reserve || f->eager > 0 || f->count.accepted % 16 == 0) {
+        conn_readable(f, c);
+        if (c->fd == fd && c->state == CONN_SILENT && c->in == NULL)
+            f->eager -= f->eager > 0;
+        else
+            f->eager = EAGER;
+    } else if (conn_watch(f, c, WATCH_IN) != FRONT_OK) {
+        conn_close(f, c);
+    }
+}
+
+static int accept_one(front *f, struct sockaddr_storage *peer, socklen_t *len)
+{
+    *len = sizeof *peer;
+    return accept4(f->listen_fd, (struct sockaddr *)peer, len, SOCK_NONBLOCK | SOCK_CLOEXEC);
+}
+
+/* Accepts up to `max` connections.  Returns whether there may be more. */
+static bool accept_some(front *f, int max)
+{
+    struct sockaddr_storage peer;
+    socklen_t len;
+    int fd;
+
+    for (int i = 0; i < max; i++) {
+        fd = accept_one(f, &peer, &len);
+        if (fd != -1) {
+            start(f, fd, &peer, len, false);
+            continue;
+        }
+        if (errno == ECONNABORTED || errno == EINTR || errno == EPROTO || errno == EPERM)
+            continue;
+        if (errno == EAGAIN)
+            return false;
+        /* EMFILE, ENFILE, ENOBUFS, ENOMEM: no descriptor.  One is reserved for this case, so that a probe still gets its
+         * response; until it is free again, or for a while, we stop listening instead of spinning. */
+        count_add(&f->count.accept_errors, 1);
+        if (!reserve_is_there(f)) /* the connection that uses it had RETRY_ACCEPT to send its request; the next one may be a probe */
+            conn_close_reserve(f);
+        if (reserve_is_there(f)) {
+            reserve_give_up(f);
+            fd = accept_one(f, &peer, &len);
+            if (fd != -1)
+                start(f, fd, &peer, len, true);
+            else
+                reserve_restore(f);
+            if (fd != -1 && reserve_is_there(f))
+                continue; /* already served and closed */
+        }
+        listener_arm(f, false);
+        f->listener_retry = f->now + RETRY_ACCEPT;
+        return false;
+    }
+    return true;
+}
+
+/* An accept() that finds nothing has created a socket and a file before, which costs as much as three turns.  So a turn
+ * accepts one connection, and twice as many after each row of turns in which the backlog did not run out; more if it matters
+ * less, among `n` events or if the loop `rests` between turns. */
+void listener_accept(front *f, int n, bool rests)
+{
+    int max = rests ? ACCEPTS : n / 4 > f->accepts ? n / 4 : f->accepts;
+
+    f->accept_row = f->turn == f->accept_turn + 1 ? f->accept_row + 1 : 0;
+    f->accept_turn = f->turn;
+    if (!accept_some(f, max)) {
+        f->accepts = 1;
+        f->accept_row = 0;
+    } else if (f->accept_row == ACCEPT_ROW) {
+        f->accepts = f->accepts < ACCEPTS ? 2 * f->accepts : ACCEPTS;
+        f->accept_row = 0;
+    }
+}
+
+void listener_retry(front *f)
+{
+    f->listener_retry = 0;
+    reserve_restore(f);
+    if (listener_arm(f, true) != 0)
+        f->listener_retry = f->now + RETRY_ACCEPT;
+}
+
+/* ------------------------------------------------------------------- closing */
+
+#ifndef SO_BINDTOIFINDEX
+#define SO_BINDTOIFINDEX 62 /* Linux 5.1; include/uapi/asm-generic/socket.h */
+#endif
+
+/* Closing a listening socket resets connections that have not been accepted.  So new handshakes are stopped first: the
+ * socket is bound to a network interface that does not exist, with the highest possible number.  From then on a SYN finds no
+ * listener and is refused, as it would be by the closed socket a moment later, so its client has sent no data.  A handshake
+ * under way is looked up by itself and not through the listener, and completes; its connection has the interface of its SYN:
+ * any.  Since Linux 5.7 this needs no capability for a socket that is not bound to an interface.  (A filter that drops SYN
+ * segments has the same effect, but hardened kernels refuse SO_ATTACH_FILTER without CAP_NET_ADMIN.)
+ *
+ * Handshakes under way get the time of two round trips to complete, the backlog is accepted, and the listener closes when no
+ * connection has arrived for this time.  If the binding is refused (older kernels; systems that only resemble Linux),
+ * a connection made between the last accept and the close is reset.  The same happens everywhere to a connection that is
+ * represented by a SYN cookie, which the kernel does not know before its last segment arrives.  The kernel uses cookies in a
+ * flood, while more handshakes are under way than the backlog holds, and if net.ipv4.tcp_syncookies is 2. */
+void listener_stop_handshakes(front *f)
+{
+    int none = INT_MAX, bound = 0, fd;
+
+    /* Some systems accept an option that they do not know and ignore it. */
+    if (setsockopt(f->listen_fd, SOL_SOCKET, SO_BINDTOIFINDEX, &none, sizeof none) == -1 ||
+        getsockopt(f->listen_fd, SOL_SOCKET, SO_BINDTOIFINDEX, &bound, &(socklen_t){sizeof bound}) == -1)
+        atomic_store(&f->not_bound, errno);
+    else if (bound != none)
+        atomic_store(&f->not_bound, EOPNOTSUPP);
+    for (uint32_t i = 0, n = 0; n < DISTANCES && conn_next_socket(f, &i, &fd); n++)
+        note_distance(f, fd);
+    f->quiet = 2 * f->farthest < MIN_QUIET ? MIN_QUIET : 2 * f->farthest > MAX_QUIET ? MAX_QUIET : 2 * f->farthest;
+    f->closes_at_most = f->now + 2 * MAX_QUIET;
+    f->seen_accepted = f->count.accepted;
+    f->listener_closes = f->now + f->quiet;
+}
+
+void listener_close(front *f)
+{
+    f->listener_closes = 0;
+    while (accept_some(f, ACCEPTS))
+        ;
+    if (f->listener_retry != 0) { /* out of descriptors: waiting connections must not be reset for that */
+        f->listener_closes = f->listener_retry;
+        return;
+    }
+    if (f->seen_accepted != f->count.accepted && f->now < f->closes_at_most) { /* more connections may be under way */
+        f->seen_accepted = f->count.accepted;
+        f->listener_closes = f->now + f->quiet;
+        return;
+    }
+    listener_arm(f, false);
+    f->listening = false;
+    shutdown(f->listen_fd, SHUT_RDWR); /* refuses connections from now on; its owner closes it */
+}
+
+int front_close_fault(const front *f)
+{
+    return atomic_load(&f->not_bound);
+}

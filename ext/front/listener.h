@@ -1,0 +1,46 @@
+/*
+ * listener.h - the listening socket: how many connections a turn accepts, what happens without descriptors, and how it closes
+ * without resetting anybody.
+ */
+#ifndef LISTENER_H
+#define LISTENER_H
+
+#include "state.h"
+
+/* All for the leader. */
+int listener_open(front *f, int fd); /* FRONT_OK or a negative errno */
+void listener_disown(front *f);      /* in a forked child */
+void listener_accept(front *f, int n, bool rests); /* among `n` events; `rests`: the loop does, between turns */
+void listener_stop_handshakes(front *f); /* the last stage has begun: the socket will close */
+void listener_retry(front *f);
+void listener_close(front *f);
+
+static inline bool listener_is_closed(const front *f)
+{
+    return !f->listening;
+}
+
+static inline void listener_extend(front *f, int64_t gap) /* its deadline */
+{
+    if (f->listener_closes != 0)
+        f->listener_closes += gap;
+}
+
+static inline int64_t listener_due(const front *f, int64_t due)
+{
+    if (f->listener_retry != 0 && f->listener_retry < due)
+        due = f->listener_retry;
+    if (f->listener_closes != 0 && f->listener_closes < due)
+        due = f->listener_closes;
+    return due;
+}
+
+static inline void listener_expire(front *f)
+{
+    if (f->listener_retry != 0 && f->listener_retry <= f->now)
+        listener_retry(f);
+    if (f->listener_closes != 0 && f->listener_closes <= f->now)
+        listener_close(f);
+}
+
+#endif

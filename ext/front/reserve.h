@@ -1,0 +1,33 @@
+/*
+ * reserve.h - a descriptor that is kept for the moment when there are no others, so that a probe still gets its response.
+ *
+ * The listener gives it up to accept one more connection, which is closed after its first response; the end of that
+ * connection restores it.
+ */
+#ifndef RESERVE_H
+#define RESERVE_H
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "state.h"
+
+static inline bool reserve_is_there(const front *f)
+{
+    return f->reserve_fd != -1;
+}
+
+static inline void reserve_restore(front *f)
+{
+    if (f->reserve_fd == -1)
+        f->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+static inline void reserve_give_up(front *f)
+{
+    if (f->reserve_fd != -1)
+        close(f->reserve_fd);
+    f->reserve_fd = -1;
+}
+
+#endif

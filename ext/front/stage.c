@@ -1,0 +1,88 @@
+/* stage.c - see stage.h. */
+#define _GNU_SOURCE
+#include "stage.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#include "conn.h"
+#include "handoff.h"
+#include "last_words.h"
+#include "listener.h"
+
+#define LAST_SECOND SECOND
+
+void front_give_up_after(front *f, int64_t nanoseconds)
+{
+    f->give_up = nanoseconds;
+}
+
+/* The drain should have ended the process by now; the thread that runs it does not get the interpreter lock. */
+void stage_give_up(front *f)
+{
+    front_last_words(f, "the drain has passed its deadline");
+    front_say("stopped: %u aborted at the deadline\n", (unsigned)handoff_workers(f));
+    _exit(1);
+}
+
+int front_watch_signals(front *f, int fd, uint64_t draining, int last_words_signal)
+{
+    f->signal_fd = fd;
+    f->draining_signals = draining;
+    f->last_words = last_words_signal;
+    return front_watch_fd(f, fd, FRONT_SIGNALS, EPOLLIN);
+}
+
+void stage_signal(front *f)
+{
+    unsigned char signals[16];
+    ssize_t n = read(f->signal_fd, signals, sizeof signals);
+
+    if (n == 0 || (n == -1 && errno != EAGAIN && errno != EINTR)) { /* its writer is gone, so it would be readable forever */
+        epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, f->signal_fd, NULL);
+        return;
+    }
+    for (ssize_t i = 0; i < n; i++) {
+        if (signals[i] > 63 || !(f->draining_signals >> signals[i] & 1))
+            continue;
+        front_advance(f, FRONT_TERMINATING);
+        if (f->n_signals > 0 && f->now - f->last_signal < SECOND) /* supervisors send the same signal twice */
+            continue;
+        f->last_signal = f->now;
+        f->n_signals++;
+        if (f->n_signals == 1 && f->give_up != 0)
+            f->gives_up = f->now + f->give_up;
+        if (f->n_signals == 3) {
+            front_say("pkg: third signal, leaving at once\n");
+            _exit(1);
+        }
+    }
+}
+
+void stage_change(front *f)
+{
+    int wanted = atomic_load(&f->wanted_stage);
+
+    if (wanted == FRONT_CLOSING) {
+        listener_stop_handshakes(f);
+        conn_hasten(f, CONN_SILENT, LAST_SECOND);
+        conn_hasten(f, CONN_IDLE, LAST_SECOND);
+        conn_hasten(f, CONN_LINGER, LAST_SECOND);
+    }
+    atomic_store(&f->stage, wanted);
+}
+
+void front_advance(front *f, enum front_stage stage)
+{
+    int now = atomic_load(&f->wanted_stage);
+
+    while (now < (int)stage && !atomic_compare_exchange_weak(&f->wanted_stage, &now, (int)stage))
+        ;
+    front_ring(f);
+}
+
+enum front_stage front_stage_now(const front *f)
+{
+    int wanted = atomic_load(&f->wanted_stage), stage = atomic_load(&f->stage);
+    return (enum front_stage)(wanted > stage ? wanted : stage);
+}

@@ -1,0 +1,246 @@
+/*
+ * state.h - what the front's files share: the front, and one connection.
+ *
+ * Who may access what:
+ *   L  the leader, under front.lead    M  under front.mutex    O  the connection's owner (see front.h)
+ */
+#ifndef STATE_H
+#define STATE_H
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "front.h"
+
+#define SECOND      1000000000LL
+#define MILLISECOND 1000000LL
+
+/* The beginning of a body, or all of it, in a file.  Made by the loop; it belongs to the connection's owner. */
+typedef struct body_file {
+    int fd;               /* -1: not open */
+    bool in_memory;       /* a file of memory, and part of front.buffered */
+    int result;           /* why the body is spooled no further; FRONT_OK: all of it is in the file */
+    uint64_t size, given; /* bytes in it; how many of them front_read() has handed out */
+} body_file;
+
+/* A connection is in exactly one state, and in the list of that state.  The lists of the waiting states are
+ * timeout queues: all members have the same timeout, so the first is due first. */
+enum conn_state {
+    CONN_FREE,
+    CONN_SILENT,   /* has never sent a request */
+    CONN_IDLE,     /* no byte of the next request has arrived */
+    CONN_HEAD,     /* part of a head */
+    CONN_OVERFLOW, /* the same, beyond max_connections: a probe gets its page, any other request 503 */
+    CONN_BODY,     /* head complete, body being collected */
+    CONN_GATHER,   /* the body gathers in the socket, which is not read until the whole body has arrived */
+    CONN_HELD,     /* its body will stream; waits until fewer workers are reading such bodies */
+    CONN_FLUSH,    /* rest of a response being written */
+    CONN_LINGER,   /* FIN sent; discards what still arrives, so that no reset destroys the response */
+    CONN_AGAIN,    /* has had its share of this turn and continues in the next one */
+    CONN_SPOOL,    /* the thread of spool.c is writing its body to a file */
+    CONN_WORKER,   /* queued, or with a worker */
+    CONN_STATES,
+};
+
+/* Who may respond to the client of a request with a worker; changed by compare-and-swap. */
+enum answer_state {
+    ANSWER_NONE,    /* nothing has been sent */
+    ANSWER_INTERIM, /* the worker is sending 100 (Continue) */
+    ANSWER_BEGUN,   /* the worker has started its response */
+    ANSWER_DONE,    /* the worker returns the connection */
+    ANSWER_504,     /* the loop has sent 504 because request_timeout has passed; the worker's output is dropped */
+    ANSWER_CUT,     /* the loop has reset the connection within the response */
+};
+
+/* Bytes of a request, its head parsed.  data[0, head_len) is the head, then body_len decoded bytes of body, a gap
+ * left by chunk framing, and [raw, len) has not been parsed. */
+typedef struct buffer {
+    struct buffer *next; /* L: free list */
+    size_t cap, len, head_len, body_len, raw; /* raw: without a head, the length that the parser has seen */
+    http1_head head;
+    char data[];
+} buffer;
+
+typedef struct {
+    struct front_conn *first, *last;
+} conn_list;
+
+struct front_conn {
+    struct front_conn *prev, *next; /* L, M in the lists ready, taken and returned */
+    int64_t deadline;               /* L; M while queued */
+    int64_t arrived, begun;         /* O: when the request was ready to be served; when a worker took it */
+    int fd;                         /* O */
+    uint32_t generation;            /* L */
+    enum conn_state state;          /* L */
+    uint32_t watched;               /* O: the events that epoll reports */
+    bool registered;                /* O: with epoll */
+    bool overflow;                  /* L: beyond max_connections; closed after its first response, or lingers */
+    bool proxied;                   /* L: may begin with a PROXY header, which has not been read */
+    bool spoken;                    /* L: has sent a request */
+    bool reserve;                   /* L: uses the reserve descriptor */
+    bool eof;                       /* O: the peer has sent FIN, and everything before it has been read */
+    bool hup;                       /* L: the peer has sent FIN; there may be unread bytes before it */
+    bool unread;                    /* L: handed over before the whole body had arrived */
+    bool drained;                   /* O: the loop's last read left nothing in the socket */
+    bool chunked;                   /* O: body framing */
+    atomic_bool expect, complete;   /* O: 100 (Continue) must be sent; the whole body has been read from the socket.  An
+                                     * application may read the body in one thread and respond in another */
+    bool close;                     /* O: close when the response has been sent */
+    bool owed;                      /* O: the loop has the rest of a response, and counts it when it is sent */
+    atomic_bool cut;                /* a response could not be completed: a reset, or a reader that is too slow */
+    bool linger;                    /* O: the client did not ask to close, so it may be sending: read on after our FIN */
+    bool with_worker;               /* M */
+    bool pending;                   /* M: an edge was seen while with_worker */
+    bool queued;                    /* M */
+    _Atomic int answer;             /* enum answer_state, with a request_timeout only */
+    bool late;                      /* M: its request_timeout has passed */
+    atomic_bool gone;               /* reset by the peer */
+    atomic_bool interrupted;        /* a thread that waits in front_read or front_send must return */
+    buffer *in;                     /* O; NULL while idle */
+    uint64_t body_left;             /* O: bytes of a Content-Length body that have not arrived */
+    uint64_t body_read;             /* O: decoded bytes read so far */
+    uint64_t body_mark;             /* O: body_read at the start of the current body_timeout period */
+    int64_t body_waited;            /* O: how long a worker has waited in this period, nanoseconds */
+    size_t body_given;              /* O: bytes of the body in `in` that front_read has returned */
+    body_file *spooled;             /* O: NULL, or the beginning of the body, or all of it, in a file */
+    http1_chunked decoder;          /* O */
+    char *out;                      /* O: rest of a response */
+    size_t out_len, out_pos, out_mark;
+    int file;                       /* O: -1, or a file with the rest of a response */
+    uint32_t awaited;               /* L: bytes of the body that may lie in the socket, part of front.buffered */
+    off_t file_pos;
+    uint64_t file_left;
+    uint64_t thread;                /* M: the worker's kernel thread id */
+    union proxy_peer peer;
+};
+
+typedef struct waiter {
+    struct waiter *below; /* M */
+    atomic_uint woken;    /* a futex; written with the mutex held */
+} waiter;
+
+struct front {
+    struct front *next_open;        /* of all fronts of this process, under their mutex */
+    bool foreign;                   /* belongs to the parent of this forked process; written while there is one thread */
+    atomic_bool has_run;
+    struct sockaddr_storage name;   /* of the listening socket, and so of each connection */
+    front_limits limits;
+    int epoll_fd, listen_fd, wake_fd, signal_fd, reserve_fd, last_words;
+    uint64_t draining_signals;      /* a bit for each signal that starts the drain */
+    int n_signals;                  /* L: number of received signals, without duplicates */
+    int64_t last_signal, give_up, gives_up; /* L: the last signal; limit from the first signal on; its deadline */
+    bool listening, listener_armed, mourned;
+    int accepts, accept_row, eager; /* L: how many to accept per turn, for how many turns; for how many connections to
+                                       look for a request at once */
+    uint64_t turn, accept_turn;
+    int64_t listener_closes; /* last stage: when the backlog counts as empty, unless more arrives; 0: not set */
+    int64_t quiet, closes_at_most; /* L: required time without new connections; deadline for that */
+    uint64_t seen_accepted;         /* L: count.accepted at the last look */
+    atomic_int not_bound;           /* errno value if new handshakes could not be stopped, otherwise 0 */
+    int64_t farthest;       /* L: the longest round trip to a client, nanoseconds, measured while draining */
+    bool relaxed;           /* L: workers process short requests, and lead */
+    int64_t backlog;        /* L: after a turn with new requests: how long half of the waiting ones keep all workers busy */
+    bool short_slices;      /* whether the thread in front_run() has asked the scheduler for short slices, */
+    int strain;             /* and how urgently it needs them */
+    int error;              /* L: the error with which the loop has failed */
+    int64_t listener_retry; /* when to listen again after accept failed; 0: not waiting */
+    _Atomic int stage, wanted_stage;
+    int64_t timeout[CONN_STATES];
+
+    front_conn *conns;              /* limits.max_connections + OVERFLOW slots; memory is touched in order as needed */
+    uint32_t n_slots, n_used, n_overflow;
+    atomic_uint n_held;             /* L: connections in CONN_HELD; also read by a worker that returns one */
+    uint32_t n_spooling;            /* L: connections in CONN_SPOOL */
+    size_t gather_size;             /* longest rest of a body that a socket can hold; 0: unknown */
+    struct spool *spool;            /* L: belongs to spool.c; NULL until a body is spooled */
+    _Atomic uint64_t spool_bytes;   /* of all spooled bodies together */
+    atomic_int spool_error;         /* the error of the last body that could not be spooled */
+    uint32_t n_unread;              /* L: connections handed over before the whole body had arrived */
+    _Atomic uint32_t n_open;
+    front_conn *free;
+    conn_list waiting[CONN_STATES]; /* L */
+    conn_list batch;                /* L: requests of this turn that have not been handed over */
+    uint32_t n_batch;
+    buffer *spare;                  /* L */
+    uint32_t n_spare;
+
+    pthread_mutex_t lead;           /* held by the thread that runs the loop, the leader (L); locked before `mutex` */
+    pthread_mutex_t mutex;
+    conn_list ready, taken, returned; /* M */
+    uint32_t n_ready, n_taken, n_late, n_idle_workers, n_woken; /* M */
+    waiter *idle_workers;           /* M: the last to fall asleep is the first to wake */
+    uint64_t n_finished, seen_finished; /* M: requests finished by workers; the same at the last look */
+    bool closed;        /* M */
+    int64_t service_time;           /* M: moving average of the time that a worker takes for a request, nanoseconds */
+    _Atomic uint32_t n_worker;      /* connections in CONN_WORKER */
+
+    pages *pages;                   /* L */
+    _Atomic(pages *) incoming;      /* mailbox from front_publish */
+    _Atomic int64_t expires[PAGES_SLOTS];
+    _Atomic int64_t lease, moved;   /* of slot 0: duration of the last renewal; by how much gaps have moved it since */
+    _Atomic int64_t due, frozen;    /* time by which the next turn begins unless the process is frozen; sum of all gaps */
+
+    int64_t now;                    /* L: at the start of this turn */
+    time_t date_second;             /* L */
+    char date[32];                  /* L: IMF-fixdate */
+
+    _Atomic uint64_t buffered;      /* bytes of buffers beyond the first block, including `gathering` */
+    _Atomic uint64_t gathering;     /* `awaited` of all connections, which gives way to others; written by L */
+    tally_durations durations;      /* M */
+    tally_probers probers;          /* written by L */
+    struct {
+        _Atomic uint64_t accepted, requests, probes, rejected, timeouts, shed, resets, bytes_in, bytes_out, stale,
+            accept_errors, closed, served, aborted, queue_ns, request_timeouts, spooled, spool_failures;
+    } count;
+};
+
+/* What epoll reports beside connections, in place of a slot. */
+enum { FRONT_LISTENER = 0xffffffff, FRONT_WAKE = 0xfffffffe, FRONT_SIGNALS = 0xfffffffd };
+
+static inline int front_watch_fd(front *f, int fd, uint64_t id, uint32_t events)
+{
+    struct epoll_event ev = {.events = events, .data.u64 = id};
+    return epoll_ctl(f->epoll_fd, EPOLL_CTL_ADD, fd, &ev) == -1 ? -errno : 0;
+}
+
+/* Ends the wait of the loop. */
+static inline void front_ring(front *f)
+{
+    if (!f->foreign) /* the number may belong to another file by now */
+        (void)!write(f->wake_fd, &(uint64_t){1}, sizeof(uint64_t));
+}
+
+static inline void count_add(_Atomic uint64_t *counter, uint64_t n)
+{
+    atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+
+static inline void list_push(conn_list *l, front_conn *c)
+{
+    c->next = NULL;
+    c->prev = l->last;
+    if (l->last != NULL)
+        l->last->next = c;
+    else
+        l->first = c;
+    l->last = c;
+}
+
+static inline void list_remove(conn_list *l, front_conn *c)
+{
+    if (c->prev != NULL)
+        c->prev->next = c->next;
+    else
+        l->first = c->next;
+    if (c->next != NULL)
+        c->next->prev = c->prev;
+    else
+        l->last = c->prev;
+    c->prev = c->next = NULL;
+}
+
+#endif
