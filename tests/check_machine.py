@@ -24,6 +24,7 @@ TEST_TOOLS = [
     ("clang", "clang"),
     ("strace", "strace"),
     ("valgrind", "valgrind"),
+    ("spin", "spin"),
     ("curl", "curl"),
     ("openssl", "openssl"),
     ("promtool", "prometheus"),

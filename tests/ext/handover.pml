@@ -1,0 +1,274 @@
+/*
+ * handover.pml - how connections change hands between the loop and the workers (front.h), for the model checker Spin.
+ *
+ * CLIENTS connections send REQUESTS requests each, also while one of theirs is being served; WORKERS threads serve them, and
+ * lead the loop when they find nothing to do.  A step under front.mutex is one atomic step here; front.lead is a lock.  epoll
+ * reports edges: bytes that arrive make one edge, once.  A wait that ends after a millisecond may end at any time; a longer
+ * one is a wait for ever, as nothing may depend on its end.
+ *
+ * Checked: whatever the order of the steps, all requests are answered.  A request that nobody would look at again leaves all
+ * processes blocked, which Spin reports as an invalid end state.  Three rules can be taken away, to show that the check would
+ * notice: NO_PENDING, NO_PIPELINE, NO_SECOND_LOOK.
+ */
+#ifndef CLIENTS
+#define CLIENTS 2
+#endif
+#ifndef REQUESTS
+#define REQUESTS 2
+#endif
+#ifndef WORKERS
+#define WORKERS 2
+#endif
+#define ALL (CLIENTS * REQUESTS)
+
+mtype = { LOOP, READY, TAKEN, RETURNED };
+
+byte answered;                 /* requests */
+byte in_socket[CLIENTS];       /* requests that have arrived and were not read */
+byte in_buffer[CLIENTS];       /* requests that were read and not handed over */
+bool edge[CLIENTS];            /* epoll will report it */
+bool pending[CLIENTS];         /* M: an edge was seen while a worker had the connection */
+bool again[CLIENTS];           /* CONN_AGAIN: to be looked at in the next turn */
+mtype owner[CLIENTS] = LOOP;   /* READY, TAKEN and RETURNED are a worker's */
+chan ready = [CLIENTS] of { byte };
+byte n_returned, n_taken;      /* M */
+byte n_idle, n_woken;          /* M */
+bool asleep[WORKERS], woken[WORKERS];
+bool ring;                     /* the eventfd */
+bool lead;                     /* front.lead is held */
+bool relaxed, progress;        /* short requests are being finished */
+bool batch[CLIENTS];           /* requests of this turn */
+bool reported[CLIENTS];        /* events of this turn */
+bool flush_batch;              /* the second look has made a batch: the next turn does not wait (front_timeout) */
+bool tell[WORKERS];            /* a worker will ring */
+
+inline rouse_one() {           /* pop_idle(): any of them, which allows more than the stack does */
+    if
+    :: n_idle > 0 && asleep[0] && !woken[0] -> woken[0] = true
+#if WORKERS > 1
+    :: n_idle > 0 && asleep[1] && !woken[1] -> woken[1] = true
+#endif
+#if WORKERS > 2
+    :: n_idle > 0 && asleep[2] && !woken[2] -> woken[2] = true
+#endif
+    fi;
+    n_idle--;
+    n_woken++
+}
+
+inline read_socket(c) {        /* conn_readable(), proceed(): one request at a time goes to a worker */
+    in_buffer[c] = in_buffer[c] + in_socket[c];
+    in_socket[c] = 0;
+    if
+    :: in_buffer[c] > 0 -> in_buffer[c]--; pending[c] = false; batch[c] = true
+    :: else
+    fi
+}
+
+inline take_back() {           /* the list under the mutex; what follows is the loop's own */
+    atomic {
+        k = 0;
+        do
+        :: k < CLIENTS ->
+            if
+            :: owner[k] == RETURNED ->
+                owner[k] = LOOP;
+                n_returned--;
+                if
+                :: in_buffer[k] > 0 -> again[k] = true
+                :: in_buffer[k] == 0 && pending[k] -> pending[k] = false; read_socket(k)
+                :: else
+                fi
+            :: else
+            fi;
+            k++
+        :: else -> break
+        od
+    }
+}
+
+inline on_events() {           /* each event by itself: a worker may return the connection in between */
+    e = 0;
+    do
+    :: e < CLIENTS ->
+        atomic {
+            if
+            :: reported[e] && owner[e] == LOOP && !batch[e] -> reported[e] = false; read_socket(e)
+            :: reported[e] && !(owner[e] == LOOP && !batch[e]) -> reported[e] = false; pending[e] = true
+            :: else
+            fi;
+            e++
+        }
+    :: else -> break
+    od
+}
+
+inline hand_over(taking) {
+    atomic {
+        k = 0;
+        do
+        :: k < CLIENTS ->
+            if
+            :: batch[k] -> batch[k] = false; owner[k] = READY; ready ! k
+            :: else
+            fi;
+            k++
+        :: else -> break
+        od;
+        if
+        :: !(taking) && nempty(ready) && n_idle > 0 && (!relaxed || n_taken == 0) && n_woken == 0 -> rouse_one()
+        :: !(taking) && nempty(ready) && n_idle > 0 -> rouse_one() /* long requests, or it has waited for a millisecond */
+        :: !(taking) && nempty(ready) && n_idle > 0 && ((relaxed && n_taken > 0) || n_woken > 0) /* or not yet */
+        :: taking || empty(ready) || n_idle == 0
+        fi;
+        look = n_returned > 0
+    };
+#ifndef NO_SECOND_LOOK
+    if
+    :: look -> take_back(); flush_batch = true
+    :: else
+    fi
+#endif
+}
+
+/* front_turn(): `waiting`: epoll_wait() may block. */
+inline turn(waiting, taking) {
+    if
+    :: waiting ->              /* a millisecond while a request waits and a worker sleeps, otherwise until something happens */
+        (ring || (nempty(ready) && n_idle > 0) || answered == ALL || flush_batch || edge[0] || again[0] ||
+            edge[CLIENTS - 1] || again[CLIENTS - 1])
+    :: !(waiting)
+    fi;
+    atomic {                   /* epoll_wait() takes the edges */
+        flush_batch = false;
+        ring = false;
+        k = 0;
+        do
+        :: k < CLIENTS -> reported[k] = edge[k]; edge[k] = false; k++
+        :: else -> break
+        od
+    };
+    take_back();
+    atomic {
+        k = 0;
+        do
+        :: k < CLIENTS ->
+            if
+            :: again[k] && !batch[k] && owner[k] == LOOP -> again[k] = false; read_socket(k)
+            :: else
+            fi;
+            k++
+        :: else -> break
+        od
+    };
+    on_events();
+    hand_over(taking)
+}
+
+
+active [CLIENTS] proctype client() {
+    byte sent = 0;
+
+    do
+    :: sent < REQUESTS -> atomic { in_socket[_pid]++; edge[_pid] = true; sent++ }
+    :: sent == REQUESTS -> break
+    od
+}
+
+active proctype front() {
+    byte k, e;
+    bool look, napped = false;
+
+    atomic { !lead -> lead = true };
+    do
+    :: answered < ALL ->
+        atomic {
+            if
+            :: progress -> relaxed = true
+            :: relaxed = false /* none, or long ones */
+            fi;
+            progress = false
+        };
+        turn(!relaxed && !napped, false);
+        if
+        :: relaxed -> napped = true
+        :: !relaxed && n_idle == 0 && n_taken > 0 -> napped = true
+        :: !relaxed -> napped = false
+        fi;
+        if
+        :: napped -> lead = false; atomic { !lead -> lead = true }
+        :: else
+        fi
+    :: answered == ALL -> break
+    od;
+    lead = false
+}
+
+/* pop_ready(), with the mutex held */
+inline pop_ready() {
+    if
+    :: nempty(ready) ->
+        ready ? c;
+        owner[c] = TAKEN;
+        n_taken++;
+        got = true;
+        if
+        :: nempty(ready) && n_idle > 0 && n_woken == 0 -> rouse_one() /* if requests are long */
+        :: true
+        fi
+    :: empty(ready) -> got = false
+    fi
+}
+
+active [WORKERS] proctype worker() {
+    byte k, e, c, me = _pid - CLIENTS - 1;
+    bool look, got;
+
+    do
+    :: answered == ALL -> break
+    :: answered < ALL ->
+        if
+        :: atomic { nempty(ready) -> pop_ready() }
+        :: atomic { empty(ready) && !lead -> lead = true; got = false }; /* short requests: lead */
+            do
+            :: !got && answered < ALL ->
+                turn(true, true);
+                atomic { pop_ready() }
+            :: got || answered == ALL -> break
+            od;
+            lead = false
+        :: atomic { empty(ready) -> asleep[me] = true; n_idle++; got = false }; /* somebody leads, or requests are long */
+            atomic {
+                woken[me] || answered == ALL;
+                asleep[me] = false;
+                if
+                :: woken[me] -> woken[me] = false; n_woken--
+                :: else -> n_idle--
+                fi
+            }
+        fi;
+        if
+        :: got ->
+            atomic {           /* front_finish() */
+                owner[c] = RETURNED;
+                n_returned++;
+                n_taken--;
+                answered++;
+                progress = true;
+                got = false;
+#if defined NO_PENDING
+                tell[me] = in_buffer[c] > 0
+#elif defined NO_PIPELINE
+                tell[me] = pending[c]
+#else
+                tell[me] = in_buffer[c] > 0 || pending[c]
+#endif
+            };
+            if
+            :: tell[me] -> ring = true
+            :: else
+            fi
+        :: else
+        fi
+    od
+}
