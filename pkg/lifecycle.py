@@ -5,7 +5,7 @@ with the changes: `serving ...`, `draining after ...`, `stopped: ...`.
 
     STARTING --> READY --> DRAINING --> STOPPED
         |                     ^
-        +---- a signal -------+        (a failed start-up goes straight to STOPPED)
+        +---- a signal -------+        (what fails does not get to STOPPED)
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Phase(enum.Enum):
 
 
 _NEXT = {
-    Phase.STARTING: {Phase.READY, Phase.DRAINING, Phase.STOPPED},
-    Phase.READY: {Phase.DRAINING, Phase.STOPPED},
+    Phase.STARTING: {Phase.READY, Phase.DRAINING},
+    Phase.READY: {Phase.DRAINING},
     Phase.DRAINING: {Phase.STOPPED},
     Phase.STOPPED: set(),
 }

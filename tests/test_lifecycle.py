@@ -11,16 +11,14 @@ from pkg.lifecycle import Lifecycle, Phase
 ALLOWED = {
     (Phase.STARTING, Phase.READY),
     (Phase.STARTING, Phase.DRAINING),
-    (Phase.STARTING, Phase.STOPPED),
     (Phase.READY, Phase.DRAINING),
-    (Phase.READY, Phase.STOPPED),
     (Phase.DRAINING, Phase.STOPPED),
 }
 PATHS = {
     Phase.STARTING: [],
     Phase.READY: [Phase.READY],
     Phase.DRAINING: [Phase.READY, Phase.DRAINING],
-    Phase.STOPPED: [Phase.STOPPED],
+    Phase.STOPPED: [Phase.DRAINING, Phase.STOPPED],
 }
 
 
