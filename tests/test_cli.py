@@ -20,7 +20,8 @@ import pytest
 
 from pkg import errors
 from pkg.cli import main as cli
-from pkg.settings.declared import HEADINGS, SETTINGS, Setting, Settings
+from pkg.settings.declared import HEADINGS, SETTINGS, Settings
+from pkg.settings.kinds import Setting
 
 ROOT = Path(__file__).parent.parent
 PASSWORD = "hunter2"

@@ -10,7 +10,10 @@ import pytest
 
 from pkg.errors import ConfigurationError
 from pkg.settings import declared as settings
-from pkg.settings.declared import HEADINGS, SETTINGS, Setting, load
+from pkg.settings.database_url import redact_url
+from pkg.settings.declared import HEADINGS, SETTINGS, load
+from pkg.settings.kinds import Setting
+from pkg.settings.secrets import read_secret
 
 # Enough of everything else that no check across settings speaks up while one value is at its bound.
 ROOMY = {
@@ -473,7 +476,7 @@ def test_wrong_database_url_is_refused_without_its_password(url: str, tmp_path: 
     (fault,) = faults({"DATABASE_URL": url})
     assert fault.startswith("DATABASE_URL: ") and "\n" not in fault
     assert PASSWORD not in fault
-    assert settings.redact_url(url) == "***"
+    assert redact_url(url) == "***"
     path = tmp_path / "url"
     path.write_bytes(url.encode("utf-8", "surrogateescape"))
     (fault,) = faults({"DATABASE_URL_FILE": str(path)})
@@ -520,7 +523,7 @@ def test_database_url_file_is_kept_as_a_path(tmp_path: Path) -> None:
     assert loaded.database_url == ""  # it is read again for each connection: an old copy would be the wrong one
     row = next(row for row in loaded.describe() if row.name == "database_url")
     assert (row.value, row.origin) == ("postgresql://u:***@h/db", "file")
-    assert settings.read_secret(str(path)) == f"postgres://u:{PASSWORD}@h/db"
+    assert read_secret(str(path)) == f"postgres://u:{PASSWORD}@h/db"
     assert PASSWORD not in repr(loaded)
 
 

@@ -10,7 +10,8 @@ from pkg.cli.flags import new_parser
 from pkg.cli.terminal import one_line, write
 from pkg.errors import Error
 from pkg.logs.records import printable_json, printable_lines
-from pkg.settings.declared import load, parse_address
+from pkg.settings.declared import load
+from pkg.settings.kinds import parse_address
 
 __all__ = ["PAGES", "admin"]
 

@@ -11,7 +11,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pkg.errors import ConfigurationError
-from pkg.settings.kinds import parse_database_url, read_secret
+from pkg.settings.database_url import parse_database_url
+from pkg.settings.secrets import read_secret
 
 __all__ = ["Source"]
 

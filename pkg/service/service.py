@@ -35,7 +35,7 @@ from pkg.errors import StartupError
 from pkg.lifecycle import Lifecycle, Phase
 from pkg.service.drain import GIVE_UP, drain
 from pkg.service.signals import Interrupted, Signals
-from pkg.settings.declared import parse_address, show_address
+from pkg.settings.kinds import parse_address, show_address
 
 if TYPE_CHECKING:
     from pkg.admin.listener import Admin

@@ -16,13 +16,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pkg.errors import ConfigurationError
+from pkg.settings.database_url import is_primary_wanted, redact_url
 from pkg.settings.kinds import (
     ADDRESS,
     APP,
     BOOLEAN,
     DIRECTORY,
     DURATION,
-    HIDDEN,
     HOST,
     INTEGER,
     NETWORKS,
@@ -36,28 +36,11 @@ from pkg.settings.kinds import (
     Setting,
     choice,
     is_loopback,
-    is_primary_wanted,
     parse_address,
-    parse_database_url,
-    read_secret,
-    redact_url,
-    show_address,
 )
+from pkg.settings.secrets import HIDDEN, read_secret
 
-__all__ = [
-    "HEADINGS",
-    "SETTINGS",
-    "Row",
-    "Setting",
-    "Settings",
-    "load",
-    "markdown",
-    "parse_address",
-    "parse_database_url",
-    "read_secret",
-    "redact_url",
-    "show_address",
-]
+__all__ = ["HEADINGS", "SETTINGS", "Row", "Settings", "load", "markdown"]
 
 _DAY = 86400.0
 _HOUR = 3600.0
