@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pkg.errors import ConfigurationError
-from pkg.settings.database_url import is_primary_wanted, redact_url
+from pkg.settings.database_url import is_primary_wanted
 from pkg.settings.kinds import (
     ADDRESS,
     APP,
@@ -33,6 +33,8 @@ from pkg.settings.kinds import (
     SIZE,
     TOKEN,
     URL,
+    Implied,
+    SecretFile,
     Setting,
     choice,
     is_loopback,
@@ -134,6 +136,8 @@ class Settings:
         environment="DATABASE_URL",
         secret=True,
         basic=True,
+        file=SecretFile("database_url_file", is_reread=True),
+        needs="pool",  # otherwise the URL is for another library and may have any form
     )
     database_url_file = Setting(
         PATH,
@@ -141,12 +145,14 @@ class Settings:
         "File that contains the database URL. It is read again for each new "
         "connection, so that a changed password needs no restart.",
         environment="DATABASE_URL_FILE",
+        needs="pool",
     )
     database_role = Setting(
         choice("any", "primary"),
         "any",
         "With primary, the database check fails if the server is read-only. "
         "target_session_attrs=read-write in the URL implies primary.",
+        implied=Implied("primary", "database_url", is_primary_wanted),
     )
     pool_min_size = Setting(INTEGER, 2, "Minimum pool size; this many connections are kept open.", 1, 1000)
     pool_max_size = Setting(
@@ -278,6 +284,7 @@ class Settings:
         "the response has begun, and the thread's stack is logged. 0 turns it off.",
         0.0,
         _DAY,
+        least_if_on=1.0,
         basic=True,
     )
     write_timeout = Setting(
@@ -335,6 +342,7 @@ class Settings:
         "them finishing; then /healthz returns 503. 0 turns it off.",
         0.0,
         _DAY,
+        least_if_on=1.0,
     )
 
     liveness_path = Setting(
@@ -372,7 +380,13 @@ class Settings:
         "Address of the admin listener, or off. An address other than loopback requires a token.",
         basic=True,
     )
-    admin_token = Setting(TOKEN, "", "Token that requests to the admin listener must carry.", secret=True)
+    admin_token = Setting(
+        TOKEN,
+        "",
+        "Token that requests to the admin listener must carry.",
+        secret=True,
+        file=SecretFile("admin_token_file"),
+    )
     admin_token_file = Setting(PATH, "", "File that contains this token. It is read once, at start.")
 
     __slots__ = ("_origins", "_shown", "_values", "warnings")
@@ -512,9 +526,10 @@ def _across(settings: Settings) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         if settings._values[small] > settings._values[large]:
             reason = f"{kind.show(settings._values[small])} is more than {large} ({kind.show(settings._values[large])})"
             yield small, reason, (large,)
-    for name in ("request_timeout", "stuck_timeout"):
-        if 0 < getattr(settings, name) < 1:
-            yield name, f"{DURATION.show(getattr(settings, name))} is neither 0 (off) nor at least 1s", ()
+    for setting in SETTINGS:
+        least, value = setting.least_if_on, settings._values[setting.name]
+        if least is not None and 0 < value < least:
+            yield setting.name, f"{setting.show(value)} is neither 0 (off) nor at least {setting.show(least)}", ()
     if settings.proxy_protocol and not settings.trusted_proxies:
         yield "proxy_protocol", "requires trusted_proxies, the networks from which it is accepted", ("trusted_proxies",)
     if settings.proxy_protocol_optional and not settings.proxy_protocol:
@@ -561,8 +576,8 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
     for setting in SETTINGS:
         name = setting.name
         values[name], origins[name] = setting.default, "default"
-        if name in ("database_url", "database_url_file") and not values["pool"]:
-            continue  # the URL is for another library and may have any form
+        if setting.needs and not values[setting.needs]:
+            continue
         text = environ.get(setting.environment, "").strip()
         if name in flags:
             text, origins[name] = flags[name], "flag"
@@ -576,9 +591,11 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
             faults.append(_fault(named(name), setting, text, str(error)))
             wrong.add(name)
 
-    url: str = values["database_url"]
-    for name in ("database_url", "admin_token"):
-        file = f"{name}_file"
+    reread: dict[str, Any] = {}  # what was in the files that are read again, and so is not kept as a value
+    for setting in SETTINGS:
+        if setting.file is None:
+            continue
+        name, file = setting.name, setting.file.setting
         if file in wrong or not values[file]:
             continue
         if values[name] or name in wrong:
@@ -591,25 +608,24 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
             wrong |= {name, file}
             continue
         try:
-            content = _BY_NAME[name].parse(text)
+            content = setting.parse(text)
         except ValueError as error:
             faults.append(_fault(named(file), _BY_NAME[file], values[file], f"contains an invalid value: {error}"))
             wrong.add(name)
             continue
         origins[name] = "file"
-        if name == "database_url":
-            # Not kept as a value: the file is read again for each connection, so a copy would become outdated.
-            url = content
-            shown[name] = redact_url(content)
-        else:
-            values[name] = content
+        (reread if setting.file.is_reread else values)[name] = content
 
-    if origins["database_role"] == "default" and url and "database_url" not in wrong and is_primary_wanted(url):
-        values["database_role"], origins["database_role"] = "primary", "implied"
+    known = {**values, **reread}
+    for setting in SETTINGS:
+        implied = setting.implied
+        if implied is None or origins[setting.name] != "default" or implied.setting in wrong:
+            continue
+        if known[implied.setting] and implied.test(known[implied.setting]):
+            values[setting.name], origins[setting.name] = implied.value, "implied"
 
     for setting in SETTINGS:
-        value = values[setting.name]
-        shown.setdefault(setting.name, redact_url(value) if setting.name == "database_url" else setting.show(value))
+        shown[setting.name] = setting.show(reread.get(setting.name, values[setting.name]))
 
     settings = Settings()
     for slot, content in (("_values", values), ("_origins", origins), ("_shown", shown)):

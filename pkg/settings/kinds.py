@@ -22,6 +22,7 @@ class Kind(NamedTuple, Generic[T]):
     metavar: str
     parse: Callable[[str], T]
     show: Callable[[T], str] = str
+    redacts: bool = False  # whether `show` leaves out what is secret of a value, so that the rest may be shown
 
 
 def _text(text: str) -> str:
@@ -199,8 +200,27 @@ PAGE = Kind("PATH", _page)
 HOST = Kind("HOST", _host)
 ADDRESS = Kind("HOST:PORT|off", _address)
 NETWORKS = Kind("CIDR,...", _networks)
-URL = Kind("URL", parse_database_url, redact_url)
+URL = Kind("URL", parse_database_url, redact_url, redacts=True)
 TOKEN = Kind("TOKEN", _token)
+
+
+class SecretFile(NamedTuple):
+    """The setting that names the file from which a secret may be read instead.
+
+    `is_reread`: the part that uses the secret reads the file again whenever it needs it.  Its content is then only
+    checked at start and not kept as the value, since a copy would become outdated.
+    """
+
+    setting: str
+    is_reread: bool = False
+
+
+class Implied(NamedTuple, Generic[T]):
+    """The value that a setting takes, unless it is set, if `test` is true of another setting's value."""
+
+    value: T
+    setting: str
+    test: Callable[[Any], bool]
 
 
 class Setting(Generic[T]):
@@ -219,6 +239,10 @@ class Setting(Generic[T]):
         secret: bool = False,
         basic: bool = False,
         former: str = "",
+        file: SecretFile | None = None,
+        implied: Implied[T] | None = None,
+        needs: str = "",
+        least_if_on: T | None = None,
     ) -> None:
         self.kind = kind
         self.default = default
@@ -229,6 +253,10 @@ class Setting(Generic[T]):
         self.flag = flag
         self.secret = secret
         self.former = former  # a name that it had once; its variable and its flag are accepted, with a warning
+        self.file = file
+        self.implied = implied
+        self.needs = needs  # a truth that is declared earlier; while it is false, this setting is not even read
+        self.least_if_on = least_if_on  # 0 means off, and a value between it and this one is a fault
         self.basic = basic  # one of those that people need first: `--help` shows it, `--help-all` shows every setting
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -262,8 +290,8 @@ class Setting(Generic[T]):
         return value
 
     def show(self, value: T) -> str:
-        """The value as a person would write it; `***` for a secret."""
-        if self.secret:
+        """The value as a person would write it; `***` for a secret, or for the secret parts of one."""
+        if self.secret and not self.kind.redacts:
             return HIDDEN if value else ""
         return self.kind.show(value)
 
