@@ -6,11 +6,11 @@
 
 bool buffers_reserve(front *f, size_t more)
 {
-    uint64_t yielding = atomic_load(&f->gathering);
+    uint64_t yielding = atomic_load(&f->room.gathering);
 
-    if (atomic_fetch_add(&f->buffered, more) + more <= f->limits.buffer_size + yielding)
+    if (atomic_fetch_add(&f->room.buffered, more) + more <= f->limits.buffer_size + yielding)
         return true;
-    atomic_fetch_sub(&f->buffered, more);
+    buffers_return(f, more);
     return false;
 }
 
@@ -27,7 +27,7 @@ int buffer_grow(front *f, front_conn *c, size_t wanted, size_t max)
     if (!buffers_reserve(f, more))
         return -ENOMEM;
     if ((b = realloc(b, sizeof *b + cap)) == NULL) {
-        atomic_fetch_sub(&f->buffered, more);
+        buffers_return(f, more);
         return -ENOMEM;
     }
     b->cap = cap;

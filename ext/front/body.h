@@ -7,6 +7,39 @@
 
 #include "state.h"
 
+static inline uint64_t body_room_used(const front *f)
+{
+    return atomic_load(&f->room.buffered);
+}
+
+static inline void buffers_take(front *f, size_t bytes) /* without asking */
+{
+    atomic_fetch_add(&f->room.buffered, bytes);
+}
+
+static inline void buffers_return(front *f, size_t bytes)
+{
+    atomic_fetch_sub(&f->room.buffered, bytes);
+}
+
+/* Room for a body that gathers in its socket: what is left must hold it, but everybody else may use the same bytes.  False
+ * if there is none.  For the leader. */
+static inline bool buffers_expect(front *f, size_t bytes)
+{
+    if (atomic_fetch_add(&f->room.buffered, bytes) + bytes > f->limits.buffer_size) {
+        buffers_return(f, bytes);
+        return false;
+    }
+    atomic_fetch_add(&f->room.gathering, bytes);
+    return true;
+}
+
+static inline void buffers_expect_no_more(front *f, size_t bytes)
+{
+    atomic_fetch_sub(&f->room.gathering, bytes);
+    buffers_return(f, bytes);
+}
+
 /* Adds `more` bytes to those of all buffers.  False if there is no room for them. */
 bool buffers_reserve(front *f, size_t more);
 

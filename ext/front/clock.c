@@ -8,12 +8,12 @@ int64_t front_now(void)
 
 int64_t front_frozen(const front *f)
 {
-    return atomic_load_explicit(&f->frozen, memory_order_relaxed);
+    return atomic_load_explicit(&f->clock.frozen, memory_order_relaxed);
 }
 
 int64_t front_clock(const front *f)
 {
-    int64_t frozen = atomic_load(&f->frozen), due = atomic_load(&f->due), now = clock_now();
+    int64_t frozen = atomic_load(&f->clock.frozen), due = atomic_load(&f->clock.due), now = clock_now();
 
     return (due != INT64_MAX && now - FRONT_GAP > due ? due : now) - frozen;
 }

@@ -11,12 +11,12 @@
 /* Announces when the next turn of the loop begins, unless the process is frozen; INT64_MAX: no turn is due. */
 static inline void clock_expect(front *f, int64_t due)
 {
-    atomic_store_explicit(&f->due, due, memory_order_relaxed);
+    atomic_store_explicit(&f->clock.due, due, memory_order_relaxed);
 }
 
 static inline void clock_add_gap(front *f, int64_t gap)
 {
-    atomic_fetch_add(&f->frozen, gap);
+    atomic_fetch_add(&f->clock.frozen, gap);
 }
 
 static inline int64_t clock_now(void) /* front_now() */
@@ -32,11 +32,11 @@ static inline const char *clock_date(front *f)
 {
     time_t second = time(NULL);
 
-    if (second != f->date_second) {
-        f->date_second = second;
-        pages_date(second, f->date);
+    if (second != f->clock.date_second) {
+        f->clock.date_second = second;
+        pages_date(second, f->clock.date);
     }
-    return f->date;
+    return f->clock.date;
 }
 
 #endif

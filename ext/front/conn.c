@@ -44,7 +44,7 @@ static int watch(front *f, front_conn *c, uint32_t events)
 {
     struct epoll_event ev = {
         .events = events,
-        .data.u64 = (uint64_t)c->generation << 32 | (uint32_t)(c - f->conns),
+        .data.u64 = (uint64_t)c->generation << 32 | (uint32_t)(c - f->table.conns),
     };
 
     if (epoll_ctl(f->epoll_fd, c->registered ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, c->fd, &ev) == -1)
@@ -85,23 +85,23 @@ int conn_open(front *f)
 {
     const front_limits *limits = &f->limits;
 
-    f->n_slots = limits->max_connections + OVERFLOW;
-    f->timeout[CONN_SILENT] = f->timeout[CONN_IDLE] = limits->idle_timeout;
-    f->timeout[CONN_HEAD] = limits->header_timeout;
-    f->timeout[CONN_GATHER] = GATHER;
-    f->timeout[CONN_OVERFLOW] = OVERFLOW_TIMEOUT;
-    f->timeout[CONN_BODY] = f->timeout[CONN_HELD] = limits->body_timeout;
-    f->timeout[CONN_FLUSH] = limits->write_timeout;
-    f->timeout[CONN_LINGER] = limits->linger_timeout;
-    f->gather_size = longest_gathering();
-    f->conns = calloc(f->n_slots, sizeof *f->conns);
-    return f->conns == NULL ? -ENOMEM : FRONT_OK;
+    f->table.n_slots = limits->max_connections + OVERFLOW;
+    f->table.timeout[CONN_SILENT] = f->table.timeout[CONN_IDLE] = limits->idle_timeout;
+    f->table.timeout[CONN_HEAD] = limits->header_timeout;
+    f->table.timeout[CONN_GATHER] = GATHER;
+    f->table.timeout[CONN_OVERFLOW] = OVERFLOW_TIMEOUT;
+    f->table.timeout[CONN_BODY] = f->table.timeout[CONN_HELD] = limits->body_timeout;
+    f->table.timeout[CONN_FLUSH] = limits->write_timeout;
+    f->table.timeout[CONN_LINGER] = limits->linger_timeout;
+    f->table.gather_size = longest_gathering();
+    f->table.conns = calloc(f->table.n_slots, sizeof *f->table.conns);
+    return f->table.conns == NULL ? -ENOMEM : FRONT_OK;
 }
 
 void conn_free(front *f)
 {
-    for (uint32_t i = 0; i < f->n_used; i++) {
-        front_conn *c = &f->conns[i];
+    for (uint32_t i = 0; i < f->table.n_used; i++) {
+        front_conn *c = &f->table.conns[i];
         if (c->state == CONN_FREE)
             continue;
         if (c->fd != -1)
@@ -114,11 +114,11 @@ void conn_free(front *f)
         free(c->out);
         free(c->in);
     }
-    for (buffer *b = f->spare, *next; b != NULL; b = next) {
+    for (buffer *b = f->table.spare, *next; b != NULL; b = next) {
         next = b->next;
         free(b);
     }
-    free(f->conns);
+    free(f->table.conns);
 }
 
 /* Whether `fd` is one of the front's connections.  The table may contain one that another thread had just closed when the
@@ -140,8 +140,8 @@ bool conn_is_ours(const front *f, int fd)
 
 void conn_disown(front *f)
 {
-    for (uint32_t i = 0; f->conns != NULL && i < f->n_used; i++) {
-        front_conn *c = &f->conns[i];
+    for (uint32_t i = 0; f->table.conns != NULL && i < f->table.n_used; i++) {
+        front_conn *c = &f->table.conns[i];
         if (c->state != CONN_FREE && c->fd != -1 && conn_is_ours(f, c->fd))
             close(c->fd);
         if (c->spooled != NULL && c->spooled->fd != -1)
@@ -161,37 +161,37 @@ static bool is_listed(enum conn_state state)
 void conn_set_state(front *f, front_conn *c, enum conn_state state)
 {
     if (is_listed(c->state))
-        list_remove(&f->waiting[c->state], c);
+        list_remove(&f->table.waiting[c->state], c);
     if (c->state == CONN_GATHER && state != CONN_FREE)
         setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, &(int){1}, sizeof(int));
     if (c->state == CONN_HELD)
-        atomic_fetch_sub(&f->n_held, 1);
+        handoff_note_held(f, false);
     if (state == CONN_HELD)
-        atomic_fetch_add(&f->n_held, 1);
+        handoff_note_held(f, true);
     c->state = state;
     if (is_listed(state)) {
-        c->deadline = f->now + f->timeout[state];
-        list_push(&f->waiting[state], c);
+        c->deadline = f->now + f->table.timeout[state];
+        list_push(&f->table.waiting[state], c);
     }
 }
 
 front_conn *conn_new(front *f, int fd)
 {
-    front_conn *c = f->free;
+    front_conn *c = f->table.free;
 
     if (c != NULL) {
-        f->free = c->next;
+        f->table.free = c->next;
     } else {
-        if (f->n_used == f->n_slots)
+        if (f->table.n_used == f->table.n_slots)
             return NULL;
-        c = &f->conns[f->n_used++]; /* first use: its memory is touched only now */
+        c = &f->table.conns[f->table.n_used++]; /* first use: its memory is touched only now */
     }
     uint32_t generation = c->generation;
     memset(c, 0, sizeof *c);
     c->generation = generation;
     c->fd = fd;
     c->file = -1;
-    f->n_open++;
+    f->table.n_open++;
     return c;
 }
 
@@ -203,12 +203,12 @@ static void buffer_drop(front *f, front_conn *c)
         return;
     c->in = NULL;
     if (b->cap > BUFFER_SIZE) {
-        atomic_fetch_sub(&f->buffered, b->cap - BUFFER_SIZE);
+        buffers_return(f, b->cap - BUFFER_SIZE);
         free(b);
-    } else if (f->n_spare < SPARES) {
-        b->next = f->spare;
-        f->spare = b;
-        f->n_spare++;
+    } else if (f->table.n_spare < SPARES) {
+        b->next = f->table.spare;
+        f->table.spare = b;
+        f->table.n_spare++;
     } else {
         free(b);
     }
@@ -217,7 +217,7 @@ static void buffer_drop(front *f, front_conn *c)
 static void out_drop(front *f, front_conn *c)
 {
     if (c->out != NULL) {
-        atomic_fetch_sub(&f->buffered, c->out_len);
+        buffers_return(f, c->out_len);
         free(c->out);
         c->out = NULL;
     }
@@ -230,8 +230,7 @@ static void out_drop(front *f, front_conn *c)
 static void conn_body_drop(front *f, front_conn *c)
 {
     if (c->awaited > 0) {
-        atomic_fetch_sub(&f->gathering, c->awaited);
-        atomic_fetch_sub(&f->buffered, c->awaited);
+        buffers_expect_no_more(f, c->awaited);
         c->awaited = 0;
     }
     spool_drop(f, c);
@@ -250,14 +249,14 @@ void conn_close(front *f, front_conn *c)
     buffer_drop(f, c);
     out_drop(f, c);
     if (c->overflow)
-        f->n_overflow--;
+        f->table.n_overflow--;
     if (c->reserve)
         reserve_restore(f);
     c->generation++;
     c->prev = NULL;
-    c->next = f->free;
-    f->free = c;
-    f->n_open--;
+    c->next = f->table.free;
+    f->table.free = c;
+    f->table.n_open--;
     count_add(&f->count.closed, 1);
 }
 
@@ -281,17 +280,17 @@ static void conn_linger(front *f, front_conn *c)
 
 void conn_make_room(front *f)
 {
-    front_conn *oldest = f->waiting[CONN_LINGER].first;
+    front_conn *oldest = f->table.waiting[CONN_LINGER].first;
 
     if (oldest == NULL)
-        oldest = f->waiting[CONN_OVERFLOW].first;
+        oldest = f->table.waiting[CONN_OVERFLOW].first;
     if (oldest != NULL)
         conn_close(f, oldest);
 }
 
 void conn_close_reserve(front *f)
 {
-    for (front_conn *c = f->waiting[CONN_OVERFLOW].first; c != NULL; c = c->next)
+    for (front_conn *c = f->table.waiting[CONN_OVERFLOW].first; c != NULL; c = c->next)
         if (c->reserve) {
             conn_close(f, c);
             return;
@@ -300,8 +299,8 @@ void conn_close_reserve(front *f)
 
 bool conn_next_socket(const front *f, uint32_t *i, int *fd)
 {
-    while (*i < f->n_used) {
-        const front_conn *c = &f->conns[(*i)++];
+    while (*i < f->table.n_used) {
+        const front_conn *c = &f->table.conns[(*i)++];
         if (c->state != CONN_FREE && c->state != CONN_WORKER) {
             *fd = c->fd;
             return true;
@@ -314,7 +313,7 @@ bool conn_next_socket(const front *f, uint32_t *i, int *fd)
 
 void conn_event(front *f, uint32_t slot, uint32_t generation, uint32_t events)
 {
-    front_conn *c = &f->conns[slot];
+    front_conn *c = &f->table.conns[slot];
 
     if (c->generation != generation)
         return;
@@ -355,7 +354,7 @@ void conn_event(front *f, uint32_t slot, uint32_t generation, uint32_t events)
 
 void conn_resume(front *f)
 {
-    for (front_conn *c = f->waiting[CONN_AGAIN].first, *last = f->waiting[CONN_AGAIN].last, *next; c != NULL; c = next) {
+    for (front_conn *c = f->table.waiting[CONN_AGAIN].first, *last = f->table.waiting[CONN_AGAIN].last, *next; c != NULL; c = next) {
         next = c == last ? NULL : c->next; /* connections after `last` were added in this turn */
         conn_readable(f, c);
     }
@@ -363,11 +362,11 @@ void conn_resume(front *f)
 
 static buffer *buffer_new(front *f)
 {
-    buffer *b = f->spare;
+    buffer *b = f->table.spare;
 
     if (b != NULL) {
-        f->spare = b->next;
-        f->n_spare--;
+        f->table.spare = b->next;
+        f->table.n_spare--;
     } else if ((b = malloc(sizeof *b + BUFFER_SIZE)) == NULL) {
         return NULL;
     }
@@ -458,7 +457,7 @@ static bool answer(front *f, front_conn *c, const char *bytes, size_t len)
         c->out_len = len - sent;
         c->out_pos = c->out_mark = 0;
         memcpy(c->out, bytes + sent, c->out_len);
-        atomic_fetch_add(&f->buffered, c->out_len);
+        buffers_take(f, c->out_len);
         if (conn_watch(f, c, WATCH_OUT) != 0) {
             conn_close(f, c);
             return false;
@@ -561,7 +560,7 @@ static void stream_body(front *f, front_conn *c)
 
 void conn_release(front *f)
 {
-    for (front_conn *c = f->waiting[CONN_HELD].first, *next; c != NULL; c = next) {
+    for (front_conn *c = f->table.waiting[CONN_HELD].first, *next; c != NULL; c = next) {
         next = c->next;
         stream_body(f, c);
         if (c->state == CONN_HELD)
@@ -623,12 +622,12 @@ static front_conn *longest_waiting(front *f, bool *overdue)
     int64_t most = -1;
 
     for (int s = 0; s < CONN_STATES; s++) {
-        front_conn *c = patience[s] != 0 ? f->waiting[s].first : NULL;
+        front_conn *c = patience[s] != 0 ? f->table.waiting[s].first : NULL;
         for (int i = 1; i < DISPLACED && c != NULL && has_spoken(c); i++)
             c = c->next;
         if (c == NULL || has_spoken(c))
             continue;
-        int64_t waited = (f->now - (c->deadline - f->timeout[s])) / patience[s];
+        int64_t waited = (f->now - (c->deadline - f->table.timeout[s])) / patience[s];
         if (waited > most) {
             most = waited;
             longest = c;
@@ -648,12 +647,12 @@ static bool take_place(front *f, front_conn *c)
     if (atomic_load(&f->stage) != FRONT_SERVING || c->reserve)
         return false;
     front_conn *old = longest_waiting(f, &overdue);
-    if (!overdue && spool_displace(f))
+    if (!overdue && spool_displace(f, f->table.n_spooling))
         old = NULL;
     else if (old == NULL)
         return false;
     c->overflow = false; /* first, as the end of the other one may need the slot */
-    f->n_overflow--;
+    f->table.n_overflow--;
     c->close = !c->in->head.keep_alive;
     c->linger = false;
     if (old == NULL)
@@ -682,7 +681,7 @@ static bool on_head(front *f, front_conn *c)
     bool has_body = h->chunked || h->content_length > 0;
 
     c->spoken = true;
-    bool health = pages_find(f->pages, b->data + h->path.pos, h->path.len) != NULL;
+    bool health = probe_finds(f, b->data + h->path.pos, h->path.len);
     c->close = !h->keep_alive || c->overflow || atomic_load(&f->stage) >= FRONT_TERMINATING;
     c->linger = c->close && h->keep_alive;
     if (h->form == HTTP1_ASTERISK || health) {
@@ -737,15 +736,15 @@ static bool set_lowat(front_conn *c)
  * so a body that has not arrived after a second is read and spooled. */
 static bool gather_body(front *f, front_conn *c)
 {
-    if (f->limits.stream_bodies || c->chunked || c->body_left > f->gather_size)
+    if (f->limits.stream_bodies || c->chunked || c->body_left > f->table.gather_size)
         return false;
     size_t rest = (size_t)c->body_left;
-    if (atomic_fetch_add(&f->buffered, rest) + rest > f->limits.buffer_size || conn_watch(f, c, WATCH_IN) != FRONT_OK ||
-        !set_lowat(c)) {
-        atomic_fetch_sub(&f->buffered, rest);
+    if (!buffers_expect(f, rest))
+        return false;
+    if (conn_watch(f, c, WATCH_IN) != FRONT_OK || !set_lowat(c)) {
+        buffers_expect_no_more(f, rest);
         return false;
     }
-    atomic_fetch_add(&f->gathering, rest);
     c->awaited = (uint32_t)rest;
     conn_set_state(f, c, CONN_GATHER);
     io_acknowledge(c->fd);
@@ -804,14 +803,14 @@ static void spool_body(front *f, front_conn *c)
     }
     c->drained = false;
     conn_set_state(f, c, CONN_SPOOL);
-    f->n_spooling++;
+    f->table.n_spooling++;
     if (spool_take(f, c) != FRONT_OK)
         conn_spooled(f, c);
 }
 
 void conn_spooled(front *f, front_conn *c)
 {
-    f->n_spooling--;
+    f->table.n_spooling--;
     conn_set_state(f, c, CONN_BODY);
     switch (c->spooled != NULL ? c->spooled->result : FRONT_AGAIN) {
     case FRONT_OK:
@@ -991,7 +990,7 @@ static void conn_flush(front *f, front_conn *c)
         count_add(&f->count.bytes_out, (uint64_t)n);
         c->out_pos += (size_t)n;
         if (c->out_pos == c->out_len) {
-            atomic_fetch_sub(&f->buffered, c->out_len);
+            buffers_return(f, c->out_len);
             free(c->out);
             c->out = NULL;
         }
@@ -1094,7 +1093,7 @@ void conn_expire(front *f)
     front_conn *c;
 
     for (int s = CONN_SILENT; s <= CONN_IDLE; s++)
-        while ((c = f->waiting[s].first) != NULL && c->deadline <= f->now) {
+        while ((c = f->table.waiting[s].first) != NULL && c->deadline <= f->now) {
             char byte;
             if (recv(c->fd, &byte, 1, MSG_PEEK) == 1) /* a request has just arrived; a FIN now would lose it */
                 conn_readable(f, c);
@@ -1102,27 +1101,27 @@ void conn_expire(front *f)
                 conn_linger(f, c);
         }
     for (int s = CONN_HEAD; s <= CONN_OVERFLOW; s++)
-        while ((c = f->waiting[s].first) != NULL && c->deadline <= f->now) {
+        while ((c = f->table.waiting[s].first) != NULL && c->deadline <= f->now) {
             count_add(&f->count.timeouts, 1);
             if (c->in == NULL)
                 conn_close(f, c);
             else
                 conn_refuse(f, c, 408, "the request did not arrive in time\n");
         }
-    while ((c = f->waiting[CONN_BODY].first) != NULL && c->deadline <= f->now) {
+    while ((c = f->table.waiting[CONN_BODY].first) != NULL && c->deadline <= f->now) {
         if (body_keeps_up(f, c)) {
             conn_set_state(f, c, CONN_BODY);
             continue;
         }
         conn_refuse_for(f, c, FRONT_E_LATE);
     }
-    while ((c = f->waiting[CONN_GATHER].first) != NULL && c->deadline <= f->now)
+    while ((c = f->table.waiting[CONN_GATHER].first) != NULL && c->deadline <= f->now)
         conn_gathered(f, c);
-    while ((c = f->waiting[CONN_HELD].first) != NULL && c->deadline <= f->now) {
+    while ((c = f->table.waiting[CONN_HELD].first) != NULL && c->deadline <= f->now) {
         count_add(&f->count.timeouts, 1);
         conn_refuse(f, c, 503, "no worker became free in time\n");
     }
-    while ((c = f->waiting[CONN_FLUSH].first) != NULL && c->deadline <= f->now) {
+    while ((c = f->table.waiting[CONN_FLUSH].first) != NULL && c->deadline <= f->now) {
         size_t done = c->out != NULL ? c->out_pos : (size_t)c->file_pos;
         uint64_t wanted = (uint64_t)(f->limits.write_timeout / MILLISECOND) * f->limits.min_body_rate / 1000;
         if (done - c->out_mark > wanted) {
@@ -1133,37 +1132,37 @@ void conn_expire(front *f)
         count_add(&f->count.timeouts, 1);
         conn_close(f, c);
     }
-    while ((c = f->waiting[CONN_LINGER].first) != NULL && c->deadline <= f->now)
+    while ((c = f->table.waiting[CONN_LINGER].first) != NULL && c->deadline <= f->now)
         conn_close(f, c);
 }
 
 void conn_extend(front *f, int64_t gap)
 {
     for (int s = CONN_SILENT; s < CONN_AGAIN; s++) /* all of a list by the same amount, which preserves the order */
-        for (front_conn *c = f->waiting[s].first; c != NULL; c = c->next)
+        for (front_conn *c = f->table.waiting[s].first; c != NULL; c = c->next)
             c->deadline += gap;
 }
 
 void conn_hasten(front *f, enum conn_state state, int64_t most)
 {
-    if (most > f->timeout[state])
-        most = f->timeout[state];
-    f->timeout[state] = most;
-    for (front_conn *c = f->waiting[state].first; c != NULL; c = c->next)
+    if (most > f->table.timeout[state])
+        most = f->table.timeout[state];
+    f->table.timeout[state] = most;
+    for (front_conn *c = f->table.waiting[state].first; c != NULL; c = c->next)
         if (c->deadline > f->now + most)
             c->deadline = f->now + most;
 }
 
 uint64_t conn_lost(const front *f)
 {
-    uint64_t lost = f->n_spooling;
+    uint64_t lost = f->table.n_spooling;
 
     for (int s = CONN_BODY; s <= CONN_HELD; s++)
-        for (front_conn *c = f->waiting[s].first; c != NULL; c = c->next)
+        for (front_conn *c = f->table.waiting[s].first; c != NULL; c = c->next)
             lost++;
-    for (front_conn *c = f->waiting[CONN_FLUSH].first; c != NULL; c = c->next)
+    for (front_conn *c = f->table.waiting[CONN_FLUSH].first; c != NULL; c = c->next)
         lost += c->owed;
-    for (front_conn *c = f->waiting[CONN_AGAIN].first; c != NULL; c = c->next)
+    for (front_conn *c = f->table.waiting[CONN_AGAIN].first; c != NULL; c = c->next)
         lost += c->owed;
     return lost;
 }

@@ -24,18 +24,18 @@ void conn_close_reserve(front *f);      /* closes the one that uses the reserve 
 
 static inline uint32_t conn_count(const front *f)
 {
-    return f->n_open;
+    return f->table.n_open;
 }
 
 static inline bool conn_is_full(const front *f)
 {
-    return f->n_open - f->n_overflow > f->limits.max_connections;
+    return f->table.n_open - f->table.n_overflow > f->limits.max_connections;
 }
 
 static inline void conn_mark_overflow(front *f, front_conn *c)
 {
     c->overflow = true;
-    f->n_overflow++;
+    f->table.n_overflow++;
 }
 
 /* The socket of the next connection from slot *i on, unless a worker owns it.  False at the end. */
@@ -57,17 +57,12 @@ uint64_t conn_lost(const front *f);          /* requests that would get no respo
 
 static inline bool conn_are_spooling(const front *f)
 {
-    return f->n_spooling > 0;
-}
-
-static inline bool conn_are_held(const front *f)
-{
-    return atomic_load_explicit(&f->n_held, memory_order_relaxed) > 0;
+    return f->table.n_spooling > 0;
 }
 
 static inline bool conn_are_again(const front *f)
 {
-    return f->waiting[CONN_AGAIN].first != NULL;
+    return f->table.waiting[CONN_AGAIN].first != NULL;
 }
 
 static inline int64_t conn_due(const front *f) /* the first deadline, or INT64_MAX */
@@ -75,8 +70,8 @@ static inline int64_t conn_due(const front *f) /* the first deadline, or INT64_M
     int64_t due = INT64_MAX;
 
     for (int s = CONN_SILENT; s < CONN_AGAIN; s++)
-        if (f->waiting[s].first != NULL && f->waiting[s].first->deadline < due)
-            due = f->waiting[s].first->deadline;
+        if (f->table.waiting[s].first != NULL && f->table.waiting[s].first->deadline < due)
+            due = f->table.waiting[s].first->deadline;
     return due;
 }
 

@@ -273,7 +273,7 @@ static int leave(front *f, front_conn *c, struct iovec *iov, int n, size_t total
     if (!buffers_reserve(f, total))
         return FRONT_AGAIN;
     if ((c->out = malloc(total)) == NULL) {
-        atomic_fetch_sub(&f->buffered, total);
+        buffers_return(f, total);
         return FRONT_AGAIN;
     }
     c->out_len = total;

@@ -8,11 +8,14 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "body.h"
 #include "clock.h"
 #include "conn.h"
 #include "handoff.h"
 #include "io.h"
+#include "leader.h"
 #include "listener.h"
+#include "probe.h"
 #include "reserve.h"
 #include "spool.h"
 
@@ -97,15 +100,14 @@ int front_open(front **out, int listen_fd, const front_limits *limits)
     if (f == NULL)
         return -ENOMEM;
     f->limits = *limits;
-    f->signal_fd = f->reserve_fd = -1;
     clock_expect(f, INT64_MAX);
     f->now = clock_now();
-    pthread_mutex_init(&f->lead, NULL);
-    pthread_mutex_init(&f->mutex, NULL);
-    pthread_mutex_init(&f->probers.mutex, NULL);
+    leader_init(f);
+    handoff_init(f);
+    probe_init(f);
+    reserve_init(f);
     f->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     f->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    reserve_restore(f);
     if (f->epoll_fd == -1 || f->wake_fd == -1 || !reserve_is_there(f)) {
         rv = -errno;
         front_close(f);
@@ -138,17 +140,15 @@ void front_close(front *f)
         return;
     conn_free(f);
     free((void *)(uintptr_t)f->limits.body_spool);
-    pages_free(f->pages);
-    pages_free(atomic_load(&f->incoming));
+    probe_free(f);
     reserve_give_up(f);
     for (size_t i = 0; i < 2; i++) {
         int fd = (int[]){f->epoll_fd, f->wake_fd}[i];
         if (fd != -1)
             close(fd);
     }
-    pthread_mutex_destroy(&f->lead);
-    pthread_mutex_destroy(&f->mutex);
-    pthread_mutex_destroy(&f->probers.mutex);
+    leader_free(f);
+    handoff_free(f);
     free(f);
 }
 
@@ -161,9 +161,8 @@ void front_count(front *f, front_counters *out)
     LOAD(bytes_in); LOAD(bytes_out); LOAD(stale); LOAD(accept_errors); LOAD(closed); LOAD(served); LOAD(aborted); LOAD(queue_ns);
     LOAD(request_timeouts); LOAD(spooled); LOAD(spool_failures);
 #undef LOAD
-    out->buffered = atomic_load(&f->buffered);
-    out->spool_bytes = atomic_load(&f->spool_bytes);
-    out->spool_error = atomic_load(&f->spool_error);
+    out->buffered = body_room_used(f);
+    spool_count(f, out);
     out->connections = out->idle = out->queued = out->in_flight = out->late = out->finished = 0;
     if (f->foreign)
         return;

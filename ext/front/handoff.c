@@ -28,7 +28,7 @@ static uint64_t thread_id(void)
 /* Whether one more busy worker increases throughput; with the mutex held. */
 static bool more_do_more(const front *f)
 {
-    return f->limits.parallel || f->service_time > LONG_REQUEST;
+    return f->limits.parallel || f->queue.service_time > LONG_REQUEST;
 }
 
 /* ---------------------------------------------------------------------- sleeping */
@@ -43,11 +43,11 @@ static long futex(atomic_uint *word, int operation, unsigned value, const struct
 /* The idle worker that fell asleep last; with the mutex held. */
 static waiter *pop_idle(front *f)
 {
-    waiter *w = f->idle_workers;
+    waiter *w = f->queue.idle_workers;
 
-    f->idle_workers = w->below;
-    f->n_idle_workers--;
-    f->n_woken++;
+    f->queue.idle_workers = w->below;
+    f->queue.n_idle_workers--;
+    f->queue.n_woken++;
     atomic_store(&w->woken, 1);
     return w;
 }
@@ -59,28 +59,28 @@ void handoff_wake(waiter *w)
 
 void handoff_sleep(front *f, int64_t timeout)
 {
-    waiter w = {.below = f->idle_workers};
+    waiter w = {.below = f->queue.idle_workers};
     struct timespec until;
     int64_t at = clock_now() + timeout;
     bool late = false;
 
-    f->idle_workers = &w;
-    f->n_idle_workers++;
+    f->queue.idle_workers = &w;
+    f->queue.n_idle_workers++;
     until.tv_sec = (time_t)(at / 1000000000);
     until.tv_nsec = (long)(at % 1000000000);
     while (!atomic_load(&w.woken) && !late) {
-        pthread_mutex_unlock(&f->mutex);
+        pthread_mutex_unlock(&f->queue.mutex);
         late = futex(&w.woken, FUTEX_WAIT_BITSET, 0, timeout < 0 ? NULL : &until) == -1 && errno == ETIMEDOUT;
-        pthread_mutex_lock(&f->mutex);
+        pthread_mutex_lock(&f->queue.mutex);
     }
     if (atomic_load(&w.woken)) {
-        f->n_woken--;
+        f->queue.n_woken--;
         return;
     }
-    for (waiter **p = &f->idle_workers; *p != NULL; p = &(*p)->below) /* timed out: remove it from the stack */
+    for (waiter **p = &f->queue.idle_workers; *p != NULL; p = &(*p)->below) /* timed out: remove it from the stack */
         if (*p == &w) {
             *p = w.below;
-            f->n_idle_workers--;
+            f->queue.n_idle_workers--;
             break;
         }
 }
@@ -89,13 +89,13 @@ void handoff_sleep(front *f, int64_t timeout)
 
 front_conn *handoff_pop(front *f, waiter **next)
 {
-    front_conn *c = f->ready.first;
+    front_conn *c = f->queue.ready.first;
 
     *next = NULL;
     if (c == NULL)
         return NULL;
-    list_remove(&f->ready, c);
-    f->n_ready--;
+    list_remove(&f->queue.ready, c);
+    f->queue.n_ready--;
     c->queued = false;
     c->thread = thread_id();
     if (f->limits.request_timeout != 0) {
@@ -103,9 +103,9 @@ front_conn *handoff_pop(front *f, waiter **next)
         c->late = false;
         atomic_store(&c->answer, ANSWER_NONE);
     }
-    list_push(&f->taken, c);
-    f->n_taken++;
-    if (f->ready.first != NULL && f->n_idle_workers > 0 && f->n_woken == 0 && more_do_more(f))
+    list_push(&f->queue.taken, c);
+    f->queue.n_taken++;
+    if (f->queue.ready.first != NULL && f->queue.n_idle_workers > 0 && f->queue.n_woken == 0 && more_do_more(f))
         *next = pop_idle(f);
     return c;
 }
@@ -120,11 +120,11 @@ bool handoff_pass(front *f, enum handoff_waking waking, front_conn **refused)
     waiter *next = NULL;
 
     *refused = NULL;
-    pthread_mutex_lock(&f->mutex);
-    bool some = f->batch.first != NULL;
-    while ((c = f->batch.first) != NULL) {
-        list_remove(&f->batch, c);
-        if (f->n_ready >= f->limits.max_queue) {
+    pthread_mutex_lock(&f->queue.mutex);
+    bool some = f->queue.batch.first != NULL;
+    while ((c = f->queue.batch.first) != NULL) {
+        list_remove(&f->queue.batch, c);
+        if (f->queue.n_ready >= f->limits.max_queue) {
             c->next = *refused;
             *refused = c;
             continue;
@@ -132,19 +132,19 @@ bool handoff_pass(front *f, enum handoff_waking waking, front_conn **refused)
         c->with_worker = c->queued = true;
         c->thread = 0;
         c->deadline = f->now + f->limits.queue_timeout;
-        list_push(&f->ready, c);
-        f->n_ready++;
+        list_push(&f->queue.ready, c);
+        f->queue.n_ready++;
     }
-    if (f->ready.first != NULL && f->n_idle_workers > 0 && waking != HANDOFF_TAKING &&
-        (more_do_more(f) || waking == HANDOFF_EAGER || f->n_taken == 0) &&
-        (f->n_woken == 0 || f->now - f->ready.first->arrived > MILLISECOND))
+    if (f->queue.ready.first != NULL && f->queue.n_idle_workers > 0 && waking != HANDOFF_TAKING &&
+        (more_do_more(f) || waking == HANDOFF_EAGER || f->queue.n_taken == 0) &&
+        (f->queue.n_woken == 0 || f->now - f->queue.ready.first->arrived > MILLISECOND))
         next = pop_idle(f);
-    bool returned = f->returned.first != NULL;
+    bool returned = f->queue.returned.first != NULL;
     /* A request that arrives while all workers are busy and others wait, only waits in the queue. */
-    f->backlog = 0;
-    if (some && f->n_idle_workers == 0 && f->n_taken > 0)
-        f->backlog = f->n_ready * f->service_time / f->n_taken / 2;
-    pthread_mutex_unlock(&f->mutex);
+    f->queue.backlog = 0;
+    if (some && f->queue.n_idle_workers == 0 && f->queue.n_taken > 0)
+        f->queue.backlog = f->queue.n_ready * f->queue.service_time / f->queue.n_taken / 2;
+    pthread_mutex_unlock(&f->queue.mutex);
     handoff_rouse(next);
     return returned;
 }
@@ -155,8 +155,8 @@ bool handoff_return(front *f, front_conn *c, const handoff_result *result, int *
     int64_t took = result->end - c->begun;
 
     *fd = -1;
-    pthread_mutex_lock(&f->mutex);
-    if (!f->closed) { /* a request cut off by the end has been counted there */
+    pthread_mutex_lock(&f->queue.mutex);
+    if (!f->queue.closed) { /* a request cut off by the end has been counted there */
         if (result->is_answered)
             ; /* counted by the loop */
         else if (result->abort)
@@ -167,30 +167,30 @@ bool handoff_return(front *f, front_conn *c, const handoff_result *result, int *
             count_add(&f->count.served, 1);
     }
     if (!result->is_answered)
-        tally_add(&f->durations, b->head.method_id, result->status, result->end - c->arrived);
-    list_remove(&f->taken, c);
-    f->n_taken--;
-    f->n_late -= c->late;
+        tally_add(&f->queue.durations, b->head.method_id, result->status, result->end - c->arrived);
+    list_remove(&f->queue.taken, c);
+    f->queue.n_taken--;
+    f->queue.n_late -= c->late;
     c->late = false;
     if (result->abort || (c->close && !c->linger && !result->rest && b->raw == b->len)) {
         *fd = c->fd;
         c->fd = -1;
     }
-    list_push(&f->returned, c);
+    list_push(&f->queue.returned, c);
     c->with_worker = false;
-    f->n_finished++;
-    f->service_time += (took - f->service_time) / 8;
+    f->queue.n_finished++;
+    f->queue.service_time += (took - f->queue.service_time) / 8;
     /* The loop must look soon at a connection that may have more in its socket without a further edge, or must be closed. */
-    bool ring = result->rest || atomic_load_explicit(&f->n_held, memory_order_relaxed) > 0 || atomic_load(&f->stage) >= FRONT_CLOSING || (c->fd != -1 && (c->close || c->pending || !c->drained || b->raw < b->len));
-    pthread_mutex_unlock(&f->mutex);
+    bool ring = result->rest || handoff_has_held(f) || atomic_load(&f->stage) >= FRONT_CLOSING || (c->fd != -1 && (c->close || c->pending || !c->drained || b->raw < b->len));
+    pthread_mutex_unlock(&f->queue.mutex);
     return ring;
 }
 
 void handoff_note_event(front *f, front_conn *c)
 {
-    pthread_mutex_lock(&f->mutex);
+    pthread_mutex_lock(&f->queue.mutex);
     c->pending = true; /* front_finish() will ring, or the loop finds it at the end of this turn */
-    pthread_mutex_unlock(&f->mutex);
+    pthread_mutex_unlock(&f->queue.mutex);
 }
 
 /* Whether half of the workers may have to wait for their clients.  Then the loop collects a body that was announced with
@@ -198,22 +198,22 @@ void handoff_note_event(front *f, front_conn *c)
  * not block the others. */
 bool handoff_may_keep(front *f)
 {
-    if (f->n_unread == 0)
+    if (f->queue.n_unread == 0)
         return false;
-    pthread_mutex_lock(&f->mutex);
-    uint32_t workers = f->n_taken + f->n_idle_workers, reading = f->n_unread;
-    for (const front_conn *c = f->taken.first; c != NULL; c = c->next) /* at most as many as there are workers */
+    pthread_mutex_lock(&f->queue.mutex);
+    uint32_t workers = f->queue.n_taken + f->queue.n_idle_workers, reading = f->queue.n_unread;
+    for (const front_conn *c = f->queue.taken.first; c != NULL; c = c->next) /* at most as many as there are workers */
         reading -= c->unread && atomic_load_explicit(&c->complete, memory_order_relaxed); /* has read its body and works */
-    pthread_mutex_unlock(&f->mutex);
+    pthread_mutex_unlock(&f->queue.mutex);
     return reading > 0 && 2 * reading >= workers;
 }
 
 bool handoff_progresses(front *f)
 {
-    pthread_mutex_lock(&f->mutex);
-    bool progress = f->n_finished != f->seen_finished && f->service_time < LONG_REQUEST;
-    f->seen_finished = f->n_finished;
-    pthread_mutex_unlock(&f->mutex);
+    pthread_mutex_lock(&f->queue.mutex);
+    bool progress = f->queue.n_finished != f->queue.seen_finished && f->queue.service_time < LONG_REQUEST;
+    f->queue.seen_finished = f->queue.n_finished;
+    pthread_mutex_unlock(&f->queue.mutex);
     return progress;
 }
 
@@ -234,14 +234,14 @@ static void answer_late(front *f, front_conn *c)
     if (n > 0)
         count_add(&f->count.bytes_out, (uint64_t)n);
     shutdown(c->fd, SHUT_WR);
-    tally_add(&f->durations, c->in->head.method_id, 504, f->now - c->arrived);
+    tally_add(&f->queue.durations, c->in->head.method_id, 504, f->now - c->arrived);
 }
 
 /* Requests that have taken too long.  They are in the order in which workers took them. */
 void handoff_expire(front *f)
 {
-    pthread_mutex_lock(&f->mutex);
-    for (front_conn *c = f->taken.first; c != NULL && (c->late || c->deadline <= f->now); c = c->next) {
+    pthread_mutex_lock(&f->queue.mutex);
+    for (front_conn *c = f->queue.taken.first; c != NULL && (c->late || c->deadline <= f->now); c = c->next) {
         int none = ANSWER_NONE, begun = ANSWER_BEGUN;
         if (c->late)
             continue;
@@ -254,79 +254,79 @@ void handoff_expire(front *f)
             continue; /* just finished, or sending 100 (Continue); the next turn handles it */
         }
         c->late = true;
-        f->n_late++;
+        f->queue.n_late++;
         count_add(&f->count.request_timeouts, 1);
         atomic_store(&c->interrupted, true);
     }
-    pthread_mutex_unlock(&f->mutex);
+    pthread_mutex_unlock(&f->queue.mutex);
 }
 
 int64_t handoff_due(front *f, int64_t due, int64_t look)
 {
     /* Connections are returned without a ring, and their idle time starts when we look.  While requests wait although
      * workers sleep (handoff_pass() woke only one, expecting short requests), look again at once. */
-    if (atomic_load_explicit(&f->n_held, memory_order_relaxed) > 0)
+    if (handoff_has_held(f))
         look = f->now + HOLD;
-    pthread_mutex_lock(&f->mutex);
-    if (f->ready.first != NULL) {
-        if (f->n_idle_workers > 0)
+    pthread_mutex_lock(&f->queue.mutex);
+    if (f->queue.ready.first != NULL) {
+        if (f->queue.n_idle_workers > 0)
             look = f->now + MILLISECOND;
-        if (f->ready.first->deadline < due)
-            due = f->ready.first->deadline;
+        if (f->queue.ready.first->deadline < due)
+            due = f->queue.ready.first->deadline;
     }
-    for (front_conn *c = f->limits.request_timeout != 0 ? f->taken.first : NULL; c != NULL; c = c->next)
+    for (front_conn *c = f->limits.request_timeout != 0 ? f->queue.taken.first : NULL; c != NULL; c = c->next)
         if (!c->late) {
             if (c->deadline < look)
                 look = c->deadline > f->now + MILLISECOND ? c->deadline : f->now + MILLISECOND;
             break;
         }
-    pthread_mutex_unlock(&f->mutex);
+    pthread_mutex_unlock(&f->queue.mutex);
     return look < due ? look : due;
 }
 
 void handoff_extend(front *f, int64_t gap)
 {
-    pthread_mutex_lock(&f->mutex);
-    for (front_conn *c = f->ready.first; c != NULL; c = c->next)
+    pthread_mutex_lock(&f->queue.mutex);
+    for (front_conn *c = f->queue.ready.first; c != NULL; c = c->next)
         c->deadline += gap;
-    for (front_conn *c = f->taken.first; c != NULL; c = c->next)
+    for (front_conn *c = f->queue.taken.first; c != NULL; c = c->next)
         c->deadline += gap;
-    pthread_mutex_unlock(&f->mutex);
+    pthread_mutex_unlock(&f->queue.mutex);
 }
 
 void handoff_close(front *f, uint64_t lost)
 {
-    pthread_mutex_lock(&f->mutex);
-    f->closed = true;
-    for (front_conn *c = f->returned.first; c != NULL; c = c->next)
+    pthread_mutex_lock(&f->queue.mutex);
+    f->queue.closed = true;
+    for (front_conn *c = f->queue.returned.first; c != NULL; c = c->next)
         lost -= !c->owed; /* returned and counted since the loop's last look */
     count_add(&f->count.aborted, lost);
-    while (f->idle_workers != NULL)
+    while (f->queue.idle_workers != NULL)
         handoff_rouse(pop_idle(f));
-    for (front_conn *c = f->taken.first; c != NULL; c = c->next) {
+    for (front_conn *c = f->queue.taken.first; c != NULL; c = c->next) {
         atomic_store(&c->gone, true);
         shutdown(c->fd, SHUT_RDWR);
     }
-    pthread_mutex_unlock(&f->mutex);
+    pthread_mutex_unlock(&f->queue.mutex);
 }
 
 /* -------------------------------------------------------------------- for people */
 
 void handoff_tally(front *f, uint8_t method, unsigned status, int64_t duration)
 {
-    pthread_mutex_lock(&f->mutex);
-    tally_add(&f->durations, method, status, duration);
-    pthread_mutex_unlock(&f->mutex);
+    pthread_mutex_lock(&f->queue.mutex);
+    tally_add(&f->queue.durations, method, status, duration);
+    pthread_mutex_unlock(&f->queue.mutex);
 }
 
 void handoff_count(front *f, front_counters *out)
 {
-    pthread_mutex_lock(&f->mutex);
-    out->queued = f->n_ready;
-    out->late = f->n_late;
-    out->in_flight = f->n_ready + f->n_taken; /* requests that are finished but not yet taken back do not count */
-    out->finished = f->n_finished;
-    pthread_mutex_unlock(&f->mutex);
+    pthread_mutex_lock(&f->queue.mutex);
+    out->queued = f->queue.n_ready;
+    out->late = f->queue.n_late;
+    out->in_flight = f->queue.n_ready + f->queue.n_taken; /* requests that are finished but not yet taken back do not count */
+    out->finished = f->queue.n_finished;
+    pthread_mutex_unlock(&f->queue.mutex);
 }
 
 static void copy_text(char *to, size_t size, const char *from, size_t len)
@@ -344,9 +344,9 @@ size_t front_requests(front *f, front_flight *out, size_t max)
 
     if (f->foreign)
         return 0;
-    pthread_mutex_lock(&f->mutex);
+    pthread_mutex_lock(&f->queue.mutex);
     for (int pass = 0; pass < 2; pass++)
-        for (front_conn *c = pass == 0 ? f->taken.first : f->ready.first; c != NULL && n < max; c = c->next, n++) {
+        for (front_conn *c = pass == 0 ? f->queue.taken.first : f->queue.ready.first; c != NULL && n < max; c = c->next, n++) {
             const buffer *b = c->in;
             const http1_head *h = &b->head;
             copy_text(out[n].method, sizeof out[n].method, b->data + h->method.pos, h->method.len);
@@ -356,7 +356,7 @@ size_t front_requests(front *f, front_flight *out, size_t max)
             out[n].thread = c->thread;
             out[n].late = pass == 0 && c->late;
         }
-    pthread_mutex_unlock(&f->mutex);
+    pthread_mutex_unlock(&f->queue.mutex);
     return n;
 }
 
@@ -366,10 +366,10 @@ size_t front_durations(front *f, tally_series *out, size_t max)
 
     if (f->foreign)
         return 0;
-    pthread_mutex_lock(&f->mutex);
+    pthread_mutex_lock(&f->queue.mutex);
     for (size_t i = 0; i < TALLY_SERIES && n < max; i++)
-        if (f->durations.series[i].used)
-            out[n++] = f->durations.series[i];
-    pthread_mutex_unlock(&f->mutex);
+        if (f->queue.durations.series[i].used)
+            out[n++] = f->queue.durations.series[i];
+    pthread_mutex_unlock(&f->queue.mutex);
     return n;
 }

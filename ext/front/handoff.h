@@ -12,7 +12,23 @@
 
 #define LONG_REQUEST (100 * 1000LL) /* nanoseconds; in such a request the interpreter lock is probably free at times */
 
+static inline void handoff_init(front *f)
+{
+    pthread_mutex_init(&f->queue.mutex, NULL);
+}
+
+static inline void handoff_free(front *f)
+{
+    pthread_mutex_destroy(&f->queue.mutex);
+}
+
 /* ----------------------------------------------------------------------------- the loop's side: for the leader */
+
+/* Whether connections wait in CONN_HELD until fewer workers read bodies. */
+static inline bool handoff_has_held(const front *f)
+{
+    return atomic_load_explicit(&f->queue.n_held, memory_order_relaxed) > 0;
+}
 
 /* Whom handoff_pass() may wake. */
 enum handoff_waking {
@@ -24,28 +40,36 @@ enum handoff_waking {
 /* The connection in CONN_WORKER has a request for the workers. */
 static inline void handoff_add(front *f, front_conn *c)
 {
-    atomic_fetch_add_explicit(&f->n_worker, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&f->queue.n_worker, 1, memory_order_relaxed);
     c->unread = !c->complete && c->awaited == 0; /* a body that has gathered in the socket does not make its worker wait */
-    f->n_unread += c->unread;
-    list_push(&f->batch, c);
+    f->queue.n_unread += c->unread;
+    list_push(&f->queue.batch, c);
+}
+
+static inline void handoff_note_held(front *f, bool is_held) /* a connection enters CONN_HELD, or leaves it */
+{
+    if (is_held)
+        atomic_fetch_add(&f->queue.n_held, 1);
+    else
+        atomic_fetch_sub(&f->queue.n_held, 1);
 }
 
 /* The loop owns the connection again. */
 static inline void handoff_forget(front *f, front_conn *c)
 {
-    atomic_fetch_sub_explicit(&f->n_worker, 1, memory_order_relaxed);
-    f->n_unread -= c->unread;
+    atomic_fetch_sub_explicit(&f->queue.n_worker, 1, memory_order_relaxed);
+    f->queue.n_unread -= c->unread;
     c->unread = false;
 }
 
 static inline bool handoff_is_due(const front *f)
 {
-    return f->batch.first != NULL;
+    return f->queue.batch.first != NULL;
 }
 
 static inline uint32_t handoff_workers(front *f) /* connections queued, or with a worker */
 {
-    return atomic_load_explicit(&f->n_worker, memory_order_relaxed);
+    return atomic_load_explicit(&f->queue.n_worker, memory_order_relaxed);
 }
 
 /* Hands the requests of this turn to the workers.  `*refused`: a list of those that the queue has no place for.  Returns
@@ -55,26 +79,26 @@ bool handoff_pass(front *f, enum handoff_waking waking, front_conn **refused);
 /* The list of connections that workers have returned. */
 static inline front_conn *handoff_returned(front *f)
 {
-    pthread_mutex_lock(&f->mutex);
-    front_conn *c = f->returned.first;
-    f->returned.first = f->returned.last = NULL;
-    pthread_mutex_unlock(&f->mutex);
+    pthread_mutex_lock(&f->queue.mutex);
+    front_conn *c = f->queue.returned.first;
+    f->queue.returned.first = f->queue.returned.last = NULL;
+    pthread_mutex_unlock(&f->queue.mutex);
     return c;
 }
 
 /* A request that has waited in the queue for too long, or NULL. */
 static inline front_conn *handoff_overdue(front *f)
 {
-    pthread_mutex_lock(&f->mutex);
-    front_conn *c = f->ready.first;
+    pthread_mutex_lock(&f->queue.mutex);
+    front_conn *c = f->queue.ready.first;
     if (c != NULL && c->deadline > f->now)
         c = NULL;
     if (c != NULL) {
-        list_remove(&f->ready, c);
-        f->n_ready--;
+        list_remove(&f->queue.ready, c);
+        f->queue.n_ready--;
         c->with_worker = c->queued = false;
     }
-    pthread_mutex_unlock(&f->mutex);
+    pthread_mutex_unlock(&f->queue.mutex);
     return c;
 }
 
@@ -88,29 +112,29 @@ void handoff_close(front *f, uint64_t lost); /* the front has stopped; `lost`: r
 
 static inline int64_t handoff_backlog(const front *f) /* nanoseconds that half of the waiting requests keep all workers busy */
 {
-    return f->backlog;
+    return f->queue.backlog;
 }
 
 /* ---------------------------------------------------------------------------------------- the workers' side */
 
 static inline void handoff_lock(front *f)
 {
-    pthread_mutex_lock(&f->mutex);
+    pthread_mutex_lock(&f->queue.mutex);
 }
 
 static inline void handoff_unlock(front *f)
 {
-    pthread_mutex_unlock(&f->mutex);
+    pthread_mutex_unlock(&f->queue.mutex);
 }
 
 static inline bool handoff_is_closed(const front *f) /* with the mutex held */
 {
-    return f->closed;
+    return f->queue.closed;
 }
 
 static inline bool handoff_is_short(const front *f) /* requests are; a guess without the mutex */
 {
-    return f->service_time < LONG_REQUEST;
+    return f->queue.service_time < LONG_REQUEST;
 }
 
 front_conn *handoff_pop(front *f, waiter **next); /* with the mutex held; `next`: for handoff_rouse() without it, or NULL */

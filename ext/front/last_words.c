@@ -44,6 +44,6 @@ void front_last_words(front *f, const char *why)
     for (size_t i = 0; i < n; i++)
         front_say("  %s %s, %.3f s, thread %llu\n", flights[i].method, quoted(flights[i].target, target, sizeof target),
                   (double)flights[i].age / 1e9, (unsigned long long)flights[i].thread);
-    if (f->last_words != 0)
-        pthread_kill(pthread_self(), f->last_words);
+    if (f->last_words.signal != 0)
+        pthread_kill(pthread_self(), f->last_words.signal);
 }

@@ -9,6 +9,16 @@
 /* Writes a line to stderr if that does not block. */
 void front_say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+static inline void last_words_init(front *f, int signal)
+{
+    f->last_words.signal = signal;
+}
+
+static inline bool last_words_are_wanted(const front *f)
+{
+    return f->last_words.signal != 0;
+}
+
 /* Writes to stderr: `why`, the requests in flight, and every Python stack (by the signal last_words). */
 void front_last_words(front *f, const char *why);
 

@@ -36,9 +36,9 @@ static void want_short_slices(front *f, bool wanted)
         uint64_t runtime, deadline, period;
     } own;
 
-    if (f->short_slices == wanted)
+    if (f->leader.short_slices == wanted)
         return;
-    f->short_slices = wanted;
+    f->leader.short_slices = wanted;
     if (syscall(SYS_sched_getattr, 0, &own, sizeof own, 0) == 0 && own.policy == SCHED_OTHER) {
         own.runtime = wanted ? 100000 : 0; /* 0: the default */
         syscall(SYS_sched_setattr, 0, &own, 0);
@@ -54,10 +54,10 @@ static void nap(front *f, int64_t length)
 
     nanosleep(&(struct timespec){.tv_nsec = (long)length}, NULL);
     if (clock_now() - begin > length + LATE)
-        f->strain = f->strain < MAX_STRAIN ? f->strain + STRAIN : f->strain;
-    else if (f->strain > 0)
-        f->strain--;
-    want_short_slices(f, f->strain > MAX_STRAIN / 2);
+        f->leader.strain = f->leader.strain < MAX_STRAIN ? f->leader.strain + STRAIN : f->leader.strain;
+    else if (f->leader.strain > 0)
+        f->leader.strain--;
+    want_short_slices(f, f->leader.strain > MAX_STRAIN / 2);
 }
 
 /* Releases idle workers, and wakes those that read or write, which then find a closed connection. */
@@ -77,31 +77,31 @@ int front_run(front *f)
         return FRONT_CLOSED;
     atomic_store(&f->has_run, true);
     prctl(PR_SET_TIMERSLACK, 1000UL);
-    pthread_mutex_lock(&f->lead); /* waits here while a worker leads */
+    pthread_mutex_lock(&f->leader.lead); /* waits here while a worker leads */
     f->now = clock_now();
-    while (atomic_load(&f->stage) != FRONT_STOPPED && f->error == 0) {
+    while (atomic_load(&f->stage) != FRONT_STOPPED && f->leader.error == 0) {
         relaxed = handoff_progresses(f); /* then workers run the loop between two requests */
         int timeout = relaxed || napped ? 0 : loop_timeout(f);
         if (timeout != 0)
             want_short_slices(f, true); /* the event that ends the wait must be handled at once */
         int64_t before = f->now;
-        f->error = loop_turn(f, timeout, relaxed ? HANDOFF_RELAXED : HANDOFF_EAGER);
+        f->leader.error = loop_turn(f, timeout, relaxed ? HANDOFF_RELAXED : HANDOFF_EAGER);
         if (f->now - before > PAUSE)
-            f->strain = 0;
+            f->leader.strain = 0;
         int64_t length = relaxed ? NAP : handoff_backlog(f);
-        napped = f->error == FRONT_OK && length >= LONG_REQUEST;
+        napped = f->leader.error == FRONT_OK && length >= LONG_REQUEST;
         if (napped) {
-            pthread_mutex_unlock(&f->lead);
+            pthread_mutex_unlock(&f->leader.lead);
             nap(f, length < NAP ? length : NAP);
-            pthread_mutex_lock(&f->lead);
+            pthread_mutex_lock(&f->leader.lead);
         }
     }
-    int error = f->error;
-    f->error = 0;
+    int error = f->leader.error;
+    f->leader.error = 0;
     clock_expect(f, INT64_MAX);
     if (error == 0)
         stop_workers(f);
-    pthread_mutex_unlock(&f->lead);
+    pthread_mutex_unlock(&f->leader.lead);
     return error != 0 ? error : FRONT_CLOSED;
 }
 
@@ -113,7 +113,7 @@ static front_conn *lead(front *f)
     front_conn *c = NULL;
 
     while (c == NULL && atomic_load(&f->stage) != FRONT_STOPPED &&
-           (f->error = loop_turn(f, loop_timeout(f), HANDOFF_TAKING)) == FRONT_OK) {
+           (f->leader.error = loop_turn(f, loop_timeout(f), HANDOFF_TAKING)) == FRONT_OK) {
         waiter *next;
         handoff_lock(f);
         c = handoff_pop(f, &next);
@@ -126,7 +126,7 @@ static front_conn *lead(front *f)
 /* Only while requests are short.  Long ones keep the workers busy, and the front's own thread hands them out. */
 static bool may_lead(front *f)
 {
-    return handoff_is_short(f) && atomic_load(&f->stage) != FRONT_STOPPED && pthread_mutex_trylock(&f->lead) == 0;
+    return handoff_is_short(f) && atomic_load(&f->stage) != FRONT_STOPPED && pthread_mutex_trylock(&f->leader.lead) == 0;
 }
 
 front_conn *leader_take(front *f, int64_t timeout, bool *closed)
@@ -138,9 +138,9 @@ front_conn *leader_take(front *f, int64_t timeout, bool *closed)
     while (!handoff_is_closed(f) && (c = handoff_pop(f, &next)) == NULL && timeout != 0) {
         if (timeout < 0 && may_lead(f)) {
             handoff_unlock(f);
-            c = f->error == 0 ? lead(f) : NULL;
-            bool failed = f->error != 0;
-            pthread_mutex_unlock(&f->lead);
+            c = f->leader.error == 0 ? lead(f) : NULL;
+            bool failed = f->leader.error != 0;
+            pthread_mutex_unlock(&f->leader.lead);
             handoff_lock(f);
             if (c != NULL)
                 break;

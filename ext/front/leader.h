@@ -10,4 +10,14 @@
  * `*closed`: the front has stopped. */
 front_conn *leader_take(front *f, int64_t timeout, bool *closed);
 
+static inline void leader_init(front *f)
+{
+    pthread_mutex_init(&f->leader.lead, NULL);
+}
+
+static inline void leader_free(front *f)
+{
+    pthread_mutex_destroy(&f->leader.lead);
+}
+
 #endif

@@ -23,30 +23,30 @@
 
 static int listener_arm(front *f, bool on)
 {
-    if (f->listener_armed == on || !f->listening)
+    if (f->listener.is_armed == on || !f->listener.is_open)
         return 0;
-    int rv = on ? front_watch_fd(f, f->listen_fd, FRONT_LISTENER, EPOLLIN) : epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, f->listen_fd, NULL);
+    int rv = on ? front_watch_fd(f, f->listener.fd, FRONT_LISTENER, EPOLLIN) : epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, f->listener.fd, NULL);
     if (rv == 0)
-        f->listener_armed = on;
+        f->listener.is_armed = on;
     return rv;
 }
 
 int listener_open(front *f, int fd)
 {
-    f->listen_fd = fd;
-    f->accepts = 1;
-    f->eager = EAGER;
-    f->listening = true;
+    f->listener.fd = fd;
+    f->listener.accepts = 1;
+    f->listener.eager = EAGER;
+    f->listener.is_open = true;
     return listener_arm(f, true);
 }
 
 void listener_disown(front *f)
 {
-    if (f->listening && atomic_load(&f->stage) != FRONT_STOPPED && conn_is_ours(f, f->listen_fd)) {
+    if (f->listener.is_open && atomic_load(&f->stage) != FRONT_STOPPED && conn_is_ours(f, f->listener.fd)) {
         /* Its owner will close the number, which must not belong to another file by then. */
         int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
         if (null != -1) {
-            dup3(null, f->listen_fd, O_CLOEXEC);
+            dup3(null, f->listener.fd, O_CLOEXEC);
             close(null);
         }
     }
@@ -83,8 +83,8 @@ static void note_distance(front *f, int fd)
     socklen_t len = sizeof info;
 
     if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0 && info.tcpi_min_rtt != UINT32_MAX &&
-        info.tcpi_min_rtt * 1000LL > f->farthest)
-        f->farthest = info.tcpi_min_rtt * 1000LL;
+        info.tcpi_min_rtt * 1000LL > f->listener.farthest)
+        f->listener.farthest = info.tcpi_min_rtt * 1000LL;
 }
 
 static void start(front *f, int fd, const void *peer, size_t peer_len, bool reserve)
@@ -109,12 +109,12 @@ static void start(front *f, int fd, const void *peer, size_t peer_len, bool rese
     conn_set_state(f, c, c->overflow ? CONN_OVERFLOW : CONN_SILENT);
     count_add(&f->count.accepted, 1);
     /* The request may have arrived already; if it seldom has, looking only costs a system call. */
-    if (reserve || f->eager > 0 || f->count.accepted % 16 == 0) {
+    if (reserve || f->listener.eager > 0 || f->count.accepted % 16 == 0) {
         conn_readable(f, c);
         if (c->fd == fd && c->state == CONN_SILENT && c->in == NULL)
-            f->eager -= f->eager > 0;
+            f->listener.eager -= f->listener.eager > 0;
         else
-            f->eager = EAGER;
+            f->listener.eager = EAGER;
     } else if (conn_watch(f, c, WATCH_IN) != FRONT_OK) {
         conn_close(f, c);
     }
@@ -123,7 +123,7 @@ static void start(front *f, int fd, const void *peer, size_t peer_len, bool rese
 static int accept_one(front *f, struct sockaddr_storage *peer, socklen_t *len)
 {
     *len = sizeof *peer;
-    return accept4(f->listen_fd, (struct sockaddr *)peer, len, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    return accept4(f->listener.fd, (struct sockaddr *)peer, len, SOCK_NONBLOCK | SOCK_CLOEXEC);
 }
 
 /* Accepts up to `max` connections.  Returns whether there may be more. */
@@ -159,7 +159,7 @@ static bool accept_some(front *f, int max)
                 continue; /* already served and closed */
         }
         listener_arm(f, false);
-        f->listener_retry = f->now + RETRY_ACCEPT;
+        f->listener.retry = f->now + RETRY_ACCEPT;
         return false;
     }
     return true;
@@ -170,25 +170,25 @@ static bool accept_some(front *f, int max)
  * less, among `n` events or if the loop `rests` between turns. */
 void listener_accept(front *f, int n, bool rests)
 {
-    int max = rests ? ACCEPTS : n / 4 > f->accepts ? n / 4 : f->accepts;
+    int max = rests ? ACCEPTS : n / 4 > f->listener.accepts ? n / 4 : f->listener.accepts;
 
-    f->accept_row = f->turn == f->accept_turn + 1 ? f->accept_row + 1 : 0;
-    f->accept_turn = f->turn;
+    f->listener.accept_row = f->turn == f->listener.accept_turn + 1 ? f->listener.accept_row + 1 : 0;
+    f->listener.accept_turn = f->turn;
     if (!accept_some(f, max)) {
-        f->accepts = 1;
-        f->accept_row = 0;
-    } else if (f->accept_row == ACCEPT_ROW) {
-        f->accepts = f->accepts < ACCEPTS ? 2 * f->accepts : ACCEPTS;
-        f->accept_row = 0;
+        f->listener.accepts = 1;
+        f->listener.accept_row = 0;
+    } else if (f->listener.accept_row == ACCEPT_ROW) {
+        f->listener.accepts = f->listener.accepts < ACCEPTS ? 2 * f->listener.accepts : ACCEPTS;
+        f->listener.accept_row = 0;
     }
 }
 
 void listener_retry(front *f)
 {
-    f->listener_retry = 0;
+    f->listener.retry = 0;
     reserve_restore(f);
     if (listener_arm(f, true) != 0)
-        f->listener_retry = f->now + RETRY_ACCEPT;
+        f->listener.retry = f->now + RETRY_ACCEPT;
 }
 
 /* ------------------------------------------------------------------- closing */
@@ -214,39 +214,39 @@ void listener_stop_handshakes(front *f)
     int none = INT_MAX, bound = 0, fd;
 
     /* Some systems accept an option that they do not know and ignore it. */
-    if (setsockopt(f->listen_fd, SOL_SOCKET, SO_BINDTOIFINDEX, &none, sizeof none) == -1 ||
-        getsockopt(f->listen_fd, SOL_SOCKET, SO_BINDTOIFINDEX, &bound, &(socklen_t){sizeof bound}) == -1)
-        atomic_store(&f->not_bound, errno);
+    if (setsockopt(f->listener.fd, SOL_SOCKET, SO_BINDTOIFINDEX, &none, sizeof none) == -1 ||
+        getsockopt(f->listener.fd, SOL_SOCKET, SO_BINDTOIFINDEX, &bound, &(socklen_t){sizeof bound}) == -1)
+        atomic_store(&f->listener.not_bound, errno);
     else if (bound != none)
-        atomic_store(&f->not_bound, EOPNOTSUPP);
+        atomic_store(&f->listener.not_bound, EOPNOTSUPP);
     for (uint32_t i = 0, n = 0; n < DISTANCES && conn_next_socket(f, &i, &fd); n++)
         note_distance(f, fd);
-    f->quiet = 2 * f->farthest < MIN_QUIET ? MIN_QUIET : 2 * f->farthest > MAX_QUIET ? MAX_QUIET : 2 * f->farthest;
-    f->closes_at_most = f->now + 2 * MAX_QUIET;
-    f->seen_accepted = f->count.accepted;
-    f->listener_closes = f->now + f->quiet;
+    f->listener.quiet = 2 * f->listener.farthest < MIN_QUIET ? MIN_QUIET : 2 * f->listener.farthest > MAX_QUIET ? MAX_QUIET : 2 * f->listener.farthest;
+    f->listener.closes_at_most = f->now + 2 * MAX_QUIET;
+    f->listener.seen_accepted = f->count.accepted;
+    f->listener.closes = f->now + f->listener.quiet;
 }
 
 void listener_close(front *f)
 {
-    f->listener_closes = 0;
+    f->listener.closes = 0;
     while (accept_some(f, ACCEPTS))
         ;
-    if (f->listener_retry != 0) { /* out of descriptors: waiting connections must not be reset for that */
-        f->listener_closes = f->listener_retry;
+    if (f->listener.retry != 0) { /* out of descriptors: waiting connections must not be reset for that */
+        f->listener.closes = f->listener.retry;
         return;
     }
-    if (f->seen_accepted != f->count.accepted && f->now < f->closes_at_most) { /* more connections may be under way */
-        f->seen_accepted = f->count.accepted;
-        f->listener_closes = f->now + f->quiet;
+    if (f->listener.seen_accepted != f->count.accepted && f->now < f->listener.closes_at_most) { /* more connections may be under way */
+        f->listener.seen_accepted = f->count.accepted;
+        f->listener.closes = f->now + f->listener.quiet;
         return;
     }
     listener_arm(f, false);
-    f->listening = false;
-    shutdown(f->listen_fd, SHUT_RDWR); /* refuses connections from now on; its owner closes it */
+    f->listener.is_open = false;
+    shutdown(f->listener.fd, SHUT_RDWR); /* refuses connections from now on; its owner closes it */
 }
 
 int front_close_fault(const front *f)
 {
-    return atomic_load(&f->not_bound);
+    return atomic_load(&f->listener.not_bound);
 }

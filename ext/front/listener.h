@@ -17,29 +17,29 @@ void listener_close(front *f);
 
 static inline bool listener_is_closed(const front *f)
 {
-    return !f->listening;
+    return !f->listener.is_open;
 }
 
 static inline void listener_extend(front *f, int64_t gap) /* its deadline */
 {
-    if (f->listener_closes != 0)
-        f->listener_closes += gap;
+    if (f->listener.closes != 0)
+        f->listener.closes += gap;
 }
 
 static inline int64_t listener_due(const front *f, int64_t due)
 {
-    if (f->listener_retry != 0 && f->listener_retry < due)
-        due = f->listener_retry;
-    if (f->listener_closes != 0 && f->listener_closes < due)
-        due = f->listener_closes;
+    if (f->listener.retry != 0 && f->listener.retry < due)
+        due = f->listener.retry;
+    if (f->listener.closes != 0 && f->listener.closes < due)
+        due = f->listener.closes;
     return due;
 }
 
 static inline void listener_expire(front *f)
 {
-    if (f->listener_retry != 0 && f->listener_retry <= f->now)
+    if (f->listener.retry != 0 && f->listener.retry <= f->now)
         listener_retry(f);
-    if (f->listener_closes != 0 && f->listener_closes <= f->now)
+    if (f->listener.closes != 0 && f->listener.closes <= f->now)
         listener_close(f);
 }
 

@@ -87,7 +87,7 @@ int loop_turn(front *f, int timeout, enum handoff_waking waking)
     take_back(f);
     for (front_conn *c; conn_are_spooling(f) && (c = spool_finished(f)) != NULL;)
         conn_spooled(f, c);
-    if (conn_are_held(f))
+    if (handoff_has_held(f))
         conn_release(f);
     if (conn_are_again(f))
         conn_resume(f);

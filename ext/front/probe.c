@@ -10,7 +10,7 @@
 
 void front_publish(front *f, pages *table)
 {
-    pages_free(atomic_exchange(&f->incoming, table)); /* frees one that the loop has not fetched yet */
+    pages_free(atomic_exchange(&f->published.incoming, table)); /* frees one that the loop has not fetched yet */
     front_ring(f);
 }
 
@@ -22,29 +22,29 @@ void front_renew(front *f, unsigned slot, int64_t nanoseconds)
         return;
     do { /* again, if this thread was frozen in between */
         now = clock_now();
-        atomic_store(&f->expires[slot], now + nanoseconds);
+        atomic_store(&f->published.expires[slot], now + nanoseconds);
     } while (clock_now() - now > FRONT_GAP);
     if (slot == 0) {
-        atomic_store_explicit(&f->lease, nanoseconds, memory_order_relaxed);
-        atomic_store_explicit(&f->moved, 0, memory_order_relaxed);
+        atomic_store_explicit(&f->published.lease, nanoseconds, memory_order_relaxed);
+        atomic_store_explicit(&f->published.moved, 0, memory_order_relaxed);
     }
 }
 
 /* Liveness expires later by the time of the freeze, up to the duration of its last renewal. */
 static void move_liveness(front *f, int64_t gap)
 {
-    int64_t former = atomic_load(&f->expires[0]), wanted, from, most;
+    int64_t former = atomic_load(&f->published.expires[0]), wanted, from, most;
 
     do {
         if (former == 0)
             return;
         from = former > f->now ? former : f->now;
-        most = from + atomic_load(&f->lease) - atomic_load(&f->moved);
+        most = from + atomic_load(&f->published.lease) - atomic_load(&f->published.moved);
         wanted = former + gap < most ? former + gap : most;
         if (wanted <= from)
             return;
-    } while (!atomic_compare_exchange_strong(&f->expires[0], &former, wanted)); /* repeat if it has just been renewed */
-    atomic_fetch_add(&f->moved, wanted - from);
+    } while (!atomic_compare_exchange_strong(&f->published.expires[0], &former, wanted)); /* repeat if it has just been renewed */
+    atomic_fetch_add(&f->published.moved, wanted - from);
 }
 
 /* Pages of other slots describe the time before the gap. */
@@ -52,8 +52,8 @@ void probe_freeze(front *f, int64_t gap)
 {
     move_liveness(f, gap);
     for (size_t slot = 1; slot < PAGES_SLOTS; slot++)
-        if (atomic_load(&f->expires[slot]) > f->now)
-            atomic_store(&f->expires[slot], f->now);
+        if (atomic_load(&f->published.expires[slot]) > f->now)
+            atomic_store(&f->published.expires[slot], f->now);
 }
 
 /* ------------------------------------------------------------ the format wanted */
@@ -153,15 +153,15 @@ static const pages_answer *page_answer(front *f, const page *p, enum pages_forma
 
     if (atomic_load(&f->stage) >= FRONT_TERMINATING && p->answers[PAGES_DRAINING][format].status != 0) {
         set = PAGES_DRAINING;
-    } else if (f->now >= atomic_load_explicit(&f->expires[p->slot], memory_order_relaxed)) {
+    } else if (f->now >= atomic_load_explicit(&f->published.expires[p->slot], memory_order_relaxed)) {
         set = PAGES_EXPIRED;
         count_add(&f->count.stale, 1);
-        if (p->slot == 0 && f->last_words != 0 && !f->mourned) {
-            f->mourned = true;
+        if (p->slot == 0 && last_words_are_wanted(f) && !f->published.mourned) {
+            f->published.mourned = true;
             front_last_words(f, "liveness is failing"); /* the process may be killed because of the response that follows */
         }
     } else if (p->slot == 0) {
-        f->mourned = false;
+        f->published.mourned = false;
     }
     return &p->answers[set][format];
 }
@@ -183,9 +183,9 @@ static void note_prober(front *f, const front_conn *c, const http1_head *h, unsi
     else if (c->peer.any.sa_family == AF_INET6)
         memcpy(address, &c->peer.v6.sin6_addr, 16);
     if (h->form == HTTP1_ASTERISK)
-        tally_probe(&f->probers, address, agent, agent_len, "*", 1, status, f->now);
+        tally_probe(&f->published.probers, address, agent, agent_len, "*", 1, status, f->now);
     else
-        tally_probe(&f->probers, address, agent, agent_len, data + h->path.pos,
+        tally_probe(&f->published.probers, address, agent, agent_len, data + h->path.pos,
                     path_len > 1 && data[h->path.pos + path_len - 1] == '/' ? path_len - 1 : path_len, status, f->now);
 }
 
@@ -204,7 +204,7 @@ size_t probe_answer(front *f, const front_conn *c, const http1_head *h, char out
     } else if (h->method_id != HTTP1_GET && h->method_id != HTTP1_HEAD && h->method_id != HTTP1_OPTIONS) {
         a = &not_allowed;
     } else {
-        a = page_answer(f, pages_find(f->pages, b->data + h->path.pos, h->path.len), format_wanted(b, h));
+        a = page_answer(f, pages_find(f->published.pages, b->data + h->path.pos, h->path.len), format_wanted(b, h));
         if (a->status == 0)
             a = &none;
     }
@@ -221,5 +221,5 @@ size_t probe_answer(front *f, const front_conn *c, const http1_head *h, char out
 
 size_t front_probers(front *f, tally_prober *out, size_t max)
 {
-    return f->foreign ? 0 : tally_read_probers(&f->probers, out, max);
+    return f->foreign ? 0 : tally_read_probers(&f->published.probers, out, max);
 }

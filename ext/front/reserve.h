@@ -12,22 +12,27 @@
 
 #include "state.h"
 
+static inline void reserve_init(front *f)
+{
+    f->reserve.fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
 static inline bool reserve_is_there(const front *f)
 {
-    return f->reserve_fd != -1;
+    return f->reserve.fd != -1;
 }
 
 static inline void reserve_restore(front *f)
 {
-    if (f->reserve_fd == -1)
-        f->reserve_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (f->reserve.fd == -1)
+        f->reserve.fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 }
 
 static inline void reserve_give_up(front *f)
 {
-    if (f->reserve_fd != -1)
-        close(f->reserve_fd);
-    f->reserve_fd = -1;
+    if (f->reserve.fd != -1)
+        close(f->reserve.fd);
+    f->reserve.fd = -1;
 }
 
 #endif

@@ -69,20 +69,20 @@ static int reserve(front *f, const body_file *file, size_t n)
 {
     int full = EFBIG;
 
-    if (atomic_fetch_add(&f->spool_bytes, n) + n <= f->limits.body_spool_size) {
+    if (atomic_fetch_add(&f->spooling.bytes, n) + n <= f->limits.body_spool_size) {
         if (!file->in_memory || buffers_reserve(f, n))
             return FRONT_OK;
         full = ENOBUFS;
     }
-    atomic_fetch_sub(&f->spool_bytes, n);
+    atomic_fetch_sub(&f->spooling.bytes, n);
     return full;
 }
 
 static void release(front *f, const body_file *file, uint64_t n)
 {
-    atomic_fetch_sub(&f->spool_bytes, n);
+    atomic_fetch_sub(&f->spooling.bytes, n);
     if (file->in_memory)
-        atomic_fetch_sub(&f->buffered, n);
+        buffers_return(f, n);
 }
 
 /* Appends the body's bytes in the buffer to the file.  FRONT_OK, or an errno value; then the rest is still in the buffer. */
@@ -145,7 +145,7 @@ void spool_drop(front *f, front_conn *c)
     c->spooled = NULL; /* first, so that a child that is forked now does not close a reused number */
     release(f, file, file->size);
     if (file->fd != -1)
-        tell(f->spool, file->fd);
+        tell(f->spooling.thread, file->fd);
     free(file);
 }
 
@@ -175,7 +175,7 @@ static void displace(struct spool *s)
 
 static void give_up(struct spool *s, front_conn *c, int error)
 {
-    atomic_store(&s->f->spool_error, error);
+    atomic_store(&s->f->spooling.error, error);
     count_add(&s->f->count.spool_failures, 1);
     finish(s, c, FRONT_AGAIN);
 }
@@ -369,90 +369,96 @@ static int start(front *f)
         destroy(s);
         return rv;
     }
-    f->spool = s;
+    f->spooling.thread = s;
     return FRONT_OK;
 }
 
 int spool_take(front *f, front_conn *c)
 {
-    int rv = f->limits.body_spool_size == 0 ? -EFBIG : f->spool == NULL ? start(f) : FRONT_OK;
+    int rv = f->limits.body_spool_size == 0 ? -EFBIG : f->spooling.thread == NULL ? start(f) : FRONT_OK;
 
     body_file *file = rv == FRONT_OK ? malloc(sizeof *file) : NULL;
     if (rv == FRONT_OK && file == NULL)
         rv = -ENOMEM;
     if (rv != FRONT_OK) {
-        atomic_store(&f->spool_error, -rv);
+        atomic_store(&f->spooling.error, -rv);
         count_add(&f->count.spool_failures, 1);
         return rv;
     }
     *file = (body_file){.fd = -1};
     c->spooled = file; /* last, as a child that is forked now closes what it finds there */
-    pthread_mutex_lock(&f->spool->mutex);
-    list_push(&f->spool->incoming, c);
-    pthread_mutex_unlock(&f->spool->mutex);
-    tell(f->spool, WAKE);
+    pthread_mutex_lock(&f->spooling.thread->mutex);
+    list_push(&f->spooling.thread->incoming, c);
+    pthread_mutex_unlock(&f->spooling.thread->mutex);
+    tell(f->spooling.thread, WAKE);
     return FRONT_OK;
 }
 
-bool spool_displace(front *f)
+bool spool_displace(front *f, uint32_t n_spooling)
 {
-    if (f->spool == NULL)
+    if (f->spooling.thread == NULL)
         return false;
-    pthread_mutex_lock(&f->spool->mutex);
-    uint32_t there = f->n_spooling;
-    for (const front_conn *c = f->spool->finished.first; c != NULL; c = c->next)
+    pthread_mutex_lock(&f->spooling.thread->mutex);
+    uint32_t there = n_spooling;
+    for (const front_conn *c = f->spooling.thread->finished.first; c != NULL; c = c->next)
         there--; /* it has left already */
-    bool one_more = there > f->spool->unwanted;
+    bool one_more = there > f->spooling.thread->unwanted;
     if (one_more)
-        f->spool->unwanted++;
-    pthread_mutex_unlock(&f->spool->mutex);
+        f->spooling.thread->unwanted++;
+    pthread_mutex_unlock(&f->spooling.thread->mutex);
     if (one_more)
-        tell(f->spool, WAKE);
+        tell(f->spooling.thread, WAKE);
     return one_more;
 }
 
 front_conn *spool_finished(front *f)
 {
-    pthread_mutex_lock(&f->spool->mutex);
-    front_conn *c = f->spool->finished.first;
+    pthread_mutex_lock(&f->spooling.thread->mutex);
+    front_conn *c = f->spooling.thread->finished.first;
     if (c != NULL)
-        list_remove(&f->spool->finished, c);
-    pthread_mutex_unlock(&f->spool->mutex);
+        list_remove(&f->spooling.thread->finished, c);
+    pthread_mutex_unlock(&f->spooling.thread->mutex);
     return c;
 }
 
 void spool_stop(front *f)
 {
-    if (f->spool == NULL)
+    if (f->spooling.thread == NULL)
         return;
-    atomic_store(&f->spool->stopping, true);
-    tell(f->spool, WAKE);
+    atomic_store(&f->spooling.thread->stopping, true);
+    tell(f->spooling.thread, WAKE);
 }
 
 bool spool_close(front *f)
 {
     struct timespec until;
 
-    if (f->spool == NULL)
+    if (f->spooling.thread == NULL)
         return true;
     spool_stop(f);
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_sec += (until.tv_nsec + PATIENCE) / 1000000000;
     until.tv_nsec = (until.tv_nsec + PATIENCE) % 1000000000;
-    if (pthread_timedjoin_np(f->spool->thread, NULL, &until) != 0) {
-        pthread_detach(f->spool->thread);
+    if (pthread_timedjoin_np(f->spooling.thread->thread, NULL, &until) != 0) {
+        pthread_detach(f->spooling.thread->thread);
         return false;
     }
-    destroy(f->spool);
-    f->spool = NULL;
+    destroy(f->spooling.thread);
+    f->spooling.thread = NULL;
     return true;
+}
+
+void spool_count(front *f, front_counters *out)
+{
+    out->spool_bytes = atomic_load(&f->spooling.bytes);
+    out->spool_error = atomic_load(&f->spooling.error);
 }
 
 void spool_disown(front *f)
 {
-    if (f->spool == NULL)
+    if (f->spooling.thread == NULL)
         return;
-    close(f->spool->epoll_fd);
-    close(f->spool->pipe[0]);
-    close(f->spool->pipe[1]);
+    close(f->spooling.thread->epoll_fd);
+    close(f->spooling.thread->pipe[0]);
+    close(f->spooling.thread->pipe[1]);
 }

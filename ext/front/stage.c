@@ -14,7 +14,7 @@
 
 void front_give_up_after(front *f, int64_t nanoseconds)
 {
-    f->give_up = nanoseconds;
+    f->ending.give_up = nanoseconds;
 }
 
 /* The drain should have ended the process by now; the thread that runs it does not get the interpreter lock. */
@@ -27,32 +27,32 @@ void stage_give_up(front *f)
 
 int front_watch_signals(front *f, int fd, uint64_t draining, int last_words_signal)
 {
-    f->signal_fd = fd;
-    f->draining_signals = draining;
-    f->last_words = last_words_signal;
+    f->ending.signal_fd = fd;
+    f->ending.draining_signals = draining;
+    last_words_init(f, last_words_signal);
     return front_watch_fd(f, fd, FRONT_SIGNALS, EPOLLIN);
 }
 
 void stage_signal(front *f)
 {
     unsigned char signals[16];
-    ssize_t n = read(f->signal_fd, signals, sizeof signals);
+    ssize_t n = read(f->ending.signal_fd, signals, sizeof signals);
 
     if (n == 0 || (n == -1 && errno != EAGAIN && errno != EINTR)) { /* its writer is gone, so it would be readable forever */
-        epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, f->signal_fd, NULL);
+        epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, f->ending.signal_fd, NULL);
         return;
     }
     for (ssize_t i = 0; i < n; i++) {
-        if (signals[i] > 63 || !(f->draining_signals >> signals[i] & 1))
+        if (signals[i] > 63 || !(f->ending.draining_signals >> signals[i] & 1))
             continue;
         front_advance(f, FRONT_TERMINATING);
-        if (f->n_signals > 0 && f->now - f->last_signal < SECOND) /* supervisors send the same signal twice */
+        if (f->ending.n_signals > 0 && f->now - f->ending.last_signal < SECOND) /* supervisors send the same signal twice */
             continue;
-        f->last_signal = f->now;
-        f->n_signals++;
-        if (f->n_signals == 1 && f->give_up != 0)
-            f->gives_up = f->now + f->give_up;
-        if (f->n_signals == 3) {
+        f->ending.last_signal = f->now;
+        f->ending.n_signals++;
+        if (f->ending.n_signals == 1 && f->ending.give_up != 0)
+            f->ending.gives_up = f->now + f->ending.give_up;
+        if (f->ending.n_signals == 3) {
             front_say("pkg: third signal, leaving at once\n");
             _exit(1);
         }
@@ -61,7 +61,7 @@ void stage_signal(front *f)
 
 void stage_change(front *f)
 {
-    int wanted = atomic_load(&f->wanted_stage);
+    int wanted = atomic_load(&f->ending.wanted);
 
     if (wanted == FRONT_CLOSING) {
         listener_stop_handshakes(f);
@@ -74,15 +74,15 @@ void stage_change(front *f)
 
 void front_advance(front *f, enum front_stage stage)
 {
-    int now = atomic_load(&f->wanted_stage);
+    int now = atomic_load(&f->ending.wanted);
 
-    while (now < (int)stage && !atomic_compare_exchange_weak(&f->wanted_stage, &now, (int)stage))
+    while (now < (int)stage && !atomic_compare_exchange_weak(&f->ending.wanted, &now, (int)stage))
         ;
     front_ring(f);
 }
 
 enum front_stage front_stage_now(const front *f)
 {
-    int wanted = atomic_load(&f->wanted_stage), stage = atomic_load(&f->stage);
+    int wanted = atomic_load(&f->ending.wanted), stage = atomic_load(&f->stage);
     return (enum front_stage)(wanted > stage ? wanted : stage);
 }

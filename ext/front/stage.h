@@ -13,24 +13,24 @@ void stage_give_up(front *f);
 
 static inline bool stage_is_due(const front *f)
 {
-    return atomic_load(&f->wanted_stage) > atomic_load(&f->stage);
+    return atomic_load(&f->ending.wanted) > atomic_load(&f->stage);
 }
 
 static inline int64_t stage_due(const front *f, int64_t due)
 {
-    return f->gives_up != 0 && f->gives_up < due ? f->gives_up : due;
+    return f->ending.gives_up != 0 && f->ending.gives_up < due ? f->ending.gives_up : due;
 }
 
 static inline void stage_expire(front *f)
 {
-    if (f->gives_up != 0 && f->gives_up <= f->now)
+    if (f->ending.gives_up != 0 && f->ending.gives_up <= f->now)
         stage_give_up(f);
 }
 
 static inline void stage_extend(front *f, int64_t gap) /* its deadline */
 {
-    if (f->gives_up != 0)
-        f->gives_up += gap;
+    if (f->ending.gives_up != 0)
+        f->ending.gives_up += gap;
 }
 
 #endif

@@ -2,7 +2,7 @@
  * state.h - what the front's files share: the front, and one connection.
  *
  * Who may access what:
- *   L  the leader, under front.lead    M  under front.mutex    O  the connection's owner (see front.h)
+ *   L  the leader, under leader.lead    M  under queue.mutex    O  the connection's owner (see front.h)
  */
 #ifndef STATE_H
 #define STATE_H
@@ -123,76 +123,137 @@ typedef struct waiter {
     atomic_uint woken;    /* a futex; written with the mutex held */
 } waiter;
 
+/* ---------------------------------------------------------------- the front, in parts that own something */
+
+/* listener.c, for the leader: the listening socket. */
+struct front_listener {
+    int fd;
+    bool is_open, is_armed;
+    int accepts, accept_row, eager; /* how many to accept per turn, for how many turns; for how many connections to look for
+                                     * a request at once */
+    uint64_t accept_turn;
+    int64_t retry;           /* when to listen again after accept failed; 0: not waiting */
+    int64_t closes;          /* last stage: when the backlog counts as empty, unless more arrives; 0: not set */
+    int64_t quiet, closes_at_most; /* required time without new connections; deadline for that */
+    uint64_t seen_accepted;  /* count.accepted at the last look */
+    atomic_int not_bound;    /* errno value if new handshakes could not be stopped, otherwise 0 */
+    int64_t farthest;        /* the longest round trip to a client, nanoseconds, measured while draining */
+};
+
+/* reserve.h, for the leader: the descriptor that is kept, or -1. */
+struct front_reserve {
+    int fd;
+};
+
+/* leader.c: who runs the loop. */
+struct front_leader {
+    pthread_mutex_t lead; /* held by the thread that runs the loop, the leader (L); locked before the queue's mutex */
+    int error;            /* L: the error with which the loop has failed */
+    bool short_slices;    /* whether the thread in front_run() has asked the scheduler for short slices, */
+    int strain;           /* and how urgently it needs them */
+};
+
+/* conn.c, for the leader: all connections. */
+struct front_table {
+    front_conn *conns; /* limits.max_connections + OVERFLOW slots; memory is touched in order as needed */
+    uint32_t n_slots, n_used, n_overflow;
+    _Atomic uint32_t n_open; /* read by any thread */
+    uint32_t n_spooling;     /* connections in CONN_SPOOL */
+    size_t gather_size;      /* longest rest of a body that a socket can hold; 0: unknown */
+    front_conn *free;
+    conn_list waiting[CONN_STATES];
+    int64_t timeout[CONN_STATES];
+    buffer *spare;
+    uint32_t n_spare;
+};
+
+/* handoff.c: requests between the loop and the workers. */
+struct front_queue {
+    conn_list batch;         /* L: requests of this turn that have not been handed over */
+    uint32_t n_unread;       /* L: connections handed over before the whole body had arrived */
+    int64_t backlog;         /* L: after a turn with new requests: how long half of the waiting ones keep all workers busy */
+    _Atomic uint32_t n_worker; /* connections in CONN_WORKER; written by L */
+    atomic_uint n_held;      /* connections in CONN_HELD; written by L, read by a worker that returns one */
+
+    pthread_mutex_t mutex;
+    conn_list ready, taken, returned; /* M */
+    uint32_t n_ready, n_taken, n_late, n_idle_workers, n_woken; /* M */
+    waiter *idle_workers;    /* M: the last to fall asleep is the first to wake */
+    uint64_t n_finished, seen_finished; /* M: requests finished by workers; the same at the last look */
+    bool closed;             /* M */
+    int64_t service_time;    /* M: moving average of the time that a worker takes for a request, nanoseconds */
+    tally_durations durations; /* M */
+};
+
+/* probe.c: published pages, and who asked for them. */
+struct front_published {
+    pages *pages;              /* L */
+    _Atomic(pages *) incoming; /* mailbox from front_publish */
+    _Atomic int64_t expires[PAGES_SLOTS];
+    _Atomic int64_t lease, moved; /* of slot 0: duration of the last renewal; by how much gaps have moved it since */
+    bool mourned;              /* L: last words have been written since liveness expired */
+    tally_probers probers;     /* written by L */
+};
+
+/* clock.c: the time. */
+struct front_time {
+    _Atomic int64_t due, frozen; /* time by which the next turn begins unless the process is frozen; sum of all gaps */
+    time_t date_second;          /* L */
+    char date[32];               /* L: IMF-fixdate */
+};
+
+/* stage.c: how the front ends. */
+struct front_ending {
+    _Atomic int wanted;        /* enum front_stage; front.stage follows in the next turn */
+    int signal_fd;
+    uint64_t draining_signals; /* a bit for each signal that starts the drain */
+    int n_signals;             /* L: number of received signals, without duplicates */
+    int64_t last_signal, give_up, gives_up; /* L: the last signal; limit from the first signal on; its deadline */
+};
+
+/* body.c: the memory of all buffers together. */
+struct front_room {
+    _Atomic uint64_t buffered;  /* bytes of buffers beyond the first block, including `gathering` */
+    _Atomic uint64_t gathering; /* `awaited` of all connections, which gives way to others; written by L */
+};
+
+/* spool.c: bodies in files. */
+struct front_spooling {
+    struct spool *thread;   /* L; NULL until a body is spooled */
+    _Atomic uint64_t bytes; /* of all spooled bodies together */
+    atomic_int error;       /* the error of the last body that could not be spooled */
+};
+
+/* last_words.c */
+struct front_last_words {
+    int signal; /* raised for the stacks of Python; 0: none */
+};
+
 struct front {
     struct front *next_open;        /* of all fronts of this process, under their mutex */
     bool foreign;                   /* belongs to the parent of this forked process; written while there is one thread */
     atomic_bool has_run;
     struct sockaddr_storage name;   /* of the listening socket, and so of each connection */
     front_limits limits;
-    int epoll_fd, listen_fd, wake_fd, signal_fd, reserve_fd, last_words;
-    uint64_t draining_signals;      /* a bit for each signal that starts the drain */
-    int n_signals;                  /* L: number of received signals, without duplicates */
-    int64_t last_signal, give_up, gives_up; /* L: the last signal; limit from the first signal on; its deadline */
-    bool listening, listener_armed, mourned;
-    int accepts, accept_row, eager; /* L: how many to accept per turn, for how many turns; for how many connections to
-                                       look for a request at once */
-    uint64_t turn, accept_turn;
-    int64_t listener_closes; /* last stage: when the backlog counts as empty, unless more arrives; 0: not set */
-    int64_t quiet, closes_at_most; /* L: required time without new connections; deadline for that */
-    uint64_t seen_accepted;         /* L: count.accepted at the last look */
-    atomic_int not_bound;           /* errno value if new handshakes could not be stopped, otherwise 0 */
-    int64_t farthest;       /* L: the longest round trip to a client, nanoseconds, measured while draining */
-    bool relaxed;           /* L: workers process short requests, and lead */
-    int64_t backlog;        /* L: after a turn with new requests: how long half of the waiting ones keep all workers busy */
-    bool short_slices;      /* whether the thread in front_run() has asked the scheduler for short slices, */
-    int strain;             /* and how urgently it needs them */
-    int error;              /* L: the error with which the loop has failed */
-    int64_t listener_retry; /* when to listen again after accept failed; 0: not waiting */
-    _Atomic int stage, wanted_stage;
-    int64_t timeout[CONN_STATES];
-
-    front_conn *conns;              /* limits.max_connections + OVERFLOW slots; memory is touched in order as needed */
-    uint32_t n_slots, n_used, n_overflow;
-    atomic_uint n_held;             /* L: connections in CONN_HELD; also read by a worker that returns one */
-    uint32_t n_spooling;            /* L: connections in CONN_SPOOL */
-    size_t gather_size;             /* longest rest of a body that a socket can hold; 0: unknown */
-    struct spool *spool;            /* L: belongs to spool.c; NULL until a body is spooled */
-    _Atomic uint64_t spool_bytes;   /* of all spooled bodies together */
-    atomic_int spool_error;         /* the error of the last body that could not be spooled */
-    uint32_t n_unread;              /* L: connections handed over before the whole body had arrived */
-    _Atomic uint32_t n_open;
-    front_conn *free;
-    conn_list waiting[CONN_STATES]; /* L */
-    conn_list batch;                /* L: requests of this turn that have not been handed over */
-    uint32_t n_batch;
-    buffer *spare;                  /* L */
-    uint32_t n_spare;
-
-    pthread_mutex_t lead;           /* held by the thread that runs the loop, the leader (L); locked before `mutex` */
-    pthread_mutex_t mutex;
-    conn_list ready, taken, returned; /* M */
-    uint32_t n_ready, n_taken, n_late, n_idle_workers, n_woken; /* M */
-    waiter *idle_workers;           /* M: the last to fall asleep is the first to wake */
-    uint64_t n_finished, seen_finished; /* M: requests finished by workers; the same at the last look */
-    bool closed;        /* M */
-    int64_t service_time;           /* M: moving average of the time that a worker takes for a request, nanoseconds */
-    _Atomic uint32_t n_worker;      /* connections in CONN_WORKER */
-
-    pages *pages;                   /* L */
-    _Atomic(pages *) incoming;      /* mailbox from front_publish */
-    _Atomic int64_t expires[PAGES_SLOTS];
-    _Atomic int64_t lease, moved;   /* of slot 0: duration of the last renewal; by how much gaps have moved it since */
-    _Atomic int64_t due, frozen;    /* time by which the next turn begins unless the process is frozen; sum of all gaps */
-
+    int epoll_fd, wake_fd;
     int64_t now;                    /* L: at the start of this turn */
-    time_t date_second;             /* L */
-    char date[32];                  /* L: IMF-fixdate */
+    uint64_t turn;                  /* L */
+    _Atomic int stage;              /* enum front_stage; written by L */
 
-    _Atomic uint64_t buffered;      /* bytes of buffers beyond the first block, including `gathering` */
-    _Atomic uint64_t gathering;     /* `awaited` of all connections, which gives way to others; written by L */
-    tally_durations durations;      /* M */
-    tally_probers probers;          /* written by L */
-    struct {
+    /* Each is touched by its file alone. */
+    struct front_queue queue;
+    struct front_table table;
+    struct front_published published;
+    struct front_time clock;
+    struct front_leader leader;
+    struct front_room room;
+    struct front_listener listener;
+    struct front_reserve reserve;
+    struct front_spooling spooling;
+    struct front_ending ending;
+    struct front_last_words last_words;
+
+    struct { /* what happens, counted by whoever does it */
         _Atomic uint64_t accepted, requests, probes, rejected, timeouts, shed, resets, bytes_in, bytes_out, stale,
             accept_errors, closed, served, aborted, queue_ns, request_timeouts, spooled, spool_failures;
     } count;

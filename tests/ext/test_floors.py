@@ -136,3 +136,22 @@ def test_the_table_of_the_core_is_in_the_order_of_its_calls() -> None:
         for stem, others in calls(folder).items():
             for other in others:
                 assert rank[other] <= rank[stem], f"{stem} calls {other}"
+
+
+# ------------------------------------------------------------------- parts of the front
+
+
+def parts() -> dict[str, str]:
+    """Each part of struct front, with the file that owns it, as the comment before its type names it."""
+    text = (EXT / "front" / "state.h").read_text()
+    owners = {name: stem for stem, name in re.findall(r"^/\* (\w+)\.[ch]\b[^*]*\*/\nstruct (front_\w+) \{", text, re.M)}
+    found = {member: owners[name] for name, member in re.findall(r"^    struct (front_\w+) (\w+);", text, re.M)}
+    assert set(owners.values()) == set(found.values())
+    return found
+
+
+def test_a_part_of_the_front_is_touched_by_its_file_alone() -> None:
+    assert {"queue", "table", "published", "listener", "leader", "ending"} < set(parts())
+    for part, owner in parts().items():
+        users = {path.stem for path in files("front") if re.search(rf"\bf->{part}\b(?!\()", code(path))}
+        assert users == {owner}, part
