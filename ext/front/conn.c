@@ -4,13 +4,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/sendfile.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "body.h"
@@ -67,20 +64,6 @@ int conn_watch(front *f, front_conn *c, uint32_t events)
 
 /* ------------------------------------------------------------------ the table */
 
-/* The kernel limits SO_RCVLOWAT to half of the maximum size of a socket's buffer (net.ipv4.tcp_rmem). */
-static size_t longest_gathering(void)
-{
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), most = INT_MAX;
-
-    if (fd == -1)
-        return 0;
-    if (setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &most, sizeof most) == -1 ||
-        getsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &most, &(socklen_t){sizeof most}) == -1 || most == INT_MAX)
-        most = 0;
-    close(fd);
-    return (size_t)most;
-}
-
 int conn_open(front *f)
 {
     const front_limits *limits = &f->limits;
@@ -93,7 +76,7 @@ int conn_open(front *f)
     f->table.timeout[CONN_BODY] = f->table.timeout[CONN_HELD] = limits->body_timeout;
     f->table.timeout[CONN_FLUSH] = limits->write_timeout;
     f->table.timeout[CONN_LINGER] = limits->linger_timeout;
-    f->table.gather_size = longest_gathering();
+    f->table.gather_size = io_longest_gathering();
     f->table.conns = calloc(f->table.n_slots, sizeof *f->table.conns);
     return f->table.conns == NULL ? -ENOMEM : FRONT_OK;
 }
@@ -163,7 +146,7 @@ void conn_set_state(front *f, front_conn *c, enum conn_state state)
     if (is_listed(c->state))
         list_remove(&f->table.waiting[c->state], c);
     if (c->state == CONN_GATHER && state != CONN_FREE)
-        setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, &(int){1}, sizeof(int));
+        io_gather(c->fd, 1);
     if (c->state == CONN_HELD)
         handoff_note_held(f, false);
     if (state == CONN_HELD)
@@ -267,7 +250,7 @@ static void conn_linger(front *f, front_conn *c)
     out_drop(f, c);
     conn_body_drop(f, c);
     buffer_drop(f, c);
-    shutdown(c->fd, SHUT_WR);
+    io_end_output(c->fd);
     if (!c->overflow) /* it has had its response, and holds no place among max_connections */
         conn_mark_overflow(f, c);
     if (c->eof || c->reserve || conn_watch(f, c, WATCH_IN) != 0) { /* the reserve descriptor is needed for the next one */
@@ -394,7 +377,7 @@ void conn_readable(front *f, front_conn *c)
         b = c->in;
     c->drained = false;
     if (b->len < b->cap) {
-        ssize_t n = recv(c->fd, b->data + b->len, b->cap - b->len, 0);
+        ssize_t n = io_read(c->fd, b->data + b->len, b->cap - b->len);
         if (n > 0) {
             count_add(&f->count.bytes_in, (uint64_t)n);
             c->drained = (size_t)n < b->cap - b->len && !c->hup; /* epoll(7): a short read has emptied the socket */
@@ -440,7 +423,7 @@ static void want_more(front *f, front_conn *c, enum conn_state state)
 /* Sends a short response.  False if the connection is not ready for the next request (flushing, or at its end). */
 static bool answer(front *f, front_conn *c, const char *bytes, size_t len)
 {
-    ssize_t n = TEMP_FAILURE_RETRY(send(c->fd, bytes, len, MSG_NOSIGNAL));
+    ssize_t n = TEMP_FAILURE_RETRY(io_write(c->fd, bytes, len));
 
     if (n == -1 && errno != EAGAIN) {
         count_add(&f->count.resets, 1);
@@ -596,7 +579,7 @@ static void conn_refuse_for(front *f, front_conn *c, int error)
 
 static bool say_continue(front_conn *c)
 {
-    return send(c->fd, continue_text, sizeof continue_text - 1, MSG_NOSIGNAL) == sizeof continue_text - 1;
+    return io_write(c->fd, continue_text, sizeof continue_text - 1) == sizeof continue_text - 1;
 }
 
 /* How long a connection may make the server wait in a state, in milliseconds, before one with a request is more welcome.
@@ -609,9 +592,7 @@ static const int64_t patience[CONN_STATES] = {
 /* Whether it has sent something that has not been read: a request that has just arrived. */
 static bool has_spoken(const front_conn *c)
 {
-    char byte;
-
-    return (c->state == CONN_SILENT || c->state == CONN_IDLE) && (c->in != NULL || recv(c->fd, &byte, 1, MSG_PEEK) == 1);
+    return (c->state == CONN_SILENT || c->state == CONN_IDLE) && (c->in != NULL || io_has_bytes(c->fd));
 }
 
 /* The connection that has made the server wait the longest, as a multiple of its state's patience: the first of a state,
@@ -722,11 +703,9 @@ static bool on_head(front *f, front_conn *c)
     return false;
 }
 
-static bool set_lowat(front_conn *c)
+static bool gather_rest(front_conn *c)
 {
-    int rest = (int)c->body_left;
-
-    return setsockopt(c->fd, SOL_SOCKET, SO_RCVLOWAT, &rest, sizeof rest) == 0;
+    return io_gather(c->fd, (int)c->body_left);
 }
 
 /* If the rest of a body fits into the socket's buffer, it gathers there, up to SO_RCVLOWAT, and the worker receives it
@@ -741,7 +720,7 @@ static bool gather_body(front *f, front_conn *c)
     size_t rest = (size_t)c->body_left;
     if (!buffers_expect(f, rest))
         return false;
-    if (conn_watch(f, c, WATCH_IN) != FRONT_OK || !set_lowat(c)) {
+    if (conn_watch(f, c, WATCH_IN) != FRONT_OK || !gather_rest(c)) {
         buffers_expect_no_more(f, rest);
         return false;
     }
@@ -760,13 +739,13 @@ static bool open_window(front *f, front_conn *c)
     if (b->cap - b->len < LITTLE && buffer_grow(f, c, b->len + LITTLE, body_room(f, c)) == FRONT_OK)
         b = c->in;
     size_t room = b->cap - b->len < LITTLE ? b->cap - b->len : LITTLE;
-    ssize_t n = room > 0 ? recv(c->fd, b->data + b->len, room < c->body_left ? room : (size_t)c->body_left, 0) : 0;
+    ssize_t n = room > 0 ? io_read(c->fd, b->data + b->len, room < c->body_left ? room : (size_t)c->body_left) : 0;
     if (n > 0) {
         count_add(&f->count.bytes_in, (uint64_t)n);
         b->len += (size_t)n;
         body_decode(f, c);
     }
-    return n > 0 && set_lowat(c);
+    return n > 0 && gather_rest(c);
 }
 
 /* Checks how much has gathered; the kernel reports less when the window is nearly full. */
@@ -977,7 +956,7 @@ static void conn_end(front *f, front_conn *c)
 static void conn_flush(front *f, front_conn *c)
 {
     while (c->out != NULL) {
-        ssize_t n = send(c->fd, c->out + c->out_pos, c->out_len - c->out_pos, MSG_NOSIGNAL);
+        ssize_t n = io_write(c->fd, c->out + c->out_pos, c->out_len - c->out_pos);
         if (n == -1) {
             if (errno == EINTR)
                 continue;
@@ -1000,7 +979,8 @@ static void conn_flush(front *f, front_conn *c)
             conn_set_state(f, c, CONN_AGAIN);
             return;
         }
-        ssize_t n = c->file_left == 0 ? 0 : sendfile(c->fd, c->file, &c->file_pos, c->file_left < 65536 ? (size_t)c->file_left : 65536);
+        size_t block = c->file_left < 65536 ? (size_t)c->file_left : 65536;
+        ssize_t n = block == 0 ? 0 : io_write_file(c->fd, c->file, &c->file_pos, block);
         if (n == -1 && errno == EINTR)
             continue;
         if (n == -1 && errno == EAGAIN) {
@@ -1036,7 +1016,7 @@ static void on_linger(front *f, front_conn *c)
     ssize_t n;
 
     for (int i = 0; i < 16; i++) {
-        n = recv(c->fd, sink, sizeof sink, 0);
+        n = io_read(c->fd, sink, sizeof sink);
         if (n == 0 || (n == -1 && errno != EAGAIN && errno != EINTR)) {
             conn_close(f, c);
             return;
@@ -1094,8 +1074,7 @@ void conn_expire(front *f)
 
     for (int s = CONN_SILENT; s <= CONN_IDLE; s++)
         while ((c = f->table.waiting[s].first) != NULL && c->deadline <= f->now) {
-            char byte;
-            if (recv(c->fd, &byte, 1, MSG_PEEK) == 1) /* a request has just arrived; a FIN now would lose it */
+            if (io_has_bytes(c->fd)) /* a request has just arrived; a FIN now would lose it */
                 conn_readable(f, c);
             else
                 conn_linger(f, c);

@@ -7,8 +7,6 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/sendfile.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "body.h"
@@ -119,7 +117,7 @@ static int say_continue(front *f, front_conn *c)
 /* One read from the socket of a body with Content-Length, directly into the caller's buffer. */
 static ssize_t read_plain(front *f, front_conn *c, char *buf, size_t len)
 {
-    ssize_t n = recv(c->fd, buf, len < c->body_left ? len : (size_t)c->body_left, 0);
+    ssize_t n = io_read(c->fd, buf, len < c->body_left ? len : (size_t)c->body_left);
 
     if (n > 0) {
         count_add(&f->count.bytes_in, (uint64_t)n);
@@ -146,7 +144,7 @@ static int read_chunked(front *f, front_conn *c)
     }
     b->body_len = c->body_given = 0;
     b->len = b->raw = b->head_len;
-    ssize_t n = recv(c->fd, b->data + b->len, b->cap - b->len, 0);
+    ssize_t n = io_read(c->fd, b->data + b->len, b->cap - b->len);
     if (n == 0)
         return FRONT_E_TRUNCATED;
     if (n == -1)
@@ -318,8 +316,7 @@ static int send_parts(front *f, front_conn *c, struct iovec *iov, int n, size_t 
     if (keep > f->limits.response_buffer_size)
         keep = f->limits.response_buffer_size;
     while (total > 0) {
-        struct msghdr m = {.msg_iov = iov, .msg_iovlen = (size_t)n};
-        ssize_t sent = n == 1 ? send(c->fd, iov->iov_base, iov->iov_len, MSG_NOSIGNAL) : sendmsg(c->fd, &m, MSG_NOSIGNAL);
+        ssize_t sent = io_write_parts(c->fd, iov, n);
         if (sent >= 0) {
             count_add(&f->count.bytes_out, (uint64_t)sent);
             iov_advance(iov, n, (size_t)sent);
@@ -363,7 +360,7 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
         return refused;
     while (len > 0) {
         /* The loop gets the rest when the socket is full, so it seldom waits for a disk. */
-        ssize_t sent = sendfile(c->fd, fd, &offset, len < 262144 ? (size_t)len : 262144);
+        ssize_t sent = io_write_file(c->fd, fd, &offset, len < 262144 ? (size_t)len : 262144);
         if (sent > 0) {
             count_add(&f->count.bytes_out, (uint64_t)sent);
             len -= (uint64_t)sent;
@@ -416,11 +413,8 @@ unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsi
             keep_alive = false;
         }
     }
-    if (result.abort) {
-        /* The announced body will not arrive; only an immediate end of the connection shows that. */
-        struct linger now = {.l_onoff = 1, .l_linger = 0};
-        setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-    }
+    if (result.abort) /* the announced body will not arrive; only an immediate end of the connection shows that */
+        io_reset_at_end(c->fd);
     if (!keep_alive && !c->close)
         c->close = c->linger = true;
     if (!c->complete)

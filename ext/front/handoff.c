@@ -6,7 +6,6 @@
 #include <linux/futex.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -229,11 +228,11 @@ static void answer_late(front *f, front_conn *c)
                        "HTTP/1.1 504 %s\r\nDate: %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %zu\r\n"
                        "Connection: close\r\n\r\n%s",
                        pages_reason(504), clock_date(f), sizeof text - 1, is_head ? "" : text);
-    ssize_t n = send(c->fd, out, (size_t)len, MSG_NOSIGNAL | MSG_DONTWAIT);
+    ssize_t n = io_write(c->fd, out, (size_t)len);
 
     if (n > 0)
         count_add(&f->count.bytes_out, (uint64_t)n);
-    shutdown(c->fd, SHUT_WR);
+    io_end_output(c->fd);
     tally_add(&f->queue.durations, c->in->head.method_id, 504, f->now - c->arrived);
 }
 
@@ -305,7 +304,7 @@ void handoff_close(front *f, uint64_t lost)
         handoff_rouse(pop_idle(f));
     for (front_conn *c = f->queue.taken.first; c != NULL; c = c->next) {
         atomic_store(&c->gone, true);
-        shutdown(c->fd, SHUT_RDWR);
+        io_cut(c->fd);
     }
     pthread_mutex_unlock(&f->queue.mutex);
 }

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "io.h"
 
+#include <limits.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -13,6 +14,20 @@ size_t io_received(int fd)
     int n = 0;
 
     return ioctl(fd, FIONREAD, &n) == 0 && n > 0 ? (size_t)n : 0;
+}
+
+/* The kernel limits SO_RCVLOWAT to half of the maximum size of a socket's buffer (net.ipv4.tcp_rmem). */
+size_t io_longest_gathering(void)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), most = INT_MAX;
+
+    if (fd == -1)
+        return 0;
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &most, sizeof most) == -1 ||
+        getsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &most, &(socklen_t){sizeof most}) == -1 || most == INT_MAX)
+        most = 0;
+    close(fd);
+    return (size_t)most;
 }
 
 /* connect() to no address does it (connect(2)).  By its number, as ThreadSanitizer takes the function for the creation of the

@@ -11,7 +11,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -212,7 +211,7 @@ static void carry_on(struct spool *s, front_conn *c)
             return;
         }
         buffer *b = c->in;
-        ssize_t n = recv(c->fd, b->data + b->len, b->cap - b->len, 0);
+        ssize_t n = io_read(c->fd, b->data + b->len, b->cap - b->len);
         if (n == -1 && (errno == EAGAIN || errno == EINTR))
             return;
         if (n <= 0) {

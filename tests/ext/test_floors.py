@@ -155,3 +155,15 @@ def test_a_part_of_the_front_is_touched_by_its_file_alone() -> None:
     for part, owner in parts().items():
         users = {path.stem for path in files("front") if re.search(rf"\bf->{part}\b(?!\()", code(path))}
         assert users == {owner}, part
+
+
+# --------------------------------------------------------------------------- the door
+
+
+def test_only_one_file_moves_bytes_of_sockets() -> None:
+    """So that what they go through on their way can be put there."""
+    calls = r"\b(recv|recvfrom|recvmsg|send|sendto|sendmsg|sendfile|splice|MSG_\w+)\b"
+    users = {path.name for folder in FOLDERS for path in files(folder) if re.search(calls, code(path))}
+    assert users == {"io.h"}
+    for path in (EXT / "binding").glob("*.*"):
+        assert "sys/socket.h" not in path.read_text() and "sys/sendfile.h" not in path.read_text(), path
