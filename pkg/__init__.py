@@ -5,6 +5,7 @@ It is not a framework: the application is an `http.server` handler class or a WS
     connection(timeout=None)        a pooled database connection, for a `with` block
     check(name, interval=5, ...)    decorator: registers a readiness check
     set_ready(ready, reason="")     takes this instance out of rotation, or puts it back
+    running(DATABASE_URL=...)       the pool and the checks for code that is not served, for a `with` block
     fail_liveness(reason)           makes the liveness page fail, so that the platform restarts the process
     Server, RequestHandler          the server and its handler class, usable like those of `http.server`
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     )
     from pkg.http.handler import RequestHandler
     from pkg.http.server import Server
+    from pkg.service.outside import running
 
 __all__ = [
     "BodyError",
@@ -47,6 +49,7 @@ __all__ = [
     "check",
     "connection",
     "fail_liveness",
+    "running",
     "set_ready",
 ]
 
@@ -56,6 +59,7 @@ _HOMES = {
     "check": "api",
     "connection": "api",
     "fail_liveness": "api",
+    "running": "service.outside",
     "set_ready": "api",
 }
 

@@ -63,12 +63,18 @@ def _leave_to_parent() -> None:
         leave()
 
 
+def is_entered() -> bool:
+    return _current is not None
+
+
 def current() -> Parts:
     """The parts of the running service.  Raises NotRunningError if there is none in this process."""
     if _current is None:
         if _is_child:
             raise NotRunningError("the service runs in the parent process, not in this forked child")
-        raise NotRunningError("no service is running in this process; start it with `python -m pkg`")
+        raise NotRunningError(
+            "no service is running in this process; start it with `python -m pkg`, or use `with pkg.running():`"
+        )
     return _current
 
 

@@ -23,7 +23,7 @@ LAYERS = [
     {"admin", "api"},
     {"service"},
     {"supervisors"},
-    {"cli", "__main__", "__init__"},
+    {"cli", "integrations", "__main__", "__init__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -60,6 +60,11 @@ CORE = {"_core": set(re.findall(r"^ *from pkg\.([\w.]+) import", CORE_SOURCE.rea
 
 def room_of(name: str) -> str:
     return name.partition(".")[0]
+
+
+def test_nobody_imports_integrations() -> None:
+    for path in MODULES:
+        assert "integrations" not in {room_of(name) for name in imports_of(path)}, path
 
 
 def test_every_room_has_a_layer() -> None:

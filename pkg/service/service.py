@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pkg.http.server import Server
     from pkg.settings.declared import Settings
 
-__all__ = ["Service"]
+__all__ = ["Service", "open_database"]
 
 _log = logging.getLogger("pkg.service")
 
@@ -298,30 +298,10 @@ class Service:
 
     def _open_database(self) -> None:
         from pkg.health.checks import Check
-        from pkg.logs import context
 
-        try:
-            from pkg.database.database import Database
-        except ImportError as error:
-            from pkg.diagnostics.installation import why_no_driver
-
-            raise StartupError(f"DATABASE_URL is set, but {why_no_driver(error)}") from error
-
-        s = self.settings
         assert self.checker is not None
-        self.database = Database(
-            url=s.database_url,
-            url_file=s.database_url_file,
-            role=s.database_role,
-            min_size=s.pool_min_size,
-            max_size=s.pool_max_size,
-            pool_timeout=s.pool_timeout,
-            connect_timeout=s.connect_timeout,
-            prepare=s.prepare_statements,
-            time_left=context.time_left if s.request_timeout else None,
-        )
-        self.database.open()
-        self.checker.add(Check("database", self.database.check, interval=s.database_check_interval))
+        self.database = open_database(self.settings)
+        self.checker.add(Check("database", self.database.check, interval=self.settings.database_check_interval))
 
     # -------------------------------------------------------------- stop
 
@@ -392,6 +372,32 @@ class Service:
         from pkg.diagnostics import last_words
 
         last_words.say(why, self.status, self.logs.flush)
+
+
+def open_database(settings: Settings) -> Database:
+    """The pool that the settings describe, connecting.  Raises StartupError if there is no driver, and
+    ConfigurationError if libpq does not accept the URL."""
+    try:
+        from pkg.database.database import Database
+    except ImportError as error:
+        from pkg.diagnostics.installation import why_no_driver
+
+        raise StartupError(f"DATABASE_URL is set, but {why_no_driver(error)}") from error
+    from pkg.logs import context
+
+    database = Database(
+        url=settings.database_url,
+        url_file=settings.database_url_file,
+        role=settings.database_role,
+        min_size=settings.pool_min_size,
+        max_size=settings.pool_max_size,
+        pool_timeout=settings.pool_timeout,
+        connect_timeout=settings.connect_timeout,
+        prepare=settings.prepare_statements,
+        time_left=context.time_left if settings.request_timeout else None,
+    )
+    database.open()
+    return database
 
 
 @contextlib.contextmanager

@@ -1,0 +1,83 @@
+"""What a served application finds in its process, for code that is not served: tests, scripts, task queues."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pkg import api
+from pkg.errors import NotRunningError
+from pkg.health.checks import Check, Checker
+from pkg.service.service import open_database
+from pkg.settings.declared import SETTINGS, load
+
+if TYPE_CHECKING:
+    from pkg.database.database import Database
+    from pkg.settings.declared import Settings
+
+__all__ = ["running"]
+
+_log = logging.getLogger("pkg.service")
+
+
+class _Parts:
+    def __init__(self, settings: Settings) -> None:
+        self.checker = Checker(publish=_ignore, renew=_ignore)
+        self.database: Database | None = None
+        if settings.pool and (settings.database_url or settings.database_url_file):
+            self.database = open_database(settings)
+
+    def start(self, settings: Settings) -> None:
+        self.checker.start()
+        if self.database is not None:
+            self.checker.add(Check("database", self.database.check, interval=settings.database_check_interval))
+        for check in api.early_checks:
+            self.checker.add(check)
+        self.checker.startup_done()
+
+    def close(self) -> None:
+        self.checker.stop()
+        if self.database is not None:
+            self.database.close()
+
+    def in_child(self) -> None:
+        self.checker.in_child()
+
+
+def _ignore(*_: object) -> None:
+    """Nobody asks for the pages of the checks."""
+
+
+@contextlib.contextmanager
+def running(**environment: str) -> Iterator[None]:
+    """Gives code that is not served what an application finds in the service, for a `with` block: `connection()` and
+    its pool, checks, which run, and `set_ready()`.  Afterwards nothing is left, neither threads nor connections.
+
+        with pkg.running(DATABASE_URL="postgresql://..."):
+            assert app.test_client().get("/").status_code == 200
+
+    `environment`: settings under the names of their environment variables, which win over those of the process.  It
+    does not wait for the database: `connection()` does, for up to PKG_POOL_TIMEOUT seconds.
+
+    Raises ConfigurationError for a setting that is wrong, TypeError for one that does not exist, and NotRunningError if
+    the process has a service already, or is in such a block.
+    """
+    unknown = environment.keys() - {setting.environment for setting in SETTINGS}
+    if unknown:
+        raise TypeError(f"running() got a setting that does not exist: {', '.join(sorted(unknown))}")
+    if api.is_entered():
+        raise NotRunningError("this process has a service already, whose pool `pkg.connection()` uses")
+    settings = load({**os.environ, **environment})
+    for warning in settings.warnings:
+        _log.warning("%s", warning)
+    parts = _Parts(settings)
+    api.enter(parts)
+    try:
+        parts.start(settings)
+        yield
+    finally:
+        api.leave()
+        parts.close()
