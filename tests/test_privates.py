@@ -18,6 +18,7 @@ FOREIGN = {
         "_prepared",
         "_registry",
     },
+    "database.psycopg_privates": {"_prepared"},
     "service.routes": {"_router"},  # of falcon
 }
 
