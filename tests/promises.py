@@ -31,6 +31,7 @@ from pkg.diagnostics.stacks import capture
 from pkg.health.checks import Check, Checker
 from pkg.logs import sink as logs
 from pkg.logs.records import json_access, json_record
+from pkg.logs.sink import LogLines
 from pkg.settings.declared import SETTINGS
 
 LIST = Path(__file__).parent.parent / "docs" / "compatibility.json"
@@ -288,7 +289,7 @@ def metric_families() -> dict[str, Any]:
         phase="ready",
         health=_checker(lambda pages: None).report(),
         pool=dict.fromkeys(_POOL_STATS, 0),
-        logs={"written": 0, "dropped": 0, "queued": 0},
+        logs=LogLines(0, 0, 0),
     )
     found = {}
     for family in page.document():

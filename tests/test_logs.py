@@ -63,7 +63,7 @@ class Pipe:
 
     def fill(self) -> None:
         """Logs until not one more byte fits into the pipe and the writer is left with lines in its hand."""
-        while self.sink.stats()["queued"] == 0 or not self.is_full():
+        while self.sink.stats().queued == 0 or not self.is_full():
             log.info("x" * 1000)
             time.sleep(0.001)
 
@@ -676,7 +676,7 @@ logging.info("parent")
 pid = os.fork()
 if pid == 0:
     logging.info("child", extra={"pid": os.getpid()})
-    assert logs._sink.flush() and logs._sink.stats()["queued"] == 0
+    assert logs._sink.flush() and logs._sink.stats().queued == 0
     os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
 if os.fork() == 0:
@@ -745,7 +745,7 @@ def test_full_pipe_holds_nobody_up(pipe: Pipe) -> None:
     log.error("important")
     assert not pipe.sink.flush(0.05)
     assert time.monotonic() - started < 5
-    assert pipe.sink.stats()["queued"] <= logs.MAX_LINES
+    assert pipe.sink.stats().queued <= logs.MAX_LINES
     dropped = pipe.sink.dropped
     assert dropped > 1000
 
@@ -759,7 +759,7 @@ def test_full_pipe_holds_nobody_up(pipe: Pipe) -> None:
     reports = [line for line in lines if line["logger"] == "pkg.logs"]
     assert [report["log.dropped"] for report in reports] == [dropped]
     assert reports[0]["severity"] == "WARNING"
-    assert pipe.sink.stats() == {"written": len(lines) - 1, "dropped": dropped, "queued": 0}
+    assert pipe.sink.stats() == (len(lines) - 1, dropped, 0)
 
     log.info("and on it goes")
     assert pipe.lines(lambda: pipe.sink.flush(0.05))[-1]["message"] == "and on it goes"
@@ -781,14 +781,14 @@ def test_full_pipe_bounds_the_bytes_of_access_records(pipe: Pipe) -> None:
     target, agent = "/" + "x" * 8000, "y" * 8000
     for _ in range(logs.MAX_LONG_LINES + 500):
         logs.access("GET", target, 200, 0.1, 0, 0, "127.0.0.1", agent)
-    assert pipe.sink.stats()["queued"] <= logs.MAX_LONG_LINES
+    assert pipe.sink.stats().queued <= logs.MAX_LONG_LINES
     assert pipe.sink.dropped >= 400
     assert logs.MAX_LONG_LINES * (logs.MAX_PATH + logs.MAX_USER_AGENT) < logs.MAX_BYTES
     dropped = pipe.sink.dropped
     logs.access("GET", "/", 200, 0.1, 0, 0, "127.0.0.1", "curl/8")
     request = ended(HEAD)
     line = request.access_line()
-    while pipe.sink.stats()["queued"] < logs.MAX_ACCESS_LINES:
+    while pipe.sink.stats().queued < logs.MAX_ACCESS_LINES:
         logs.access_of(request)
     assert pipe.sink.dropped == dropped, "there is room for others"
     logs.access_of(request)
@@ -803,7 +803,7 @@ def test_close_does_not_wait_for_a_full_pipe(pipe: Pipe) -> None:
     assert time.monotonic() - started < 5
     assert not pipe.sink._thread.is_alive()
     assert pipe.sink.dropped > 0
-    assert pipe.sink.stats()["queued"] == 0
+    assert pipe.sink.stats().queued == 0
 
 
 def test_flags_of_a_shared_pipe_are_left_alone(pipe: Pipe) -> None:
@@ -839,7 +839,7 @@ def test_closed_pipe(pipe: Pipe) -> None:
     assert pipe.sink.flush(DEADLINE)
     logs.access("GET", "/", 200, 0.0, 0, 0, "c")
     assert pipe.sink.flush(DEADLINE)
-    assert pipe.sink.stats() == {"written": 0, "dropped": 2, "queued": 0}
+    assert pipe.sink.stats() == (0, 2, 0)
 
 
 def test_socket_as_output() -> None:
@@ -943,5 +943,5 @@ def test_ten_thousand_access_lines_at_once_are_written() -> None:
     for n in range(10_000):
         logs.access("GET", "/hello", 200, 0.001, 0, 12, "10.0.0.1", "curl/8.0", None, None, f"{n:032x}")
     assert sink.close(DEADLINE)
-    assert sink.stats() == {"written": 10_000, "dropped": 0, "queued": 0}
+    assert sink.stats() == (10_000, 0, 0)
     assert len(stream.getvalue().splitlines()) == 10_000

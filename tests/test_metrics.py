@@ -14,6 +14,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 
 from pkg import _core
 from pkg.diagnostics import metrics
+from pkg.logs.sink import LogLines
 from tests.client import Connection, get, wait_for
 from tests.servers import serving_app
 
@@ -108,7 +109,7 @@ def lint(text: str) -> None:
 
 
 def test_the_page_is_valid() -> None:
-    text = page(logs={"written": 5, "dropped": 1, "queued": 0}, version='1.0"\\\n')
+    text = page(logs=LogLines(5, 1, 0), version='1.0"\\\n')
     lint(text)
     assert value(text, "pkg_info", version='1.0"\\\n') == 1
     assert value(text, "pkg_log_lines_dropped_total") == 1
@@ -116,7 +117,7 @@ def test_the_page_is_valid() -> None:
 
 def test_openmetrics() -> None:
     front = Front([("GET", 200, [1] * 15, 3.0)], served=7)
-    text = page(front=front, openmetrics=True, logs={"written": 5, "dropped": 1, "queued": 0})
+    text = page(front=front, openmetrics=True, logs=LogLines(5, 1, 0))
     assert text.endswith("\n# EOF\n")
     samples = {s.name: s.value for family in openmetrics.text_string_to_metric_families(text) for s in family.samples}
     assert samples["pkg_requests_served_total"] == 7

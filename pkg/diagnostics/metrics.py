@@ -16,9 +16,12 @@ import os
 import resource
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pkg.logs.records import printable_lines
+
+if TYPE_CHECKING:
+    from pkg.logs.sink import LogLines
 
 __all__ = ["OPENMETRICS", "TEXT", "Exposition", "collect", "process", "render"]
 
@@ -313,7 +316,7 @@ def collect(
     phase: str,
     health: Mapping[str, Any] | None = None,
     pool: Mapping[str, Any] | None = None,
-    logs: Mapping[str, int] | None = None,
+    logs: LogLines | None = None,
     version: str = "",
 ) -> Exposition:
     """The whole page.  `front` has stats() and durations(); `health` is the checker's report."""
@@ -334,15 +337,15 @@ def collect(
         _add_health(page, health)
     phases = ("starting", "ready", "draining", "stopped")
     page.family("pkg_phase", "gauge", "1 for the current phase.", [("", {"phase": p}, int(p == phase)) for p in phases])
-    if logs:
-        page.family("pkg_log_lines_written", "counter", "Log lines written.", logs["written"])
+    if logs is not None:
+        page.family("pkg_log_lines_written", "counter", "Log lines written.", logs.written)
         page.family(
             "pkg_log_lines_dropped",
             "counter",
             "Log lines lost because the output was blocked or failed.",
-            logs["dropped"],
+            logs.dropped,
         )
-        page.family("pkg_log_lines_queued", "gauge", "Log lines waiting to be written.", logs["queued"])
+        page.family("pkg_log_lines_queued", "gauge", "Log lines waiting to be written.", logs.queued)
     page.family("pkg_info", "gauge", "Version of this package.", [("", {"version": version}, 1)])
     _add_process(page)
     _add_python(page)

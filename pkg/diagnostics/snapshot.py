@@ -18,6 +18,7 @@ from pkg.diagnostics import installation, metrics, stacks
 
 if TYPE_CHECKING:
     from pkg.lifecycle import Lifecycle
+    from pkg.logs.sink import Sink
 
 __all__ = ["Status", "diagnose"]
 
@@ -33,7 +34,7 @@ MAX_PLACES = 5
 class Status:
     """Collects the state from the parts.
 
-    `front` has stats(), requests(), durations() and probers(); `checker` has report(); `logs` has stats().
+    `front` has stats(), requests(), durations() and probers(); `checker` has report().
     `database()` returns the database, which has stats(), or None.  `alive()` returns the number of running workers.
     `settings`: rows with secrets redacted.  `began`: monotonic time of the start.
     """
@@ -46,7 +47,7 @@ class Status:
         lifecycle: Lifecycle,
         checker: Any,
         database: Callable[[], Any],
-        logs: Any,
+        logs: Sink,
         alive: Callable[[], int],
         app: str = "",
         address: str = "",
@@ -140,7 +141,7 @@ class Status:
             "latency": _latency(self.front.durations()),
             "probers": sorted(self.front.probers(), key=lambda prober: prober["age"]),
             "process": {**metrics.process(), **_memory_limit(), "interpreter_delay_seconds": _interpreter_delay()},
-            "logs": dict(self.logs.stats()),
+            "logs": self.logs.stats()._asdict(),
             "settings": [dict(row) for row in self.settings],
         }
         main = next((stack for stack in taken if stack.name == "MainThread"), None)

@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from pkg.logs import context
 from pkg.logs.output import PIPE_BUF, Output
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pkg._core import Request
 
 __all__ = [
+    "LogLines",
     "Sink",
     "access",
     "access_of",
@@ -110,6 +111,14 @@ def _own_loggers() -> list[logging.Logger]:
 _Item = bytes | Access | tuple[bytes] | threading.Event
 
 
+class LogLines(NamedTuple):
+    """How many lines were written and dropped since the start, and how many wait to be written."""
+
+    written: int
+    dropped: int
+    queued: int
+
+
 class Sink:
     """The queue, its writer thread, and what `configure` changed in `logging`.  Only `configure` creates one."""
 
@@ -149,9 +158,9 @@ class Sink:
         """Lines lost so far, because the queue was full or the output failed."""
         return self._refused + self._lost
 
-    def stats(self) -> dict[str, int]:
-        """Numbers for the metrics: lines written, dropped and queued."""
-        return {"written": self._written, "dropped": self.dropped, "queued": self._queue.qsize()}
+    def stats(self) -> LogLines:
+        """Numbers for the metrics."""
+        return LogLines(self._written, self.dropped, self._queue.qsize())
 
     @property
     def level(self) -> str:
