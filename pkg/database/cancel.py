@@ -16,6 +16,7 @@ It does not decide when to cancel.
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import os
 import select
@@ -148,20 +149,15 @@ def _secret(pgconn: Any) -> tuple[int, int]:
     return found.number, found.secret
 
 
-_libpq: ctypes.CDLL | None = None
-
-
+@functools.cache
 def _load_libpq() -> ctypes.CDLL:
     """The libpq that psycopg has loaded into this process.  Raises OSError if it cannot be found."""
-    global _libpq
-    if _libpq is None:
-        with open("/proc/self/maps") as maps:
-            paths = (line.split(maxsplit=5)[-1].strip() for line in maps if "/libpq" in line)
-            path = next((path for path in paths if path.rpartition("/")[2].startswith(("libpq.", "libpq-"))), None)
-        if path is None:
-            raise OSError("libpq was not found among the libraries of this process")
-        libpq = ctypes.CDLL(path)
-        libpq.PQgetCancel.argtypes, libpq.PQgetCancel.restype = [ctypes.c_void_p], ctypes.c_void_p
-        libpq.PQfreeCancel.argtypes, libpq.PQfreeCancel.restype = [ctypes.c_void_p], None
-        _libpq = libpq
-    return _libpq
+    with open("/proc/self/maps") as maps:
+        paths = (line.split(maxsplit=5)[-1].strip() for line in maps if "/libpq" in line)
+        path = next((path for path in paths if path.rpartition("/")[2].startswith(("libpq.", "libpq-"))), None)
+    if path is None:
+        raise OSError("libpq was not found among the libraries of this process")
+    libpq = ctypes.CDLL(path)
+    libpq.PQgetCancel.argtypes, libpq.PQgetCancel.restype = [ctypes.c_void_p], ctypes.c_void_p
+    libpq.PQfreeCancel.argtypes, libpq.PQfreeCancel.restype = [ctypes.c_void_p], None
+    return libpq
