@@ -13,7 +13,7 @@ TOOLS   = import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["projec
 .PHONY: run test test-image-python test-all soak lint bench bench-guard image wheel fuzz compatibility ext clean check-tools
 
 run: .venv/running           ## run the service on $(PORT), with DATABASE_URL or a temporary PostgreSQL; APP=module:attribute
-	@PORT=$(PORT) exec $(PY) -m tests.faults.postgres --unless-set -- $(PY) -m pkg $(APP)
+	@PORT=$(PORT) exec $(PY) -m tests.support.faults.postgres --unless-set -- $(PY) -m pkg $(APP)
 
 test: check-tools .venv/ready ## run the tests that CI runs; SLOW=0 skips tests that take more than a few seconds
 	@$(PY) -m pytest -q -m "not long$(if $(filter 0,$(SLOW)), and not slow)" $(ARGS)
@@ -25,7 +25,7 @@ test-all: check-tools .venv/ready ## run all tests, including those that take mi
 	@$(PY) -m pytest -q $(ARGS)
 
 soak: .venv/ready            ## good and bad clients for MINUTES=60; memory and descriptors are to stay flat
-	@$(PY) -m tests.soak --minutes $(MINUTES) $(ARGS)
+	@$(PY) -m tests.system.soak --minutes $(MINUTES) $(ARGS)
 
 lint: .venv/ready            ## run ruff and mypy
 	@$(PY) -m ruff check pkg tests bench deploy/wheel setup.py && $(PY) -m ruff format --check pkg tests bench deploy/wheel setup.py && $(PY) -m mypy
@@ -46,7 +46,7 @@ fuzz: .venv/ready            ## run libFuzzer on the C core, SECONDS_EACH for ea
 	@$(PY) tests/fuzz/run.py $(SECONDS_EACH)
 
 compatibility: .venv/ready   ## rewrite docs/compatibility.json, the list of what a version promises
-	@$(PY) -m tests.promises
+	@$(PY) -m tests.support.promises
 
 ext: .venv/running           ## rebuild the extension
 	@$(PY) setup.py -q build_ext --inplace
@@ -55,11 +55,11 @@ clean:                       ## delete everything that was built
 	@rm -rf .venv build dist *.egg-info pkg/*.so
 
 check-tools:
-	@$(PYTHON) tests/check_machine.py --test
+	@$(PYTHON) tests/support/check_machine.py --test
 
 # pip compiles it once; later it is only recompiled if the sources are newer and the dependencies are not.
 .venv/running: pyproject.toml setup.py $(wildcard ext/*/*)
-	@$(PYTHON) tests/check_machine.py
+	@$(PYTHON) tests/support/check_machine.py
 	@if [ -e $@ ] && [ ! pyproject.toml -nt $@ ] && [ ! setup.py -nt $@ ]; then \
 	    echo "recompiling the extension, about 20 seconds" >&2; \
 	    $(PY) setup.py -q build_ext --inplace; \

@@ -11,9 +11,9 @@ from bench.session import Session
 
 @contextlib.contextmanager
 def postgres(session: Session) -> Iterator[Any]:
-    """The server (tests.faults.postgres.Postgres), or None; then the reason is noted."""
+    """The server (tests.support.faults.postgres.Postgres), or None; then the reason is noted."""
     try:
-        from tests.faults.postgres import NoServer, Postgres
+        from tests.support.faults.postgres import NoServer, Postgres
     except ImportError as error:
         session.missing["postgres"] = str(error)
         yield None

@@ -506,7 +506,7 @@ def compare(
 
 @contextlib.contextmanager
 def _postgres() -> Iterator[str]:
-    from tests.faults.postgres import NoServer, Postgres
+    from tests.support.faults.postgres import NoServer, Postgres
 
     try:
         server = Postgres()

@@ -1,6 +1,6 @@
 """Plots an outage of the database: status and latency of the health pages, the pool, and responses to requests.
 
-It is a picture of one run and compares nothing; every fault, with its bounds, is in tests/test_fault_matrix.py.
+It is a picture of one run and compares nothing; every fault, with its bounds, is in tests/system/test_fault_matrix.py.
 
     python -m bench.outage [--fault stopped|frozen|black-hole] [--seconds 12] [--output bench/outage.svg]
 """
@@ -21,9 +21,9 @@ from pathlib import Path
 
 from bench.environment import BENCH
 from bench.plots import ALARM, FAINT, INK, MARGIN, OURS, WIDTH, _line, _picture, _rect, _text
-from tests.faults.host import Host, Probe
-from tests.faults.postgres import PASSWORD, NoServer, Postgres
-from tests.faults.proxy import Mode, Proxy
+from tests.support.faults.host import Host, Probe
+from tests.support.faults.postgres import PASSWORD, NoServer, Postgres
+from tests.support.faults.proxy import Mode, Proxy
 
 BEFORE, AFTER = 4.0, 6.0  # seconds of normal operation before and after
 POOL = 6

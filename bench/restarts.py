@@ -1,9 +1,9 @@
 """Section 7: requests lost while two instances behind HAProxy and nginx are restarted in turn under load.
 
-The very test that the project is held to (tests/rolling.py: balancers, load, order), with other servers in the place of
-ours, which has no more rights than in its image.  Each is told to end by SIGTERM (nginx: SIGQUIT, its graceful one),
-has the same grace period and the same application; a request is lost when its client gets no response, or one that is
-not 200 with the right body.
+The very test that the project is held to (tests/support/rolling.py: balancers, load, order), with other servers in the
+place of ours, which has no more rights than in its image.  Each is told to end by SIGTERM (nginx: SIGQUIT, its
+graceful one), has the same grace period and the same application; a request is lost when its client gets no response,
+or one that is not 200 with the right body.
 
     python -m bench.restarts [--rounds N] [--docs docs/shutdown.md]
 
@@ -41,7 +41,7 @@ THREADS = 8
 ROUNDS = 25
 BEGIN, END = "<!-- drain -->", "<!-- /drain -->"
 
-# nginx as a server, with the responses of tests/rolling_application.py.
+# nginx as a server, with the responses of tests/support/rolling_application.py.
 NGINX = """\
 daemon off; worker_processes 1; {user}
 pid {folder}/pid; error_log stderr crit;
@@ -70,7 +70,7 @@ class Server:
     stop: signal.Signals = signal.SIGTERM
 
 
-WSGI, ASGI = "tests.rolling_application:app", "tests.rolling_application:asgi"
+WSGI, ASGI = "tests.support.rolling_application:app", "tests.support.rolling_application:asgi"
 OURS = Server(
     "pkg",
     (sys.executable, "-m", "pkg", WSGI, "--port", "PORT"),
@@ -108,7 +108,7 @@ class _Starter:
         self._server, self._folder, self._count = server, folder, 0
 
     def __call__(self, port: int) -> subprocess.Popen[bytes]:
-        from tests.unprivileged import unprivileged
+        from tests.support.unprivileged import unprivileged
 
         words = [word.replace("PORT", str(port)) for word in self._server.words]
         if words == ["nginx"]:
@@ -134,7 +134,7 @@ class _Starter:
 
 def _measure(session: Session, name: str, rounds: int) -> dict[str, Any]:
     """Raises Missing if the server does not start."""
-    from tests.rolling import roll
+    from tests.support.rolling import roll
 
     server = SERVERS[name]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -198,8 +198,8 @@ SPREAD = 0.2  # seconds around the closing of idle connections, in which each of
 
 @contextlib.contextmanager
 def _serving(port: int) -> Iterator[subprocess.Popen[bytes]]:
-    from tests.client import get, wait_for
-    from tests.load import is_listening
+    from tests.support.client import get, wait_for
+    from tests.support.load import is_listening
 
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         server = Server("", OURS.words, (*OURS.environ, ("PKG_DRAIN_DELAY", "0")))
@@ -217,7 +217,7 @@ def race(times: int) -> Counter[str]:
 
     Each client looks whether its connection is still open, as pools do, and then sends at once.
     """
-    from tests.rolling import free_ports
+    from tests.support.rolling import free_ports
 
     fate: Counter[str] = Counter()
     request = b"GET / HTTP/1.1\r\nHost: t\r\n\r\n"
@@ -253,7 +253,7 @@ def race(times: int) -> Counter[str]:
 
 
 def main() -> int:
-    from tests.unprivileged import describe
+    from tests.support.unprivileged import describe
 
     parser = argparse.ArgumentParser(prog="python -m bench.restarts", description="Requests lost in rolling restarts.")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="restarts of both instances (default: %(default)s)")

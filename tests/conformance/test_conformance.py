@@ -17,8 +17,8 @@ from pkg import _core
 from pkg.http.server import Server
 from tests.conformance.cases import CASES, Case, Request, chunked, head, post
 from tests.conformance.echo import handler
-from tests.processes import free_port
-from tests.servers import serving
+from tests.support.processes import free_port
+from tests.support.servers import serving
 
 AFTER = Request("GET", "/after")
 AFTER_BYTES = b"GET /after HTTP/1.1\r\nHost: t\r\n\r\n"
@@ -336,7 +336,7 @@ def test_an_independent_driver(tmp_path: Path) -> None:
         text=True,
     ) as process:
         try:
-            from tests.client import get, wait_for
+            from tests.support.client import get, wait_for
 
             def answers() -> bool:
                 try:

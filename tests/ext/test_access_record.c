@@ -1,6 +1,6 @@
 /*
  * test_access_record.c - access_record.c at its bounds: no line is longer than it may be, and none has what JSON would have to escape.
- * (tests/test_logs.py compares its lines with those of Python.)
+ * (tests/logs/test_logs.py compares its lines with those of Python.)
  *
  *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_access_record.c ext/{http,front}/?*.c -pthread && ./a.out
  */

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.ext.test_c import EXT, WARNINGS, cc
-from tests.tables import names, tables
+from tests.support.tables import names, tables
 
 # What a floor may include of the others.
 BELOW = {"http": {"http"}, "front": {"http", "front"}, "binding": {"http", "front", "binding"}}

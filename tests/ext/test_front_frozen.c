@@ -1,6 +1,6 @@
 /*
  * test_front_frozen.c - the front after time in which the process was frozen: a clock that jumps stands for it.  (A real
- * SIGSTOP is in tests/test_frozen.py.)
+ * SIGSTOP is in tests/system/test_frozen.py.)
  *
  *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_front_frozen.c ext/{http,front}/?*.c -pthread && ./a.out [--slow] [NAME]
  */

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.faults.postgres import NoServer, Postgres
 from tests.image.engine import Engine, NoEngine
+from tests.support.faults.postgres import NoServer, Postgres
 
 BUILD = 900  # seconds that a test may take which happens to build an image first
 

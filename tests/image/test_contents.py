@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.elf import ELF, dynamic
 from tests.image.conftest import File
 from tests.image.engine import HARDENED, ROOT, Engine
+from tests.support.elf import ELF, dynamic
 
 Files = dict[str, File]
 

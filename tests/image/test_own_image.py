@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.postgres import Postgres
 from tests.image.engine import ROOT, Engine
+from tests.support.faults.postgres import Postgres
 
 EXAMPLE = ROOT / "examples/image"
 

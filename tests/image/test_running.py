@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.postgres import Postgres
 from tests.image.engine import Container, Engine, free_port, wait_for
+from tests.support.faults.postgres import Postgres
 
 APPLICATION = """
 import time

@@ -11,7 +11,7 @@ import pytest
 
 from tests.image.conftest import needed
 from tests.image.test_deploy import ROOT, container, pod, render, settings_of
-from tests.pages import files_of
+from tests.support.pages import files_of
 
 NGINX = ROOT / "deploy/overlays/tls/nginx.conf"
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 
-from tests.load import Load
+from tests.support.load import Load
 
 
 def main(host: str, port: str) -> int:

@@ -27,8 +27,8 @@ kind load docker-image "pkg:$version" --name "$cluster"
 
 kubectl --context "kind-$cluster" apply -f deploy/base/namespace.yaml
 k create secret generic pkg-database --from-literal=url=postgresql://postgres:of-a-test@postgres/postgres
-k create configmap rolling --from-file=application=tests/rolling_application.py --from-file=client=tests/client.py \
-    --from-file=load=tests/load.py --from-file=counted=tests/kind/counted.py
+k create configmap rolling --from-file=application=tests/support/rolling_application.py --from-file=client=tests/support/client.py \
+    --from-file=load=tests/support/load.py --from-file=counted=tests/kind/counted.py
 k apply -k tests/kind
 k wait --for=condition=Ready pod/postgres --timeout=3m
 k rollout status deployment/pkg --timeout=3m

@@ -1,0 +1,258 @@
+"""Applications and agents that configure `logging` themselves: neither silences the other, in the real process."""
+
+from __future__ import annotations
+
+import gzip
+import http.server
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pkg.logs import sink as logs
+from tests.support.client import get, wait_for
+from tests.support.processes import free_port, running
+
+ROOT = Path(__file__).parents[2]
+
+# A configuration with the default of dictConfig, which disables every logger that it does not name, at each moment.
+CONFIGURE = """
+import logging, logging.config
+def configure():
+    logging.config.dictConfig({"version": 1, "handlers": {"null": {"class": "logging.NullHandler"}},
+        "root": {"level": "ERROR", "handlers": ["null"]}})
+"""
+ANSWER = """
+def answer(environ, start_response):
+    environ["wsgi.errors"].write("to the stream\\n")
+    if environ["PATH_INFO"] == "/fails":
+        raise RuntimeError("on purpose")
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+"""
+MOMENTS = {
+    "at import": ("application:app", "configure()\napp = answer\n"),
+    "in a factory": ("application:make()", "def make():\n    configure()\n    return answer\n"),
+    "at the first request": (
+        "application:app",
+        "def app(environ, start_response):\n    configure()\n    return answer(environ, start_response)\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_configuration_of_logging_does_not_silence_the_service(tmp_path: Path, moment: str) -> None:
+    app, source = MOMENTS[moment]
+    with running(tmp_path, CONFIGURE + ANSWER + source, app=app, PKG_ADMIN="off") as process:
+        assert get(process.address, "/").status == 200
+        assert get(process.address, "/fails").status == 500
+        assert process.stop() == 0
+        messages = process.messages()
+    assert messages.count("to the stream") == 2
+    assert sum(text == "GET /fails failed" for text in messages) == 1
+    assert any(text.startswith("draining after") for text in messages)
+    assert any(text.startswith("stopped: ") for text in messages)
+
+
+def test_djangos_logging_does_not_silence_the_service(tmp_path: Path) -> None:
+    source = """
+import django
+from django.conf import settings
+settings.configure(DEBUG=False, SECRET_KEY="x", ROOT_URLCONF="application", ALLOWED_HOSTS=["*"], LOGGING={
+    "version": 1, "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "root": {"handlers": ["console"], "level": "WARNING"}})
+from django.core.wsgi import get_wsgi_application
+from django.http import HttpResponse
+from django.urls import path
+urlpatterns = [path("", lambda request: HttpResponse("ok"))]
+app = get_wsgi_application()
+"""
+    with running(tmp_path, source, PKG_ADMIN="off") as process:
+        assert get(process.address, "/").status == 200
+        assert process.stop() == 0
+        assert any(text.startswith("stopped: ") for text in process.messages())
+
+
+def test_flasks_documented_configuration_logs_each_line_once(tmp_path: Path) -> None:
+    """Its root handler writes to wsgi.errors, which is the log (flask: docs/logging.rst, "Basic Configuration")."""
+    source = """
+from logging.config import dictConfig
+dictConfig({"version": 1,
+    "formatters": {"default": {"format": "[%(asctime)s] %(levelname)s in %(module)s: %(message)s"}},
+    "handlers": {"wsgi": {"class": "logging.StreamHandler", "stream": "ext://flask.logging.wsgi_errors_stream",
+                          "formatter": "default"}},
+    "root": {"level": "INFO", "handlers": ["wsgi"]}})
+from flask import Flask
+import logging
+app = Flask(__name__)
+@app.route("/")
+def view():
+    app.logger.info("hello")
+    return "hi"
+@app.route("/back")
+def back():  # a handler on the stream's own logger: its line would come back for ever
+    from flask.logging import wsgi_errors_stream
+    log = logging.getLogger("wsgi.errors")
+    log.addHandler(logging.StreamHandler(wsgi_errors_stream))
+    log.error("round")
+    return "hi"
+"""
+    with running(tmp_path, source, PKG_ADMIN="off") as process:
+        assert get(process.address, "/").status == 200
+        assert get(process.address, "/back").status == 200
+        assert process.stop() == 0
+        messages = process.messages()
+    assert sum("hello" in text for text in messages) == 1
+    assert 1 <= messages.count("round") <= 2  # by the logger, and by the handler that was added, but no more
+
+
+def test_what_an_agent_has_put_on_the_root_logger_stays(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("""
+import logging, os
+class Agent(logging.Handler):
+    def emit(self, record):
+        os.write(2, f"AGENT {record.name}: {record.getMessage()}\\n".encode())
+logging.getLogger().addHandler(Agent())
+logging.getLogger().addHandler(logging.StreamHandler())  # as basicConfig(): the console is ours
+old = logging.getLogRecordFactory()
+def factory(*args, **kwargs):
+    record = old(*args, **kwargs)
+    record.agent_field = "kept"
+    return record
+logging.setLogRecordFactory(factory)
+""")
+    source = """
+import logging
+def app(environ, start_response):
+    logging.getLogger("shop").warning("hello")
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+"""
+    with running(tmp_path, source, PKG_ADMIN="off", PYTHONPATH=f"{tmp_path}:{ROOT}") as process:
+        assert get(process.address, "/").status == 200
+        assert process.stop() == 0
+        record = next(line for line in process.lines() if line["message"] == "hello")
+        errors = process.errors()
+    assert record["agent_field"] == "kept"
+    assert errors.count("AGENT shop: hello\n") == 1
+    assert "AGENT pkg.service: serving" in errors  # the service's own as well
+    assert errors.replace("AGENT shop: hello\n", "").count("hello") == 0
+
+
+def test_every_logger_of_the_service_is_one_that_cannot_be_disabled() -> None:
+    """Their names are literals: users' filters have them, so that a module may move and its logger may not."""
+    asked = []
+    for path in [*(ROOT / "pkg").rglob("*.py"), *(ROOT / "ext").rglob("*.p[yx]?")]:
+        asked += re.findall(r"getLogger\(([^)]+)\)", path.read_text())
+    names = {name.strip('"') for name in asked if re.fullmatch(r'"[\w.]+"', name)}
+    assert set(asked) - {f'"{name}"' for name in names} == {"name", 'f"pkg.{name}"'}  # loops over these names
+    assert names | {"pkg.logs"} == {*logs.OWN, *(f"pkg.{name}" for name in logs._BELOW)}
+
+
+# --- OpenTelemetry's agent -----------------------------------------------------------------------------------------
+
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    """Takes OTLP over HTTP, and keeps the log records and the spans."""
+
+    received: list[tuple[str, bytes]] = []  # noqa: RUF012 - one for each test, set by the fixture
+
+    def do_POST(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            data = gzip.decompress(data)
+        self.received.append((self.path, data))
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-protobuf")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[int, list[tuple[str, bytes]]]]:
+    received: list[tuple[str, bytes]] = []
+    handler = type("Collector", (Collector,), {"received": received})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1], received
+        server.shutdown()
+        thread.join()
+
+
+def test_opentelemetrys_agent_exports_logs_with_the_ids_of_its_spans(
+    tmp_path: Path, collector: tuple[int, list[tuple[str, bytes]]]
+) -> None:
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+    (tmp_path / "application.py").write_text("""
+from flask import Flask
+app = Flask(__name__)
+@app.route("/")
+def view():
+    app.logger.warning("in the view")
+    return "hi"
+""")
+    port, received = collector
+    own_port = free_port()
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PORT": str(own_port),
+        "HOST": "127.0.0.1",
+        "LOG_FORMAT": "json",
+        "PKG_ADMIN": "off",
+        "PKG_DRAIN_DELAY": "0",
+        "OTEL_SERVICE_NAME": "shop",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+        "OTEL_LOGS_EXPORTER": "otlp",
+        "OTEL_TRACES_EXPORTER": "otlp",
+        "OTEL_METRICS_EXPORTER": "none",
+        "OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED": "true",
+        "OTEL_BLRP_SCHEDULE_DELAY": "100",
+        "NO_PROXY": "127.0.0.1",
+    }
+    agent = Path(sys.executable).with_name("opentelemetry-instrument")
+    out = tmp_path / "out"
+    with open(out, "wb") as file, open(tmp_path / "err", "wb") as err:
+        command = [sys.executable, str(agent), sys.executable, "-m", "pkg", "application:app"]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=file, stderr=err)
+    try:
+        wait_for(lambda: "serving application:app" in out.read_text(), 40, "the service")
+        trace = "0af7651916cd43dd8448eb211c80319c"
+        header = f"traceparent: 00-{trace}-b7ad6b7169203331-01\r\n"
+        assert get(("127.0.0.1", own_port), "/", header).status == 200
+
+        def exported() -> Any:
+            for path, data in list(received):
+                if path == "/v1/logs":
+                    for resource in ExportLogsServiceRequest.FromString(data).resource_logs:
+                        for scope in resource.scope_logs:
+                            for record in scope.log_records:
+                                if record.body.string_value == "in the view":
+                                    return record
+            return None
+
+        record = wait_for(exported, 20, "the record at the collector")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    [line] = [line for line in lines if line["message"] == "in the view"]
+    assert record.trace_id.hex() == line["trace_id"] == trace
+    # The span that was active, not the caller's.
+    assert record.span_id.hex() == line["span_id"] != "b7ad6b7169203331"

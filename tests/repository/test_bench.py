@@ -1,0 +1,106 @@
+"""What the benchmark writes into docs/benchmarks.md is what its results file says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from bench import report
+
+ROOT = Path(__file__).parents[2]
+
+SMALL: dict[str, Any] = {
+    "probes": [
+        {"server": "pkg", "case": "keep-alive", "connections": 32, "rate": 200_000.0, "cpu_us": 2.5},
+        {"server": "nginx", "case": "keep-alive", "connections": 32, "rate": 180_000.0, "cpu_us": 3.0},
+    ],
+    "latency": [
+        {"server": name, "case": "saturated", "path": "/healthz", "probes": 100,
+         "statuses": {"200": 100 - late, "late": late},
+         "ms": {"p1": p50 / 2, "p25": p50, "p50": p50, "p75": p50, "p90": p99, "p99": p99, "p99.9": p99, "max": p99}}
+        for name, p50, p99, late in (("pkg", 0.1, 0.5, 0), ("gunicorn", 1600.0, 5000.0, 7))
+    ],
+    "hosting": [
+        {"server": "pkg", "case": "hello", "connections": 32, "rate": 140_000.0, "cpu_us": 7.0},
+        {"server": "granian", "case": "hello", "connections": 32, "rate": 80_000.0, "cpu_us": 12.0},
+        {"server": "pkg", "case": "query", "connections": 32, "rate": 12_000.0, "cpu_us": 80.0},
+        {"server": "granian", "case": "query", "connections": 32, "rate": 13_000.0, "cpu_us": 76.0},
+        {"server": "uwsgi", "case": "query", "connections": 32, "rate": 11_000.0, "cpu_us": 84.0},
+    ],
+    "memory": [{"server": "pkg", "idle_rss": 20e6, "idle_pss": 18e6, "connections": 10_000, "added_rss": 30e6}],
+    "startup": [{"server": "interpreter alone", "ms": 20.0}, {"server": "pkg", "ms": 160.0}],
+    "restarts": [{"server": "pkg", "restarts": 100, "answered": 900_000, "lost": 0, "seconds_to_end": 1.1}],
+}  # fmt: skip
+
+GOALS = """\
+## Goals
+
+| what | goal | measured | met |
+|---|---|---|---|
+| CPU per probe, keep-alive | nginx, `return 200`: 3.0 µs | 2.5 µs |    yes |
+| Probe p99, application saturated | under 5 ms | 0.50 ms; the others 5.0 s to 5.0 s |    yes |
+| Hello world, CPU per request | granian: 12.0 µs, 1.8 times as fast | 7.0 µs, 1.7 times | **no** |
+| Query, CPU per request | the best other, granian: 76.0 µs | 80.0 µs, 0.95 times | **no** |
+| Memory, idle (PSS) | under 20 MB | 18 MB |    yes |
+| Memory, 10,000 idle connections | under 50 MB more | 30 MB |    yes |
+| Start to the first 200 | under 150 ms | 160 ms; the interpreter alone 20 ms | **no** |
+| Requests lost, 100 rolling restarts | none | 0 of 900,000 |    yes |
+"""
+
+
+def cells(table: str) -> list[list[str]]:
+    """The words of a Markdown table, without how wide its columns are."""
+    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip().strip("-:") for cell in row] for row in rows]
+
+
+def test_goals_of_a_small_run() -> None:
+    assert cells(report.goals(SMALL)) == cells(GOALS)
+
+
+def test_a_probe_without_an_answer_is_in_the_table() -> None:
+    assert ["gunicorn gthread", "1.6 s / 5.0 s, 7% unanswered"] in cells(report.latency(SMALL))
+
+
+def test_report_command(tmp_path: Path) -> None:
+    """The tables stand between the markers, the rest of the page as it was; the pictures are XML."""
+    (tmp_path / "results.json").write_text(json.dumps(SMALL))
+    page = tmp_path / "benchmarks.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    subprocess.run(
+        [sys.executable, "-m", "bench", "--report", "--output", tmp_path / "results.json", "--docs", page],
+        cwd=ROOT, check=True, timeout=60, capture_output=True,
+    )  # fmt: skip
+    text = page.read_text()
+    assert text == f"before\n{report.BEGIN}\n\n{report.page(SMALL)}\n\n{report.END}\nafter\n"
+    assert "old" not in text and report.goals(SMALL) in text
+    for name in ("latency", "throughput"):
+        assert f"](../bench/{name}.svg)" in text
+        assert ElementTree.parse(tmp_path / f"{name}.svg").getroot().tag.endswith("svg")
+
+
+def test_a_page_without_markers_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "benchmarks.md"
+    page.write_text("nothing here\n")
+    with pytest.raises(ValueError, match="has no lines"):
+        report.update(page, SMALL)
+
+
+def test_the_page_says_what_the_results_say(tmp_path: Path) -> None:
+    results = ROOT / "bench" / "results.json"
+    page = tmp_path / "benchmarks.md"
+    shutil.copy(ROOT / "docs/benchmarks.md", page)
+    if results.exists():
+        report.update(page, json.loads(results.read_text()))
+    else:  # not measured yet: then nothing is claimed
+        text = page.read_text()
+        between = text.partition(report.BEGIN)[2].partition(report.END)[0]
+        page.write_text(text.replace(report.BEGIN + between, report.BEGIN + "\n"))
+    assert page.read_text() == (ROOT / "docs/benchmarks.md").read_text()

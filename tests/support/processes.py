@@ -1,0 +1,118 @@
+"""Runs the service as a separate process: `python -m pkg` with the test's application; reads its log and pages."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.support.client import wait_for
+
+
+class Process:
+    """A running service.  `lines()`: its log records; `errors()`: its output on stderr."""
+
+    def __init__(self, directory: Path, source: str, arguments: tuple[str, ...], environ: dict[str, str]) -> None:
+        self._out, self._err = directory / "stdout", directory / "stderr"
+        (directory / "application.py").write_text(source)
+        inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME", "LANG") if name in os.environ}
+        defaults = {"PORT": "0", "HOST": "127.0.0.1", "LOG_FORMAT": "json", "PKG_DRAIN_DELAY": "0"}
+        with open(self._out, "wb") as out, open(self._err, "wb") as err:
+            self.process = subprocess.Popen(
+                self.command(arguments),
+                cwd=directory,
+                env=inherited | defaults | environ,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+            )
+        self.address = ("127.0.0.1", 0)
+
+    def command(self, arguments: tuple[str, ...]) -> list[str]:
+        return [sys.executable, "-m", "pkg", *arguments]
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._out.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    def errors(self) -> str:
+        return self._err.read_text()
+
+    def messages(self) -> list[str]:
+        return [line["message"] for line in self.lines()]
+
+    def await_message(self, pattern: str, timeout: float = 15.0) -> re.Match[str]:
+        """Waits for a log record whose message matches the pattern, and returns the match."""
+
+        def look() -> re.Match[str] | None:
+            assert self.process.poll() is None or self.messages(), (self.process.returncode, self.errors())
+            return next((m for text in self.messages() if (m := re.search(pattern, text))), None)
+
+        found: re.Match[str] = wait_for(look, timeout, f"a record {pattern!r}")
+        return found
+
+    def stop(self, signal_number: int = signal.SIGINT, timeout: float = 15.0) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal_number)
+        return self.process.wait(timeout)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def running(
+    directory: Path,
+    source: str,
+    *arguments: str,
+    app: str = "application:app",
+    ready: bool = True,
+    kind: type[Process] = Process,
+    **environ: str,
+) -> Iterator[Process]:
+    """Runs `python -m pkg` with `source` as its application; kills it at the end if it still runs."""
+    process = kind(directory, source, (app, *arguments), environ)
+    try:
+        if ready:
+            match = process.await_message(r"^serving .* on (.*):(\d+) after")
+            process.address = (match[1], int(match[2]))
+        yield process
+    finally:
+        process.kill()
+
+
+def ask(
+    address: tuple[str, int],
+    target: str,
+    method: str = "GET",
+    *,
+    timeout: float = 10.0,
+    body: bytes | None = None,
+    **headers: str,
+) -> tuple[int, dict[str, str], str]:
+    """Status, headers in lower case, text."""
+    connection = http.client.HTTPConnection(*address, timeout=timeout)
+    try:
+        connection.request(method, target, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        response = connection.getresponse()
+        text = response.read().decode()
+        return response.status, {name.lower(): value for name, value in response.getheaders()}, text
+    finally:
+        connection.close()

@@ -1,0 +1,217 @@
+"""A rolling restart: two instances of a server behind HAProxy and behind nginx, replaced in turn under load.
+
+It knows no server: whoever calls says how one is started.
+
+    old instance   SIGTERM ..delay.. listener closed ..last second.. ended
+    new instance                     started ... ready  (on the same port)
+    HAProxy               red -> out                 green -> in
+    then the other one
+
+Every step waits for the one before it, so a slow machine makes it longer and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.support.balancers import Balancer, haproxy, nginx
+from tests.support.client import get, wait_for
+from tests.support.load import Load, Tally, is_listening, loading
+
+INTERVAL = 0.1  # seconds between HAProxy's checks
+PATIENCE = 60  # seconds to wait for anything
+
+Start = Callable[[int], "subprocess.Popen[bytes]"]  # starts an instance on a port
+
+
+@dataclass
+class Outcome:
+    """The outcome of the load on each balancer, by kind of client, and how the instances ended."""
+
+    rounds: int = 0
+    seconds: float = 0.0
+    tallies: dict[str, dict[tuple[str, bool], Tally]] = field(default_factory=dict)
+    codes: list[int] = field(default_factory=list)  # exit codes
+    ends: list[float] = field(default_factory=list)  # seconds from SIGTERM to exit
+    logs: dict[str, str] = field(default_factory=dict)
+
+    def total(self, balancer: str) -> Tally:
+        return sum(self.tallies[balancer].values(), Tally())
+
+    def __add__(self, other: Outcome) -> Outcome:
+        """Combines two runs that took place at the same time."""
+        tallies = {
+            name: {kind: mine.get(kind, Tally()) + tally for kind, tally in theirs.items()}
+            for name, theirs in other.tallies.items()
+            for mine in [self.tallies.get(name, {})]
+        }
+        return Outcome(
+            self.rounds + other.rounds,
+            max(self.seconds, other.seconds),
+            tallies,
+            self.codes + other.codes,
+            self.ends + other.ends,
+            {name: self.logs.get(name, "") + text for name, text in other.logs.items()},
+        )
+
+
+class _Instances:
+    def __init__(self, start: Start, stop: signal.Signals, ports: list[int], check: str, outcome: Outcome) -> None:
+        self._start, self._stop, self._check, self._outcome = start, stop, check, outcome
+        self.ports = ports
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._leaving: list[tuple[subprocess.Popen[bytes], threading.Thread]] = []
+
+    def start(self, port: int) -> None:
+        process = self._running[port] = self._start(port)
+
+        def is_ready() -> bool:
+            assert process.poll() is None, f"ended with {process.returncode} instead of serving"
+            with contextlib.suppress(OSError, EOFError):
+                return get(("127.0.0.1", port), self._check, "Connection: close\r\n").status == 200
+            return False
+
+        wait_for(is_ready, PATIENCE, "a ready instance")
+
+    def replace(self, port: int) -> None:
+        old = self._running.pop(port)
+        waiter = threading.Thread(target=self._note_end, args=(old, time.monotonic()), daemon=True)
+        self._leaving.append((old, waiter))
+        waiter.start()
+        old.send_signal(self._stop)
+        wait_for(lambda: not is_listening(port), PATIENCE, "a closed listener")
+        self.start(port)
+
+    def _note_end(self, old: subprocess.Popen[bytes], began: float) -> None:
+        self._outcome.codes.append(old.wait())
+        self._outcome.ends.append(time.monotonic() - began)
+
+    def await_ends(self) -> None:
+        for _, waiter in self._leaving:
+            waiter.join(PATIENCE)
+            assert not waiter.is_alive(), "an instance does not end"
+
+    def kill(self) -> None:
+        for process in [*self._running.values(), *(process for process, _ in self._leaving)]:
+            _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kills the instance, with its workers if it has its own session."""
+    if process.poll() is None:
+        if os.getpgid(process.pid) == process.pid:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    process.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports outside the range of ephemeral ports, so that no client gets one of them while an instance is down."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    with contextlib.ExitStack() as stack:
+        ports: list[int] = []
+        while len(ports) < count:
+            port = random.randrange(min(10_000, lowest - 1000), lowest)
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                ports.append(port)
+    return ports
+
+
+def roll(
+    start: Start,
+    *,
+    rounds: int,
+    stop: signal.Signals = signal.SIGTERM,
+    check: str = "/readyz",
+    say: Callable[[str], object] = lambda text: None,
+    pairs: int = 1,
+    each: int = 2,
+    pause: float = 0.01,
+) -> Outcome:
+    """Restarts both instances `rounds` times.
+
+    `stop`: the signal that asks for a graceful end; `check`: the page that is 200 while an instance wants traffic;
+    `pairs`: how many pairs of instances, each behind balancers of its own, share the rounds and run at the same time.
+    """
+    ports = free_ports(2 * pairs)
+
+    def one(number: int) -> Outcome:
+        share = rounds // pairs + (number < rounds % pairs)
+        return _roll(start, ports[2 * number : 2 * number + 2], share, stop, check, say, each, pause)
+
+    with ThreadPoolExecutor(pairs) as pool:
+        return sum(pool.map(one, range(pairs)), Outcome())
+
+
+def _roll(
+    start: Start,
+    ports: list[int],
+    rounds: int,
+    stop: signal.Signals,
+    check: str,
+    say: Callable[[str], object],
+    each: int,
+    pause: float,
+) -> Outcome:
+    outcome = Outcome(rounds)
+    instances = _Instances(start, stop, ports, check, outcome)
+    with contextlib.ExitStack() as stack:
+        stack.callback(instances.kill)
+        for port in instances.ports:
+            instances.start(port)
+        balancers = [
+            stack.enter_context(haproxy(instances.ports, check=check, interval=INTERVAL)),
+            stack.enter_context(nginx(instances.ports)),
+        ]
+        for port in instances.ports:
+            _await(balancers, port)
+        loads: dict[str, Load] = {
+            b.name: stack.enter_context(loading(b.address, each=each, pause=pause)) for b in balancers
+        }
+        began = time.monotonic()
+        for number in range(rounds):
+            for port in instances.ports:
+                instances.replace(port)
+                _await(balancers, port)  # before the other one goes
+            say(f"{number + 1} of {rounds} rolling restarts after {time.monotonic() - began:.0f} s")
+        for name, load in loads.items():
+            outcome.tallies[name] = load.finish()
+        outcome.seconds = time.monotonic() - began
+        instances.await_ends()
+        outcome.logs = {b.name: b.log() for b in balancers}
+    return outcome
+
+
+def _await(balancers: list[Balancer], port: int) -> None:
+    for balancer in balancers:
+        wait_for(lambda b=balancer: b.has(port), PATIENCE, f"{balancer.name} with port {port}")  # type: ignore[misc]
+
+
+def table(outcome: Outcome) -> str:
+    """One line for each kind of client."""
+    lines = [
+        f"{'':8}{'client':18}{'sent':>8}{'answered':>10}{'lost':>6}  {'p50':>6} {'p99':>6} {'max':>6} ms  lost how"
+    ]
+    for name, tallies in outcome.tallies.items():
+        for (method, keep), t in tallies.items():
+            p50, p99, top = (t.quantile(q) * 1000 for q in (0.5, 0.99, 1.0))
+            how = ", ".join(f"{n} x {what}" for what, n in sorted(t.lost.items()))
+            client = f"{method} {'keep-alive' if keep else 'one-shot'}"
+            lines.append(
+                f"{name:8}{client:18}{t.sent:8}{t.answered:10}{t.lost.total():6}"
+                f"  {p50:6.1f} {p99:6.1f} {top:6.0f}     {how}"
+            )
+    return "\n".join(lines)
