@@ -79,6 +79,15 @@ def test_every_file_of_the_core_is_told_of() -> None:
     assert told == there
 
 
+def test_every_folder_of_tests_is_told_of() -> None:
+    told = {name for row in tables(PAGE, "tests in") for name in names(row["tests in"])}
+    assert told == {path.name for path in ROOT.glob("tests/*/") if any(path.glob("*.py"))}
+
+
+def test_tests_are_in_folders() -> None:
+    assert [path.name for path in ROOT.glob("tests/test_*")] == []
+
+
 def test_there_is_a_drawing_for_each_walk() -> None:
     walks = re.split(r"^## ", TEXT, flags=re.MULTILINE)
     walks = [walk for walk in walks if walk.startswith("Walk ")]
