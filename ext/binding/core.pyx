@@ -24,6 +24,7 @@ cimport pages as p
 cimport access_record as r
 cimport request_id as ids
 cimport tally
+from text cimport text_digits, text_is_name, text_put_octet
 
 import io
 import logging

@@ -4,21 +4,6 @@ cdef inline str text_at(const char *data, http1.http1_span span):
     return PyUnicode_DecodeLatin1(data + span.pos, span.len, NULL)
 
 
-cdef inline bint is_name(const char *at, size_t length, const char *name, size_t name_length) noexcept:
-    """Compares a field name with `name`, which is given in lower case (RFC 9110 5.1)."""
-    cdef size_t i
-    cdef char x
-    if length != name_length:
-        return False
-    for i in range(length):
-        x = at[i]
-        if c'A' <= x <= c'Z':
-            x |= 0x20
-        if x != name[i]:
-            return False
-    return True
-
-
 cdef object raise_body(ssize_t rv):
     if rv == c.FRONT_E_LATE:
         raise BodyError(408, "the request body did not arrive in time")
@@ -105,8 +90,8 @@ cdef class Request:
         if found is NULL:
             return None
         for i in range(<int>(found - &self.head.headers[0]) + 1, self.head.n_headers):
-            if is_name(<const char *>PyBytes_AS_STRING(self.raw) + self.head.headers[i].name.pos,
-                       self.head.headers[i].name.len, name, len(name)):
+            if text_is_name(<const char *>PyBytes_AS_STRING(self.raw) + self.head.headers[i].name.pos,
+                            self.head.headers[i].name.len, name, len(name)):
                 return None
         return text_at(self.raw, found.value)
 
@@ -184,7 +169,7 @@ cdef inline http1.http1_header *find_header(Request request, const char *name, s
     cdef int i
     for i in range(request.head.n_headers):
         header = &request.head.headers[i]
-        if is_name(data + header.name.pos, header.name.len, name, length):
+        if text_is_name(data + header.name.pos, header.name.len, name, length):
             return header
     return NULL
 
@@ -198,22 +183,18 @@ cdef object get_address(Request request):
     """(address, port) of the peer.  IPv4 is formatted here, because inet_ntop uses printf."""
     cdef char[c.INET6_ADDRSTRLEN] text
     cdef const uint8_t *octets
-    cdef int i, n = 0
+    cdef char *end
+    cdef int i
     if request.address is not None:
         return request.address
     if request.peer.any.sa_family == c.AF_INET:
         octets = <const uint8_t *>&request.peer.v4.sin_addr
+        end = text
         for i in range(4):
-            if octets[i] >= 100:
-                text[n] = c'0' + octets[i] // 100
-                n += 1
-            if octets[i] >= 10:
-                text[n] = c'0' + octets[i] // 10 % 10
-                n += 1
-            text[n] = c'0' + octets[i] % 10
-            text[n + 1] = c'.'
-            n += 2
-        request.address = PyUnicode_DecodeLatin1(text, n - 1, NULL), c.ntohs(request.peer.v4.sin_port)
+            end = text_put_octet(end, octets[i])
+            end[0] = c'.'
+            end += 1
+        request.address = PyUnicode_DecodeLatin1(text, end - 1 - text, NULL), c.ntohs(request.peer.v4.sin_port)
     elif request.peer.any.sa_family == c.AF_INET6:
         c.inet_ntop(c.AF_INET6, &request.peer.v6.sin6_addr, text, c.INET6_ADDRSTRLEN)
         request.address = text.decode("ascii").removeprefix("::ffff:"), c.ntohs(request.peer.v6.sin6_port)

@@ -2,28 +2,15 @@
 #ifndef RESPONSE_H
 #define RESPONSE_H
 
-#include <string.h>
 #include <time.h>
 
-#include "http/pages.h"
-
-#define RESPONSE_DATE_SIZE 37
+#include "http/date.h"
 
 static const char *response_date(void)
 {
-    static _Thread_local time_t rendered;
-    static _Thread_local char line[RESPONSE_DATE_SIZE + 1];
-    char date[32];
-    time_t now = time(NULL);
+    static _Thread_local date_text line;
 
-    if (now != rendered) {
-        rendered = now;
-        pages_date(now, date);
-        memcpy(line, "Date: ", 6);
-        memcpy(line + 6, date, 29);
-        memcpy(line + 35, "\r\n", 2);
-    }
-    return line;
+    return date_line(&line, time(NULL));
 }
 
 #endif

@@ -8,7 +8,7 @@ for _i in range(256):
 
 cdef extern from "binding/response.h":
     enum:
-        RESPONSE_DATE_SIZE
+        DATE_LINE_SIZE
     const char *response_date() nogil
 
 
@@ -134,21 +134,21 @@ cdef class Response:
         for i in range(v):
             if not value_char[<unsigned char>b[i]]:
                 raise ResponseError(f"the value of header {name!r} contains a control character")
-        if n == 14 and is_name(a, n, b"content-length", 14):
+        if n == 14 and text_is_name(a, n, b"content-length", 14):
             self.set_length(b, v)
             return 0
-        if n == 10 and is_name(a, n, b"connection", 10):
+        if n == 10 and text_is_name(a, n, b"connection", 10):
             # The server decides on persistence; an application may only end it (RFC 9112 9.6).
             if "close" in value.lower():
                 self.closes = True
             return 0
-        if n == 10 and is_name(a, n, b"keep-alive", 10):
+        if n == 10 and text_is_name(a, n, b"keep-alive", 10):
             return 0
-        if n == 4 and is_name(a, n, b"date", 4):
+        if n == 4 and text_is_name(a, n, b"date", 4):
             self.has_date = True
-        elif n == 12 and is_name(a, n, b"x-request-id", 12):
+        elif n == 12 and text_is_name(a, n, b"x-request-id", 12):
             self.has_request_id = True
-        elif n == 17 and is_name(a, n, b"transfer-encoding", 17):
+        elif n == 17 and text_is_name(a, n, b"transfer-encoding", 17):
             if value.lower() != "chunked":
                 raise ResponseError(f"transfer coding {value!r} is not supported")
             # The application frames its body itself.  As this cannot be checked, the connection is closed after it.
@@ -188,22 +188,16 @@ cdef class Response:
         """Completes the head: framing, Date, Connection, blank line."""
         cdef Request r = self.request
         cdef c.front_conn *conn = r.conn
-        cdef char[24] digits
-        cdef int n = 24
-        cdef int64_t value = self.length
+        cdef char[20] room
+        cdef char *first
         if self.status == 0:
             raise ResponseError("the application has not started a response")
         if self.self_framed and self.length >= 0:
             raise ResponseError("both Content-Length and Transfer-Encoding")
         if self.length >= 0 and self.status != 204:       # RFC 9110 8.6
-            while True:
-                n -= 1
-                digits[n] = c'0' + <char>(value % 10)
-                value //= 10
-                if value == 0:
-                    break
             self.put(b"Content-Length: ", 16)
-            self.put(&digits[n], 24 - n)
+            first = text_digits(room, <uint64_t>self.length)
+            self.put(first, room + 20 - first)
             self.put(b"\r\n", 2)
         elif self.length < 0 and not self.bodiless and not self.self_framed:
             if r.head.minor == 0 or self.is_old:
@@ -212,7 +206,7 @@ cdef class Response:
                 self.put(b"Transfer-Encoding: chunked\r\n", 28)
                 self.chunked = True
         if not self.has_date:
-            self.put(response_date(), RESPONSE_DATE_SIZE)
+            self.put(response_date(), DATE_LINE_SIZE)
         if r.request_id is not None and not self.has_request_id:
             self.put_request_id(r.request_id)
         if conn is not NULL:

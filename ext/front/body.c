@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "pace.h"
+
 bool buffers_reserve(front *f, size_t more)
 {
     uint64_t yielding = atomic_load(&f->room.gathering);
@@ -64,9 +66,7 @@ int body_decode(front *f, front_conn *c)
 
 bool body_keeps_up(front *f, front_conn *c)
 {
-    uint64_t wanted = (uint64_t)(f->limits.body_timeout / 1000000) * f->limits.min_body_rate / 1000;
-
-    if (c->body_read - c->body_mark <= wanted)
+    if (!pace_is_kept(f, c->body_read - c->body_mark, f->limits.body_timeout))
         return false;
     c->body_mark = c->body_read;
     return true;

@@ -6,6 +6,7 @@
 
 #include <time.h>
 
+#include "http/date.h"
 #include "state.h"
 
 /* Announces when the next turn of the loop begins, unless the process is frozen; INT64_MAX: no turn is due. */
@@ -27,16 +28,10 @@ static inline int64_t clock_now(void) /* front_now() */
     return (int64_t)t.tv_sec * SECOND + t.tv_nsec;
 }
 
-/* L: the Date of now, an IMF-fixdate (RFC 9110 5.6.7). */
+/* L: the line with the Date of now. */
 static inline const char *clock_date(front *f)
 {
-    time_t second = time(NULL);
-
-    if (second != f->clock.date_second) {
-        f->clock.date_second = second;
-        pages_date(second, f->clock.date);
-    }
-    return f->clock.date;
+    return date_line(&f->clock.date, time(NULL));
 }
 
 #endif

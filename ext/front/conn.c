@@ -14,6 +14,7 @@
 #include "clock.h"
 #include "handoff.h"
 #include "io.h"
+#include "pace.h"
 #include "probe.h"
 #include "reserve.h"
 #include "spool.h"
@@ -483,17 +484,14 @@ static bool conn_answer_page(front *f, front_conn *c, const http1_head *h)
  * the method of a refused head is known, unless the error was in the method. */
 void conn_refuse(front *f, front_conn *c, unsigned status, const char *text)
 {
-    char out[512];
+    char out[PAGES_REFUSAL_SIZE];
     bool is_head = c->in != NULL && c->in->head.method_id == HTTP1_HEAD;
-    int len = snprintf(out, sizeof out,
-                       "HTTP/1.1 %u %s\r\nDate: %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %zu\r\n"
-                       "%sConnection: close\r\n\r\n%s",
-                       status, pages_reason(status), clock_date(f), strlen(text), status == 503 ? "Retry-After: 1\r\n" : "",
-                       is_head ? "" : text);
+    size_t len = pages_refusal(status, clock_date(f), text, is_head, out);
+
     c->close = c->linger = true;
     bool has_head = c->in != NULL && c->in->head_len != 0, was_queued = c->state == CONN_WORKER;
     handoff_tally(f, has_head ? c->in->head.method_id : HTTP1_OTHER, status, was_queued ? f->now - c->arrived : 0);
-    answer(f, c, out, (size_t)len);
+    answer(f, c, out, len);
 }
 
 /* ----------------------------------------------------- from bytes to requests */
@@ -1102,8 +1100,7 @@ void conn_expire(front *f)
     }
     while ((c = f->table.waiting[CONN_FLUSH].first) != NULL && c->deadline <= f->now) {
         size_t done = c->out != NULL ? c->out_pos : (size_t)c->file_pos;
-        uint64_t wanted = (uint64_t)(f->limits.write_timeout / MILLISECOND) * f->limits.min_body_rate / 1000;
-        if (done - c->out_mark > wanted) {
+        if (pace_is_kept(f, done - c->out_mark, f->limits.write_timeout)) {
             c->out_mark = done;
             conn_set_state(f, c, CONN_FLUSH);
             continue;

@@ -15,6 +15,7 @@
 #include "handoff.h"
 #include "io.h"
 #include "leader.h"
+#include "pace.h"
 #include "spool.h"
 
 #define INTERRUPTION (100 * MILLISECOND) /* how often a waiting thread checks whether it should stop */
@@ -302,10 +303,26 @@ int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, b
     return may_answer(f, c) ? send_parts(f, c, iov, n, keep, wait) : -EPIPE;
 }
 
-/* Writing must progress at min_body_rate, checked once per write_timeout. */
+/* Waits until the socket takes more of a response, `left` bytes of which are missing.  Writing must keep its pace, checked once
+ * per write_timeout: `*mark` bytes were missing when the period began that ends at `*deadline`; 0: none has begun.
+ * FRONT_OK, or an error with which the response is cut. */
+static int wait_writable(front *f, front_conn *c, uint64_t left, uint64_t *mark, int64_t *deadline)
+{
+    if (*deadline == 0)
+        *deadline = clock_now() + f->limits.write_timeout;
+    int rv = wait_socket(c, POLLOUT, *deadline, NULL);
+    if (rv == FRONT_E_LATE && pace_is_kept(f, *mark - left, f->limits.write_timeout)) {
+        *mark = left;
+        *deadline = 0;
+        return FRONT_OK;
+    }
+    return rv == FRONT_OK ? FRONT_OK : is_cut(c, rv);
+}
+
 static int send_parts(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, bool wait)
 {
-    size_t total = iov_total(iov, n), mark = total;
+    size_t total = iov_total(iov, n);
+    uint64_t mark = total;
     int64_t deadline = 0;
 
     if (f->foreign)
@@ -334,16 +351,9 @@ static int send_parts(front *f, front_conn *c, struct iovec *iov, int n, size_t 
             return FRONT_OK;
         if (!wait)
             return FRONT_AGAIN;
-        if (deadline == 0)
-            deadline = clock_now() + f->limits.write_timeout;
-        int rv = wait_socket(c, POLLOUT, deadline, NULL);
-        if (rv == FRONT_E_LATE &&
-            mark - total > (uint64_t)(f->limits.write_timeout / MILLISECOND) * f->limits.min_body_rate / 1000) {
-            mark = total;
-            deadline = 0;
-        } else if (rv != FRONT_OK) {
-            return is_cut(c, rv);
-        }
+        int rv = wait_writable(f, c, total, &mark, &deadline);
+        if (rv != FRONT_OK)
+            return rv;
     }
     return FRONT_OK;
 }
@@ -378,16 +388,9 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
             c->out_mark = (size_t)offset;
             return FRONT_OK;
         }
-        if (deadline == 0)
-            deadline = clock_now() + f->limits.write_timeout;
-        int rv = wait_socket(c, POLLOUT, deadline, NULL);
-        if (rv == FRONT_E_LATE &&
-            mark - len > (uint64_t)(f->limits.write_timeout / MILLISECOND) * f->limits.min_body_rate / 1000) {
-            mark = len;
-            deadline = 0;
-        } else if (rv != FRONT_OK) {
-            return is_cut(c, rv);
-        }
+        int rv = wait_writable(f, c, len, &mark, &deadline);
+        if (rv != FRONT_OK)
+            return rv;
     }
     return FRONT_OK;
 }

@@ -222,13 +222,9 @@ bool handoff_progresses(front *f)
 static void answer_late(front *f, front_conn *c)
 {
     static const char text[] = "the request took too long\n";
-    char out[512];
-    bool is_head = c->in->head.method_id == HTTP1_HEAD;
-    int len = snprintf(out, sizeof out,
-                       "HTTP/1.1 504 %s\r\nDate: %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %zu\r\n"
-                       "Connection: close\r\n\r\n%s",
-                       pages_reason(504), clock_date(f), sizeof text - 1, is_head ? "" : text);
-    ssize_t n = io_write(c->fd, out, (size_t)len);
+    char out[PAGES_REFUSAL_SIZE];
+    size_t len = pages_refusal(504, clock_date(f), text, c->in->head.method_id == HTTP1_HEAD, out);
+    ssize_t n = io_write(c->fd, out, len);
 
     if (n > 0)
         count_add(&f->count.bytes_out, (uint64_t)n);

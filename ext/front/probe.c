@@ -6,6 +6,7 @@
 #include <strings.h>
 
 #include "clock.h"
+#include "http/text.h"
 #include "last_words.h"
 
 void front_publish(front *f, pages *table)
@@ -136,8 +137,8 @@ static enum pages_format format_wanted(const buffer *b, const http1_head *h)
         return PAGES_VERBOSE;
     for (unsigned i = 0; i < h->n_headers; i++) {
         const http1_header *x = &h->headers[i];
-        if (x->name.len == 6 && x->value.len >= sizeof "application/json" - 1 && /* most probes send none, or a shorter one */
-            strncasecmp(b->data + x->name.pos, "accept", 6) == 0 &&
+        if (x->value.len >= sizeof "application/json" - 1 && /* most probes send none, or a shorter one */
+            TEXT_IS(b->data + x->name.pos, x->name.len, "accept") &&
             (accepts(b->data + x->value.pos, x->value.len, "application/health+json") ||
              accepts(b->data + x->value.pos, x->value.len, "application/json")))
             return PAGES_JSON;
@@ -173,7 +174,7 @@ static void note_prober(front *f, const front_conn *c, const http1_head *h, unsi
     uint8_t address[16] = {[10] = 0xff, [11] = 0xff};
 
     for (unsigned i = 0; i < h->n_headers; i++)
-        if (h->headers[i].name.len == 10 && strncasecmp(data + h->headers[i].name.pos, "user-agent", 10) == 0) {
+        if (TEXT_IS(data + h->headers[i].name.pos, h->headers[i].name.len, "user-agent")) {
             agent = data + h->headers[i].value.pos;
             agent_len = h->headers[i].value.len;
             break;

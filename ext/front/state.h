@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "front.h"
+#include "http/date.h"
 
 #define SECOND      1000000000LL
 #define MILLISECOND 1000000LL
@@ -198,8 +199,7 @@ struct front_published {
 /* clock.c: the time. */
 struct front_time {
     _Atomic int64_t due, frozen; /* time by which the next turn begins unless the process is frozen; sum of all gaps */
-    time_t date_second;          /* L */
-    char date[32];               /* L: IMF-fixdate */
+    date_text date;              /* L */
 };
 
 /* stage.c: how the front ends. */

@@ -344,9 +344,9 @@ static COLD int parse_rare_target(const uint8_t *buf, const uint8_t *p, const ui
         head->path = (http1_span){0, 0};
         return 0;
     }
-    if (path_end - p > 7 && is_word(p, "http://", 7))
+    if (path_end - p > 7 && text_is_word((const char *)p, "http://", 7))
         p += 7;
-    else if (path_end - p > 8 && is_word(p, "https://", 8))
+    else if (path_end - p > 8 && text_is_word((const char *)p, "https://", 8))
         p += 8;
     else
         return HTTP1_E_TARGET;

@@ -25,13 +25,13 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "text.h"
+
 #if defined(__GNUC__)
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
 #define COLD __attribute__((noinline, cold))
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 #else
-#define ALWAYS_INLINE static inline
 #define NOINLINE
 #define COLD
 #define UNLIKELY(x) (x)
@@ -108,35 +108,8 @@ static inline bool is_space(uint8_t c) {
 
 /* Words ------------------------------------------------------------------ */
 
-static inline uint64_t load8(const void *p) {
-    uint64_t w;
-    memcpy(&w, p, 8);
-    return w;
-}
-
-static inline uint32_t load4(const void *p) {
-    uint32_t w;
-    memcpy(&w, p, 4);
-    return w;
-}
-
-/* Is [p, p+n) this lower-case word, ignoring case?  n >= 4.  Setting bit 5 makes letters lower case, and it is already
-   set in '-' and digits.  It would also equate some control characters, which never get here. */
-ALWAYS_INLINE bool is_word(const uint8_t *p, const char *word, size_t n) {
-    if (n < 8) {
-        const uint32_t bit = 0x20202020u;
-        return (load4(p) | bit) == load4(word) && (load4(p + n - 4) | bit) == load4(word + n - 4);
-    }
-    const uint64_t bits = 0x2020202020202020u;
-    for (size_t i = 0; i + 8 < n; i += 8)
-        if ((load8(p + i) | bits) != load8(word + i))
-            return false;
-    return (load8(p + n - 8) | bits) == load8(word + n - 8);
-}
-
-/* is_word() for a literal and a string of any length */
-#define IS(p, end, literal) \
-    ((size_t)((end) - (p)) == sizeof(literal) - 1 && is_word((p), (literal), sizeof(literal) - 1))
+/* Is [p, end) this lower-case word, ignoring case? */
+#define IS(p, end, literal) TEXT_IS((const char *)(p), (size_t)((end) - (p)), literal)
 
 /* Scanning from one position --------------------------------------------- */
 

@@ -6,6 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "date.h"
+#include "text.h"
+
 pages *pages_new(size_t max)
 {
     if (max > PAGES_MAX)
@@ -71,42 +74,30 @@ const page *pages_find(const pages *t, const char *path, size_t len)
     return NULL;
 }
 
-static char *put(char *to, const char *from, size_t len)
-{
-    memcpy(to, from, len);
-    return to + len;
-}
-
 size_t pages_render(const pages_answer *a, const char *date, const char *extra, bool head_only, char *out)
 {
     const char *reason = pages_reason(a->status);
-    char *p = put(out, "HTTP/1.1 ", 9);
+    char *p = text_put_number(TEXT_PUT(out, "HTTP/1.1 "), a->status, 3);
 
-    *p++ = (char)('0' + a->status / 100);
-    *p++ = (char)('0' + a->status / 10 % 10);
-    *p++ = (char)('0' + a->status % 10);
     *p++ = ' ';
-    p = put(p, reason, strlen(reason));
-    p = put(p, "\r\nDate: ", 8);
-    p = put(p, date, strlen(date));
-    p = put(p, "\r\n", 2);
-    p = put(p, extra, strlen(extra));
-    p = put(p, a->bytes, a->headers_len);
-    p = put(p, "\r\n", 2);
+    p = text_put(p, reason, strlen(reason));
+    p = TEXT_PUT(p, "\r\n");
+    p = text_put(p, date, DATE_LINE_SIZE);
+    p = text_put(p, extra, strlen(extra));
+    p = text_put(p, a->bytes, a->headers_len);
+    p = TEXT_PUT(p, "\r\n");
     if (!head_only)
-        p = put(p, a->bytes + a->headers_len, a->body_len);
+        p = text_put(p, a->bytes + a->headers_len, a->body_len);
     return (size_t)(p - out);
 }
 
-void pages_date(time_t when, char out[30])
+size_t pages_refusal(unsigned status, const char *date, const char *text, bool head_only, char out[PAGES_REFUSAL_SIZE])
 {
-    static const char days[] = "SunMonTueWedThuFriSat", months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
-    struct tm t;
-
-    gmtime_r(&when, &t);
-    strftime(out + 3, 27, ", %d Mon %Y %H:%M:%S GMT", &t);
-    memcpy(out, days + 3 * t.tm_wday, 3);
-    memcpy(out + 8, months + 3 * t.tm_mon, 3);
+    return (size_t)snprintf(out, PAGES_REFUSAL_SIZE,
+                            "HTTP/1.1 %u %s\r\n%sContent-Type: text/plain; charset=utf-8\r\nContent-Length: %zu\r\n"
+                            "%sConnection: close\r\n\r\n%s",
+                            status, pages_reason(status), date, strlen(text), status == 503 ? "Retry-After: 1\r\n" : "",
+                            head_only ? "" : text);
 }
 
 const char *pages_reason(unsigned status)

@@ -11,7 +11,6 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <time.h>
 
 #define PAGES_SLOTS 64     /* expiry times; each page uses one of them */
 #define PAGES_MAX 256      /* pages in a table */
@@ -50,11 +49,14 @@ int pages_set_answer(pages *t, int number, enum pages_set set, enum pages_format
 /* The page of a path, ignoring one trailing slash; NULL if there is none. */
 const page *pages_find(const pages *t, const char *path, size_t len);
 
-/* Renders into `out` (PAGES_MAX_SIZE bytes) with `extra` header lines.  Returns the length. */
+/* Renders into `out` (PAGES_MAX_SIZE bytes) with the line of the `date` (date.h) and `extra` header lines.  Returns the length. */
 size_t pages_render(const pages_answer *a, const char *date, const char *extra, bool head_only, char *out);
 
-/* A Date (RFC 9110 5.6.7) of 29 characters.  strftime() would use the names of days and months of the locale. */
-void pages_date(time_t when, char out[30]);
+#define PAGES_REFUSAL_SIZE 512
+
+/* Renders a short error that ends the connection: `text`, a line of at most 128 bytes.  The response to HEAD has no content,
+ * whatever its status (RFC 9110 9.3.2).  Returns the length. */
+size_t pages_refusal(unsigned status, const char *date, const char *text, bool head_only, char out[PAGES_REFUSAL_SIZE]);
 
 const char *pages_reason(unsigned status); /* the reason phrase of a status that the front sends; "" if unknown */
 

@@ -82,7 +82,8 @@ def test_http_compiles_alone_and_calls_nothing_that_has_effects(source: Path, tm
     cc(*WARNINGS, "-O1", "-c", alone / source.name, "-o", tmp_path / "x.o")
     listing = subprocess.run(["nm", "-u", tmp_path / "x.o"], capture_output=True, text=True, check=True)
     calls = {line.split()[-1] for line in listing.stdout.splitlines()}
-    assert calls <= PURE | (TABLE if source.name == "pages.c" else set())
+    own = {name for path in files("http") for name in _DEFINITION.findall(code(path))}
+    assert calls - own <= PURE | (TABLE if source.name == "pages.c" else set())
 
 
 def test_http_includes_no_header_for_sockets_files_or_threads() -> None:
@@ -167,3 +168,29 @@ def test_only_one_file_moves_bytes_of_sockets() -> None:
     assert users == {"io.h"}
     for path in (EXT / "binding").glob("*.*"):
         assert "sys/socket.h" not in path.read_text() and "sys/sendfile.h" not in path.read_text(), path
+
+
+# ------------------------------------------------------------------------------ once
+
+
+@pytest.mark.parametrize(
+    ("what", "pattern", "home"),
+    [
+        ("the minimum rate", r"\.min_body_rate", {"front/pace.h", "binding/core.pyx"}),
+        ("dates", r"\b(strftime|gmtime_r?)\b", {"http/date.c"}),
+        ("digits", r"c?'0' \+|\+ c?'0'", {"http/text.h"}),
+        (
+            "names of fields",
+            r"\| 0x20\b",
+            {"http/text.h", "http/http1.c"},
+        ),  # of "HTTP"
+        ("100 (Continue)", r"100 Continue", {"front/body.h"}),
+    ],
+)
+def test_what_exists_once(what: str, pattern: str, home: set[str]) -> None:
+    found = set()
+    for path in [*EXT.glob("*/*.[ch]"), *EXT.glob("*/*.p*")]:
+        text = re.sub(r"/\*.*?\*/|#(?!include|define)[^\n]*", " ", path.read_text(), flags=re.DOTALL)
+        if re.search(pattern, text):
+            found.add(path.relative_to(EXT).as_posix())
+    assert found == home, what

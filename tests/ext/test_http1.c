@@ -110,7 +110,7 @@ static void describe(char *out, size_t size, int n, const char *buf, const http1
     at += (size_t)snprintf(out + at, size - at, "%s%s%s", h->chunked ? " chunked" : "", h->keep_alive ? "" : " close",
                            h->expect_continue ? " continue" : "");
     for (size_t i = 0; i < h->n_headers; i++) {
-        if (h->headers[i].name.len == 4 && is_word((const uint8_t *)buf + h->headers[i].name.pos, "host", 4))
+        if (TEXT_IS(buf + h->headers[i].name.pos, h->headers[i].name.len, "host"))
             continue; /* shown above */
         at = put(out, at, size, " | ", buf, h->headers[i].name);
         at = put(out, at, size, "=", buf, h->headers[i].value);
