@@ -17,6 +17,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
+cimport exchange as x
 cimport front as c
 cimport http1
 cimport init
@@ -174,12 +175,12 @@ cdef class Front:
         check(c.front_watch_signals(self._front, fd, bits, last_words))
 
     def take(self, double timeout=-1):
-        cdef c.front_request taken
-        cdef int rv = c.front_take(self._front, &taken, 0)
+        cdef x.front_request taken
+        cdef int rv = x.front_take(self._front, &taken, 0)
         cdef int64_t wait = -1 if timeout < 0 else nanoseconds(timeout)
         if rv == c.FRONT_TIMEOUT and wait != 0:
             with nogil:
-                rv = c.front_take(self._front, &taken, wait)
+                rv = x.front_take(self._front, &taken, wait)
         if rv == c.FRONT_OK:
             return new_request(self, &taken)
         if rv == c.FRONT_TIMEOUT and timeout >= 0:
@@ -192,23 +193,23 @@ cdef class Front:
         failed(request, client_address) is called with what handle raised; before(request) and after(request), if
         given, ahead of it and when all is done.
         """
-        cdef c.front_request taken
+        cdef x.front_request taken
         cdef Request request
         cdef WSGIHandler wsgi = None   # called directly, without Python
         cdef int rv
         if isinstance(handle, WSGIHandler) and type(handle).__call__ is WSGIHandler.__call__:
             wsgi = handle
         while True:
-            rv = c.front_take(self._front, &taken, 0)
+            rv = x.front_take(self._front, &taken, 0)
             if rv == c.FRONT_TIMEOUT:
                 with nogil:
-                    rv = c.front_take(self._front, &taken, -1)
+                    rv = x.front_take(self._front, &taken, -1)
             if rv != c.FRONT_OK:
                 return
             try:
                 request = new_request(self, &taken)
             except MemoryError:
-                c.front_finish(self._front, taken.conn, False, True, 0)
+                x.front_finish(self._front, taken.conn, False, True, 0)
                 continue
             try:
                 try:
@@ -304,11 +305,11 @@ cdef class Front:
     def probers(self):
         cdef tally.tally_prober[tally.TALLY_PROBERS] found
         cdef size_t n = c.front_probers(self._front, found, tally.TALLY_PROBERS)
-        cdef char[c.INET6_ADDRSTRLEN] text
+        cdef char[x.INET6_ADDRSTRLEN] text
         cdef int64_t now = c.front_now()
         out = []
         for i in range(n):
-            c.inet_ntop(c.AF_INET6, found[i].who.address, text, c.INET6_ADDRSTRLEN)
+            c.inet_ntop(x.AF_INET6, found[i].who.address, text, x.INET6_ADDRSTRLEN)
             out.append({
                 "client": text.decode("ascii").removeprefix("::ffff:"),
                 "user_agent": found[i].who.agent[:found[i].who.agent_len].decode("latin-1"),

@@ -23,7 +23,7 @@ cdef enum:
     WRITING = 2
 
 cdef struct front_end:
-    c.front_conn *conn
+    x.front_conn *conn
     bint keep_alive
     bint abort
 
@@ -32,7 +32,7 @@ cdef struct front_end:
 @cython.final
 cdef class Request:
     cdef Front front
-    cdef c.front_conn *conn          # NULL once finished
+    cdef x.front_conn *conn          # NULL once finished
     cdef http1.http1_head head
     cdef bytes raw                   # the head as received; head's spans point into it
     cdef readonly size_t head_size
@@ -40,7 +40,7 @@ cdef class Request:
     cdef int64_t size                # of the body; -1 if it is chunked and has not arrived completely
     cdef bytes whole_body            # None if a part had not arrived when the request was taken, or the body is in a file
     cdef Body _body
-    cdef c.proxy_peer peer
+    cdef x.proxy_peer peer
     cdef tuple address               # of the peer, created on first use
     cdef int64_t arrived
     cdef public bint keep_alive
@@ -143,18 +143,18 @@ cdef class Request:
 
     @property
     def is_gone(self):
-        cdef c.front_conn *conn = self.conn
-        return conn is NULL or c.front_is_gone(conn)
+        cdef x.front_conn *conn = self.conn
+        return conn is NULL or x.front_is_gone(conn)
 
     def access_line(self):
         return render_access(self)
 
     def send(self, bytes data):
-        cdef c.iovec iov
+        cdef x.iovec iov
         iov.iov_base = PyBytes_AS_STRING(data)
         iov.iov_len = PyBytes_GET_SIZE(data)
         if self.status != 0 and self.conn is not NULL:
-            c.front_answer(self.conn)
+            x.front_begin_response(self.conn)
         send_all(self, &iov, 1, 0)
         self.response_size += PyBytes_GET_SIZE(data)
 
@@ -181,23 +181,23 @@ cdef inline uint64_t received_size(Request request) noexcept:
 
 cdef object get_address(Request request):
     """(address, port) of the peer.  IPv4 is formatted here, because inet_ntop uses printf."""
-    cdef char[c.INET6_ADDRSTRLEN] text
+    cdef char[x.INET6_ADDRSTRLEN] text
     cdef const uint8_t *octets
     cdef char *end
     cdef int i
     if request.address is not None:
         return request.address
-    if request.peer.any.sa_family == c.AF_INET:
+    if request.peer.any.sa_family == x.AF_INET:
         octets = <const uint8_t *>&request.peer.v4.sin_addr
         end = text
         for i in range(4):
             end = text_put_octet(end, octets[i])
             end[0] = c'.'
             end += 1
-        request.address = PyUnicode_DecodeLatin1(text, end - 1 - text, NULL), c.ntohs(request.peer.v4.sin_port)
-    elif request.peer.any.sa_family == c.AF_INET6:
-        c.inet_ntop(c.AF_INET6, &request.peer.v6.sin6_addr, text, c.INET6_ADDRSTRLEN)
-        request.address = text.decode("ascii").removeprefix("::ffff:"), c.ntohs(request.peer.v6.sin6_port)
+        request.address = PyUnicode_DecodeLatin1(text, end - 1 - text, NULL), x.ntohs(request.peer.v4.sin_port)
+    elif request.peer.any.sa_family == x.AF_INET6:
+        c.inet_ntop(x.AF_INET6, &request.peer.v6.sin6_addr, text, x.INET6_ADDRSTRLEN)
+        request.address = text.decode("ascii").removeprefix("::ffff:"), x.ntohs(request.peer.v6.sin6_port)
     else:
         request.address = "", 0
     return request.address
@@ -214,10 +214,10 @@ cdef inline Body get_body(Request request):
     return request._body
 
 
-cdef inline c.front_conn *enter(Request request, int what) except NULL:
+cdef inline x.front_conn *enter(Request request, int what) except NULL:
     """The connection, for one call into the front; leave() must follow.  Threads of the application may still read or write
     when its response has ended, so the connection is returned when the last of them has left."""
-    cdef c.front_conn *conn
+    cdef x.front_conn *conn
     cdef int busy
     with cython.critical_section(request):
         conn = request.conn
@@ -233,19 +233,19 @@ cdef inline c.front_conn *enter(Request request, int what) except NULL:
 
 
 cdef inline void leave(Request request, int what) noexcept:
-    cdef c.front_conn *conn
+    cdef x.front_conn *conn
     with cython.critical_section(request):
         request.busy &= ~what
         conn = request.end.conn if request.busy == 0 else NULL
         if conn is not NULL:
             request.end.conn = NULL
     if conn is not NULL:
-        request.status = <int>c.front_finish(request.front._front, conn, request.end.keep_alive, request.end.abort,
+        request.status = <int>x.front_finish(request.front._front, conn, request.end.keep_alive, request.end.abort,
                                              <unsigned>request.status)
 
 
 cdef inline void finish_request(Request request, bint keep_alive, bint abort) noexcept:
-    cdef c.front_conn *conn
+    cdef x.front_conn *conn
     # The promise of the head is kept: if the client was told that the connection stays open, a drain that has begun since
     # does not close it.  The client may have sent its next request already.
     keep_alive = keep_alive and request.keep_alive
@@ -259,13 +259,13 @@ cdef inline void finish_request(Request request, bint keep_alive, bint abort) no
             request.end.keep_alive = False
             request.end.abort = abort or request.busy & WRITING
             request.end.conn = conn
-            c.front_interrupt(conn)
+            x.front_interrupt(conn)
             conn = NULL
     if conn is not NULL:
-        request.status = <int>c.front_finish(request.front._front, conn, keep_alive, abort, <unsigned>request.status)
+        request.status = <int>x.front_finish(request.front._front, conn, keep_alive, abort, <unsigned>request.status)
 
 
-cdef Request new_request(Front front, c.front_request *taken):
+cdef Request new_request(Front front, x.front_request *taken):
     cdef Request request = Request.__new__(Request)
     # Only the used part of the header table.
     memcpy(&request.head, taken.head, <size_t>(<const char *>&taken.head.headers[taken.head.n_headers] - <const char *>taken.head))
@@ -277,7 +277,7 @@ cdef Request new_request(Front front, c.front_request *taken):
         request.whole_body = PyBytes_FromStringAndSize(taken.body, <Py_ssize_t>taken.body_len) if taken.body_len else b""
         request.size = <int64_t>taken.body_len
     elif taken.body_spooled or taken.head.has_length:
-        request.size = <int64_t>c.front_body_left(taken.conn)
+        request.size = <int64_t>x.front_body_left(taken.conn)
     else:
         request.size = -1
     request.keep_alive = taken.head.keep_alive
@@ -286,14 +286,14 @@ cdef Request new_request(Front front, c.front_request *taken):
     return request
 
 
-cdef int send_all(Request request, c.iovec *iov, int n, size_t keep) except -1:
+cdef int send_all(Request request, x.iovec *iov, int n, size_t keep) except -1:
     """Sends with the interpreter lock held while the socket accepts data, as it nearly always does; waits without it."""
-    cdef c.front_conn *conn = enter(request, WRITING)
+    cdef x.front_conn *conn = enter(request, WRITING)
     cdef c.front *front = request.front._front
-    cdef int rv = c.front_send(front, conn, iov, n, keep, False)
+    cdef int rv = x.front_send(front, conn, iov, n, keep, False)
     if rv == c.FRONT_AGAIN:
         with nogil:
-            rv = c.front_send(front, conn, iov, n, keep, True)
+            rv = x.front_send(front, conn, iov, n, keep, True)
     leave(request, WRITING)
     if rv == -EALREADY:
         raise ResponseError("data was written after the end of the response")
@@ -322,16 +322,16 @@ cdef class Body:
         cdef bytes data
         cdef char *at
         cdef c.front *front = self.request.front._front
-        cdef c.front_conn *conn
+        cdef x.front_conn *conn
         if self.complete:
             return False
         data = PyBytes_FromStringAndSize(NULL, size)
         at = PyBytes_AS_STRING(data)
         conn = enter(self.request, READING)
-        n = c.front_read(front, conn, at, size, False)
+        n = x.front_read(front, conn, at, size, False)
         if n == -EAGAIN:
             with nogil:
-                n = c.front_read(front, conn, at, size, True)
+                n = x.front_read(front, conn, at, size, True)
         leave(self.request, READING)
         self.data = data[:n] if n > 0 else b""
         if n > 0:
@@ -352,9 +352,9 @@ cdef class Body:
         cdef char *at
         cdef ssize_t n = 1
         cdef c.front *front = self.request.front._front
-        cdef c.front_conn *conn = enter(self.request, READING)
+        cdef x.front_conn *conn = enter(self.request, READING)
         try:
-            most = got + <Py_ssize_t>c.front_body_left(conn)
+            most = got + <Py_ssize_t>x.front_body_left(conn)
             if wanted < 0 or wanted > most:
                 wanted = most
             result = PyBytes_FromStringAndSize(NULL, wanted)
@@ -364,9 +364,9 @@ cdef class Body:
             self.pos = 0
             with nogil:
                 while got < wanted and n > 0:
-                    n = c.front_read(front, conn, at + got, wanted - got, True)
+                    n = x.front_read(front, conn, at + got, wanted - got, True)
                     got += n
-            self.complete = n >= 0 and c.front_body_left(conn) == 0
+            self.complete = n >= 0 and x.front_body_left(conn) == 0
         finally:
             leave(self.request, READING)
         if n < 0:

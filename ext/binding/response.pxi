@@ -187,7 +187,7 @@ cdef class Response:
     cdef int close_head(self) except -1:
         """Completes the head: framing, Date, Connection, blank line."""
         cdef Request r = self.request
-        cdef c.front_conn *conn = r.conn
+        cdef x.front_conn *conn = r.conn
         cdef char[20] room
         cdef char *first
         if self.status == 0:
@@ -210,9 +210,9 @@ cdef class Response:
         if r.request_id is not None and not self.has_request_id:
             self.put_request_id(r.request_id)
         if conn is not NULL:
-            c.front_answer(conn)
+            x.front_begin_response(conn)
         if not r.keep_alive or c.front_stage_now(r.front._front) != c.FRONT_SERVING or (
-                conn is not NULL and c.front_body_pending(conn)):
+                conn is not NULL and x.front_body_pending(conn)):
             self.closes = True
         if self.closes:
             self.put(b"Connection: close\r\n", 19)
@@ -225,7 +225,7 @@ cdef class Response:
 
     cdef int emit(self, const char *data, Py_ssize_t length, bint last) except -1:
         """Sends the head, unless it has been sent, and data; `last`: also the end of the body."""
-        cdef c.iovec[4] iov
+        cdef x.iovec[4] iov
         cdef char[20] size_line
         cdef int n = 0, i
         cdef Py_ssize_t left, written
@@ -332,7 +332,7 @@ cdef class Response:
     def send_file(self, int fd, int64_t offset, int64_t count):
         """Sends the rest of the response by sendfile(2): `count` bytes of a regular file from `offset`."""
         cdef c.front *front
-        cdef c.front_conn *conn
+        cdef x.front_conn *conn
         cdef int rv
         if self.length < 0 and self.written == 0 and not self.sent and not self.self_framed:
             self.length = count
@@ -348,7 +348,7 @@ cdef class Response:
         front = self.request.front._front
         conn = enter(self.request, WRITING)
         with nogil:
-            rv = c.front_send_file(front, conn, fd, offset, count, True)
+            rv = x.front_send_file(front, conn, fd, offset, count, True)
         leave(self.request, WRITING)
         if rv == -EALREADY:
             raise ResponseError("data was written after the end of the response")

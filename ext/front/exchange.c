@@ -1,6 +1,6 @@
-/* exchange.c - the workers' side of front.h: take a request, read its body, write its response, return it. */
+/* exchange.c - exchange.h over the socket, in the process of the front. */
 #define _GNU_SOURCE
-#include "state.h"
+#include "exchange.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -17,6 +17,7 @@
 #include "leader.h"
 #include "pace.h"
 #include "spool.h"
+#include "state.h"
 
 #define INTERRUPTION (100 * MILLISECOND) /* how often a waiting thread checks whether it should stop */
 
@@ -241,7 +242,7 @@ static void iov_advance(struct iovec *iov, int n, size_t by)
     }
 }
 
-void front_answer(front_conn *c)
+void front_begin_response(front_conn *c)
 {
     atomic_store_explicit(&c->expect, false, memory_order_relaxed); /* runs for each response, so without a barrier */
 }

@@ -59,7 +59,9 @@
  * child has one thread, and never in the parent, so that checking it costs a plain load.  After a process has forked, its
  * connections end with shutdown() before close(), because close() alone would wait for the child's copy.
  *
- * Threads: front_run() in one thread; front_take() to front_finish() in any; everything else from any thread.
+ * Workers take requests and respond through exchange.h.
+ *
+ * Threads: front_run() in one thread; everything else from any thread.
  * This file includes no Python header, and must not.
  */
 #ifndef FRONT_H
@@ -70,11 +72,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
-#include <sys/uio.h>
 
 #include "http/http1.h"
 #include "http/pages.h"
-#include "http/proxy.h"
 #include "tally.h"
 
 /* Results below zero are negative errno values, or one of FRONT_E_*. */
@@ -101,7 +101,6 @@ enum front_stage {
 };
 
 typedef struct front front;
-typedef struct front_conn front_conn;
 
 /* An IPv4 network in its IPv6-mapped form, or an IPv6 network. */
 typedef struct {
@@ -130,20 +129,6 @@ typedef struct {
     uint64_t body_spool_size; /* bytes of all spooled bodies together */
     bool parallel; /* workers run in parallel, without a shared interpreter lock */
 } front_limits;
-
-/* A request lent to a worker.  Pointers are valid until front_finish(). */
-typedef struct {
-    front_conn *conn;
-    const http1_head *head;
-    const char *data;  /* the bytes that head's spans point into */
-    size_t head_len;
-    const char *body;  /* the part that has arrived, decoded */
-    size_t body_len;
-    bool body_complete; /* that is the whole body */
-    bool body_spooled;  /* the whole body has arrived, and front_body_left() is its length */
-    int64_t arrived;   /* monotonic nanoseconds, when the head was complete */
-    union proxy_peer peer;
-} front_request;
 
 /* A request in flight, for people (front_requests). */
 typedef struct {
@@ -192,21 +177,6 @@ void front_renew(front *f, unsigned slot, int64_t nanoseconds);
 #define FRONT_GAP 2000000000LL /* nanoseconds */
 int64_t front_frozen(const front *f); /* nanoseconds of all gaps in which the process was frozen */
 int64_t front_clock(const front *f);  /* front_now() without these gaps; stands still in an unnoticed gap */
-
-/* Worker side. */
-int front_take(front *f, front_request *out, int64_t timeout); /* nanoseconds; 0: do not wait; < 0: forever */
-ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait); /* 0 at the end; -EAGAIN without wait */
-void front_answer(front_conn *c); /* a final response begins; reading the body after it does not send 100 (Continue) */
-/* Both return -EALREADY after the end of a response has been left with the loop, and -EPIPE after a part of it was lost by
- * an error or a client that does not read; front_finish() then cuts the connection.  front_send() advances iov. */
-int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, bool wait);
-int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len, bool leave);
-bool front_body_pending(const front_conn *c); /* a part of the body has not been read from the socket yet */
-uint64_t front_body_left(const front_conn *c);    /* bytes that front_read() will still return of a body of known length */
-bool front_is_gone(front_conn *c);            /* the peer reset the connection */
-void front_interrupt(front_conn *c);          /* makes front_read, front_send etc. in another thread fail soon */
-/* status: 0 if none was sent.  Returns the status that was sent: 504 if the loop has responded instead of the worker. */
-unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned status);
 
 void front_count(front *f, front_counters *out);
 size_t front_requests(front *f, front_flight *out, size_t max);

@@ -10,6 +10,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "front/exchange.h"
 #include "front/front.h"
 
 #include <arpa/inet.h>

@@ -170,6 +170,20 @@ def test_only_one_file_moves_bytes_of_sockets() -> None:
         assert "sys/socket.h" not in path.read_text() and "sys/sendfile.h" not in path.read_text(), path
 
 
+def test_the_binding_knows_the_front_by_its_two_headers() -> None:
+    """And nothing of a connection or of what carries a request; the others are of no part of the front."""
+    named = set()
+    for path in (EXT / "binding").glob("*.*"):
+        named |= {
+            name for folder, name in re.findall(r"[\"<](front|http)/(\w+)\.h", path.read_text()) if folder == "front"
+        }
+    assert named == {"exchange", "front", "init", "request_id", "tally"}
+    seam = [EXT / "front" / f"{stem}.h" for stem in named]
+    assert {found.name for path in seam for found in included(path)} == {
+        "front.h", "tally.h", "http1.h", "pages.h", "proxy.h",
+    }  # fmt: skip
+
+
 # ------------------------------------------------------------------------------ once
 
 

@@ -14,6 +14,7 @@
  * An input is a list of steps, a byte each that says what (see run()), some with bytes after them.
  */
 #define _GNU_SOURCE
+#include "front/exchange.h"
 #include "front/front.h"
 
 #include <arpa/inet.h>
