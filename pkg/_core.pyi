@@ -19,7 +19,7 @@ class Stage:
     """The stages of a front.  It only moves forward."""
 
     SERVING: int
-    TERMINATING: int
+    DRAINING: int
     """Pages send their draining answers, and every response has `Connection: close`; requests are still accepted."""
     CLOSING: int
     """The backlog is accepted, the listener closes, and idle connections get one more second."""
@@ -59,7 +59,6 @@ class Front:
     def run(self) -> None:
         """Serves until the last stage, without the interpreter lock, so Python signal handlers do not run meanwhile."""
     def advance(self, stage: int) -> None: ...
-    def terminate(self) -> None: ...
     @property
     def is_foreign(self) -> bool:
         """Whether the front belongs to the parent of this forked process; then every call does nothing."""
@@ -74,7 +73,7 @@ class Front:
         """
 
     def watch_signals(self, fd: int, draining: Iterable[int], last_words: int = 0, give_up: float = 0) -> None:
-        """Reads signal numbers from `fd` (signal.set_wakeup_fd); those in `draining` start TERMINATING at once.
+        """Reads signal numbers from `fd` (signal.set_wakeup_fd); those in `draining` start DRAINING at once.
 
         `last_words`: signal raised in the loop's thread before liveness (slot 0) fails because it was not renewed.
         If run() has not returned `give_up` seconds after the first signal (0: never), the process exits with 1, because

@@ -68,7 +68,7 @@ class Stage:
     """The stages of a front in their order (enum front_stage)."""
 
     SERVING = c.FRONT_SERVING
-    TERMINATING = c.FRONT_TERMINATING
+    DRAINING = c.FRONT_DRAINING
     CLOSING = c.FRONT_CLOSING
     STOPPED = c.FRONT_STOPPED
 
@@ -150,9 +150,6 @@ cdef class Front:
 
     def advance(self, int stage):
         c.front_advance(self._front, <c.front_stage>stage)
-
-    def terminate(self):
-        c.front_advance(self._front, c.FRONT_TERMINATING)
 
     @property
     def is_foreign(self):

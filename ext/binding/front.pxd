@@ -26,7 +26,7 @@ cdef extern from "front/front.h" nogil:
 
     enum front_stage:
         FRONT_SERVING
-        FRONT_TERMINATING
+        FRONT_DRAINING
         FRONT_CLOSING
         FRONT_STOPPED
 

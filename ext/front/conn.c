@@ -376,17 +376,17 @@ void conn_readable(front *f, front_conn *c)
     }
     if (b->len == b->cap && buffer_grow(f, c, b->head_len != 0 ? b->len + io_received(c->fd) : 0, buffer_max(f, c)) == FRONT_OK)
         b = c->in;
-    c->drained = false;
+    c->read_dry = false;
     if (b->len < b->cap) {
         ssize_t n = io_read(c->fd, b->data + b->len, b->cap - b->len);
         if (n > 0) {
             count_add(&f->count.bytes_in, (uint64_t)n);
-            c->drained = (size_t)n < b->cap - b->len && !c->hup; /* epoll(7): a short read has emptied the socket */
+            c->read_dry = (size_t)n < b->cap - b->len && !c->hup; /* epoll(7): a short read has emptied the socket */
             b->len += (size_t)n;
         } else if (n == 0) {
             c->eof = true;
         } else if (errno == EAGAIN || errno == EINTR) {
-            c->drained = errno == EAGAIN;
+            c->read_dry = errno == EAGAIN;
         } else {
             count_add(&f->count.resets, 1);
             conn_close(f, c);
@@ -411,7 +411,7 @@ static void want_more(front *f, front_conn *c, enum conn_state state)
         state = CONN_OVERFLOW;
     else if (state == CONN_IDLE && !c->spoken)
         state = CONN_SILENT;
-    if ((!(c->watched & EPOLLIN) || !c->drained) && conn_watch_anew(f, c) != 0) {
+    if ((!(c->watched & EPOLLIN) || !c->read_dry) && conn_watch_anew(f, c) != 0) {
         conn_close(f, c);
         return;
     }
@@ -511,7 +511,7 @@ static void to_worker(front *f, front_conn *c)
     bool reads_on = !c->complete && !c->expect; /* the worker reads it; edges would only wake the loop for each part */
 
     if (reads_on)
-        c->drained = false;
+        c->read_dry = false;
     if (reads_on ? watch(f, c, WATCH_RESET) != 0 : !c->close && conn_watch(f, c, WATCH_IN) != 0) {
         conn_close(f, c);
         return;
@@ -661,7 +661,7 @@ static bool on_head(front *f, front_conn *c)
 
     c->spoken = true;
     bool health = probe_finds(f, b->data + h->path.pos, h->path.len);
-    c->close = !h->keep_alive || c->overflow || atomic_load(&f->stage) >= FRONT_TERMINATING;
+    c->close = !h->keep_alive || c->overflow || atomic_load(&f->stage) >= FRONT_DRAINING;
     c->linger = c->close && h->keep_alive;
     if (h->form == HTTP1_ASTERISK || health) {
         if (has_body) { /* do not read the body; the connection cannot be used after it */
@@ -778,7 +778,7 @@ static void spool_body(front *f, front_conn *c)
         conn_close(f, c);
         return;
     }
-    c->drained = false;
+    c->read_dry = false;
     conn_set_state(f, c, CONN_SPOOL);
     f->table.n_spooling++;
     if (spool_take(f, c) != FRONT_OK)
@@ -825,7 +825,7 @@ static bool collects(front *f, front_conn *c)
     if (c->state == CONN_HELD || c->in->len >= room || !fits)
         return false;
     if (c->in->len < c->in->cap) {
-        if (c->drained)
+        if (c->read_dry)
             io_acknowledge(c->fd);
         want_more(f, c, CONN_BODY);
         return true;
@@ -938,7 +938,7 @@ static void proceed(front *f, front_conn *c)
         if (!on_head(f, c))
             return;
     }
-    c->drained = false;
+    c->read_dry = false;
     conn_set_state(f, c, CONN_AGAIN);
 }
 
@@ -1004,7 +1004,7 @@ static void conn_flush(front *f, front_conn *c)
         return;
     }
     conn_next(c);
-    c->drained = false;
+    c->read_dry = false;
     conn_set_state(f, c, CONN_AGAIN);
 }
 
@@ -1053,13 +1053,13 @@ void conn_returned(front *f, front_conn *c)
     } else {
         conn_next(c);
         if (c->in != NULL && c->in->len > 0) {
-            c->drained = false;
+            c->read_dry = false;
             conn_set_state(f, c, CONN_AGAIN); /* after those that wait already */
             return;
         }
         buffer_drop(f, c);
         conn_set_state(f, c, CONN_IDLE);
-        if (pending || c->hup || c->eof || !c->drained)
+        if (pending || c->hup || c->eof || !c->read_dry)
             conn_readable(f, c);
     }
 }

@@ -424,7 +424,7 @@ unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsi
     if (!c->complete)
         c->close = c->linger = true; /* the rest of the body cannot be distinguished from a request */
     if (!c->close && !result.abort && !(c->watched & EPOLLIN)) /* reports what has arrived meanwhile, so nobody has to look */
-        c->drained = conn_watch(f, c, WATCH_IN) == FRONT_OK;
+        c->read_dry = conn_watch(f, c, WATCH_IN) == FRONT_OK;
 
     bool ring = handoff_return(f, c, &result, &fd);
     if (fd != -1)

@@ -95,7 +95,7 @@ enum {
 
 enum front_stage {
     FRONT_SERVING,
-    FRONT_TERMINATING, /* pages send their draining answers; Connection: close on every response */
+    FRONT_DRAINING,    /* pages send their draining answers; Connection: close on every response */
     FRONT_CLOSING,     /* backlog accepted, listener closed, idle connections get one more second */
     FRONT_STOPPED,     /* front_run() returns at once; requests in flight are aborted */
 };
@@ -161,7 +161,7 @@ enum front_stage front_stage_now(const front *f);
 int front_close_fault(const front *f);
 
 /* Reads signal numbers, one byte each, from `fd` (signal.set_wakeup_fd).  A signal whose bit is set in `draining`
- * (1 << number) advances to FRONT_TERMINATING at once.  `last_words` (0: none) is raised in the loop's thread before an
+ * (1 << number) advances to FRONT_DRAINING at once.  `last_words` (0: none) is raised in the loop's thread before an
  * expired page of slot 0 is sent for the first time.  At the third signal the process exits with 1 at once; a signal within
  * a second of the previous one does not count. */
 int front_watch_signals(front *f, int fd, uint64_t draining, int last_words);

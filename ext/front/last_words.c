@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-void front_say(const char *format, ...)
+void last_words_say(const char *format, ...)
 {
     struct pollfd pfd = {.fd = STDERR_FILENO, .events = POLLOUT}; /* room for PIPE_BUF bytes, pipe(7) */
     va_list arguments;
@@ -34,15 +34,15 @@ static const char *quoted(const char *target, char *out, size_t size)
     return out;
 }
 
-void front_last_words(front *f, const char *why)
+void last_words_write(front *f, const char *why)
 {
     front_flight flights[64];
     char target[3 * sizeof flights[0].target];
     size_t n = front_requests(f, flights, 64);
 
-    front_say("%s: the interpreter shows no sign of life; %zu requests in flight\n", why, n);
+    last_words_say("%s: the interpreter shows no sign of life; %zu requests in flight\n", why, n);
     for (size_t i = 0; i < n; i++)
-        front_say("  %s %s, %.3f s, thread %llu\n", flights[i].method, quoted(flights[i].target, target, sizeof target),
+        last_words_say("  %s %s, %.3f s, thread %llu\n", flights[i].method, quoted(flights[i].target, target, sizeof target),
                   (double)flights[i].age / 1e9, (unsigned long long)flights[i].thread);
     if (f->last_words.signal != 0)
         pthread_kill(pthread_self(), f->last_words.signal);

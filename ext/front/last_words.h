@@ -7,7 +7,7 @@
 #include "state.h"
 
 /* Writes a line to stderr if that does not block. */
-void front_say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void last_words_say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 static inline void last_words_init(front *f, int signal)
 {
@@ -20,6 +20,6 @@ static inline bool last_words_are_wanted(const front *f)
 }
 
 /* Writes to stderr: `why`, the requests in flight, and every Python stack (by the signal last_words). */
-void front_last_words(front *f, const char *why);
+void last_words_write(front *f, const char *why);
 
 #endif

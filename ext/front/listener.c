@@ -100,7 +100,7 @@ static void start(front *f, int fd, const void *peer, size_t peer_len, bool rese
         }
     }
     memcpy(&c->peer, peer, peer_len < sizeof c->peer ? peer_len : sizeof c->peer);
-    if (atomic_load_explicit(&f->stage, memory_order_relaxed) == FRONT_TERMINATING)
+    if (atomic_load_explicit(&f->stage, memory_order_relaxed) == FRONT_DRAINING)
         note_distance(f, fd);
     c->proxied = f->limits.n_proxies > 0 && is_proxy(f, &c->peer);
     c->reserve = reserve;

@@ -152,14 +152,14 @@ static const pages_answer *page_answer(front *f, const page *p, enum pages_forma
 {
     enum pages_set set = PAGES_FRESH;
 
-    if (atomic_load(&f->stage) >= FRONT_TERMINATING && p->answers[PAGES_DRAINING][format].status != 0) {
+    if (atomic_load(&f->stage) >= FRONT_DRAINING && p->answers[PAGES_DRAINING][format].status != 0) {
         set = PAGES_DRAINING;
     } else if (f->now >= atomic_load_explicit(&f->published.expires[p->slot], memory_order_relaxed)) {
         set = PAGES_EXPIRED;
         count_add(&f->count.stale, 1);
         if (p->slot == 0 && last_words_are_wanted(f) && !f->published.mourned) {
             f->published.mourned = true;
-            front_last_words(f, "liveness is failing"); /* the process may be killed because of the response that follows */
+            last_words_write(f, "liveness is failing"); /* the process may be killed because of the response that follows */
         }
     } else if (p->slot == 0) {
         f->published.mourned = false;

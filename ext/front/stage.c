@@ -20,8 +20,8 @@ void front_give_up_after(front *f, int64_t nanoseconds)
 /* The drain should have ended the process by now; the thread that runs it does not get the interpreter lock. */
 void stage_give_up(front *f)
 {
-    front_last_words(f, "the drain has passed its deadline");
-    front_say("stopped: %u aborted at the deadline\n", (unsigned)handoff_workers(f));
+    last_words_write(f, "the drain has passed its deadline");
+    last_words_say("stopped: %u aborted at the deadline\n", (unsigned)handoff_workers(f));
     _exit(1);
 }
 
@@ -45,7 +45,7 @@ void stage_signal(front *f)
     for (ssize_t i = 0; i < n; i++) {
         if (signals[i] > 63 || !(f->ending.draining_signals >> signals[i] & 1))
             continue;
-        front_advance(f, FRONT_TERMINATING);
+        front_advance(f, FRONT_DRAINING);
         if (f->ending.n_signals > 0 && f->now - f->ending.last_signal < SECOND) /* supervisors send the same signal twice */
             continue;
         f->ending.last_signal = f->now;
@@ -53,7 +53,7 @@ void stage_signal(front *f)
         if (f->ending.n_signals == 1 && f->ending.give_up != 0)
             f->ending.gives_up = f->now + f->ending.give_up;
         if (f->ending.n_signals == 3) {
-            front_say("pkg: third signal, leaving at once\n");
+            last_words_say("pkg: third signal, leaving at once\n");
             _exit(1);
         }
     }

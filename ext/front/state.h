@@ -87,7 +87,7 @@ struct front_conn {
     bool eof;                       /* O: the peer has sent FIN, and everything before it has been read */
     bool hup;                       /* L: the peer has sent FIN; there may be unread bytes before it */
     bool unread;                    /* L: handed over before the whole body had arrived */
-    bool drained;                   /* O: the loop's last read left nothing in the socket */
+    bool read_dry;                  /* O: the loop's last read left nothing in the socket */
     bool chunked;                   /* O: body framing */
     atomic_bool expect, complete;   /* O: 100 (Continue) must be sent; the whole body has been read from the socket.  An
                                      * application may read the body in one thread and respond in another */

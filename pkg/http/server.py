@@ -268,7 +268,7 @@ class Server(ThreadingHTTPServer):
 
     def drain(self) -> None:
         """Sends `Connection: close` with every response from now on.  New connections are still accepted."""
-        self._front().advance(_core.Stage.TERMINATING)
+        self._front().advance(_core.Stage.DRAINING)
 
     def close_listener(self) -> None:
         """Accepts the backlog, stops listening, and lets requests finish; then `serve_forever` returns."""

@@ -123,8 +123,8 @@ static void pages_expire_and_drain(void)
     dial(&r, &d);
     say(&d, GET("/readyz"));
     hear(&d);
-    front_advance(r.f, FRONT_TERMINATING);
-    EVENTUALLY(front_stage_now(r.f) == FRONT_TERMINATING);
+    front_advance(r.f, FRONT_DRAINING);
+    EVENTUALLY(front_stage_now(r.f) == FRONT_DRAINING);
     EVENTUALLY((a = ask(&d, GET("/readyz?format=json")), a.close)); /* the loop has seen it */
     REQUIRE(a.status == 503 && strcmp(a.body, "shutdown json") == 0, "%s%s", a.head, a.body);
     hear_end(&d);
@@ -1294,7 +1294,7 @@ static void stages(void)
     uint64_t before = rig_count(&r).bytes_in;
     say(&half, "GET /echo/half HTTP/1.1\r\n");
     wait_read(&r, before + 25);
-    front_advance(r.f, FRONT_TERMINATING);
+    front_advance(r.f, FRONT_DRAINING);
     dial(&r, &c); /* all is accepted, each response closes */
     EVENTUALLY((a = ask(&c, GET("/echo")), a.close || (usleep(1000), false)) || a.status != 200);
     REQUIRE(a.status == 200 && a.close, "%s", a.head);
@@ -1303,7 +1303,7 @@ static void stages(void)
     usleep(50000);
     REQUIRE(!atomic_load(&r.loop_ended));
     front_advance(r.f, FRONT_CLOSING);
-    front_advance(r.f, FRONT_TERMINATING); /* never back */
+    front_advance(r.f, FRONT_DRAINING); /* never back */
     REQUIRE(front_stage_now(r.f) == FRONT_CLOSING);
     a = ask(&idle, GET("/echo/last")); /* in its last second */
     REQUIRE(a.status == 200 && a.close && contains(a.body, "last"), "%d %s", a.status, a.head);
@@ -1419,7 +1419,7 @@ static void nobody_is_lost_while_it_closes(void)
             REQUIRE(pthread_create(&k[i].thread, NULL, knock, &k[i]) == 0);
         }
         EVENTUALLY(rig_count(&r).served > 200);
-        front_advance(r.f, FRONT_TERMINATING);
+        front_advance(r.f, FRONT_DRAINING);
         usleep(20000);
         front_advance(r.f, FRONT_CLOSING);
         EVENTUALLY(atomic_load(&r.loop_ended));
@@ -1450,7 +1450,7 @@ static void signals_from_a_pipe(void)
     for (int i = 0; i < 5; i++)
         REQUIRE(ask(&c, GET("/readyz")).status == 200);
     REQUIRE(write(fd[1], &(char){SIGTERM}, 1) == 1);
-    EVENTUALLY(front_stage_now(r.f) == FRONT_TERMINATING);
+    EVENTUALLY(front_stage_now(r.f) == FRONT_DRAINING);
     a = ask(&c, GET("/readyz"));
     REQUIRE(a.status == 503 && a.close, "%s", a.head);
     hang_up(&c);

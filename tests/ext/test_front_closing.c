@@ -84,7 +84,7 @@ static int lost_in_a_storm(int fault)
         REQUIRE(pthread_create(&k[i].thread, NULL, knock, &k[i]) == 0);
     }
     EVENTUALLY(rig_count(&r).served > 200);
-    front_advance(r.f, FRONT_TERMINATING);
+    front_advance(r.f, FRONT_DRAINING);
     usleep(20000);
     REQUIRE(front_close_fault(r.f) == 0);
     front_advance(r.f, FRONT_CLOSING);
