@@ -1,13 +1,13 @@
 # Renders the access record of a request as a line of JSON.
 
-cdef inline r.record_text text_of(const char *data, http1.http1_span span) noexcept:
-    cdef r.record_text text
+cdef inline r.access_record_text text_of(const char *data, http1.http1_span span) noexcept:
+    cdef r.access_record_text text
     text.at = data + span.pos
     text.len = span.len
     return text
 
 
-cdef inline bint put_text(r.record_text *out, text) except -1:
+cdef inline bint put_text(r.access_record_text *out, text) except -1:
     """False if a character does not fit into a byte."""
     if not isinstance(text, str) or PyUnicode_KIND(text) != PyUnicode_1BYTE_KIND:
         return False
@@ -17,10 +17,10 @@ cdef inline bint put_text(r.record_text *out, text) except -1:
 
 
 cdef bytes render_access(Request request):
-    cdef char[r.RECORD_MAX_SIZE] out
+    cdef char[r.ACCESS_RECORD_MAX_SIZE] out
     cdef const char *data = request.raw
     cdef const char *query
-    cdef r.record record
+    cdef r.access_record record
     cdef timespec now
     cdef http1.http1_header *agent
     cdef size_t n
@@ -47,5 +47,5 @@ cdef bytes render_access(Request request):
     if not (put_text(&record.client, address) and put_text(&record.trace_id, trace_id)
             and put_text(&record.span_id, span_id) and put_text(&record.request_id, request_id)):
         return None
-    n = r.record_json(&record, out)
+    n = r.access_record_json(&record, out)
     return PyBytes_FromStringAndSize(out, <Py_ssize_t>n) if n > 0 else None

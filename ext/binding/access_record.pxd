@@ -4,18 +4,18 @@ from libc.stdint cimport int64_t, uint64_t
 
 cdef extern from "http/access_record.h" nogil:
     enum:
-        RECORD_MAX_SIZE
+        ACCESS_RECORD_MAX_SIZE
 
-    ctypedef struct record_text:
+    ctypedef struct access_record_text:
         const char *at
         size_t len
 
-    ctypedef struct record:
+    ctypedef struct access_record:
         int64_t when
         int64_t duration
         uint64_t received, sent
         unsigned status
-        record_text method, path, client
-        record_text agent, trace_id, span_id, request_id
+        access_record_text method, path, client
+        access_record_text agent, trace_id, span_id, request_id
 
-    size_t record_json(const record *r, char *out)
+    size_t access_record_json(const access_record *r, char *out)

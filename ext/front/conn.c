@@ -1,4 +1,4 @@
-/* conn.c - one connection while the loop owns it: reading, framing requests, flushing, closing. */
+/* conn.c - see conn.h. */
 #define _GNU_SOURCE
 #include "conn.h"
 
@@ -338,7 +338,9 @@ void conn_event(front *f, uint32_t slot, uint32_t generation, uint32_t events)
 
 void conn_resume(front *f)
 {
-    for (front_conn *c = f->table.waiting[CONN_AGAIN].first, *last = f->table.waiting[CONN_AGAIN].last, *next; c != NULL; c = next) {
+    conn_list *again = &f->table.waiting[CONN_AGAIN];
+
+    for (front_conn *c = again->first, *last = again->last, *next; c != NULL; c = next) {
         next = c == last ? NULL : c->next; /* connections after `last` were added in this turn */
         conn_readable(f, c);
     }

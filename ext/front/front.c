@@ -158,8 +158,8 @@ void front_count(front *f, front_counters *out)
 {
 #define LOAD(name) out->name = atomic_load_explicit(&f->count.name, memory_order_relaxed)
     LOAD(accepted); LOAD(requests); LOAD(probes); LOAD(rejected); LOAD(timeouts); LOAD(shed); LOAD(resets);
-    LOAD(bytes_in); LOAD(bytes_out); LOAD(stale); LOAD(accept_errors); LOAD(closed); LOAD(served); LOAD(aborted); LOAD(queue_ns);
-    LOAD(request_timeouts); LOAD(spooled); LOAD(spool_failures);
+    LOAD(bytes_in); LOAD(bytes_out); LOAD(stale); LOAD(accept_errors); LOAD(closed); LOAD(served); LOAD(aborted);
+    LOAD(queue_ns); LOAD(request_timeouts); LOAD(spooled); LOAD(spool_failures);
 #undef LOAD
     out->buffered = body_room_used(f);
     spool_count(f, out);

@@ -180,7 +180,8 @@ bool handoff_return(front *f, front_conn *c, const handoff_result *result, int *
     f->queue.n_finished++;
     f->queue.service_time += (took - f->queue.service_time) / 8;
     /* The loop must look soon at a connection that may have more in its socket without a further edge, or must be closed. */
-    bool ring = result->rest || handoff_has_held(f) || atomic_load(&f->stage) >= FRONT_CLOSING || (c->fd != -1 && (c->close || c->pending || !c->read_dry || b->raw < b->len));
+    bool ring = result->rest || handoff_has_held(f) || atomic_load(&f->stage) >= FRONT_CLOSING ||
+                (c->fd != -1 && (c->close || c->pending || !c->read_dry || b->raw < b->len));
     pthread_mutex_unlock(&f->queue.mutex);
     return ring;
 }

@@ -103,7 +103,7 @@ static inline front_conn *handoff_overdue(front *f)
 }
 
 void handoff_expire(front *f);          /* responds for workers whose request_timeout has passed */
-int64_t handoff_due(front *f, int64_t due, int64_t look); /* when something must be done for queue or workers, at most `due` or `look` */
+int64_t handoff_due(front *f, int64_t due, int64_t look); /* when something must be done; at most `due`, or `look` */
 void handoff_note_event(front *f, front_conn *c); /* an event of a connection that a worker owns */
 bool handoff_may_keep(front *f);        /* whether half of the workers may have to wait for their clients */
 bool handoff_progresses(front *f);      /* whether short requests have been finished since the last call */

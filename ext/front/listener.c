@@ -25,7 +25,8 @@ static int listener_arm(front *f, bool on)
 {
     if (f->listener.is_armed == on || !f->listener.is_open)
         return 0;
-    int rv = on ? front_watch_fd(f, f->listener.fd, FRONT_LISTENER, EPOLLIN) : epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, f->listener.fd, NULL);
+    int rv = on ? front_watch_fd(f, f->listener.fd, FRONT_LISTENER, EPOLLIN)
+                : epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, f->listener.fd, NULL);
     if (rv == 0)
         f->listener.is_armed = on;
     return rv;
@@ -146,7 +147,7 @@ static bool accept_some(front *f, int max)
         /* EMFILE, ENFILE, ENOBUFS, ENOMEM: no descriptor.  One is reserved for this case, so that a probe still gets its
          * response; until it is free again, or for a while, we stop listening instead of spinning. */
         count_add(&f->count.accept_errors, 1);
-        if (!reserve_is_there(f)) /* the connection that uses it had RETRY_ACCEPT to send its request; the next one may be a probe */
+        if (!reserve_is_there(f)) /* whoever uses it had RETRY_ACCEPT to send a request; the next one may be a probe */
             conn_close_reserve(f);
         if (reserve_is_there(f)) {
             reserve_give_up(f);
@@ -221,7 +222,8 @@ void listener_stop_handshakes(front *f)
         atomic_store(&f->listener.not_bound, EOPNOTSUPP);
     for (uint32_t i = 0, n = 0; n < DISTANCES && conn_next_socket(f, &i, &fd); n++)
         note_distance(f, fd);
-    f->listener.quiet = 2 * f->listener.farthest < MIN_QUIET ? MIN_QUIET : 2 * f->listener.farthest > MAX_QUIET ? MAX_QUIET : 2 * f->listener.farthest;
+    int64_t quiet = 2 * f->listener.farthest;
+    f->listener.quiet = quiet < MIN_QUIET ? MIN_QUIET : quiet > MAX_QUIET ? MAX_QUIET : quiet;
     f->listener.closes_at_most = f->now + 2 * MAX_QUIET;
     f->listener.seen_accepted = f->count.accepted;
     f->listener.closes = f->now + f->listener.quiet;
@@ -236,7 +238,7 @@ void listener_close(front *f)
         f->listener.closes = f->listener.retry;
         return;
     }
-    if (f->listener.seen_accepted != f->count.accepted && f->now < f->listener.closes_at_most) { /* more connections may be under way */
+    if (f->listener.seen_accepted != f->count.accepted && f->now < f->listener.closes_at_most) { /* more may be under way */
         f->listener.seen_accepted = f->count.accepted;
         f->listener.closes = f->now + f->listener.quiet;
         return;

@@ -25,7 +25,8 @@
 
 int spool_take(front *f, front_conn *c); /* L: FRONT_OK if the thread has taken it, or a negative errno */
 front_conn *spool_finished(front *f);    /* L: a connection that has come back, or NULL; c->spooled->result is its result */
-bool spool_displace(front *f, uint32_t n_spooling); /* L: makes the thread return one body soon.  False if there is none that has not been asked */
+/* L: makes the thread return one of the `n_spooling` bodies soon.  False if there is none that has not been asked. */
+bool spool_displace(front *f, uint32_t n_spooling);
 ssize_t spool_read(body_file *file, char *buf, size_t len); /* O: while there is more in it; bytes, or -EIO */
 void spool_drop(front *f, front_conn *c); /* L: discards the file, if there is one */
 void spool_stop(front *f);   /* L: tells the thread to end */

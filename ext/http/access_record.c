@@ -10,7 +10,7 @@
 #define FIXED_SIZE 416 /* at least the size of everything except the texts */
 
 /* Copies a text; sets `odd` if JSON would have to escape it.  Without a branch, so that the compiler can vectorise it. */
-static char *put_text(char *at, record_text text, unsigned *odd)
+static char *put_text(char *at, access_record_text text, unsigned *odd)
 {
     unsigned found = 0;
 
@@ -23,7 +23,7 @@ static char *put_text(char *at, record_text text, unsigned *odd)
     return at + text.len;
 }
 
-static char *put_member(char *at, const char *name, size_t len, record_text text, unsigned *odd)
+static char *put_member(char *at, const char *name, size_t len, access_record_text text, unsigned *odd)
 {
     at = text_put(at, name, len);
     at = put_text(at, text, odd);
@@ -32,17 +32,17 @@ static char *put_member(char *at, const char *name, size_t len, record_text text
 
 #define PUT_MEMBER(at, name, text, odd) put_member(at, ",\"" name "\":\"", sizeof name + 4, text, odd)
 
-size_t record_json(const record *r, char *out)
+size_t access_record_json(const access_record *r, char *out)
 {
     static _Thread_local date_text stamp = {.second = -1};
-    const record_text *texts[] = {&r->method, &r->path, &r->client, &r->agent, &r->trace_id, &r->span_id, &r->request_id};
+    const access_record_text *texts[] = {&r->method, &r->path, &r->client, &r->agent, &r->trace_id, &r->span_id, &r->request_id};
     size_t size = FIXED_SIZE + r->method.len + r->path.len; /* both occur twice */
     uint64_t microseconds = ((uint64_t)r->duration + 500) / 1000;
     unsigned odd = 0;
     char *at = out;
 
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++)
-        if (texts[i]->len > RECORD_MAX_SIZE || (size += texts[i]->len) > RECORD_MAX_SIZE)
+        if (texts[i]->len > ACCESS_RECORD_MAX_SIZE || (size += texts[i]->len) > ACCESS_RECORD_MAX_SIZE)
             return 0;
 
     at = TEXT_PUT(at, "{\"timestamp\":\"");

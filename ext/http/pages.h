@@ -49,7 +49,8 @@ int pages_set_answer(pages *t, int number, enum pages_set set, enum pages_format
 /* The page of a path, ignoring one trailing slash; NULL if there is none. */
 const page *pages_find(const pages *t, const char *path, size_t len);
 
-/* Renders into `out` (PAGES_MAX_SIZE bytes) with the line of the `date` (date.h) and `extra` header lines.  Returns the length. */
+/* Renders into `out` (PAGES_MAX_SIZE bytes) with the line of the `date` (date.h) and `extra` header lines.  Returns the
+ * length. */
 size_t pages_render(const pages_answer *a, const char *date, const char *extra, bool head_only, char *out);
 
 #define PAGES_REFUSAL_SIZE 512

@@ -1,5 +1,6 @@
 /*
- * test_access_record.c - access_record.c at its bounds: no line is longer than it may be, and none has what JSON would have to escape.
+ * test_access_record.c - access_record.c at its bounds: no line is longer than it may be, and none has what JSON would have to
+ * escape.
  * (tests/logs/test_logs.py compares its lines with those of Python.)
  *
  *     cc -g -fsanitize=address,undefined -Iext tests/ext/test_access_record.c ext/{http,front}/?*.c -pthread && ./a.out
@@ -20,19 +21,19 @@
         } \
     } while (0)
 
-static record_text of(const char *text) { return (record_text){text, strlen(text)}; }
+static access_record_text of(const char *text) { return (access_record_text){text, strlen(text)}; }
 
 /* All numbers as long as they get. */
-static record longest(void)
+static access_record longest(void)
 {
-    return (record){.when = INT64_MAX, .duration = INT64_MAX, .received = UINT64_MAX, .sent = UINT64_MAX, .status = UINT32_MAX};
+    return (access_record){.when = INT64_MAX, .duration = INT64_MAX, .received = UINT64_MAX, .sent = UINT64_MAX, .status = UINT32_MAX};
 }
 
 int main(void)
 {
     enum { TEXTS = 7 };
-    static char many[2 * RECORD_MAX_SIZE];
-    char *out = malloc(RECORD_MAX_SIZE); /* so that a sanitizer sees a byte too many */
+    static char many[2 * ACCESS_RECORD_MAX_SIZE];
+    char *out = malloc(ACCESS_RECORD_MAX_SIZE); /* so that a sanitizer sees a byte too many */
     size_t longest_line = 0;
 
     REQUIRE(out != NULL, "out of memory");
@@ -40,32 +41,32 @@ int main(void)
     /* Each text, and all of them, at every length. */
     for (unsigned which = 1; which < 1U << TEXTS; which = which == 1U << (TEXTS - 1) ? (1U << TEXTS) - 1 : which << 1) {
         for (size_t len = 0; len < sizeof many; len++) {
-            record r = longest();
-            record_text *texts[TEXTS] = {&r.method, &r.path, &r.client, &r.agent, &r.trace_id, &r.span_id, &r.request_id};
+            access_record r = longest();
+            access_record_text *texts[TEXTS] = {&r.method, &r.path, &r.client, &r.agent, &r.trace_id, &r.span_id, &r.request_id};
             for (unsigned i = 0; i < TEXTS; i++)
-                *texts[i] = which & 1U << i ? (record_text){many, len} : of("");
-            size_t n = record_json(&r, out);
-            REQUIRE(n <= RECORD_MAX_SIZE, "%zu bytes", n);
+                *texts[i] = which & 1U << i ? (access_record_text){many, len} : of("");
+            size_t n = access_record_json(&r, out);
+            REQUIRE(n <= ACCESS_RECORD_MAX_SIZE, "%zu bytes", n);
             REQUIRE(n > 0 || len > 50, "nothing of texts of %zu", len);
             REQUIRE(n == 0 || (out[n - 2] == '}' && out[n - 1] == '\n'), "no end");
             if (n > longest_line)
                 longest_line = n;
         }
     }
-    REQUIRE(longest_line > RECORD_MAX_SIZE - 100, "the room is not used: %zu bytes at most", longest_line);
+    REQUIRE(longest_line > ACCESS_RECORD_MAX_SIZE - 100, "the room is not used: %zu bytes at most", longest_line);
 
     /* One character among others, at each place of a vector. */
     for (int c = 0; c < 256; c++)
         for (size_t place = 0; place < 70; place++) {
             char path[70];
-            record r = {.method = of("GET"), .path = {path, sizeof path}, .client = of("::1"), .status = 200};
+            access_record r = {.method = of("GET"), .path = {path, sizeof path}, .client = of("::1"), .status = 200};
             memset(path, '/', sizeof path);
             path[place] = (char)c;
             int is_plain = c >= 0x20 && c < 0x7f && c != '"' && c != '\\';
-            REQUIRE((record_json(&r, out) > 0) == is_plain, "character %d at %zu", c, place);
+            REQUIRE((access_record_json(&r, out) > 0) == is_plain, "character %d at %zu", c, place);
         }
 
-    record r = {.when = 951782399123456789, .duration = 1499, .received = 7, .sent = 12345678901, .status = 503,
+    access_record r = {.when = 951782399123456789, .duration = 1499, .received = 7, .sent = 12345678901, .status = 503,
                 .method = of("GET"), .path = of("/"), .client = of("::1"), .request_id = of("r")};
     const char *expected =
         "{\"timestamp\":\"2000-02-28T23:59:59.123456Z\",\"severity\":\"ERROR\",\"message\":\"GET / 503\","
@@ -73,11 +74,11 @@ int main(void)
         "\"duration\":0.000001,\"http.request.body.size\":7,\"http.response.body.size\":12345678901,"
         "\"client.address\":\"::1\",\"request_id\":\"r\"}\n";
     for (int i = 0; i < 3; i++) { /* the second time from the rendered second, then a later one */
-        size_t n = record_json(&r, out);
+        size_t n = access_record_json(&r, out);
         REQUIRE(n == strlen(expected) && memcmp(out, expected, n) == 0, "%.*s", (int)n, out);
     }
     r.when += 1000000000;
-    REQUIRE(record_json(&r, out) > 0 && strncmp(out + 14, "2000-02-29T00:00:00.123456Z", 27) == 0, "%.50s", out);
+    REQUIRE(access_record_json(&r, out) > 0 && strncmp(out + 14, "2000-02-29T00:00:00.123456Z", 27) == 0, "%.50s", out);
     free(out);
     return 0;
 }

@@ -793,7 +793,9 @@ def test_full_pipe_bounds_the_bytes_of_access_records(pipe: Pipe) -> None:
     assert pipe.sink.dropped == dropped, "there is room for others"
     logs.access_of(request)
     assert pipe.sink.dropped == dropped + 1
-    assert line is not None and logs.MAX_ACCESS_LINES * 1024 < logs.MAX_BYTES, "a line is at most RECORD_MAX_SIZE"
+    assert line is not None and logs.MAX_ACCESS_LINES * 1024 < logs.MAX_BYTES, (
+        "a line is at most ACCESS_RECORD_MAX_SIZE"
+    )
 
 
 def test_close_does_not_wait_for_a_full_pipe(pipe: Pipe) -> None:
