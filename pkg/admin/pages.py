@@ -159,7 +159,7 @@ class Pages:
 
     def _threads_page(self, query: Query) -> Reply:
         taken = stacks.capture()
-        requests = {request["thread"]: request for request in self._status.requests(taken) if request["thread"]}
+        requests = {request.thread: request for request in self._status.requests(taken) if request.thread}
         if query.form == "json":
             return json_reply(
                 [
@@ -169,7 +169,7 @@ class Pages:
                         "daemon": stack.daemon,
                         "state": stack.state,
                         "cpu": stack.cpu,
-                        "request": requests.get(stack.native_id),
+                        "request": request._asdict() if (request := requests.get(stack.native_id)) else None,
                         "frames": [{**frame._asdict(), "source": frame.source} for frame in stack.frames],
                     }
                     for stack in taken
@@ -180,7 +180,7 @@ class Pages:
             lines += ["", f"{len(members)} threads at" if len(members) > 1 else "1 thread at"]
             for stack in members:
                 request = requests.get(stack.native_id)
-                what = f"  {request['method']} {request['target']} for {request['age']:.1f} s" if request else ""
+                what = f"  {request.method} {request.target} for {request.age:.1f} s" if request else ""
                 state = f"{stack.state or 'unknown'}, {stack.cpu:.2f} s of CPU"
                 lines.append("  " + printable(f"{stack.name} ({stack.native_id}), {state}{what}"))
             lines.append(stacks.text(frames))
@@ -189,13 +189,13 @@ class Pages:
     def _requests(self, query: Query) -> Reply:
         found = self._status.requests()
         if query.form == "json":
-            return json_reply(found)
+            return json_reply([request._asdict() for request in found])
         if not found:
             return text("no request is in flight\n")
         rows = [("AGE", "REQUEST", "WORKER", "STATE", "WHERE")]
         for r in found:
-            where = " — ".join(filter(None, (r["at"], r["source"])))
-            rows.append((f"{r['age']:.3f} s", f"{r['method']} {r['target']}", r["worker"] or "-", r["state"], where))
+            where = " — ".join(filter(None, (r.at, r.source)))
+            rows.append((f"{r.age:.3f} s", f"{r.method} {r.target}", r.worker or "-", r.state, where))
         return text("\n".join(statusz.columns(rows)) + "\n")
 
     def _pool(self, query: Query) -> Reply:

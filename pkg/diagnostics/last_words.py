@@ -8,10 +8,13 @@ from __future__ import annotations
 import faulthandler
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pkg.diagnostics import stacks
 from pkg.logs.output import last_words
+
+if TYPE_CHECKING:
+    from pkg.diagnostics.snapshot import Status
 
 __all__ = ["Late", "say"]
 
@@ -21,23 +24,23 @@ FLUSH_TIMEOUT = 0.5
 _TOO_LONG = "%s %s took longer than %g s (request_timeout)"
 
 
-def say(why: str, status: Any, flush: Callable[[float], bool]) -> None:
+def say(why: str, status: Status, flush: Callable[[float], bool]) -> None:
     """Logs the requests in flight and every thread's stack; threads with the same stack are grouped.
 
-    `why`: the reason, for the first line.  `status` has requests(stacks).  `flush(timeout)` flushes the log; if it
+    `why`: the reason, for the first line.  `flush(timeout)` flushes the log; if it
     fails, the stacks are written to stderr.
     """
     taken = stacks.capture()
     requests = status.requests(taken)
     _log.critical("%s: %d requests in flight", why, len(requests))
     for request in requests:
-        where = f", at {request['at']}" if request["at"] else ""
+        where = f", at {request.at}" if request.at else ""
         _log.critical(
             "in flight: %s %s for %.1f s, %s%s",
-            request["method"],
-            request["target"],
-            request["age"],
-            request["worker"] or request["state"],
+            request.method,
+            request.target,
+            request.age,
+            request.worker or request.state,
             where,
         )
     for members, frames in stacks.grouped(taken):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pkg.diagnostics import installation, metrics, stacks
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pkg.lifecycle import Lifecycle
     from pkg.logs.sink import Sink
 
-__all__ = ["Status", "diagnose"]
+__all__ = ["InFlight", "Status", "diagnose"]
 
 # Thresholds of the findings.
 LONG_REQUEST = 5.0  # seconds
@@ -29,6 +29,19 @@ SLOW_INTERPRETER = 0.05
 MANY_DESCRIPTORS = 0.9  # of the limit
 MUCH_MEMORY = 0.9
 MAX_PLACES = 5
+
+
+class InFlight(NamedTuple):
+    """A request in flight.  `age`: seconds.  `thread`: kernel thread id, None while it waits for a worker."""
+
+    method: str
+    target: str
+    age: float
+    worker: str | None
+    thread: int | None
+    state: str
+    at: str | None  # the current place in the application, and its line of source
+    source: str | None
 
 
 class Status:
@@ -88,7 +101,7 @@ class Status:
             version=self.version,
         )
 
-    def requests(self, taken: Iterable[stacks.Stack] | None = None) -> list[dict[str, Any]]:
+    def requests(self, taken: Iterable[stacks.Stack] | None = None) -> list[InFlight]:
         """Requests in flight, the oldest first, each with its current place in the application."""
         by_thread = {stack.native_id: stack for stack in (stacks.capture() if taken is None else taken)}
         found = []
@@ -96,16 +109,16 @@ class Status:
             stack = by_thread.get(request["thread"])
             at = stacks.place(stack) if stack is not None else None
             found.append(
-                {
-                    "method": request["method"],
-                    "target": request["target"],
-                    "age": round(request["age"], 3),
-                    "worker": stack.name if stack is not None else None,
-                    "thread": request["thread"] or None,
-                    "state": "queued" if not request["thread"] else stack.state if stack is not None else "",
-                    "at": str(at) if at is not None else None,
-                    "source": at.source or None if at is not None else None,
-                }
+                InFlight(
+                    method=request["method"],
+                    target=request["target"],
+                    age=round(request["age"], 3),
+                    worker=stack.name if stack is not None else None,
+                    thread=request["thread"] or None,
+                    state="queued" if not request["thread"] else stack.state if stack is not None else "",
+                    at=str(at) if at is not None else None,
+                    source=at.source or None if at is not None else None,
+                )
             )
         return found
 
@@ -135,7 +148,7 @@ class Status:
                 "alive": self._alive(),
                 "busy": metrics.workers_busy(stats, self.threads),
             },
-            "requests": self.requests(taken),
+            "requests": [request._asdict() for request in self.requests(taken)],
             "pool": self.pool(),
             "front": stats,
             "latency": _latency(self.front.durations()),
