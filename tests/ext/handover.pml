@@ -2,7 +2,7 @@
  * handover.pml - how connections change hands between the loop and the workers (front.h), for the model checker Spin.
  *
  * CLIENTS connections send REQUESTS requests each, also while one of theirs is being served; WORKERS threads serve them, and
- * lead the loop when they find nothing to do.  A step under front.mutex is one atomic step here; front.lead is a lock.  epoll
+ * lead the loop when they find nothing to do.  A step under queue.mutex is one atomic step here; leader.lead is a lock.  epoll
  * reports edges: bytes that arrive make one edge, once.  A wait that ends after a millisecond may end at any time; a longer
  * one is a wait for ever, as nothing may depend on its end.
  *
@@ -35,11 +35,11 @@ byte n_returned, n_taken;      /* M */
 byte n_idle, n_woken;          /* M */
 bool asleep[WORKERS], woken[WORKERS];
 bool ring;                     /* the eventfd */
-bool lead;                     /* front.lead is held */
+bool lead;                     /* leader.lead is held */
 bool relaxed, progress;        /* short requests are being finished */
 bool batch[CLIENTS];           /* requests of this turn */
 bool reported[CLIENTS];        /* events of this turn */
-bool flush_batch;              /* the second look has made a batch: the next turn does not wait (front_timeout) */
+bool flush_batch;              /* the second look has made a batch: the next turn does not wait (loop_timeout) */
 bool tell[WORKERS];            /* a worker will ring */
 
 inline rouse_one() {           /* pop_idle(): any of them, which allows more than the stack does */
@@ -103,7 +103,7 @@ inline on_events() {           /* each event by itself: a worker may return the 
     od
 }
 
-inline hand_over(taking) {
+inline hand_over(taking) {      /* handoff_pass() */
     atomic {
         k = 0;
         do
@@ -131,7 +131,7 @@ inline hand_over(taking) {
 #endif
 }
 
-/* front_turn(): `waiting`: epoll_wait() may block. */
+/* loop_turn(): `waiting`: epoll_wait() may block. */
 inline turn(waiting, taking) {
     if
     :: waiting ->              /* a millisecond while a request waits and a worker sleeps, otherwise until something happens */
