@@ -26,35 +26,22 @@ class Stage:
     STOPPED: int
     """Requests in flight are aborted."""
 
+LIMITS: tuple[str, ...]
+"""The names of the limits of a Front, which are its keyword arguments (ext/front/limits.h)."""
+
 class Front:
-    """The epoll loop on one listening socket, which the caller must close.  Durations in seconds, sizes in bytes."""
+    """The epoll loop on one listening socket, which the caller must close.  Durations in seconds, sizes in bytes.
+
+    Raises ValueError for a limit out of its bounds.
+    """
 
     def __init__(
         self,
         listen_fd: int,
         *,
-        max_connections: int = 10_000,
-        max_queue: int = 1024,
-        max_header_size: int = 32_768,
-        max_headers: int = 100,
-        max_target_size: int = 8192,
-        max_body_size: int = ...,
-        body_buffer_size: int = ...,
-        response_buffer_size: int = ...,
-        buffer_size: int = ...,
-        min_body_rate: int = 500,
-        header_timeout: float = 10,
-        body_timeout: float = 30,
-        idle_timeout: float = 75,
-        write_timeout: float = 30,
-        queue_timeout: float = 10,
-        linger_timeout: float = 5,
-        request_timeout: float = 0,
         proxies: Sequence[Any] = (),
-        proxy_optional: bool = False,
-        stream_bodies: bool = False,
         body_spool: str = "",
-        body_spool_size: int = ...,
+        **limits: float,
     ) -> None: ...
     def run(self) -> None:
         """Serves until the last stage, without the interpreter lock, so Python signal handlers do not run meanwhile."""

@@ -89,47 +89,45 @@ cdef object end_child(error):
     end(error)
 
 
+LIMITS = []
+while c.front_limit_at(<unsigned>len(LIMITS)) is not NULL:
+    LIMITS.append(c.front_limit_at(<unsigned>len(LIMITS)).name.decode())
+LIMITS = tuple(LIMITS)
+
+
+cdef set_limits(c.front_limits *limits, dict given):
+    """Each from the keyword of its name, or its default."""
+    cdef const c.front_limit *line
+    for i, name in enumerate(LIMITS):
+        line = c.front_limit_at(<unsigned>i)
+        value = given.pop(name, None)
+        if value is None:
+            number = line.usual
+        elif line.kind == c.FRONT_KIND_DURATION:
+            number = int(value * 1e9)
+        else:
+            number = int(value)
+        if not line.least <= number <= line.most:
+            raise ValueError(f"{name} is out of range: {value}")
+        c.front_limit_set(limits, line, number)
+    for name in given:
+        raise TypeError(f"__init__() got an unexpected keyword argument {name!r}")
+
+
 cdef class Front:
     cdef c.front *_front
     cdef readonly double started
 
-    def __init__(self, int listen_fd, *, unsigned max_connections=10_000, unsigned max_queue=1024,
-                 unsigned max_header_size=32_768, unsigned max_headers=100, unsigned max_target_size=8192,
-                 uint64_t max_body_size=100 << 20, size_t body_buffer_size=64 << 10,
-                 size_t response_buffer_size=1 << 20, size_t buffer_size=32 << 20, unsigned min_body_rate=500,
-                 double header_timeout=10, double body_timeout=30, double idle_timeout=75, double write_timeout=30,
-                 double queue_timeout=10, double linger_timeout=5, double request_timeout=0, proxies=(), bint proxy_optional=False,
-                 bint stream_bodies=False, body_spool=None, uint64_t body_spool_size=32 << 20):
+    def __init__(self, int listen_fd, *, proxies=(), body_spool=None, **given):
         cdef c.front_limits limits
         cdef bytes directory = os.fsencode(body_spool) if body_spool else None
         if self._front is not NULL:
             raise RuntimeError("a Front can be opened only once")
-        if not 0 < max_header_size <= http1.HTTP1_MAX_HEAD_SIZE or not 0 < max_headers <= http1.HTTP1_MAX_HEADERS:
-            raise ValueError("max_header_size or max_headers out of range")
-        limits.head.max_head_size = <uint16_t>max_header_size
-        limits.head.max_target_size = <uint16_t>min(max_target_size, max_header_size)
-        limits.head.max_headers = <uint16_t>max_headers
-        limits.max_connections = max_connections
-        limits.max_queue = max_queue
-        limits.max_body_size = max_body_size
-        limits.body_buffer_size = body_buffer_size
-        limits.response_buffer_size = response_buffer_size
-        limits.buffer_size = buffer_size
-        limits.min_body_rate = min_body_rate
-        limits.header_timeout = nanoseconds(header_timeout)
-        limits.body_timeout = nanoseconds(body_timeout)
-        limits.idle_timeout = nanoseconds(idle_timeout)
-        limits.write_timeout = nanoseconds(write_timeout)
-        limits.queue_timeout = nanoseconds(queue_timeout)
-        limits.linger_timeout = nanoseconds(linger_timeout)
-        limits.request_timeout = nanoseconds(request_timeout)
+        set_limits(&limits, given)
         if len(proxies) > c.FRONT_MAX_NETWORKS:
             raise ValueError(f"there can be at most {c.FRONT_MAX_NETWORKS} networks of proxies")
         limits.n_proxies = <unsigned>len(proxies)
-        limits.proxy_optional = proxy_optional
-        limits.stream_bodies = stream_bodies
         limits.body_spool = NULL if directory is None else PyBytes_AS_STRING(directory)
-        limits.body_spool_size = body_spool_size
         limits.parallel = not getattr(sys, "_is_gil_enabled", lambda: True)()
         for i, network in enumerate(proxies):
             packed = network.network_address.packed

@@ -2,7 +2,6 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from http1 cimport http1_limits
 from pages cimport pages
 from tally cimport tally_prober, tally_series
 
@@ -41,28 +40,26 @@ cdef extern from "front/front.h" nogil:
         FRONT_MAX_NETWORKS
 
     ctypedef struct front_limits:
-        http1_limits head
-        uint32_t max_connections
-        uint32_t max_queue
-        uint64_t max_body_size
-        size_t body_buffer_size
-        size_t response_buffer_size
-        size_t buffer_size
-        uint32_t min_body_rate
-        int64_t header_timeout
-        int64_t body_timeout
-        int64_t idle_timeout
-        int64_t write_timeout
-        int64_t queue_timeout
-        int64_t linger_timeout
         front_network proxies[64]
         unsigned n_proxies
-        bint proxy_optional
-        int64_t request_timeout
-        bint stream_bodies
         const char *body_spool
-        uint64_t body_spool_size
         bint parallel
+
+    enum front_kind:
+        FRONT_KIND_NUMBER
+        FRONT_KIND_SIZE
+        FRONT_KIND_DURATION
+        FRONT_KIND_FLAG
+
+    ctypedef struct front_limit:
+        const char *name
+        front_kind kind
+        uint64_t usual
+        uint64_t least
+        uint64_t most
+
+    const front_limit *front_limit_at(unsigned i)
+    void front_limit_set(front_limits *limits, const front_limit *line, uint64_t value)
 
     ctypedef struct front_flight:
         char method[16]

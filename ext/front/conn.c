@@ -505,7 +505,7 @@ static size_t body_room(const front *f, const front_conn *c)
 
 static size_t buffer_max(const front *f, const front_conn *c)
 {
-    return c->in->head_len != 0 ? body_room(f, c) : f->limits.head.max_head_size;
+    return c->in->head_len != 0 ? body_room(f, c) : f->heads.max_head_size;
 }
 
 static void to_worker(front *f, front_conn *c)
@@ -891,7 +891,7 @@ static bool take_proxy_header(front *f, front_conn *c)
  * the client may try again. */
 static void grow_head(front *f, front_conn *c)
 {
-    int rv = buffer_grow(f, c, 0, f->limits.head.max_head_size);
+    int rv = buffer_grow(f, c, 0, f->heads.max_head_size);
 
     if (rv == FRONT_OK) {
         conn_readable(f, c); /* the rest has probably arrived */
@@ -918,7 +918,7 @@ static void proceed(front *f, front_conn *c)
         }
         if (c->proxied && !take_proxy_header(f, c))
             return;
-        int n = http1_parse_head(b->data, b->len, b->raw, &f->limits.head, &b->head);
+        int n = http1_parse_head(b->data, b->len, b->raw, &f->heads, &b->head);
         if (n < 0) {
             count_add(&f->count.rejected, 1);
             char text[96];

@@ -100,6 +100,12 @@ int front_open(front **out, int listen_fd, const front_limits *limits)
     if (f == NULL)
         return -ENOMEM;
     f->limits = *limits;
+    f->heads = (http1_limits){
+        .max_head_size = (uint16_t)limits->max_header_size,
+        .max_headers = (uint16_t)limits->max_headers,
+        .max_target_size = (uint16_t)(limits->max_target_size < limits->max_header_size ? limits->max_target_size
+                                                                                        : limits->max_header_size),
+    };
     clock_expect(f, INT64_MAX);
     f->now = clock_now();
     leader_init(f);

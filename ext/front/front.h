@@ -74,6 +74,7 @@
 #include <sys/types.h>
 
 #include "http/http1.h"
+#include "front/limits.h"
 #include "http/pages.h"
 #include "tally.h"
 
@@ -101,34 +102,6 @@ enum front_stage {
 };
 
 typedef struct front front;
-
-/* An IPv4 network in its IPv6-mapped form, or an IPv6 network. */
-typedef struct {
-    unsigned char address[16];
-    uint8_t bits;
-} front_network;
-
-#define FRONT_MAX_NETWORKS 64
-
-typedef struct {
-    http1_limits head;
-    uint32_t max_connections;
-    uint32_t max_queue;          /* requests waiting for a worker */
-    uint64_t max_body_size;      /* bytes, decoded */
-    size_t body_buffer_size;     /* bytes of body collected before hand-over */
-    size_t response_buffer_size; /* bytes of response left with the loop */
-    size_t buffer_size;          /* bytes of all buffers together */
-    uint32_t min_body_rate;      /* bytes per second, in both directions */
-    int64_t header_timeout, body_timeout, idle_timeout, write_timeout, queue_timeout, linger_timeout; /* nanoseconds */
-    front_network proxies[FRONT_MAX_NETWORKS]; /* peers that may begin a connection with a PROXY header */
-    unsigned n_proxies;
-    bool proxy_optional; /* their connections may also begin without one */
-    int64_t request_timeout; /* nanoseconds from front_take() on, 0: none; then the loop sends 504, or cuts the response */
-    bool stream_bodies; /* a body longer than its buffer is passed to its worker as it arrives */
-    const char *body_spool;   /* directory for spooled bodies, or NULL for memory; copied */
-    uint64_t body_spool_size; /* bytes of all spooled bodies together */
-    bool parallel; /* workers run in parallel, without a shared interpreter lock */
-} front_limits;
 
 /* A request in flight, for people (front_requests). */
 typedef struct {

@@ -236,6 +236,7 @@ struct front {
     atomic_bool has_run;
     struct sockaddr_storage name;   /* of the listening socket, and so of each connection */
     front_limits limits;
+    http1_limits heads;             /* those of them that the parser knows */
     int epoll_fd, wake_fd;
     int64_t now;                    /* L: at the start of this turn */
     uint64_t turn;                  /* L */

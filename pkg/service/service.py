@@ -132,6 +132,7 @@ class Service:
         from pkg.health.stuck import StuckWorkers
 
         try:
+            from pkg._core import LIMITS
             from pkg.http.request_ids import observers
             from pkg.http.server import Server
         except ImportError as error:  # the C core is not compiled, is compiled for another Python, or has been removed
@@ -143,6 +144,8 @@ class Service:
 
             proxies = networks(s.trusted_proxies)
         on_request, on_response = observers(access_log=s.access_log, proxies=proxies, request_timeout=s.request_timeout)
+        limits = {name: getattr(s, name) for name in LIMITS if hasattr(s, name)}
+        limits["max_connections"] = _connections(s.max_connections)
         try:
             self.server = server = Server(
                 (s.host, s.port),
@@ -150,11 +153,10 @@ class Service:
                 threads=s.threads,
                 on_request=on_request,
                 on_response=on_response,
-                max_connections=_connections(s.max_connections),
                 proxies=proxies if s.proxy_protocol else (),
                 proxy_optional=s.proxy_protocol_optional,
                 body_spool=s.body_spool or os.environ.get("TMPDIR") or "/tmp",
-                **{name: getattr(s, name) for name in _LIMITS},
+                **limits,
             )
         except OSError as error:
             if error.errno == errno.ENOMEM:
@@ -446,26 +448,6 @@ class _Unspooled:
         )
         self._seen, self._next = stats["spool_failures"], time.monotonic() + 60
 
-
-_LIMITS = (
-    "max_queue",
-    "max_header_size",
-    "max_headers",
-    "max_target_size",
-    "max_body_size",
-    "body_buffer_size",
-    "response_buffer_size",
-    "buffer_size",
-    "min_body_rate",
-    "header_timeout",
-    "body_timeout",
-    "idle_timeout",
-    "write_timeout",
-    "queue_timeout",
-    "request_timeout",
-    "stream_bodies",
-    "body_spool_size",
-)
 
 _OTHER_DESCRIPTORS = 128  # for the application, the pool, the logs, and probes beyond the limit
 

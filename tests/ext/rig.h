@@ -88,7 +88,9 @@ typedef struct {
 static inline front_limits rig_limits(void)
 {
     return (front_limits){
-        .head = {.max_head_size = 32768, .max_target_size = 8192, .max_headers = 100},
+        .max_header_size = 32768,
+        .max_target_size = 8192,
+        .max_headers = 100,
         .max_connections = 10000,
         .max_queue = 1024,
         .max_body_size = 8 << 20,

@@ -46,7 +46,9 @@
 static front *the_front;
 static struct sockaddr_in address;
 static const front_limits LIMITS = {
-    .head = {.max_head_size = 4096, .max_target_size = 200, .max_headers = 8},
+    .max_header_size = 4096,
+    .max_target_size = 200,
+    .max_headers = 8,
     .max_connections = 100,
     .max_queue = 100,
     .max_body_size = 5000,
