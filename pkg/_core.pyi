@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 Answer = tuple[int, bytes, bytes]
 """Status, header lines (each ending in CRLF, without Date and Connection), body."""
@@ -26,8 +26,11 @@ class Stage:
     STOPPED: int
     """Requests in flight are aborted."""
 
-LIMITS: tuple[str, ...]
-"""The names of the limits of a Front, which are its keyword arguments (ext/front/limits.h)."""
+LIMITS: dict[str, type]
+"""The limits of a Front (ext/front/limits.h), which are its keyword arguments, and the types of their values."""
+
+COUNTERS: tuple[tuple[str, str, Literal["counter", "gauge"], str], ...]
+"""What a Front counts (ext/front/counters.h): item of stats(), name of the metric, its kind, its help."""
 
 class Front:
     """The epoll loop on one listening socket, which the caller must close.  Durations in seconds, sizes in bytes.

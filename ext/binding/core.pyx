@@ -89,10 +89,34 @@ cdef object end_child(error):
     end(error)
 
 
-LIMITS = []
-while c.front_limit_at(<unsigned>len(LIMITS)) is not NULL:
-    LIMITS.append(c.front_limit_at(<unsigned>len(LIMITS)).name.decode())
-LIMITS = tuple(LIMITS)
+def list_counters():
+    """(item of stats(), whether it is counted in nanoseconds), and (item, metric, kind, help) of those with a metric."""
+    cdef unsigned i = 0
+    cdef const c.front_counter *line
+    items, counters = [], []
+    while (line := c.front_counter_at(i)) is not NULL:
+        name = line.name.decode()
+        is_nanoseconds = name.endswith("_ns")
+        name = name.removesuffix("_ns") + "_seconds" * is_nanoseconds
+        items.append((name, is_nanoseconds))
+        if line.metric is not NULL:
+            counters.append((name, line.metric.decode(), "counter" if line.is_event else "gauge", line.help.decode()))
+        i += 1
+    return items, tuple(counters)
+
+
+ITEMS, COUNTERS = list_counters()
+def list_limits():
+    cdef unsigned i = 0
+    cdef const c.front_limit *line
+    limits = {}
+    while (line := c.front_limit_at(i)) is not NULL:
+        limits[line.name.decode()] = {c.FRONT_KIND_DURATION: float, c.FRONT_KIND_FLAG: bool}.get(line.kind, int)
+        i += 1
+    return limits
+
+
+LIMITS = list_limits()
 
 
 cdef set_limits(c.front_limits *limits, dict given):
@@ -261,18 +285,15 @@ cdef class Front:
         return c.front_clock(self._front) / 1e9
 
     def stats(self):
-        cdef c.front_counters n
-        c.front_count(self._front, &n)
-        return {
-            "accepted": n.accepted, "requests": n.requests, "probes": n.probes, "rejected": n.rejected,
-            "timeouts": n.timeouts, "shed": n.shed, "resets": n.resets, "bytes_in": n.bytes_in,
-            "bytes_out": n.bytes_out, "stale": n.stale, "accept_errors": n.accept_errors, "closed": n.closed,
-            "connections": n.connections, "queued": n.queued, "in_flight": n.in_flight, "served": n.served,
-            "aborted": n.aborted, "buffered": n.buffered, "queue_seconds": n.queue_ns / 1e9,
-            "request_timeouts": n.request_timeouts, "late": n.late, "finished": n.finished,
-            "spooled": n.spooled, "spool_failures": n.spool_failures, "spool_bytes": n.spool_bytes,
-            "spool_error": n.spool_error,
-        }
+        cdef c.front_counters counters
+        cdef unsigned i = 0
+        c.front_count(self._front, &counters)
+        stats = {}
+        for i in range(<unsigned>len(ITEMS)):
+            name, is_nanoseconds = ITEMS[i]
+            number = c.front_counter_of(&counters, c.front_counter_at(i))
+            stats[name] = number / 1e9 if is_nanoseconds else number
+        return stats
 
     def requests(self):
         cdef c.front_flight[64] flights

@@ -69,32 +69,16 @@ cdef extern from "front/front.h" nogil:
         bint late
 
     ctypedef struct front_counters:
-        uint64_t accepted
-        uint64_t requests
-        uint64_t probes
-        uint64_t rejected
-        uint64_t timeouts
-        uint64_t shed
-        uint64_t resets
-        uint64_t bytes_in
-        uint64_t bytes_out
-        uint64_t stale
-        uint64_t accept_errors
-        uint64_t closed
-        uint64_t connections
-        uint64_t queued
-        uint64_t in_flight
-        uint64_t served
-        uint64_t aborted
-        uint64_t buffered
-        uint64_t queue_ns
-        uint64_t request_timeouts
-        uint64_t late
-        uint64_t spooled
-        uint64_t spool_failures
-        uint64_t spool_bytes
-        int spool_error
-        uint64_t finished
+        pass
+
+    ctypedef struct front_counter:
+        const char *name
+        const char *metric
+        const char *help
+        bint is_event
+
+    const front_counter *front_counter_at(unsigned i)
+    uint64_t front_counter_of(const front_counters *counters, const front_counter *line)
 
     int front_open(front **out, int listen_fd, const front_limits *limits)
     void front_close(front *f)

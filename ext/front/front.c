@@ -162,14 +162,13 @@ void front_close(front *f)
 
 void front_count(front *f, front_counters *out)
 {
-#define LOAD(name) out->name = atomic_load_explicit(&f->count.name, memory_order_relaxed)
-    LOAD(accepted); LOAD(requests); LOAD(probes); LOAD(rejected); LOAD(timeouts); LOAD(shed); LOAD(resets);
-    LOAD(bytes_in); LOAD(bytes_out); LOAD(stale); LOAD(accept_errors); LOAD(closed); LOAD(served); LOAD(aborted);
-    LOAD(queue_ns); LOAD(request_timeouts); LOAD(spooled); LOAD(spool_failures);
+#define LOAD(name, ...) out->name = atomic_load_explicit(&f->count.name, memory_order_relaxed);
+#define CLEAR(name, ...) out->name = 0;
+    FRONT_COUNTERS(LOAD, CLEAR)
 #undef LOAD
+#undef CLEAR
     out->buffered = body_room_used(f);
     spool_count(f, out);
-    out->connections = out->idle = out->queued = out->in_flight = out->late = out->finished = 0;
     if (f->foreign)
         return;
     handoff_count(f, out);

@@ -74,7 +74,8 @@
 #include <sys/types.h>
 
 #include "http/http1.h"
-#include "front/limits.h"
+#include "counters.h"
+#include "limits.h"
 #include "http/pages.h"
 #include "tally.h"
 
@@ -111,14 +112,6 @@ typedef struct {
     uint64_t thread;  /* kernel thread id of the worker, 0 while queued */
     bool late;        /* its request_timeout has passed, and the client has got 504 or a reset */
 } front_flight;
-
-typedef struct {
-    uint64_t accepted, requests, probes, rejected, timeouts, shed, resets, bytes_in, bytes_out, stale, accept_errors, closed;
-    uint64_t connections, idle, queued, in_flight, served, aborted, buffered, queue_ns, request_timeouts, late;
-    uint64_t spooled, spool_failures, spool_bytes; /* bodies spooled; bodies without room; bytes now in files */
-    int spool_error; /* errno value of the last failure; EFBIG: body_spool_size, ENOBUFS: buffer_size */
-    uint64_t finished; /* by workers; `served` counts those whose whole response has been sent */
-} front_counters;
 
 int front_open(front **out, int listen_fd, const front_limits *limits);
 void front_close(front *f); /* only after front_run() and every worker have returned; does not close listen_fd */

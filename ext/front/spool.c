@@ -450,7 +450,7 @@ bool spool_close(front *f)
 void spool_count(front *f, front_counters *out)
 {
     out->spool_bytes = atomic_load(&f->spooling.bytes);
-    out->spool_error = atomic_load(&f->spooling.error);
+    out->spool_error = (uint64_t)atomic_load(&f->spooling.error);
 }
 
 void spool_disown(front *f)

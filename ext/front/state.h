@@ -230,6 +230,8 @@ struct front_last_words {
     int signal; /* raised for the stacks of Python; 0: none */
 };
 
+#define FRONT_EVENT(name, ...) _Atomic uint64_t name;
+#define FRONT_STATE(...)
 struct front {
     struct front *next_open;        /* of all fronts of this process, under their mutex */
     bool foreign;                   /* belongs to the parent of this forked process; written while there is one thread */
@@ -256,8 +258,7 @@ struct front {
     struct front_last_words last_words;
 
     struct { /* what happens, counted by whoever does it */
-        _Atomic uint64_t accepted, requests, probes, rejected, timeouts, shed, resets, bytes_in, bytes_out, stale,
-            accept_errors, closed, served, aborted, queue_ns, request_timeouts, spooled, spool_failures;
+        FRONT_COUNTERS(FRONT_EVENT, FRONT_STATE)
     } count;
 };
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from pkg._core import COUNTERS
 from pkg.logs.records import printable_lines
 
 if TYPE_CHECKING:
@@ -182,55 +183,9 @@ def _add_python(page: Exposition) -> None:
 
 # --- the parts -----------------------------------------------------------------------------------------------------
 
-# Name, key of Front.stats(), help.
-_FRONT: tuple[tuple[str, Kind, str, str], ...] = (
-    ("pkg_connections", "gauge", "connections", "Client connections open now."),
-    ("pkg_connections_accepted", "counter", "accepted", "Client connections accepted."),
-    ("pkg_connections_closed", "counter", "closed", "Client connections closed; accepted minus closed are open."),
-    ("pkg_connection_resets", "counter", "resets", "Connections that clients reset."),
-    ("pkg_accept_errors", "counter", "accept_errors", "Connections not accepted for lack of descriptors or memory."),
-    ("pkg_requests", "counter", "requests", "Requests that came to wait for a worker thread, or found the queue full."),
-    ("pkg_requests_served", "counter", "served", "Requests whose complete response was passed to the connection."),
-    ("pkg_requests_aborted", "counter", "aborted", "Requests cut off before their response was complete."),
-    ("pkg_requests_rejected", "counter", "rejected", "Request heads that were not valid HTTP."),
-    ("pkg_requests_shed", "counter", "shed", "Requests refused because of max_connections, max_queue or buffer_size."),
-    (
-        "pkg_timeouts",
-        "counter",
-        "timeouts",
-        "Requests that did not arrive in time, or were not taken by a worker thread in time.",
-    ),
-    ("pkg_request_timeouts", "counter", "request_timeouts", "Requests that took longer than request_timeout."),
-    (
-        "pkg_workers_late",
-        "gauge",
-        "late",
-        "Worker threads still busy with a request that took longer than request_timeout.",
-    ),
-    ("pkg_probes", "counter", "probes", "Responses to health probes."),
-    ("pkg_probes_stale", "counter", "stale", "Probes that got 503 because the health pages had expired."),
-    ("pkg_received_bytes", "counter", "bytes_in", "Bytes received from clients by the front."),
-    ("pkg_sent_bytes", "counter", "bytes_out", "Bytes sent to clients."),
-    ("pkg_buffered_bytes", "gauge", "buffered", "Bytes of request bodies and responses buffered for slow clients."),
-    (
-        "pkg_bodies_spooled",
-        "counter",
-        "spooled",
-        "Request bodies written to a temporary file before they were passed to a worker thread.",
-    ),
-    ("pkg_spool_failures", "counter", "spool_failures", "Request bodies that could not be spooled."),
-    ("pkg_spool_bytes", "gauge", "spool_bytes", "Bytes of request bodies in temporary files."),
-    ("pkg_queue_length", "gauge", "queued", "Requests waiting for a worker thread."),
-    ("pkg_queue_wait_seconds", "counter", "queue_seconds", "Total time that requests have waited for a worker thread."),
-)
-
 
 def _add_front(page: Exposition, stats: Mapping[str, Any], threads: int) -> None:
-    page.family(
-        "http_server_active_requests", "gauge", "Requests in flight, including those that wait for a worker thread.",
-        stats["in_flight"],
-    )  # fmt: skip
-    for name, kind, key, help in _FRONT:
+    for key, name, kind, help in COUNTERS:
         page.family(name, kind, help, stats[key])
     page.family("pkg_workers", "gauge", "Worker threads.", threads)
     page.family("pkg_workers_busy", "gauge", "Worker threads busy with a request.", workers_busy(stats, threads))

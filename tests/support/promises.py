@@ -22,6 +22,7 @@ from typing import Any
 
 import pkg
 from pkg import _core, errors
+from pkg._core import LIMITS
 from pkg.admin.pages import Pages
 from pkg.cli import main as cli
 from pkg.cli.admin import PAGES as ADMIN_COMMANDS
@@ -176,12 +177,13 @@ def _value(member: Any) -> str:
 
 
 def _front_arguments() -> dict[str, str]:
-    """What Server takes beside its own arguments, from the stub of the C core."""
+    """What Server takes beside its own arguments: the list of limits, and the stub of the C core."""
     stub = ast.parse((Path(pkg.__file__).parent / "_core.pyi").read_text())
     front = next(node for node in stub.body if isinstance(node, ast.ClassDef) and node.name == "Front")
     init = next(node for node in front.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
     assert all(argument.annotation is not None for argument in init.args.kwonlyargs)
-    return {argument.arg: ast.unparse(argument.annotation or argument) for argument in init.args.kwonlyargs}
+    written = {argument.arg: ast.unparse(argument.annotation or argument) for argument in init.args.kwonlyargs}
+    return {name: kind.__name__ for name, kind in LIMITS.items()} | written
 
 
 # ------------------------------------------------------------------ pages
