@@ -584,9 +584,10 @@ static bool say_continue(front_conn *c)
 
 /* How long a connection may make the server wait in a state, in milliseconds, before one with a request is more welcome.
  * Whoever connects to send a request has it ready; a head comes in a few packets; a body that fits into its buffer takes
- * longer; balancers that are in use use an idle connection again sooner.  0: it gives way to nobody. */
+ * longer; a connection that is kept may be wanted again at any moment, and the longer it was idle the less.  0: it gives way
+ * to nobody. */
 static const int64_t patience[CONN_STATES] = {
-    [CONN_SILENT] = 100, [CONN_HEAD] = 1000, [CONN_BODY] = 5000, [CONN_GATHER] = 5000, [CONN_IDLE] = 5000,
+    [CONN_SILENT] = 100, [CONN_HEAD] = 1000, [CONN_BODY] = 5000, [CONN_GATHER] = 5000, [CONN_IDLE] = 60000,
 };
 
 /* Whether it has sent something that has not been read: a request that has just arrived. */
