@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 Answer = tuple[int, bytes, bytes]
 """Status, header lines (each ending in CRLF, without Date and Connection), body."""
@@ -28,6 +28,59 @@ class Stage:
 
 LIMITS: dict[str, type]
 """The limits of a Front (ext/front/limits.h), which are its keyword arguments, and the types of their values."""
+
+class Counters(NamedTuple):
+    """What a Front has counted since its start, and what there is now (ext/front/counters.h)."""
+
+    in_flight: int
+    connections: int
+    accepted: int
+    closed: int
+    resets: int
+    accept_errors: int
+    requests: int
+    served: int
+    aborted: int
+    rejected: int
+    shed: int
+    timeouts: int
+    request_timeouts: int
+    late: int
+    probes: int
+    stale: int
+    bytes_in: int
+    bytes_out: int
+    buffered: int
+    spooled: int
+    spool_failures: int
+    spool_bytes: int
+    queued: int
+    queue_seconds: float
+    finished: int
+    spool_error: int
+
+class Flight(NamedTuple):
+    """A request in flight."""
+
+    method: str
+    target: str
+    """Without the query, which may contain secrets."""
+    age: float
+    """Seconds since its head was complete."""
+    thread: int
+    """The kernel's id of the worker's thread; 0 while queued."""
+    late: bool
+    """It has taken longer than request_timeout."""
+
+class Prober(NamedTuple):
+    """A client of published pages; status and age are those of its last response."""
+
+    client: str
+    user_agent: str
+    page: str
+    count: int  # type: ignore[assignment]  # hides a method of tuples
+    status: int
+    age: float
 
 COUNTERS: tuple[tuple[str, str, Literal["counter", "gauge"], str], ...]
 """What a Front counts (ext/front/counters.h): item of stats(), name of the metric, its kind, its help."""
@@ -94,19 +147,17 @@ class Front:
         """Seconds for which the process was frozen since the front started; gaps below two seconds do not count."""
     def clock(self) -> float:
         """time.monotonic() without the time for which the process was frozen."""
-    def stats(self) -> dict[str, Any]:
-        """Counters since the start, and current numbers: connections, queued, in_flight, buffered."""
-    def requests(self) -> list[dict[str, Any]]:
-        """Requests in flight, at most 64: method, target without query, age (seconds), kernel thread id (0: queued)."""
+    def stats(self) -> Counters: ...
+    def requests(self) -> list[Flight]:
+        """Requests in flight, at most 64."""
     def durations(self) -> list[tuple[str, int, list[int], float]]:
         """Durations of requests: method, status (0: none sent), count of each bucket, sum in seconds.
 
         The buckets are those of DURATION_BOUNDS, not cumulative, and one more for longer requests.  There are at most
         128 entries; further ones are counted under method `_OTHER`, status 0.  Probes are not included.
         """
-    def probers(self) -> list[dict[str, Any]]:
-        """The clients of published pages, at most 32: client, user_agent, page, count, status and age of the last
-        response."""
+    def probers(self) -> list[Prober]:
+        """The clients of published pages, at most 32."""
 
 DURATION_BOUNDS: tuple[float, ...]
 

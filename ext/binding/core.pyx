@@ -27,6 +27,7 @@ cimport request_id as ids
 cimport tally
 from text cimport text_digits, text_is_name, text_put_octet
 
+from collections import namedtuple
 import io
 import logging
 import os
@@ -90,22 +91,26 @@ cdef object end_child(error):
 
 
 def list_counters():
-    """(item of stats(), whether it is counted in nanoseconds), and (item, metric, kind, help) of those with a metric."""
+    """The type of stats(), which of its items are counted in nanoseconds, and (item, metric, kind, help) of those with
+    a metric."""
     cdef unsigned i = 0
     cdef const c.front_counter *line
-    items, counters = [], []
+    items, nanoseconds, counters = [], [], []
     while (line := c.front_counter_at(i)) is not NULL:
         name = line.name.decode()
         is_nanoseconds = name.endswith("_ns")
         name = name.removesuffix("_ns") + "_seconds" * is_nanoseconds
-        items.append((name, is_nanoseconds))
+        items.append(name)
+        nanoseconds.append(is_nanoseconds)
         if line.metric is not NULL:
             counters.append((name, line.metric.decode(), "counter" if line.is_event else "gauge", line.help.decode()))
         i += 1
-    return items, tuple(counters)
+    return namedtuple("Counters", items, module="pkg._core"), nanoseconds, tuple(counters)
 
 
-ITEMS, COUNTERS = list_counters()
+Counters, NANOSECONDS, COUNTERS = list_counters()
+Flight = namedtuple("Flight", "method target age thread late", module="pkg._core")
+Prober = namedtuple("Prober", "client user_agent page count status age", module="pkg._core")
 def list_limits():
     cdef unsigned i = 0
     cdef const c.front_limit *line
@@ -288,24 +293,24 @@ cdef class Front:
         cdef c.front_counters counters
         cdef unsigned i = 0
         c.front_count(self._front, &counters)
-        stats = {}
-        for i in range(<unsigned>len(ITEMS)):
-            name, is_nanoseconds = ITEMS[i]
+        numbers = []
+        for is_nanoseconds in NANOSECONDS:
             number = c.front_counter_of(&counters, c.front_counter_at(i))
-            stats[name] = number / 1e9 if is_nanoseconds else number
-        return stats
+            numbers.append(number / 1e9 if is_nanoseconds else number)
+            i += 1
+        return Counters._make(numbers)
 
     def requests(self):
         cdef c.front_flight[64] flights
         cdef size_t n = c.front_requests(self._front, flights, 64)
         return [
-            {
-                "method": flights[i].method.decode("latin-1"),
-                "target": flights[i].target.decode("utf-8", "backslashreplace"),
-                "age": flights[i].age / 1e9,
-                "thread": flights[i].thread,
-                "late": flights[i].late,
-            }
+            Flight(
+                method=flights[i].method.decode("latin-1"),
+                target=flights[i].target.decode("utf-8", "backslashreplace"),
+                age=flights[i].age / 1e9,
+                thread=flights[i].thread,
+                late=flights[i].late,
+            )
             for i in range(n)
         ]
 
@@ -326,14 +331,14 @@ cdef class Front:
         out = []
         for i in range(n):
             c.inet_ntop(x.AF_INET6, found[i].who.address, text, x.INET6_ADDRSTRLEN)
-            out.append({
-                "client": text.decode("ascii").removeprefix("::ffff:"),
-                "user_agent": found[i].who.agent[:found[i].who.agent_len].decode("latin-1"),
-                "page": found[i].who.page[:found[i].who.page_len].decode("latin-1"),
-                "count": found[i].count,
-                "status": found[i].status,
-                "age": (now - found[i].last) / 1e9,
-            })
+            out.append(Prober(
+                client=text.decode("ascii").removeprefix("::ffff:"),
+                user_agent=found[i].who.agent[:found[i].who.agent_len].decode("latin-1"),
+                page=found[i].who.page[:found[i].who.page_len].decode("latin-1"),
+                count=found[i].count,
+                status=found[i].status,
+                age=(now - found[i].last) / 1e9,
+            ))
         return out
 
 

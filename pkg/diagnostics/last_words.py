@@ -61,20 +61,20 @@ class Late:
         self._known: dict[int, float] = {}  # for each thread, the age of its request when it was logged
 
     def __call__(self) -> None:
-        total = self._front.stats()["request_timeouts"]
+        total = self._front.stats().request_timeouts
         if total == self._seen:
             return
         new, self._seen = total - self._seen, total
-        late = {request["thread"]: request for request in self._front.requests() if request["late"]}
-        found = [request for thread, request in late.items() if request["age"] > 0 and not self._is_known(request)]
-        self._known = {thread: request["age"] for thread, request in late.items()}
+        late = {request.thread: request for request in self._front.requests() if request.late}
+        found = [request for thread, request in late.items() if request.age > 0 and not self._is_known(request)]
+        self._known = {thread: request.age for thread, request in late.items()}
         taken = {stack.native_id: stack for stack in stacks.capture()} if found else {}
         for request in found:
-            stack = taken.get(request["thread"])
+            stack = taken.get(request.thread)
             text = (
                 _TOO_LONG + "; its worker thread is still busy",
-                request["method"],
-                request["target"],
+                request.method,
+                request.target,
                 self._timeout,
             )
             record = _log.makeRecord(_log.name, logging.ERROR, __file__, 0, text[0], text[1:], None)
@@ -90,4 +90,4 @@ class Late:
 
     def _is_known(self, request: Any) -> bool:
         """Whether the request has been logged.  A younger request of the same thread is a new one."""
-        return bool(self._known.get(request["thread"], float("inf")) <= request["age"])
+        return bool(self._known.get(request.thread, float("inf")) <= request.age)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pkg._core import COUNTERS
+from pkg._core import COUNTERS, Counters
 from pkg.logs.records import printable_lines
 
 if TYPE_CHECKING:
@@ -184,16 +184,16 @@ def _add_python(page: Exposition) -> None:
 # --- the parts -----------------------------------------------------------------------------------------------------
 
 
-def _add_front(page: Exposition, stats: Mapping[str, Any], threads: int) -> None:
+def _add_front(page: Exposition, stats: Counters, threads: int) -> None:
     for key, name, kind, help in COUNTERS:
-        page.family(name, kind, help, stats[key])
+        page.family(name, kind, help, getattr(stats, key))
     page.family("pkg_workers", "gauge", "Worker threads.", threads)
     page.family("pkg_workers_busy", "gauge", "Worker threads busy with a request.", workers_busy(stats, threads))
 
 
-def workers_busy(stats: Mapping[str, Any], threads: int) -> int:
+def workers_busy(stats: Counters, threads: int) -> int:
     """Workers on a request, from the counters of the front."""
-    return int(max(0, min(threads, stats["in_flight"] - stats["queued"])))
+    return int(max(0, min(threads, stats.in_flight - stats.queued)))
 
 
 _POOL_NAME = {"db_client_connection_pool_name": "main"}

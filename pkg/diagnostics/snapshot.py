@@ -105,17 +105,17 @@ class Status:
         """Requests in flight, the oldest first, each with its current place in the application."""
         by_thread = {stack.native_id: stack for stack in (stacks.capture() if taken is None else taken)}
         found = []
-        for request in sorted(self.front.requests(), key=lambda request: -request["age"]):
-            stack = by_thread.get(request["thread"])
+        for request in sorted(self.front.requests(), key=lambda request: -request.age):
+            stack = by_thread.get(request.thread)
             at = stacks.place(stack) if stack is not None else None
             found.append(
                 InFlight(
-                    method=request["method"],
-                    target=request["target"],
-                    age=round(request["age"], 3),
+                    method=request.method,
+                    target=request.target,
+                    age=round(request.age, 3),
                     worker=stack.name if stack is not None else None,
-                    thread=request["thread"] or None,
-                    state="queued" if not request["thread"] else stack.state if stack is not None else "",
+                    thread=request.thread or None,
+                    state="queued" if not request.thread else stack.state if stack is not None else "",
                     at=str(at) if at is not None else None,
                     source=at.source or None if at is not None else None,
                 )
@@ -150,9 +150,9 @@ class Status:
             },
             "requests": [request._asdict() for request in self.requests(taken)],
             "pool": self.pool(),
-            "front": stats,
+            "front": stats._asdict(),
             "latency": _latency(self.front.durations()),
-            "probers": sorted(self.front.probers(), key=lambda prober: prober["age"]),
+            "probers": [prober._asdict() for prober in sorted(self.front.probers(), key=lambda prober: prober.age)],
             "process": {**metrics.process(), **_memory_limit(), "interpreter_delay_seconds": _interpreter_delay()},
             "logs": self.logs.stats()._asdict(),
             "settings": [dict(row) for row in self.settings],

@@ -24,8 +24,8 @@ class StuckWorkers:
     def __call__(self) -> str | None:
         """The reason if all workers are stuck now, otherwise None.  Call it about once a second."""
         stats, now = self._front.stats(), self._clock()
-        finished = stats["finished"]
-        busy = stats["in_flight"] - stats["queued"]
+        finished = stats.finished
+        busy = stats.in_flight - stats.queued
         if busy < self._threads or finished != self._finished:
             self._finished, self._since = finished, now
         if now - self._since <= self._timeout:

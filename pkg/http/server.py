@@ -231,7 +231,7 @@ class Server(ThreadingHTTPServer):
     def _connections_left(self) -> int:
         """How many connections have ended without a request for handle_request()."""
         stats = self._front().stats()
-        return int(stats["accepted"] - stats["connections"]) - self._taken
+        return int(stats.accepted - stats.connections) - self._taken
 
     def _check_socket(self) -> None:
         """Raises RuntimeError where TLS is meant, by a wrapped `socket` or in get_request(); it would be plain HTTP."""

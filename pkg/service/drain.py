@@ -77,8 +77,8 @@ def drain(
         "draining after %s: %d requests in flight, %d connections; "
         "accepting new connections for %g s, then waiting at most %g s for requests to finish",
         signals.name,
-        before["in_flight"],
-        before["connections"],
+        before.in_flight,
+        before.connections,
         delay,
         timeout,
     )
@@ -95,9 +95,9 @@ def drain(
     if not server.join(max(0.0, timeout - LAST_WORDS)):
         _warn(front, deadline, say)
         if not server.join(max(0.0, deadline - time.monotonic())):
-            aborted = -front.stats()["aborted"]
+            aborted = -front.stats().aborted
             server.shutdown()
-            aborted += front.stats()["aborted"]
+            aborted += front.stats().aborted
     if front.close_fault:
         _log.warning(
             "new connections could not be stopped before the listener closed (%s); "
@@ -107,22 +107,22 @@ def drain(
     after = front.stats()
     return Drained(
         begun=begun,
-        served=after["served"] - before["served"],
+        served=after.served - before.served,
         aborted=aborted,
-        served_in_all=after["served"],
-        cut_off=after["aborted"] - aborted,
+        served_in_all=after.served,
+        cut_off=after.aborted - aborted,
     )
 
 
 def _warn(front: Front, deadline: float, say: Callable[[str], None]) -> None:
     """Logs what is in flight one second before the deadline.  Connections without a request are no reason for alarm."""
     stats = front.stats()
-    if stats["in_flight"]:
+    if stats.in_flight:
         say("the drain deadline is in 1 s")
     else:
         left = max(0.0, deadline - time.monotonic())
         _log.info(
             "the drain deadline is in %.1f s: %d connections are left, no request is in flight",
             left,
-            stats["connections"],
+            stats.connections,
         )

@@ -437,16 +437,16 @@ class _Unspooled:
 
     def __call__(self) -> None:
         stats = self._front.stats()
-        if stats["spool_failures"] == self._seen or time.monotonic() < self._next:
+        if stats.spool_failures == self._seen or time.monotonic() < self._next:
             return
-        error = stats["spool_error"]
+        error = stats.spool_error
         full = {errno.EFBIG: "body_spool_size is used up", errno.ENOBUFS: "buffer_size is used up"}
         _log.warning(
             "%d request bodies could not be spooled (%s): worker threads read them as they come",
-            stats["spool_failures"] - self._seen,
+            stats.spool_failures - self._seen,
             full.get(error) or os.strerror(error),
         )
-        self._seen, self._next = stats["spool_failures"], time.monotonic() + 60
+        self._seen, self._next = stats.spool_failures, time.monotonic() + 60
 
 
 _OTHER_DESCRIPTORS = 128  # for the application, the pool, the logs, and probes beyond the limit

@@ -418,7 +418,7 @@ def waiting_requests(world: World, *targets: str) -> Iterator[None]:
     try:
         for connection, target in zip(connections, targets, strict=True):
             connection.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        wait_for(lambda: world.server.front.stats()["in_flight"] == len(targets))
+        wait_for(lambda: world.server.front.stats().in_flight == len(targets))
         wait_for(lambda: len(world.status.requests()) == len(targets))
         yield
     finally:

@@ -24,14 +24,9 @@ class Front:
 
     def __init__(self, durations: Any = (), **stats: float) -> None:
         self._durations = list(durations)
-        keys = (
-            "accepted requests probes rejected timeouts shed resets bytes_in bytes_out stale accept_errors closed "
-            "connections queued in_flight served aborted buffered queue_seconds request_timeouts late finished "
-            "spooled spool_failures spool_bytes"
-        )
-        self._stats = dict.fromkeys(keys.split(), 0) | stats
+        self._stats = _core.Counters(**dict.fromkeys(_core.Counters._fields, 0) | stats)  # type: ignore[arg-type]
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> _core.Counters:
         return self._stats
 
     def durations(self) -> Any:
@@ -299,15 +294,15 @@ def test_probers_of_a_real_front() -> None:
             c.request("POST", "/readyz", f"User-Agent: {'x' * 100}\r\n")
             c.request("OPTIONS", "*")
             c.request("GET", "/")  # not a page
-        found = {(p["page"], p["user_agent"]): (p["count"], p["status"]) for p in server.front.probers()}
+        found = {(p.page, p.user_agent): (p.count, p.status) for p in server.front.probers()}
         assert found == {
             ("/healthz", "kube-probe/1.31"): (4, 200),
             ("/readyz", "kube-probe/1.31"): (1, 200),
             ("/readyz", "x" * 48): (1, 405),
             ("*", ""): (1, 200),
         }
-        assert {p["client"] for p in server.front.probers()} == {"127.0.0.1"}
-        assert all(0 <= p["age"] < 60 for p in server.front.probers())
+        assert {p.client for p in server.front.probers()} == {"127.0.0.1"}
+        assert all(0 <= p.age < 60 for p in server.front.probers())
 
 
 def test_probers_are_bounded() -> None:
@@ -319,7 +314,7 @@ def test_probers_are_bounded() -> None:
             for n in range(100):
                 c.request("GET", "/healthz", f"User-Agent: {n}\r\n")
                 c.request("GET", "/healthz", "User-Agent: steady\r\n")
-        found = {p["user_agent"]: p["count"] for p in server.front.probers()}
+        found = {p.user_agent: p.count for p in server.front.probers()}
         assert len(found) == 32
         assert found["steady"] == 100 and "99" in found and "0" not in found
 
@@ -338,7 +333,7 @@ def test_targets_in_flight_come_without_their_query() -> None:
         c.send(b"GET /reset?token=secret HTTP/1.1\r\nHost: x\r\n\r\n")
         try:
             (request,) = wait_for(server.front.requests)
-            assert request["target"] == "/reset"
+            assert request.target == "/reset"
         finally:
             go.set()
         assert c.receive().status == 200

@@ -390,7 +390,7 @@ def test_handle_request_waits_while_nobody_leaves() -> None:
             client.join(10)
         front = server.front
         assert front is not None
-        wait_for(lambda: front.stats()["connections"] == 0)
+        wait_for(lambda: front.stats().connections == 0)
         thread = threading.Thread(target=server.handle_request, daemon=True)
         thread.start()
         with Connection(server.server_address) as c:

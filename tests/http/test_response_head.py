@@ -112,14 +112,14 @@ def test_a_stream_with_a_gap_is_not_continued() -> None:
         for number, target in enumerate(("/chunked", "/length"), 1):
             with Connection(server.server_address) as c:
                 c.socket.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-                wait_for(lambda n=number: server.front.stats()["aborted"] == n, message="the abort")  # type: ignore[union-attr,misc]
+                wait_for(lambda n=number: server.front.stats().aborted == n, message="the abort")  # type: ignore[union-attr,misc]
                 got = bytearray()
                 with pytest.raises(ConnectionError):
                     while data := c.socket.recv(1 << 20):
                         got += data
                 assert not got.endswith((b"2", b"3", b"0\r\n\r\n"))
         assert len(refused) == 6
-        assert server.front is not None and server.front.stats()["served"] == 0
+        assert server.front is not None and server.front.stats().served == 0
 
 
 def test_what_another_thread_was_not_let_write_is_not_counted() -> None:
@@ -132,7 +132,7 @@ def test_what_another_thread_was_not_let_write_is_not_counted() -> None:
         write = start_response("200 OK", [("Content-Length", str(size + 3))])
 
         def other() -> None:
-            wait_for(lambda: server.front.stats()["bytes_out"] > 0)  # type: ignore[union-attr]
+            wait_for(lambda: server.front.stats().bytes_out > 0)  # type: ignore[union-attr]
             try:
                 write(b"bbb")
             except RuntimeError as error:

@@ -422,10 +422,10 @@ def test_what_fails_behind_a_whole_response_does_not_cut_it(where: str, caplog: 
     with serving_app(app, **limits) as server, Connection(server.server_address) as c:
         c.send(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n")
         wait_for(lambda: "too late" in caplog.text)
-        wait_for(lambda: server.front.stats()["in_flight"] == 0)  # type: ignore[union-attr]
+        wait_for(lambda: server.front.stats().in_flight == 0)  # type: ignore[union-attr]
         assert c.receive().body == body
         assert c.is_closed()
-        assert server.front.stats()["aborted"] == 0  # type: ignore[union-attr]
+        assert server.front.stats().aborted == 0  # type: ignore[union-attr]
 
 
 def test_a_generator_ends_when_its_client_goes() -> None:
@@ -485,7 +485,7 @@ def test_a_thread_that_reads_on_after_the_response(caplog: pytest.LogCaptureFixt
             wait_for(lambda n=n: len(outcomes) == 2 * n + 2)  # type: ignore[misc]
             assert outcomes[-2] == b"01234"
             assert isinstance(outcomes[-1], (ClientDisconnected, ValueError)), outcomes
-        assert server.front.stats()["in_flight"] == 0  # type: ignore[union-attr]
+        assert server.front.stats().in_flight == 0  # type: ignore[union-attr]
 
 
 def test_one_thread_at_a_time_reads_a_body() -> None:
@@ -689,7 +689,7 @@ def test_a_slow_reader_costs_no_thread() -> None:
         Connection(server.server_address) as slow,
     ):
         slow.send(b"GET /big HTTP/1.1\r\nHost: t\r\n\r\n")
-        wait_for(lambda: server.front.stats()["bytes_out"] > 0)  # type: ignore[union-attr]
+        wait_for(lambda: server.front.stats().bytes_out > 0)  # type: ignore[union-attr]
         assert get(server.server_address, "/small").body == b"x"
         assert slow.receive().body == b"x" * (16 << 20)
 
@@ -749,8 +749,8 @@ def test_queue_full_and_queue_timeout_are_503() -> None:
         began = time.monotonic()
         for n, c in enumerate(connections):
             c.send(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n")
-            wait_for(lambda n=n: server.front.stats()["requests"] == n + 1)  # type: ignore[union-attr, misc]
-            wait_for(lambda n=n: n or server.front.stats()["queued"] == 0)  # type: ignore[union-attr, misc]
+            wait_for(lambda n=n: server.front.stats().requests == n + 1)  # type: ignore[union-attr, misc]
+            wait_for(lambda n=n: n or server.front.stats().queued == 0)  # type: ignore[union-attr, misc]
         full = connections[2].receive()
         assert (full.status, full.header("retry-after"), full.closes) == (503, "1", True)
         late = connections[1].receive()

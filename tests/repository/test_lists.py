@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -54,6 +55,16 @@ def test_a_limit_has_the_default_of_its_setting() -> None:
         line = next(line for line in text.splitlines() if f"({name}, " in line)
         usual = line.split(f"({name}, ")[1].split(",")[0].replace(" * FRONT_SECOND", "")
         assert eval(usual, {"false": False}) == setting.default, name
+
+
+def test_the_stub_has_each_counter() -> None:
+    stub = next(
+        node
+        for node in ast.parse((ROOT / "pkg/_core.pyi").read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == "Counters"
+    )
+    fields = [ast.unparse(node.target) for node in stub.body if isinstance(node, ast.AnnAssign)]
+    assert tuple(fields) == core.Counters._fields
 
 
 @pytest.mark.slow

@@ -271,7 +271,7 @@ def loggers() -> list[str]:
 class _Front:
     """A front that has seen a request of each kind."""
 
-    def __init__(self, stats: dict[str, Any]) -> None:
+    def __init__(self, stats: _core.Counters) -> None:
         self.stats = lambda: stats
 
     def durations(self) -> list[tuple[str, int, list[int], float]]:

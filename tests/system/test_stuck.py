@@ -182,25 +182,28 @@ def test_every_worker_stuck_fails_liveness_with_last_words(tmp_path: Path) -> No
 
 def test_busy_workers_do_not_fail_liveness() -> None:
     """Busy is not stuck: while one request after the other is finished nothing is wrong."""
-    now, numbers = [0.0], {"finished": 0, "in_flight": 2, "queued": 0}
+    now = [0.0]
 
     class Front:
-        def stats(self) -> dict[str, int]:
-            return numbers
+        finished, in_flight, queued = 0, 2, 0
 
-    stuck = StuckWorkers(Front(), threads=2, timeout=10, clock=lambda: now[0])
+        def stats(self) -> Front:
+            return self
+
+    front = Front()
+    stuck = StuckWorkers(front, threads=2, timeout=10, clock=lambda: now[0])
     for _ in range(30):  # each look finds all of them busy, with other requests
         now[0] += 5
-        numbers["finished"] += 1
+        front.finished += 1
         assert stuck() is None
     now[0] += 10
     assert stuck() is None
     now[0] += 0.1
     assert "all 2 worker threads" in str(stuck())
-    numbers["finished"] += 1
+    front.finished += 1
     assert stuck() is None, "it recovers"
     now[0] += 20
-    numbers |= {"in_flight": 2, "queued": 1}
+    front.queued = 1
     assert stuck() is None, "one is free: nobody may be stuck"
 
 
