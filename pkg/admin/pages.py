@@ -139,13 +139,13 @@ class Pages:
         return text("\n".join(statusz.columns(rows)) + "\n")
 
     def _statusz(self, query: Query) -> Reply:
-        document = self._status.collect()
+        snapshot = self._status.collect()
         if query.form == "json":
-            return json_reply(document)
+            return json_reply(snapshot.document())
         if query.form == "html":
-            page = statusz.html(document).encode("utf-8", "backslashreplace")
+            page = statusz.html(snapshot).encode("utf-8", "backslashreplace")
             return Reply(page, "text/html; charset=utf-8")
-        return text(statusz.text(document))
+        return text(statusz.text(snapshot))
 
     def _metrics(self, query: Query) -> Reply:
         page = self._status.metrics()

@@ -1,6 +1,6 @@
-"""/statusz for people: renders the status document as text and as HTML.
+"""/statusz for people: renders a snapshot as text and as HTML.
 
-It does not filter: the document must not contain secrets.  The HTML has no scripts, loads nothing, and supports light
+It does not filter: the snapshot must not contain secrets.  The HTML has no scripts, loads nothing, and supports light
 and dark mode.
 """
 
@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pkg.diagnostics.installation import show_driver
 from pkg.logs.records import printable
+
+if TYPE_CHECKING:
+    from pkg._core import Counters
+    from pkg.diagnostics.snapshot import Snapshot
+    from pkg.health.report import HealthReport
 
 __all__ = ["columns", "html", "seconds", "size", "text"]
 
@@ -79,42 +84,42 @@ def number(value: float) -> str:
 # --- the page ------------------------------------------------------------------------------------------------------
 
 
-def _sections(d: Mapping[str, Any]) -> Iterable[Section]:
-    yield _health(d["health"])
+def _sections(d: Snapshot) -> Iterable[Section]:
+    yield _health(d.health)
     yield Section(
         "Requests in flight",
         ("for", "request", "worker", "where it is"),
         [
             (
-                Cell(seconds(r["age"]), "warn" if r["age"] > 5 else ""),
-                Cell(f"{r['method']} {r['target']}", "code"),
-                Cell(r["worker"] or r["state"]),
-                Cell(" — ".join(filter(None, (r["at"], r["source"]))), "code"),
+                Cell(seconds(r.age), "warn" if r.age > 5 else ""),
+                Cell(f"{r.method} {r.target}", "code"),
+                Cell(r.worker or r.state),
+                Cell(" — ".join(filter(None, (r.at, r.source))), "code"),
             )
-            for r in d["requests"][:20]
+            for r in d.requests[:20]
         ],
         "none",
     )
     yield Section("Work", (), _work(d))
-    if d["pool"] is not None:
-        yield Section("Database pool", (), _pool(d["pool"]))
+    if d.pool is not None:
+        yield Section("Database pool", (), _pool(d.pool))
     yield Section(
         "Probers, and the responses they got",
         ("client", "user agent", "page", "count", "last response", "ago"),
         [
             (
-                Cell(p["client"]),
-                Cell(p["user_agent"] or "-"),
-                Cell(p["page"], "code"),
-                Cell(number(p["count"])),
-                Cell(str(p["status"]), "good" if p["status"] == 200 else "bad"),
-                Cell(seconds(p["age"])),
+                Cell(p.client),
+                Cell(p.user_agent or "-"),
+                Cell(p.page, "code"),
+                Cell(number(p.count)),
+                Cell(str(p.status), "good" if p.status == 200 else "bad"),
+                Cell(seconds(p.age)),
             )
-            for p in d["probers"]
+            for p in d.probers
         ],
         "none so far",
     )
-    yield Section("Front", (), _front(d["front"]))
+    yield Section("Front", (), _front(d.front))
     yield Section("Process", (), _process(d))
     yield Section(
         "Settings",
@@ -125,55 +130,58 @@ def _sections(d: Mapping[str, Any]) -> Iterable[Section]:
                 Cell(row["value"] or "-", "code"),
                 Cell(row["origin"], "dim" if row["origin"] == "default" else ""),
             )
-            for row in sorted(d["settings"], key=lambda row: row["origin"] == "default")
+            for row in sorted(d.settings, key=lambda row: row["origin"] == "default")
         ],
         closed=True,
     )
 
 
-def _health(health: Mapping[str, Any]) -> Section:
+def _health(health: HealthReport) -> Section:
     tones = {"ok": "good", "degraded": "warn", "failed": "bad", "pending": "warn"}
     rows = []
     for page, states in (
-        ("healthz", health["liveness"]),
-        ("readyz", health["readiness"]),
+        ("healthz", health.liveness),
+        ("readyz", health.readiness),
     ):
         for s in states:
             detail = []
-            if "for" in s:
+            if s.runs is not None:
                 detail = [
-                    f"for {seconds(s['for'])}",
-                    f"took {seconds(s['duration'])}",
-                    f"every {seconds(s['interval'])}",
+                    f"for {seconds(s.runs.lasted)}",
+                    f"took {seconds(s.runs.duration)}",
+                    f"every {seconds(s.runs.interval)}",
                 ]
             rows.append(
                 (
-                    Cell(f"/{page}/{s['name']}", "code"),
-                    Cell(s["status"] if s["required"] else f"{s['status']} (optional)", tones.get(s["status"], "")),
-                    Cell(s["reason"]),
+                    Cell(f"/{page}/{s.name}", "code"),
+                    Cell(s.status if s.required else f"{s.status} (optional)", tones.get(s.status, "")),
+                    Cell(s.reason),
                     Cell(", ".join(detail), "dim"),
                 )
             )
     return Section("Health", ("check", "status", "reason", ""), rows, "no checks")
 
 
-def _work(d: Mapping[str, Any]) -> Rows:
-    workers, front, latency = d["workers"], d["front"], d["latency"]
-    full = workers["busy"] >= workers["threads"]
+def _work(d: Snapshot) -> Rows:
+    workers, front, latency = d.workers, d.front, d.latency
+    full = workers.busy >= workers.threads
     rows = [
-        (Cell("workers busy"), Cell(f"{workers['busy']} of {workers['threads']}", "warn" if full else "")),
-        (Cell("waiting for a worker"), Cell(number(front["queued"]), "warn" if front["queued"] else "")),
-        (Cell("requests served"), Cell(number(front["served"]))),
-        (Cell("aborted, shed, timed out"), Cell(" / ".join(number(front[k]) for k in ("aborted", "shed", "timeouts")))),
+        (Cell("workers busy"), Cell(f"{workers.busy} of {workers.threads}", "warn" if full else "")),
+        (Cell("waiting for a worker"), Cell(number(front.queued), "warn" if front.queued else "")),
+        (Cell("requests served"), Cell(number(front.served))),
+        (Cell("aborted, shed, timed out"), Cell(" / ".join(map(number, (front.aborted, front.shed, front.timeouts))))),
     ]
-    if latency["count"]:
-        statuses = ", ".join(f"{name}: {number(n)}" for name, n in latency["by_status"].items())
+    if latency.count:
+        statuses = ", ".join(f"{name}: {number(n)}" for name, n in latency.by_status.items())
         rows += [
             (Cell("responses"), Cell(statuses)),
-            (Cell("mean duration"), Cell(seconds(latency["mean"]))),
+            (Cell("mean duration"), Cell(seconds(latency.mean))),
         ]
-        for name, label in (("p50", "half"), ("p90", "90 %"), ("p99", "99 %")):
-            bound = latency[f"{name}_at_most"]
+        for label, bound in (
+            ("half", latency.p50_at_most),
+            ("90 %", latency.p90_at_most),
+            ("99 %", latency.p99_at_most),
+        ):
             rows.append((Cell(f"{label} took at most"), Cell(seconds(bound) if bound else "more than 10 s")))
     return rows
 
@@ -207,22 +215,22 @@ def _pool(pool: Mapping[str, Any]) -> Rows:
     ]
 
 
-def _front(front: Mapping[str, Any]) -> Rows:
+def _front(front: Counters) -> Rows:
     return [
-        (Cell("connections"), Cell(f"{number(front['connections'])} now, {number(front['accepted'])} accepted")),
-        (Cell("health probes answered"), Cell(number(front["probes"]))),
-        (Cell("of these stale (503)"), Cell(number(front["stale"]), "bad" if front["stale"] else "")),
-        (Cell("malformed requests"), Cell(number(front["rejected"]))),
-        (Cell("reset by clients"), Cell(number(front["resets"]))),
-        (Cell("accept errors"), Cell(number(front["accept_errors"]), "bad" if front["accept_errors"] else "")),
-        (Cell("received, sent"), Cell(f"{size(front['bytes_in'])}, {size(front['bytes_out'])}")),
-        (Cell("held for slow clients"), Cell(size(front["buffered"]))),
+        (Cell("connections"), Cell(f"{number(front.connections)} now, {number(front.accepted)} accepted")),
+        (Cell("health probes answered"), Cell(number(front.probes))),
+        (Cell("of these stale (503)"), Cell(number(front.stale), "bad" if front.stale else "")),
+        (Cell("malformed requests"), Cell(number(front.rejected))),
+        (Cell("reset by clients"), Cell(number(front.resets))),
+        (Cell("accept errors"), Cell(number(front.accept_errors), "bad" if front.accept_errors else "")),
+        (Cell("received, sent"), Cell(f"{size(front.bytes_in)}, {size(front.bytes_out)}")),
+        (Cell("held for slow clients"), Cell(size(front.buffered))),
     ]
 
 
-def _process(d: Mapping[str, Any]) -> Rows:
-    process, service, logs = d["process"], d["service"], d["logs"]
-    rows = [(Cell("host, pid"), Cell(f"{service['host']}, {service['pid']}"))]
+def _process(d: Snapshot) -> Rows:
+    process, service, logs = d.process, d.service, d.logs
+    rows = [(Cell("host, pid"), Cell(f"{service.host}, {service.pid}"))]
     if "resident_memory_bytes" in process:
         memory = size(process["resident_memory_bytes"])
         if "memory_limit_bytes" in process:
@@ -234,32 +242,32 @@ def _process(d: Mapping[str, Any]) -> Rows:
     rows.append((Cell("file descriptors"), Cell(f"{used} of {number(process['max_fds'])}")))
     delay = process["interpreter_delay_seconds"]
     rows.append((Cell("wait for the interpreter lock"), Cell(seconds(delay), "warn" if delay > 0.05 else "")))
-    lost = logs["dropped"]
-    lines = f"{number(logs['written'])} written, {number(lost)} lost"
+    lost = logs.dropped
+    lines = f"{number(logs.written)} written, {number(lost)} lost"
     rows.append((Cell("log lines"), Cell(lines, "bad" if lost else "")))
     return rows
 
 
-def _headline(d: Mapping[str, Any]) -> tuple[str, str]:
+def _headline(d: Snapshot) -> tuple[str, str]:
     """The state in one word, and its tone."""
-    service, health = d["service"], d["health"]
-    if service["phase"] in ("starting", "draining", "stopped"):
-        return service["phase"], "warn"
-    if not health["live"]:
+    service, health = d.service, d.health
+    if service.phase in ("starting", "draining", "stopped"):
+        return service.phase, "warn"
+    if not health.live:
         return "not live", "bad"
-    if not health["ready"]:
+    if not health.ready:
         return "not ready", "bad"
-    return service["phase"], "good"
+    return service.phase, "good"
 
 
-def _facts(d: Mapping[str, Any]) -> list[tuple[str, str]]:
-    service = d["service"]
-    driver = f", {show_driver(service['psycopg'])}" if service["psycopg"] else ""
+def _facts(d: Snapshot) -> list[tuple[str, str]]:
+    service = d.service
+    driver = f", {show_driver(service.psycopg)}" if service.psycopg else ""
     return [
-        ("up", seconds(service["uptime"])),
-        ("since", service["started"]),
-        ("version", f"{service['version'] or 'unknown'}, Python {service['python']}{driver}"),
-        ("serves", f"{service['app'] or 'health pages only'} on {service['address']}"),
+        ("up", seconds(service.uptime)),
+        ("since", service.started),
+        ("version", f"{service.version or 'unknown'}, Python {service.python}{driver}"),
+        ("serves", f"{service.app or 'health pages only'} on {service.address}"),
     ]
 
 
@@ -270,16 +278,16 @@ def columns(table: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
-def text(d: Mapping[str, Any]) -> str:
+def text(d: Snapshot) -> str:
     """The page for a terminal."""
     word, _ = _headline(d)
     lines = [
-        f"{d['service']['app'] or 'pkg'}: {word}",
+        f"{d.service.app or 'pkg'}: {word}",
         *(f"{name:<9}{printable(value)}" for name, value in _facts(d)),
         "",
     ]
-    lines.append("What seems to be wrong" if d["findings"] else "Nothing seems to be wrong.")
-    lines += [f"  {f['level']}: {printable(f['text'])}  [{f['page']}]" for f in d["findings"]]
+    lines.append("What seems to be wrong" if d.findings else "Nothing seems to be wrong.")
+    lines += [f"  {f.level}: {printable(f.text)}  [{f.page}]" for f in d.findings]
     for section in _sections(d):
         if not section.rows and not section.empty:
             continue
@@ -361,16 +369,16 @@ def _card(section: Section) -> str:
     return f'<section class="card">{body}</section>'
 
 
-def html(d: Mapping[str, Any]) -> str:
+def html(d: Snapshot) -> str:
     """The page for a browser."""
     word, tone = _headline(d)
-    name = escape(d["service"]["app"] or "pkg")
+    name = escape(d.service.app or "pkg")
     facts = "".join(f"<span>{escape(key)} {escape(value)}</span>" for key, value in _facts(d))
     links = "".join(f'<a href="{escape(path)}">{escape(label)}</a>' for path, label in PAGES)
     findings = "".join(
-        f'<li><span class="pill {f["level"]}">{f["level"]}</span><span>{escape(f["text"])}</span>'
-        f'<a href="{escape(f["page"])}">{escape(f["page"].partition("?")[0])}</a></li>'
-        for f in d["findings"]
+        f'<li><span class="pill {f.level}">{f.level}</span><span>{escape(f.text)}</span>'
+        f'<a href="{escape(f.page)}">{escape(f.page.partition("?")[0])}</a></li>'
+        for f in d.findings
     )
     sections = [section for section in _sections(d) if section.rows or section.empty]
     wide = [section for section in sections if section.head and not section.closed]

@@ -22,6 +22,7 @@ from pkg._core import COUNTERS, Counters
 from pkg.logs.records import printable_lines
 
 if TYPE_CHECKING:
+    from pkg.health.report import HealthReport
     from pkg.logs.sink import LogLines
 
 __all__ = ["OPENMETRICS", "TEXT", "Exposition", "collect", "process", "render"]
@@ -236,17 +237,17 @@ def _add_pool(page: Exposition, stats: Mapping[str, Any]) -> None:
         )
 
 
-def _add_health(page: Exposition, report: Mapping[str, Any]) -> None:
-    page.family("pkg_live", "gauge", "1 if /healthz answers 200.", int(report["live"]))
-    page.family("pkg_ready", "gauge", "1 if /readyz answers 200.", int(report["ready"]))
+def _add_health(page: Exposition, report: HealthReport) -> None:
+    page.family("pkg_live", "gauge", "1 if /healthz answers 200.", int(report.live))
+    page.family("pkg_ready", "gauge", "1 if /readyz answers 200.", int(report.ready))
     # Like kubernetes_healthcheck (kubernetes: component-base/metrics/prometheus/slis).
-    kinds = (("livez", report["liveness"]), ("readyz", report["readiness"]))
+    kinds = (("livez", report.liveness), ("readyz", report.readiness))
     for name, help, passing in (
         ("pkg_healthcheck", "1 if the check passes.", ("ok", "degraded")),
         ("pkg_healthcheck_degraded", "1 if the check passes, but is degraded.", ("degraded",)),
     ):
         samples = [
-            ("", {"name": state["name"], "type": kind}, int(state["status"] in passing))
+            ("", {"name": state.name, "type": kind}, int(state.status in passing))
             for kind, states in kinds
             for state in states
         ]
@@ -269,7 +270,7 @@ def collect(
     front: Any,
     threads: int,
     phase: str,
-    health: Mapping[str, Any] | None = None,
+    health: HealthReport | None = None,
     pool: Mapping[str, Any] | None = None,
     logs: LogLines | None = None,
     version: str = "",

@@ -1,4 +1,4 @@
-"""The state of the service as one document for /statusz, and findings: what seems to be wrong, in words.
+"""The state of the service at one moment for /statusz, and findings: what seems to be wrong, in words.
 
 It changes nothing and stores nothing: every call collects the state from the parts.
 """
@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pkg.diagnostics import installation, metrics, stacks
 
 if TYPE_CHECKING:
+    from pkg._core import Counters, Prober
+    from pkg.health.report import HealthReport
     from pkg.lifecycle import Lifecycle
-    from pkg.logs.sink import Sink
+    from pkg.logs.sink import LogLines, Sink
 
-__all__ = ["InFlight", "Status", "diagnose"]
+__all__ = ["InFlight", "Snapshot", "Status", "diagnose"]
 
 # Thresholds of the findings.
 LONG_REQUEST = 5.0  # seconds
@@ -42,6 +44,87 @@ class InFlight(NamedTuple):
     state: str
     at: str | None  # the current place in the application, and its line of source
     source: str | None
+
+
+class ServiceState(NamedTuple):
+    """Times in seconds; `started`: ISO 8601; `main_thread_at`: its current place in the application."""
+
+    app: str
+    version: str
+    python: str
+    psycopg: Any
+    pid: int
+    host: str
+    address: str
+    phase: str
+    reason: str
+    since: float
+    uptime: float
+    started: str
+    main_thread_at: str | None
+
+
+class Workers(NamedTuple):
+    threads: int
+    alive: int
+    busy: int
+
+
+class Latency(NamedTuple):
+    """Of all requests since the start: counts by class of status, and upper bounds of some quantiles in seconds (None:
+    longer than the longest bound)."""
+
+    count: int  # type: ignore[assignment]  # hides a method of tuples
+    by_status: dict[str, int]
+    mean: float = 0.0
+    p50_at_most: float | None = None
+    p90_at_most: float | None = None
+    p99_at_most: float | None = None
+
+
+class Finding(NamedTuple):
+    level: str  # error, warning, note
+    text: str
+    page: str  # with the details
+
+
+class Snapshot(NamedTuple):
+    """The state at one moment.
+
+    `pool`: statistics under psycopg_pool's own names; None without a database.  `process`: numbers under the names of
+    their metrics; those that the system does not tell are missing.
+    """
+
+    service: ServiceState
+    health: HealthReport
+    workers: Workers
+    requests: list[InFlight]
+    pool: Mapping[str, Any] | None
+    front: Counters
+    latency: Latency
+    probers: list[Prober]
+    process: Mapping[str, float]
+    logs: LogLines
+    settings: Sequence[Mapping[str, str]]
+    findings: Sequence[Finding] = ()
+
+    def document(self) -> dict[str, Any]:
+        """As plain data for JSON."""
+        latency = self.latency._asdict() if self.latency.count else {"count": 0, "by_status": self.latency.by_status}
+        return {
+            "service": self.service._asdict(),
+            "health": self.health.document(),
+            "workers": self.workers._asdict(),
+            "requests": [request._asdict() for request in self.requests],
+            "pool": self.pool,
+            "front": self.front._asdict(),
+            "latency": latency,
+            "probers": [prober._asdict() for prober in self.probers],
+            "process": self.process,
+            "logs": self.logs._asdict(),
+            "settings": [dict(row) for row in self.settings],
+            "findings": [finding._asdict() for finding in self.findings],
+        }
 
 
 class Status:
@@ -122,50 +205,44 @@ class Status:
             )
         return found
 
-    def collect(self) -> dict[str, Any]:
-        """Everything that /statusz shows, as plain data."""
+    def collect(self) -> Snapshot:
+        """Everything that /statusz shows."""
         taken = stacks.capture()
-        stats = self.front.stats()
-        phase = self.lifecycle
-        document: dict[str, Any] = {
-            "service": {
-                "app": self.app,
-                "version": self.version,
-                "python": platform.python_version(),
-                "psycopg": installation.loaded_driver(),
-                "pid": os.getpid(),
-                "host": platform.node(),
-                "address": self.address,
-                "phase": phase.phase.value,
-                "reason": phase.reason,
-                "since": round(time.monotonic() - phase.since, 1),
-                "uptime": round(time.monotonic() - self._began, 1),
-                "started": self._began_at.isoformat(timespec="seconds"),
-            },
-            "health": self.checker.report(),
-            "workers": {
-                "threads": self.threads,
-                "alive": self._alive(),
-                "busy": metrics.workers_busy(stats, self.threads),
-            },
-            "requests": [request._asdict() for request in self.requests(taken)],
-            "pool": self.pool(),
-            "front": stats._asdict(),
-            "latency": _latency(self.front.durations()),
-            "probers": [prober._asdict() for prober in sorted(self.front.probers(), key=lambda prober: prober.age)],
-            "process": {**metrics.process(), **_memory_limit(), "interpreter_delay_seconds": _interpreter_delay()},
-            "logs": self.logs.stats()._asdict(),
-            "settings": [dict(row) for row in self.settings],
-        }
         main = next((stack for stack in taken if stack.name == "MainThread"), None)
         at = stacks.place(main) if main is not None else None
-        document["service"]["main_thread_at"] = str(at) if at is not None else None
-        document["findings"] = diagnose(document)
-        return document
+        stats = self.front.stats()
+        now = time.monotonic()
+        snapshot = Snapshot(
+            service=ServiceState(
+                app=self.app,
+                version=self.version,
+                python=platform.python_version(),
+                psycopg=installation.loaded_driver(),
+                pid=os.getpid(),
+                host=platform.node(),
+                address=self.address,
+                phase=self.lifecycle.phase.value,
+                reason=self.lifecycle.reason,
+                since=round(now - self.lifecycle.since, 1),
+                uptime=round(now - self._began, 1),
+                started=self._began_at.isoformat(timespec="seconds"),
+                main_thread_at=str(at) if at is not None else None,
+            ),
+            health=self.checker.report(),
+            workers=Workers(self.threads, self._alive(), metrics.workers_busy(stats, self.threads)),
+            requests=self.requests(taken),
+            pool=self.pool(),
+            front=stats,
+            latency=_latency(self.front.durations()),
+            probers=sorted(self.front.probers(), key=lambda prober: prober.age),
+            process={**metrics.process(), **_memory_limit(), "interpreter_delay_seconds": _interpreter_delay()},
+            logs=self.logs.stats(),
+            settings=self.settings,
+        )
+        return snapshot._replace(findings=diagnose(snapshot))
 
 
-def _latency(durations: Iterable[tuple[str, int, Sequence[int], float]]) -> dict[str, Any]:
-    """All requests since the start: counts by class of status, and upper bounds of some quantiles in seconds."""
+def _latency(durations: Iterable[tuple[str, int, Sequence[int], float]]) -> Latency:
     from pkg._core import DURATION_BOUNDS
 
     buckets = [0] * (len(DURATION_BOUNDS) + 1)
@@ -177,17 +254,19 @@ def _latency(durations: Iterable[tuple[str, int, Sequence[int], float]]) -> dict
         classes[key] = classes.get(key, 0) + sum(counts)
         total += seconds
     count = sum(buckets)
-    found: dict[str, Any] = {"count": count, "by_status": dict(sorted(classes.items()))}
-    if count:
-        found["mean"] = round(total / count, 6)
-        for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
-            seen = 0
-            for bound, n in zip((*DURATION_BOUNDS, float("inf")), buckets, strict=True):
-                seen += n
-                if seen >= share * count:
-                    found[f"{name}_at_most"] = bound if bound != float("inf") else None
-                    break
-    return found
+    by_status = dict(sorted(classes.items()))
+    if not count:
+        return Latency(0, by_status)
+
+    def at_most(share: float) -> float | None:
+        seen = 0
+        for bound, n in zip(DURATION_BOUNDS, buckets, strict=False):
+            seen += n
+            if seen >= share * count:
+                return bound
+        return None
+
+    return Latency(count, by_status, round(total / count, 6), at_most(0.5), at_most(0.9), at_most(0.99))
 
 
 def _interpreter_delay() -> float:
@@ -217,132 +296,126 @@ def _times(number: float, one: str, many: str = "") -> str:
     return f"{number:.0f} {one if number == 1 else many or one + 's'}"
 
 
-def _finding(level: str, text: str, page: str) -> dict[str, str]:
-    return {"level": level, "text": text, "page": page}
-
-
-def diagnose(document: Mapping[str, Any]) -> list[dict[str, str]]:
+def diagnose(snapshot: Snapshot) -> list[Finding]:
     """Findings, the most severe first: level (error, warning, note), text, and the page with details."""
     found = [
-        *_of_service(document),
-        *_of_health(document),
-        *_of_workers(document),
-        *_of_pool(document),
-        *_of_process(document),
-        *_of_past(document),
+        *_of_service(snapshot),
+        *_of_health(snapshot),
+        *_of_workers(snapshot),
+        *_of_pool(snapshot),
+        *_of_process(snapshot),
+        *_of_past(snapshot),
     ]
-    return sorted(found, key=lambda finding: ("error", "warning", "note").index(finding["level"]))
+    return sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.level))
 
 
-def _of_service(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
-    service = document["service"]
-    if service["phase"] == "starting" and service["since"] > LONG_START:
-        at = f"; the main thread is at {service['main_thread_at']}" if service["main_thread_at"] else ""
-        text = f"still starting after {service['since']:.0f} s: the application is being imported{at}"
-        yield _finding("error", text, "/debug/threads")
-    elif service["phase"] == "draining":
-        yield _finding(
-            "warning", f"draining for {service['since']:.0f} s because of {service['reason']}", "/debug/requests"
-        )
+def _of_service(snapshot: Snapshot) -> Iterable[Finding]:
+    service = snapshot.service
+    if service.phase == "starting" and service.since > LONG_START:
+        at = f"; the main thread is at {service.main_thread_at}" if service.main_thread_at else ""
+        text = f"still starting after {service.since:.0f} s: the application is being imported{at}"
+        yield Finding("error", text, "/debug/threads")
+    elif service.phase == "draining":
+        yield Finding("warning", f"draining for {service.since:.0f} s because of {service.reason}", "/debug/requests")
 
 
-def _of_health(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
-    health = document["health"]
-    for state in health["liveness"]:
-        if state["status"] == "failed":
-            yield _finding("error", f"liveness fails: {state['name']}: {state['reason']}", "/debug/threads")
-    for state in health["readiness"]:
-        if state["status"] == "ok" or state["name"] in ("shutdown", "startup"):
+def _of_health(snapshot: Snapshot) -> Iterable[Finding]:
+    health = snapshot.health
+    for state in health.liveness:
+        if state.status == "failed":
+            yield Finding("error", f"liveness fails: {state.name}: {state.reason}", "/debug/threads")
+    for state in health.readiness:
+        if state.status == "ok" or state.name in ("shutdown", "startup"):
             continue
-        lasted = f", for {state['for']:.0f} s" if "for" in state else ""
-        what = "fails" if state["status"] == "failed" else f"is {state['status']}"
-        level = "error" if state["status"] == "failed" and state["required"] else "warning"
-        page = "/debug/pool" if state["name"] == "database" else "/statusz"
-        yield _finding(level, f"check {state['name']} {what}{lasted}: {state['reason']}", page)
+        lasted = f", for {state.runs.lasted:.0f} s" if state.runs is not None else ""
+        what = "fails" if state.status == "failed" else f"is {state.status}"
+        level = "error" if state.status == "failed" and state.required else "warning"
+        page = "/debug/pool" if state.name == "database" else "/statusz"
+        yield Finding(level, f"check {state.name} {what}{lasted}: {state.reason}", page)
 
 
-def _of_workers(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
-    workers, requests = document["workers"], document["requests"]
-    if document["service"]["phase"] == "ready" and workers["alive"] < workers["threads"]:
-        text = f"only {workers['alive']} of {_times(workers['threads'], 'worker')} are running; the others have ended"
-        yield _finding("error", text, "/debug/threads")
-    queued = document["front"]["queued"]
-    running = [request for request in requests if request["thread"]]
-    if workers["busy"] >= workers["threads"] and running:
+def _of_workers(snapshot: Snapshot) -> Iterable[Finding]:
+    workers, requests = snapshot.workers, snapshot.requests
+    if snapshot.service.phase == "ready" and workers.alive < workers.threads:
+        text = f"only {workers.alive} of {_times(workers.threads, 'worker')} are running; the others have ended"
+        yield Finding("error", text, "/debug/threads")
+    queued = snapshot.front.queued
+    running = [request for request in requests if request.thread]
+    if workers.busy >= workers.threads and running:
         longest = running[0]
         text = (
-            f"all {_times(workers['threads'], 'worker')} {'is' if workers['threads'] == 1 else 'are'} busy and "
+            f"all {_times(workers.threads, 'worker')} {'is' if workers.threads == 1 else 'are'} busy and "
             f"{_times(queued, 'request')} {'waits' if queued == 1 else 'wait'}; the longest has been running for "
-            f"{longest['age']:.1f} s: {longest['method']} {longest['target']}"
+            f"{longest.age:.1f} s: {longest.method} {longest.target}"
         )
-        yield _finding("error" if queued or longest["age"] > LONG_REQUEST else "warning", text, "/debug/requests")
+        yield Finding("error" if queued or longest.age > LONG_REQUEST else "warning", text, "/debug/requests")
     # Long requests grouped by their place: one line for ten workers that wait for one lock.
-    places: dict[str, list[Mapping[str, Any]]] = {}
+    places: dict[str, list[InFlight]] = {}
     for request in running:
-        if request["age"] > LONG_REQUEST:
-            source = f": `{request['source']}`" if request["source"] else ""
-            places.setdefault(f"{request['at'] or 'an unknown place'}{source}", []).append(request)
+        if request.age > LONG_REQUEST:
+            source = f": `{request.source}`" if request.source else ""
+            places.setdefault(f"{request.at or 'an unknown place'}{source}", []).append(request)
     for place, there in sorted(places.items(), key=lambda item: -len(item[1]))[:MAX_PLACES]:
         oldest = there[0]
-        what = f"{oldest['method']} {oldest['target']}"
-        if any(request["target"] != oldest["target"] for request in there):
+        what = f"{oldest.method} {oldest.target}"
+        if any(request.target != oldest.target for request in there):
             what += " and others"
         if len(there) == 1:
-            text = f"{oldest['worker'] or 'a worker'} has been serving {what} for {oldest['age']:.0f} s, at {place}"
+            text = f"{oldest.worker or 'a worker'} has been serving {what} for {oldest.age:.0f} s, at {place}"
         else:
-            text = f"{len(there)} workers have been serving {what} for up to {oldest['age']:.0f} s, at {place}"
-        yield _finding("warning", text, "/debug/threads")
+            text = f"{len(there)} workers have been serving {what} for up to {oldest.age:.0f} s, at {place}"
+        yield Finding("warning", text, "/debug/threads")
 
 
-def _of_pool(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
-    pool = document["pool"]
+def _of_pool(snapshot: Snapshot) -> Iterable[Finding]:
+    pool = snapshot.pool
     if not pool:
         return
     lent = pool.get("connections_used", 0)
-    if lent and not document["requests"]:
+    if lent and not snapshot.requests:
         what = "a connection is" if lent == 1 else f"{lent} connections are"
         text = (
             f"{what} in use while no request is in flight; leaked, unless one of the application's own threads holds it"
         )
-        yield _finding("warning", text, "/debug/pool")
+        yield Finding("warning", text, "/debug/pool")
     size, most = pool.get("pool_size", 0), pool.get("pool_max", 0)
     waiting = pool.get("requests_waiting", 0)
     if waiting or (most and size >= most and not pool.get("pool_available", 0)):
         used = size - pool.get("pool_available", 0)
         text = f"the pool is exhausted: {used} of {most} connections are in use, {_times(waiting, 'caller')} waiting"
-        yield _finding("error" if waiting else "warning", text, "/debug/pool")
+        yield Finding("error" if waiting else "warning", text, "/debug/pool")
 
 
-def _of_process(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
-    process, front = document["process"], document["front"]
+def _of_process(snapshot: Snapshot) -> Iterable[Finding]:
+    process, front = snapshot.process, snapshot.front
     used, most = process.get("open_fds"), process["max_fds"]
     if used is None:
         text = f"no file descriptor is free (the limit is {most:.0f})"
-        yield _finding("error", text, "/debug/requests")
+        yield Finding("error", text, "/debug/requests")
     elif used >= MANY_DESCRIPTORS * most:
-        text = f"{used:.0f} of {most:.0f} file descriptors are open, {front['connections']} of them client connections"
-        yield _finding("error", text, "/debug/requests")
+        text = f"{used:.0f} of {most:.0f} file descriptors are open, {front.connections} of them client connections"
+        yield Finding("error", text, "/debug/requests")
     delay = process["interpreter_delay_seconds"]
     if delay > SLOW_INTERPRETER:
         text = f"threads wait {delay * 1000:.0f} ms for the interpreter lock: a thread computes and seldom releases it"
-        yield _finding("warning", text, "/debug/profile?seconds=5")
+        yield Finding("warning", text, "/debug/profile?seconds=5")
     limit = process.get("memory_limit_bytes")
     if limit and process["container_memory_bytes"] > MUCH_MEMORY * limit:
         share = process["container_memory_bytes"] / limit
-        yield _finding("warning", f"the container uses {share:.0%} of its memory limit", "/debug/memory")
+        yield Finding("warning", f"the container uses {share:.0%} of its memory limit", "/debug/memory")
 
 
-def _of_past(document: Mapping[str, Any]) -> Iterable[dict[str, str]]:
-    front, logs = document["front"], document["logs"]
-    if front["accept_errors"]:
-        text = f"{_times(front['accept_errors'], 'time')} there was no descriptor or memory to accept a connection"
-        yield _finding("note", f"{text} (since the start)", "/metrics")
-    if front["stale"]:
+def _of_past(snapshot: Snapshot) -> Iterable[Finding]:
+    front, logs = snapshot.front, snapshot.logs
+    if front.accept_errors:
+        text = f"{_times(front.accept_errors, 'time')} there was no descriptor or memory to accept a connection"
+        yield Finding("note", f"{text} (since the start)", "/metrics")
+    if front.stale:
         text = (
-            f"{_times(front['stale'], 'probe')} got 503 because the interpreter showed no sign of life: "
+            f"{_times(front.stale, 'probe')} got 503 because the interpreter showed no sign of life: "
             "the lock was held, or the process was stopped (since the start; stderr has the stacks)"
         )
-        yield _finding("note", text, "/metrics")
-    if logs["dropped"]:
-        text = f"{_times(logs['dropped'], 'log line')} were lost: the output is or was blocked (since the start)"
-        yield _finding("note", text, "/metrics")
+        yield Finding("note", text, "/metrics")
+    if logs.dropped:
+        text = f"{_times(logs.dropped, 'log line')} were lost: the output is or was blocked (since the start)"
+        yield Finding("note", text, "/metrics")

@@ -29,6 +29,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from pkg.health.pages import LIVENESS, READINESS, HealthPage, Result, State, pages_of, verdict_of
+from pkg.health.report import CheckRuns, HealthReport
 
 __all__ = ["Check", "Checker", "Degraded", "Result"]
 
@@ -437,28 +438,28 @@ class Checker:
             self._publish(pages)
             self._shown = shown  # if that raised, the next tick tries again
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> HealthReport:
         """All states with their reasons, for the admin listener; not for probers."""
         with self._lock:
             now = self._clock()
             liveness, readiness = self._states()
-            return {
-                "live": verdict_of(liveness) != "fail",
-                "ready": verdict_of(readiness) != "fail",
-                "liveness": [s.report() for s in liveness],
-                "readiness": [
-                    s.report() if s.name not in self._checks else {**s.report(), **_detail(self._checks[s.name], now)}
-                    for s in readiness
+            return HealthReport(
+                live=verdict_of(liveness) != "fail",
+                ready=verdict_of(readiness) != "fail",
+                liveness=[state.report() for state in liveness],
+                readiness=[
+                    state.report(_runs(self._checks[state.name], now) if state.name in self._checks else None)
+                    for state in readiness
                 ],
-            }
+            )
 
 
-def _detail(check: Check, now: float) -> dict[str, Any]:
-    return {
-        "for": round(now - check.since, 1),
-        "age": round(now - check.last, 1),
-        "duration": round(check.duration, 4),
-        "interval": check.interval,
-        "timeout": check.timeout,
-        "runs": check.runs,
-    }
+def _runs(check: Check, now: float) -> CheckRuns:
+    return CheckRuns(
+        lasted=round(now - check.since, 1),
+        age=round(now - check.last, 1),
+        duration=round(check.duration, 4),
+        interval=check.interval,
+        timeout=check.timeout,
+        runs=check.runs,
+    )

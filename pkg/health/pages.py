@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from pkg.health.report import CheckRuns, CheckState
 
 __all__ = ["LIVENESS", "READINESS", "HealthPage", "Result", "State", "pages_of", "verdict_of"]
 
@@ -42,14 +44,9 @@ class State(NamedTuple):
             return "pass"
         return "warn" if self.result.status == "degraded" or not self.required else "fail"
 
-    def report(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "status": self.result.status,
-            "reason": self.result.reason,
-            "required": self.required,
-            "changed": self.changed.isoformat() if self.changed else None,
-        }
+    def report(self, runs: CheckRuns | None = None) -> CheckState:
+        changed = self.changed.isoformat() if self.changed else None
+        return CheckState(self.name, self.result.status, self.result.reason, self.required, changed, runs)
 
 
 def verdict_of(states: Sequence[State]) -> str:

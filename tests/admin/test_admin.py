@@ -17,12 +17,14 @@ from typing import Any
 
 import pytest
 
+from pkg._core import Counters
 from pkg.admin import pages as _pages
 from pkg.admin.listener import THREADS, Admin
 from pkg.admin.pages import Pages
 from pkg.diagnostics.profile import Profile, Profiler
-from pkg.diagnostics.snapshot import Status, diagnose
+from pkg.diagnostics.snapshot import InFlight, Latency, ServiceState, Snapshot, Status, Workers, diagnose
 from pkg.health.checks import Check, Checker, Degraded
+from pkg.health.report import HealthReport
 from pkg.lifecycle import Lifecycle, Phase
 from pkg.logs import sink as logs
 from pkg.logs.sink import LogLines
@@ -599,30 +601,34 @@ def test_profile_finds_who_computes() -> None:
 # --- findings ------------------------------------------------------------------------------------------------------
 
 
-def healthy() -> dict[str, Any]:
-    return {
-        "service": {"phase": "ready", "reason": "", "since": 100.0, "main_thread_at": None},
-        "health": {"live": True, "ready": True, "liveness": [], "readiness": []},
-        "workers": {"threads": 4, "alive": 4, "busy": 0},
-        "requests": [],
-        "pool": None,
-        "front": {"queued": 0, "connections": 0, "accept_errors": 0, "stale": 0},
-        "process": {"open_fds": 10.0, "max_fds": 1000.0, "interpreter_delay_seconds": 0.0},
-        "logs": {"dropped": 0},
-    }
+def healthy() -> Snapshot:
+    service = ServiceState("", "", "", None, 1, "", "", "ready", "", 100.0, 100.0, "", None)
+    return Snapshot(
+        service=service,
+        health=HealthReport(True, True, [], []),
+        workers=Workers(threads=4, alive=4, busy=0),
+        requests=[],
+        pool=None,
+        front=Counters(**dict.fromkeys(Counters._fields, 0)),
+        latency=Latency(0, {}),
+        probers=[],
+        process={"open_fds": 10.0, "max_fds": 1000.0, "interpreter_delay_seconds": 0.0},
+        logs=LogLines(0, 0, 0),
+        settings=[],
+    )
 
 
-def request(age: float, at: str | None = "app.py:3 in f", worker: str | None = "worker-0") -> dict[str, Any]:
-    thread = 7 if worker else None
-    return {"method": "GET", "target": "/a", "age": age, "worker": worker, "thread": thread, "state": "sleeping",
-            "at": at, "source": "with lock:"}  # fmt: skip
+def request(age: float, at: str | None = "app.py:3 in f", worker: str | None = "worker-0") -> InFlight:
+    return InFlight("GET", "/a", age, worker, 7 if worker else None, "sleeping", at, "with lock:")
 
 
-def change(document: dict[str, Any], path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    for parent in parents:
-        document = document[parent]
-    document[last] = value
+def change(snapshot: Snapshot, path: str, value: Any) -> Snapshot:
+    part, _, name = path.partition(".")
+    if not name:
+        return snapshot._replace(**{part: value})
+    former = getattr(snapshot, part)
+    new = {**former, name: value} if isinstance(former, dict) else former._replace(**{name: value})
+    return snapshot._replace(**{part: new})
 
 
 FINDINGS: list[tuple[str, dict[str, Any], str]] = [
@@ -676,13 +682,13 @@ FINDINGS: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("level", "changes", "text"), FINDINGS)
 def test_findings(level: str, changes: dict[str, Any], text: str) -> None:
-    document = healthy()
+    snapshot = healthy()
     for path, value in changes.items():
-        change(document, path, value)
-    found = diagnose(document)
-    assert any(f["level"] == level and re.search(text, f["text"]) for f in found), found
+        snapshot = change(snapshot, path, value)
+    found = diagnose(snapshot)
+    assert any(finding.level == level and re.search(text, finding.text) for finding in found), found
     assert len(found) == 1
-    assert found[0]["page"].startswith("/")
+    assert found[0].page.startswith("/")
 
 
 def test_no_findings_when_all_is_well() -> None:
@@ -690,9 +696,7 @@ def test_no_findings_when_all_is_well() -> None:
 
 
 def test_a_queued_request_is_no_long_one() -> None:
-    document = healthy()
-    document["requests"] = [request(9.0, None, None)]
-    assert diagnose(document) == []
+    assert diagnose(change(healthy(), "requests", [request(9.0, None, None)])) == []
 
 
 # --- as a process --------------------------------------------------------------------------------------------------

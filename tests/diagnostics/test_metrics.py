@@ -14,6 +14,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 
 from pkg import _core
 from pkg.diagnostics import metrics
+from pkg.health.report import CheckState, HealthReport
 from pkg.logs.sink import LogLines
 from tests.support.client import Connection, get, wait_for
 from tests.support.servers import serving_app
@@ -33,17 +34,17 @@ class Front:
         return self._durations
 
 
-HEALTH = {
-    "live": True,
-    "ready": False,
-    "liveness": [{"name": "interpreter", "status": "ok", "reason": "", "required": True}],
-    "readiness": [
-        {"name": "startup", "status": "ok", "reason": "", "required": True},
-        {"name": "database", "status": "failed", "reason": 'no "such\\ host\n', "required": True},
-        {"name": "cache", "status": "degraded", "reason": "slow", "required": False},
-        {"name": "queue", "status": "pending", "reason": "", "required": False},
+HEALTH = HealthReport(
+    live=True,
+    ready=False,
+    liveness=[CheckState("interpreter", "ok", "", True, None)],
+    readiness=[
+        CheckState("startup", "ok", "", True, None),
+        CheckState("database", "failed", 'no "such\\ host\n', True, None),
+        CheckState("cache", "degraded", "slow", False, None),
+        CheckState("queue", "pending", "", False, None),
     ],
-}
+)
 POOL = {
     "pool_min": 2, "pool_max": 10, "pool_size": 7, "pool_available": 3, "requests_waiting": 4, "requests_num": 100,
     "requests_queued": 20, "requests_wait_ms": 1500, "requests_errors": 5, "usage_ms": 2500, "connections_num": 9,

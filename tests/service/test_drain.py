@@ -43,17 +43,17 @@ signals = Signals()
 signals.ask("a test")
 if sys.argv[1] == "ends":
     def end_when_draining():
-        while checker.report()["ready"]:
+        while checker.report().ready:
             time.sleep(0.01)
         end.set()
-    assert checker.report()["ready"]
+    assert checker.report().ready
     threading.Thread(target=end_when_draining).start()
 timeout = {"ends": 60.0, "hangs": 2.0}[sys.argv[1]]
 drained = drain(server, checker, signals, delay=0.0, timeout=timeout, say=said.append)
 faulthandler.cancel_dump_traceback_later()
 end.set()
 client.join()
-print(checker.report()["ready"], signals.name, drained.served, drained.aborted, drained.served_in_all, *said)
+print(checker.report().ready, signals.name, drained.served, drained.aborted, drained.served_in_all, *said)
 """
 
 

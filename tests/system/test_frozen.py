@@ -114,7 +114,7 @@ def test_readiness_is_renewed_when_the_required_checks_have_run_again() -> None:
     bench.checker.startup_done()
     bench.checker.start()
     try:
-        wait_for(lambda: bench.checker.report()["ready"], 10, "readiness")
+        wait_for(lambda: bench.checker.report().ready, 10, "readiness")
         assert bench.readiness_renewed()
         gate.clear()
         runs.clear()
@@ -122,7 +122,7 @@ def test_readiness_is_renewed_when_the_required_checks_have_run_again() -> None:
         assert not bench.readiness_renewed()
         wait_for(lambda: sorted(runs) == ["main", "side"], 10, "another run of each, long before its interval is over")
         assert not bench.readiness_renewed()
-        assert bench.checker.report()["ready"]  # nothing has failed for the time that has passed
+        assert bench.checker.report().ready  # nothing has failed for the time that has passed
         gate.set()
         wait_for(bench.readiness_renewed, 10, "its renewal")
     finally:
