@@ -45,8 +45,9 @@
 
 static front *the_front;
 static struct sockaddr_in address;
+static const http1_limits HEADS = {.max_head_size = 4096, .max_target_size = 200, .max_headers = 8};
 static const front_limits LIMITS = {
-    .max_header_size = 4096,
+    .max_header_size = 4096, /* these three as in HEADS */
     .max_target_size = 200,
     .max_headers = 8,
     .max_connections = 100,
@@ -240,7 +241,7 @@ static void judge(client *c, bool ended)
         const bool by_worker = memmem(a, (size_t)(blank + 2 - a), " W\r\n", 4) != NULL;
 
         /* Its request. */
-        int n = http1_parse_head(p, (size_t)(end - p), 0, &LIMITS.head, &h);
+        int n = http1_parse_head(p, (size_t)(end - p), 0, &HEADS, &h);
         const bool parsed = n > 0;
         if (h.method_id == HTTP1_HEAD && !by_worker)
             body_len = 0;
@@ -306,7 +307,7 @@ static void judge(client *c, bool ended)
         }
     }
     if (ended && !c->broken) { /* all was heard, and it ended: then nothing that could be served is left */
-        int n = http1_parse_head(p, (size_t)(end - p), 0, &LIMITS.head, &h);
+        int n = http1_parse_head(p, (size_t)(end - p), 0, &HEADS, &h);
         CHECK(n <= 0 || h.chunked || h.content_length > (uint64_t)(end - p - n));
         CHECK(n >= 0);
     }
