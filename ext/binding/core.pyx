@@ -111,6 +111,8 @@ def list_counters():
 Counters, NANOSECONDS, COUNTERS = list_counters()
 Flight = namedtuple("Flight", "method target age thread late", module="pkg._core")
 Prober = namedtuple("Prober", "client user_agent page count status age", module="pkg._core")
+
+
 def list_limits():
     cdef unsigned i = 0
     cdef const c.front_limit *line
@@ -129,11 +131,16 @@ cdef set_limits(c.front_limits *limits, dict given):
     cdef const c.front_limit *line
     for i, name in enumerate(LIMITS):
         line = c.front_limit_at(<unsigned>i)
-        value = given.pop(name, None)
-        if value is None:
-            number = line.usual
-        elif line.kind == c.FRONT_KIND_DURATION:
-            number = int(value * 1e9)
+        if name not in given:
+            c.front_limit_set(limits, line, line.usual)
+            continue
+        value = given.pop(name)
+        if line.kind == c.FRONT_KIND_DURATION:
+            number = int(<double>value * 1e9)
+        elif line.kind == c.FRONT_KIND_FLAG:
+            number = bool(value)
+        elif value is None or isinstance(value, (str, bytes)):
+            raise TypeError("an integer is required")
         else:
             number = int(value)
         if not line.least <= number <= line.most:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,6 +69,23 @@ def test_the_stub_has_each_counter() -> None:
     assert tuple(fields) == core.Counters._fields
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        ({"max_wonder": 1}, TypeError, "got an unexpected keyword argument 'max_wonder'"),
+        ({"max_headers": 0}, ValueError, "max_headers"),
+        ({"max_header_size": 1 << 16}, ValueError, "max_header_size"),
+        ({"max_queue": "5"}, TypeError, "an integer is required"),
+        ({"max_queue": None}, TypeError, "an integer is required"),
+        ({"idle_timeout": "1"}, TypeError, "must be real number, not str"),
+        ({"idle_timeout": None}, TypeError, "must be real number, not NoneType"),
+    ],
+)
+def test_a_wrong_limit_is_refused(given: dict[str, Any], error: type[Exception], text: str) -> None:
+    with socket.socket() as listener, pytest.raises(error, match=text):
+        core.Front(listener.fileno(), **given)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_they_work_from_the_setting_to_the_metric(tmp_path: Path) -> None:
@@ -92,6 +111,11 @@ def test_they_work_from_the_setting_to_the_metric(tmp_path: Path) -> None:
             10,
             "the counter to be there",
         )
+    environ = {**os.environ, "PYTHONPATH": str(tree), "PKG_MAX_WONDER": "5"}
+    shown = subprocess.run(
+        [sys.executable, "-m", "pkg", "config"], env=environ, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert shown.returncode == 0 and "max_wonder" in shown.stdout.lower(), shown.stdout + shown.stderr
     environ = {**os.environ, "PYTHONPATH": str(tree), "PKG_MAX_WONDER": "101"}
     wrong = subprocess.run([sys.executable, "-m", "pkg"], env=environ, cwd=tmp_path, capture_output=True, text=True)
     assert wrong.returncode == 2 and "PKG_MAX_WONDER" in wrong.stderr, wrong.stderr
