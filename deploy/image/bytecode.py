@@ -62,7 +62,8 @@ def sources(package):
     # Without frozen modules (os, codecs ...), whose code is in the interpreter.
     specs = [module.__spec__ for module in list(sys.modules.values()) if module.__spec__ is not None]
     files = {spec.origin for spec in specs if spec.has_location}
-    files |= {importlib.util.find_spec(f"{package}.__main__").origin}
+    own = Path(importlib.util.find_spec(package).origin).parent
+    files |= {str(path) for path in own.rglob("*.py")}  # also what needs a library that is not in the image
     return sorted(file for file in files if file.endswith(".py"))
 
 
