@@ -122,7 +122,7 @@ class Cursor(psycopg.Cursor[Any]):
     is impossible.  So it is done for a statement with parameters, or one that is already prepared; before any other
     statement, BEGIN is sent alone.
 
-    psycopg_privates lists the names with a leading underscore that are used and overridden here.
+    tests/support/psycopg_privates.py lists the names with a leading underscore that are used and overridden here.
     """
 
     __slots__ = ()

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import pkg
-from pkg.database.psycopg_privates import PRIVATES
 from tests.repository.test_privates import PUBLIC, is_private, own_names
+from tests.support.psycopg_privates import PRIVATES
 
 PACKAGE = Path(pkg.__file__).parent
 ROOT = PACKAGE.parent
@@ -85,7 +85,7 @@ def run(environment: dict[str, str], *arguments: str, **more: str) -> str:
 
 
 def test_every_name_is_as_expected(environment: dict[str, str]) -> None:
-    said = run(environment, "-m", "pkg.database.psycopg_privates")
+    said = run(environment, "-m", "tests.support.psycopg_privates")
     assert f"all {len(PRIVATES)} names are as expected" in said
     if "oldest" in environment["PYTHONPATH"]:
         for version, wanted in zip(re.findall(r"[\d.]+", said.splitlines()[0]), versions("oldest"), strict=True):
@@ -112,8 +112,6 @@ def test_connections_behave_with_the_oldest(environment: dict[str, str]) -> None
 def test_the_list_is_what_the_code_uses() -> None:
     used: set[str] = set()
     for path in sorted((PACKAGE / "database").glob("*.py")):
-        if path.name == "psycopg_privates.py":
-            continue
         tree = ast.parse(path.read_text())
         own = own_names(tree)
         for node in ast.walk(tree):

@@ -18,7 +18,6 @@ FOREIGN = {
         "_prepared",
         "_registry",
     },
-    "database.psycopg_privates": {"_prepared"},
     "service.routes": {"_router"},  # of falcon
 }
 

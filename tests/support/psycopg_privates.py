@@ -1,9 +1,9 @@
 """What psycopg and psycopg_pool keep for themselves and we use all the same: one list, with the reason for each.
 
-    python -m pkg.database.psycopg_privates
+    python -m tests.support.psycopg_privates
 
 compares it with the versions that are installed, without a server, prints what differs, and exits with 1 if something
-does.  Nothing else imports it.  A new version of psycopg is allowed when this and the tests of the database pass with
+does.  A new version of psycopg is allowed when this and the tests of the database pass with
 it.  docs/databases.md says what we ask of psycopg, so that the list can become shorter.
 """
 
