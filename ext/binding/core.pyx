@@ -1,4 +1,4 @@
-# cython: language_level=3, binding=False, boundscheck=False, wraparound=False, freethreading_compatible=True
+# cython: language_level=3, binding=False, auto_pickle=False, boundscheck=False, wraparound=False, freethreading_compatible=True
 """The C core as Python sees it: the front, a request that it lends to a worker, and the response to it.
 
 Only this file and the parts it includes know both worlds.  C returns codes, exceptions are made here; the
