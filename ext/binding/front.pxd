@@ -1,4 +1,4 @@
-# Mirrors front.h, in its order; the documentation is there.
+# What the binding uses of front.h, limits.h and counters.h, in their order; the documentation is there.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 

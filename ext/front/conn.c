@@ -25,7 +25,7 @@
 #define LITTLE   4096 /* bytes to read so that the window opens */
 #define SPARES   256 /* buffers kept for reuse */
 #define BLOCKS   16  /* of 64 KiB of a file, for one connection per turn */
-#define OVERFLOW 128 /* connections beyond the limit: probes get their page, other requests 503 */
+#define OVERFLOW 128 /* connections beyond the limit: for probes, and for requests until they have a place */
 #define OVERFLOW_TIMEOUT SECOND
 #define GATHER SECOND    /* time limit for a body to gather in its socket */
 #define BUFFER_SIZE 2048 /* first block: large enough for nearly every head, small enough for 10,000 slow clients */

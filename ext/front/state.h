@@ -36,7 +36,7 @@ enum conn_state {
     CONN_SILENT,   /* has never sent a request */
     CONN_IDLE,     /* no byte of the next request has arrived */
     CONN_HEAD,     /* part of a head */
-    CONN_OVERFLOW, /* the same, beyond max_connections: a probe gets its page, any other request 503 */
+    CONN_OVERFLOW, /* all of that, beyond max_connections: a probe gets its page, a whole request a place, or 503 */
     CONN_BODY,     /* head complete, body being collected */
     CONN_GATHER,   /* the body gathers in the socket, which is not read until the whole body has arrived */
     CONN_HELD,     /* its body will stream; waits until fewer workers are reading such bodies */

@@ -1,6 +1,6 @@
 """The check that decides whether the database can be used.
 
-It runs no timer: `health` decides when to check and damps the results.
+It runs no timer: `health.checks` decides when to check and damps the results.
 
     evidence since the last check       result
     a connection was returned intact    ok, without a query, unless idle connections are known to have been lost since

@@ -4,7 +4,7 @@ Each write to a pipe consists of whole lines and fits into PIPE_BUF, so that the
 all (pipe(7)), and no print of the application gets into a line.  A longer line is written in one call, which Linux
 accepts completely if the pipe has room; otherwise another writer may come between the parts.
 
-It buffers nothing and retries nothing: `logs` decides what to do with data that was not written.
+It buffers nothing and retries nothing: `sink` decides what to do with data that was not written.
 """
 
 from __future__ import annotations

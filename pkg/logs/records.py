@@ -1,6 +1,6 @@
 """Renders log records as JSON and as text.
 
-It writes nothing: `logs` decides which thread renders a record and where the line goes.
+It writes nothing: `sink` decides which thread renders a record and where the line goes.
 
 JSON lines are pure ASCII, so that a line remains valid JSON on one line whatever bytes a client or application sends.
 The names of fields are those of OpenTelemetry.

@@ -1,6 +1,7 @@
 """Counts and times SIGTERM, SIGINT, SIGHUP and SIGQUIT, which request a drain; SIGUSR1 writes every stack.
 
-It only sets flags; `Service` waits for them and acts.
+It sets flags, for which `Service` waits; only a start is interrupted by an exception, and the third signal ends the
+process.
 """
 
 from __future__ import annotations

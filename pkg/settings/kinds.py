@@ -1,6 +1,6 @@
 """How the text of a setting becomes a value, and the value text again: durations, sizes, addresses.
 
-It knows no setting by name; `settings` declares which setting has which kind.
+It knows no setting by name; `declared` says which setting has which kind.
 """
 
 from __future__ import annotations
