@@ -29,9 +29,9 @@ OLDEST = (3, 11)
 # would require glibc 2.36.  Some Pythons set their own _FORTIFY_SOURCE.
 CFLAGS = (
     "-g0 -ffunction-sections -fstack-protector-strong -fstack-clash-protection -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 "
-    "-Wformat -Werror=format-security"
+    "-Wformat -Werror=format-security -fno-align-functions -fno-align-jumps -fno-align-labels -fno-align-loops"
 )
-LDFLAGS = "-Wl,-z,relro,-z,now,-z,noexecstack -Wl,--gc-sections,--as-needed,-s"
+LDFLAGS = "-Wl,-z,relro,-z,now,-z,noexecstack,-z,noseparate-code -Wl,--gc-sections,--as-needed,-s"
 
 _FACTS = """
 import json, os, sys, sysconfig

@@ -24,13 +24,13 @@ _log = logging.getLogger("pkg.service")
 
 
 class _Parts:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self) -> None:
         self.checker = Checker(publish=_ignore, renew=_ignore)
         self.database: Database | None = None
-        if settings.pool and (settings.database_url or settings.database_url_file):
-            self.database = open_database(settings)
 
     def start(self, settings: Settings) -> None:
+        if settings.pool and (settings.database_url or settings.database_url_file):
+            self.database = open_database(settings)
         self.checker.start()
         if self.database is not None:
             self.checker.add(Check("database", self.database.check, interval=settings.database_check_interval))
@@ -39,9 +39,11 @@ class _Parts:
         self.checker.startup_done()
 
     def close(self) -> None:
-        self.checker.stop()
-        if self.database is not None:
-            self.database.close()
+        try:
+            self.checker.stop()
+        finally:
+            if self.database is not None:
+                self.database.close()
 
     def in_child(self) -> None:
         self.checker.in_child()
@@ -68,13 +70,13 @@ def running(**environment: str) -> Iterator[None]:
     unknown = environment.keys() - {setting.environment for setting in SETTINGS}
     if unknown:
         raise TypeError(f"running() got a setting that does not exist: {', '.join(sorted(unknown))}")
-    if api.is_entered():
-        raise NotRunningError("this process has a service already, whose pool `pkg.connection()` uses")
     settings = load({**os.environ, **environment})
     for warning in settings.warnings:
         _log.warning("%s", warning)
-    parts = _Parts(settings)
-    api.enter(parts)
+    parts = _Parts()
+    if api.is_entered():
+        raise NotRunningError("this process has a service already, whose pool `pkg.connection()` uses")
+    api.enter(parts)  # before anything takes time, so that another thread cannot enter as well
     try:
         parts.start(settings)
         yield

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pkg._core import Counters
 from pkg.diagnostics.metrics import Exposition
 from pkg.diagnostics.snapshot import _of_past
+from pkg.logs.sink import LogLines
 from tests.support.client import Connection, get
 from tests.support.processes import ask, free_port, running
 
@@ -108,9 +111,9 @@ def app(environ, start_response):
 
 
 def test_large_counts_are_written_in_full() -> None:
-    texts = [
-        f["text"] for f in _of_past({"front": {"accept_errors": 0, "stale": 1234567}, "logs": {"dropped": 7654321}})
-    ]
+    front = Counters(**dict.fromkeys(Counters._fields, 0) | {"stale": 1234567})  # type: ignore[arg-type]
+    past = SimpleNamespace(front=front, logs=LogLines(0, 7654321, 0))
+    texts = [finding.text for finding in _of_past(past)]  # type: ignore[arg-type]
     assert texts[0].startswith("1234567 probes ") and texts[1].startswith("7654321 log lines ")
 
 
