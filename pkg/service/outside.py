@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pkg import api
 from pkg.errors import NotRunningError
-from pkg.health.checks import Check, Checker
+from pkg.health.checks import Checker
 from pkg.service.service import open_database
 from pkg.settings.declared import SETTINGS, load
 
@@ -29,11 +29,9 @@ class _Parts:
         self.database: Database | None = None
 
     def start(self, settings: Settings) -> None:
-        if settings.pool and (settings.database_url or settings.database_url_file):
-            self.database = open_database(settings)
         self.checker.start()
-        if self.database is not None:
-            self.checker.add(Check("database", self.database.check, interval=settings.database_check_interval))
+        if settings.pool and (settings.database_url or settings.database_url_file):
+            self.database = open_database(settings, self.checker)
         for check in api.early_checks:
             self.checker.add(check)
         self.checker.startup_done()
@@ -56,7 +54,8 @@ def _ignore(*_: object) -> None:
 @contextlib.contextmanager
 def running(**environment: str) -> Iterator[None]:
     """Gives code that is not served what an application finds in the service, for a `with` block: `connection()` and
-    its pool, checks, which run, and `set_ready()`.  Afterwards nothing is left, neither threads nor connections.
+    its pool, checks, which run, and `set_ready()`.  Afterwards neither threads nor connections are left; only a
+    check that hangs ends later, in its daemon thread.
 
         with pkg.running(DATABASE_URL="postgresql://..."):
             assert app.test_client().get("/").status_code == 200
@@ -64,8 +63,8 @@ def running(**environment: str) -> Iterator[None]:
     `environment`: settings under the names of their environment variables, which win over those of the process.  It
     does not wait for the database: `connection()` does, for up to PKG_POOL_TIMEOUT seconds.
 
-    Raises ConfigurationError for a setting that is wrong, TypeError for one that does not exist, and NotRunningError if
-    the process has a service already, or is in such a block.
+    Raises ConfigurationError for a setting that is wrong, TypeError for one that does not exist, StartupError without a
+    driver for the database, and NotRunningError if the process has a service already, or is in such a block.
     """
     unknown = environment.keys() - {setting.environment for setting in SETTINGS}
     if unknown:

@@ -299,11 +299,8 @@ class Service:
         )
 
     def _open_database(self) -> None:
-        from pkg.health.checks import Check
-
         assert self.checker is not None
-        self.database = open_database(self.settings)
-        self.checker.add(Check("database", self.database.check, interval=self.settings.database_check_interval))
+        self.database = open_database(self.settings, self.checker)
 
     # -------------------------------------------------------------- stop
 
@@ -376,15 +373,18 @@ class Service:
         last_words.say(why, self.status, self.logs.flush)
 
 
-def open_database(settings: Settings) -> Database:
-    """The pool that the settings describe, connecting.  Raises StartupError if there is no driver, and
-    ConfigurationError if libpq does not accept the URL."""
+def open_database(settings: Settings, checker: Checker) -> Database:
+    """The pool that the settings describe, connecting, and checked from now on.
+
+    Raises StartupError if there is no driver, and ConfigurationError if libpq does not accept the URL.
+    """
     try:
         from pkg.database.database import Database
     except ImportError as error:
         from pkg.diagnostics.installation import why_no_driver
 
         raise StartupError(f"DATABASE_URL is set, but {why_no_driver(error)}") from error
+    from pkg.health.checks import Check
     from pkg.logs import context
 
     database = Database(
@@ -399,6 +399,7 @@ def open_database(settings: Settings) -> Database:
         time_left=context.time_left if settings.request_timeout else None,
     )
     database.open()
+    checker.add(Check("database", database.check, interval=settings.database_check_interval))
     return database
 
 
