@@ -605,9 +605,9 @@ static front_conn *longest_waiting(front *f, bool *overdue)
 
     for (int s = 0; s < CONN_STATES; s++) {
         front_conn *c = patience[s] != 0 ? f->table.waiting[s].first : NULL;
-        for (int i = 1; i < DISPLACED && c != NULL && has_spoken(c); i++)
-            c = c->next;
-        if (c == NULL || has_spoken(c))
+        for (int i = 1; c != NULL && has_spoken(c); i++)
+            c = i < DISPLACED ? c->next : NULL;
+        if (c == NULL)
             continue;
         int64_t waited = (f->now - (c->deadline - f->table.timeout[s])) / patience[s];
         if (waited > most) {
