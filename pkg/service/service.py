@@ -376,7 +376,8 @@ class Service:
 def open_database(settings: Settings, checker: Checker) -> Database:
     """The pool that the settings describe, connecting, and checked from now on.
 
-    Raises StartupError if there is no driver, and ConfigurationError if libpq does not accept the URL.
+    Raises StartupError if there is no driver, and ConfigurationError if libpq does not accept the URL.  What had been
+    started then is closed again.
     """
     try:
         from pkg.database.database import Database
@@ -398,8 +399,12 @@ def open_database(settings: Settings, checker: Checker) -> Database:
         prepare=settings.prepare_statements,
         time_left=context.time_left if settings.request_timeout else None,
     )
-    database.open()
-    checker.add(Check("database", database.check, interval=settings.database_check_interval))
+    try:
+        database.open()
+        checker.add(Check("database", database.check, interval=settings.database_check_interval))
+    except BaseException:  # there may be no thread for all of it, and the pool would wait for its threads at the exit
+        database.close(timeout=0.2)
+        raise
     return database
 
 

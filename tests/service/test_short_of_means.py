@@ -75,12 +75,13 @@ def stranger() -> tuple[str, ...]:
     )
 
 
-# Of the log, the front, the admin listener, the checks, the workers, and of the pool (psycopg's own).  An ordinary user
-# has more processes than that, and so none of them.
-@pytest.mark.parametrize("threads", [1, 2, 3, 5, 7, 8, 12])
+# Each number in turn, so that the last thread there is belongs to the log, the front, the admin listener, the checks,
+# the pool (psycopg's own), its watchdog and the workers.  An ordinary user has more processes than that, and so none.
+@pytest.mark.parametrize("threads", range(1, 16))
 def test_no_thread(threads: int, tmp_path: Path) -> None:
     url = "postgresql://nobody@127.0.0.1:1/none"
-    text = fails(tmp_path, {resource.RLIMIT_NPROC: threads}, stranger(), DATABASE_URL=url if threads > 7 else "")
+    limit = {resource.RLIMIT_NPROC: threads}
+    text = fails(tmp_path, limit, stranger(), DATABASE_URL=url, PKG_THREADS="32")
     assert text.startswith("pkg: cannot start: no thread can be started: raise the limit on processes"), text
 
 
