@@ -919,7 +919,8 @@ static void proceed(front *f, front_conn *c)
         }
         if (c->proxied && !take_proxy_header(f, c))
             return;
-        int n = http1_parse_head(b->data, b->len, b->raw, &f->heads, &b->head);
+        size_t seen = c->eof ? 0 : b->raw; /* the last parse finds every error */
+        int n = http1_parse_head(b->data, b->len, seen, &f->heads, &b->head);
         if (n < 0) {
             count_add(&f->count.rejected, 1);
             char text[96];

@@ -594,9 +594,9 @@ static inline int parse_best(const uint8_t *buf, const uint8_t *end, const http1
 
 /*
  * Can the bytes after `seen` wait until more have arrived?  Unless a line ends
- * among them or before them, they can neither complete the head nor make it
- * invalid.  To find errors in a long line early, they are parsed anyway each
- * time their number passes a power of two.
+ * among them, they cannot complete the head.  An error in them is found at the
+ * end of the line, or earlier: they are parsed anyway each time their number
+ * passes a power of two.
  */
 static NOINLINE bool is_idle(const uint8_t *buf, size_t len, size_t seen) {
     if (seen < REPARSE_ALWAYS || seen >= len || (seen ^ len) > seen || buf[seen - 1] == '\r')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -200,3 +201,15 @@ def test_refused_heads_are_counted(tmp_path: Path) -> None:
                 assert connection.receive().status in {400, 501, 505}
         text = ask(("127.0.0.1", admin), "/metrics")[2]
         assert f"\npkg_requests_rejected_total {len(heads)}\n" in text
+
+
+@pytest.mark.parametrize("rest", [" folded", "na me", "na\xe4me"])
+def test_an_error_in_the_last_bytes_before_the_end(services: dict[str, tuple[Process, Path]], rest: str) -> None:
+    """A long head is not parsed again for each byte, but it is when no more will come."""
+    process, _ = services["narrow"]
+    with Connection(process.address) as connection:
+        for part in (f"{HEAD}A: {'a' * 300}\r\n", rest):
+            connection.send(part.encode("latin-1"))
+            time.sleep(0.02)  # so that they arrive one by one
+        connection.socket.shutdown(socket.SHUT_WR)
+        assert connection.receive().status == 400
