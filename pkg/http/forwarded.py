@@ -9,21 +9,34 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
-__all__ = ["Forwarded", "networks"]
+__all__ = ["Forwarded", "has_unix", "networks"]
 
 MAX_ADDRESS = 64  # characters; the scope of an IPv6 address ("fe80::1%eth0") has no limit of its own
 
 
+UNIX = "unix"  # stands in the list of trusted proxies for every peer on a Unix socket
+
+
 def networks(text: str) -> list[IPv4Network | IPv6Network]:
-    """The networks of a list such as `10.0.0.0/8,fd00::/8`."""
-    return [ip_network(part) for part in text.split(",")]
+    """The networks of a list such as `10.0.0.0/8,fd00::/8,unix`."""
+    return [ip_network(part) for part in text.split(",") if part and part != UNIX]
+
+
+def has_unix(text: str) -> bool:
+    """Whether such a list contains the peers on Unix sockets, which have no address."""
+    return UNIX in text.split(",")
 
 
 class Forwarded:
-    """Called with each request before its handler.  `proxies`: the networks of the trusted proxies."""
+    """Called with each request before its handler.
 
-    def __init__(self, proxies: Sequence[IPv4Network | IPv6Network]) -> None:
+    `proxies`: the networks of the trusted proxies.  `unix`: whether peers on Unix sockets are trusted as well; their
+    `client_address` is ("", 0).
+    """
+
+    def __init__(self, proxies: Sequence[IPv4Network | IPv6Network], *, unix: bool = False) -> None:
         self._proxies = tuple(proxies)
+        self._unix = unix
 
     def _is_proxy(self, text: str) -> bool:
         try:
@@ -34,7 +47,7 @@ class Forwarded:
 
     def __call__(self, request: Any) -> None:
         peer, _ = request.client_address
-        if not self._is_proxy(peer):
+        if not (self._is_proxy(peer) if peer else self._unix):
             return
         passed = 0  # hops added by trusted proxies
         for hop in reversed(_values(request, "x-forwarded-for")):

@@ -18,20 +18,21 @@ Observer = Callable[[Any], object]
 
 
 def observers(
-    *, access_log: bool, proxies: Sequence[Any], request_timeout: float = 0.0
+    *, access_log: bool, proxies: Sequence[Any], unix: bool = False, request_timeout: float = 0.0
 ) -> tuple[Observer, Observer | None]:
     """The arguments `on_request` and `on_response` of a Server.
 
-    `proxies`: the networks whose X-Forwarded headers are trusted.  `request_timeout`: seconds, 0 for none.
+    `proxies`: the networks whose X-Forwarded headers are trusted; `unix`: whether those of peers on Unix sockets are.
+    `request_timeout`: seconds, 0 for none.
     """
     # Ids are needed with and without access records.
     on_request: Observer = _core.NewIds(context.bound, context.ID_HEADERS, _read_ids)
     if request_timeout:
         on_request = _after(lambda request: context.set_deadline(monotonic() + request_timeout), on_request)
-    if proxies:
+    if proxies or unix:
         from pkg.http.forwarded import Forwarded
 
-        on_request = _after(Forwarded(proxies), on_request)
+        on_request = _after(Forwarded(proxies, unix=unix), on_request)
     return on_request, sink.access_of if access_log else None
 
 

@@ -139,11 +139,14 @@ class Service:
             raise StartupError(f"the installation is incomplete: {error}") from error
         s = self.settings
         proxies: Sequence[Any] = ()
+        unix = False
         if s.trusted_proxies:
-            from pkg.http.forwarded import networks
+            from pkg.http.forwarded import has_unix, networks
 
-            proxies = networks(s.trusted_proxies)
-        on_request, on_response = observers(access_log=s.access_log, proxies=proxies, request_timeout=s.request_timeout)
+            proxies, unix = networks(s.trusted_proxies), has_unix(s.trusted_proxies)
+        on_request, on_response = observers(
+            access_log=s.access_log, proxies=proxies, unix=unix, request_timeout=s.request_timeout
+        )
         limits = {name: getattr(s, name) for name in LIMITS if hasattr(s, name)}
         limits["max_connections"] = _connections(s.max_connections)
         try:

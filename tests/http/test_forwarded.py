@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pkg.http.forwarded import Forwarded
+from pkg.http.forwarded import Forwarded, has_unix, networks
 from tests.support.client import Connection
 from tests.support.servers import serving_app
 
@@ -64,6 +64,33 @@ def test_x_forwarded(proxies: Any, headers: str, expected: str | None) -> None:
         mine = "{} {} http".format(*c.socket.getsockname())
         wanted = (expected or mine).replace("MINE", mine.removesuffix(" http"))
         assert c.request("GET", "/", headers).body.decode() == wanted
+
+
+class Bare:
+    """What of a request `Forwarded` reads and sets."""
+
+    def __init__(self, peer: str) -> None:
+        self.client_address = (peer, 0)
+        self.scheme = "http"
+        self.headers = [("X-Forwarded-For", "192.0.2.7"), ("X-Forwarded-Proto", "https")]
+
+
+@pytest.mark.parametrize(
+    ("text", "peer", "is_believed"),
+    [
+        ("unix", "", True),
+        ("10.0.0.0/8,unix", "", True),
+        ("10.0.0.0/8", "", False),
+        ("unix", "10.0.0.1", False),
+        ("10.0.0.0/8,unix", "10.0.0.1", True),
+        ("10.0.0.0/8,unix", "192.0.2.1", False),
+    ],
+)
+def test_peers_on_unix_sockets(text: str, peer: str, is_believed: bool) -> None:
+    request = Bare(peer)
+    Forwarded(networks(text), unix=has_unix(text))(request)
+    wanted = (("192.0.2.7", 0), "https") if is_believed else ((peer, 0), "http")
+    assert (request.client_address, request.scheme) == wanted
 
 
 def v2(command: int, family: int, addresses: bytes) -> bytes:
