@@ -63,8 +63,7 @@ def read(
         flags = {"app": arguments[0]} if arguments else {}
     else:
         options, unknown = _parser(command, is_full="--help-all" in arguments).parse_known_args(arguments)
-        texts = {True: "true", False: "false"}
-        flags = {name: texts.get(value, value) for name, value in vars(options).items() if name not in _OUTPUT_FORMS}
+        flags = {name: _typed(value) for name, value in vars(options).items() if name not in _OUTPUT_FORMS}
         faults = [_unknown_flag(argument) for argument in unknown if argument.startswith("-")]
         if faults:
             flags.pop("app", None)  # it was more likely meant as the unknown flag's value
@@ -81,6 +80,13 @@ def read(
     if faults:
         raise ConfigurationError(faults)
     return settings, options
+
+
+def _typed(value: Any) -> Any:
+    """The text of what argparse has made: of a switch, or of a flag that was repeated."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return ",".join(value) if isinstance(value, list) else value
 
 
 def _unknown_flag(argument: str) -> str:
@@ -138,7 +144,8 @@ def _parser(command: str, *, is_full: bool) -> argparse.ArgumentParser:
         elif isinstance(setting.default, bool):
             group.add_argument(setting.flag, action=argparse.BooleanOptionalAction, help=text, **common)
         else:
-            group.add_argument(setting.flag, metavar=setting.kind.metavar, help=text, **common)
+            action = "append" if setting.repeats else "store"
+            group.add_argument(setting.flag, action=action, metavar=setting.kind.metavar, help=text, **common)
         if setting.former:
             hidden: dict[str, Any] = {"dest": setting.former, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
             group.add_argument(setting.former_flag, **hidden)

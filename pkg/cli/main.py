@@ -96,7 +96,11 @@ def _config(arguments: list[str], environ: Mapping[str, str]) -> int:
     if options is not None and options.json:
         import json
 
-        document = {"settings": [row._asdict() for row in rows], "warnings": settings.warnings}
+        document = {
+            "settings": [row._asdict() for row in rows],
+            "warnings": settings.warnings,
+            "notes": settings.notes,
+        }
         write(json.dumps(document, indent=2).encode() + b"\n")
         return 0
     source = {"environment": "environment", "flag": "flag"}
@@ -109,4 +113,6 @@ def _config(arguments: list[str], environ: Mapping[str, str]) -> int:
     write("".join(f"{'  '.join(line).rstrip()}\n" for line in lines).encode("utf-8", "backslashreplace"))
     for warning in settings.warnings:
         complain(f"warning: {warning}")
+    for note in settings.notes:
+        complain(f"note: {note}")
     return 0

@@ -81,6 +81,8 @@ class Service:
         sink.catch_uncaught(self.logs)
         for warning in filter(None, (installation.conflict(), *s.warnings)):
             _log.warning("%s", warning)
+        for note in s.notes:
+            _log.info("%s", note)
         try:
             try:
                 with _short_of_means():

@@ -23,8 +23,10 @@ from pkg.settings.kinds import (
     BOOLEAN,
     DIRECTORY,
     DURATION,
+    HEALTH,
     HOST,
     INTEGER,
+    LISTEN,
     NETWORKS,
     PAGE,
     PATH,
@@ -40,6 +42,7 @@ from pkg.settings.kinds import (
     is_loopback,
     parse_address,
 )
+from pkg.settings.listen import Endpoint, parse_endpoint, parse_endpoints
 from pkg.settings.secrets import HIDDEN, read_secret
 
 __all__ = ["HEADINGS", "SETTINGS", "Row", "Settings", "load", "markdown"]
@@ -76,6 +79,27 @@ class Settings:
         environment="PORT",
         basic=True,
     )
+    listen = Setting(
+        LISTEN,
+        "",
+        "Addresses to listen on instead of host and port, separated by commas: 0.0.0.0:8080, [::]:8080 (IPv4 as well), "
+        ":8080, unix:/run/app.sock or unix:/run/app.sock?mode=660, fd:3 (an inherited socket), systemd (all sockets "
+        "that it passes). The flag may be repeated.",
+        replaces=("host", "port"),
+        repeats=True,
+    )
+    health = Setting(
+        HEALTH,
+        "",
+        "Address of a further listener that answers the health pages only, as host:port, :port or unix:PATH; anything "
+        "else gets 404 there.",
+    )
+    health_on_main = Setting(
+        BOOLEAN,
+        True,
+        "Answer the health pages on the other listeners as well. With false, they belong to the application there, and "
+        "health is required.",
+    )
     app = Setting(
         APP,
         "",
@@ -108,7 +132,8 @@ class Settings:
     trusted_proxies = Setting(
         NETWORKS,
         "",
-        "Networks of proxies, separated by commas, from which X-Forwarded headers and the PROXY protocol are trusted.",
+        "Networks of proxies, separated by commas, from which X-Forwarded headers and the PROXY protocol are trusted; "
+        "unix stands for everybody who connects to a Unix socket.",
         basic=True,
     )
     proxy_protocol = Setting(
@@ -389,8 +414,9 @@ class Settings:
     )
     admin_token_file = Setting(PATH, "", "File that contains this token. It is read once, at start.")
 
-    __slots__ = ("_origins", "_shown", "_values", "warnings")
+    __slots__ = ("_origins", "_shown", "_values", "notes", "warnings")
 
+    notes: tuple[str, ...]  # what an operator may want to know, one line each
     warnings: tuple[str, ...]
     _values: dict[str, Any]
     _origins: dict[str, str]
@@ -402,6 +428,16 @@ class Settings:
     def __repr__(self) -> str:
         changed = (f"{row.name}={row.value!r}" for row in self.describe() if row.origin != "default")
         return f"Settings({', '.join(changed)})"
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Where to listen, without `health_endpoint`: at least one."""
+        return parse_endpoints(self.listen) or (Endpoint("tcp", host=self.host, port=self.port),)
+
+    @property
+    def health_endpoint(self) -> Endpoint | None:
+        """The listener for the health pages only."""
+        return parse_endpoint(self.health) if self.health else None
 
     def value(self, name: str) -> Any:
         """The value of the setting of this name, which its descriptor reads."""
@@ -484,6 +520,33 @@ def _renamed(
     return environ, flags, formers
 
 
+def _replaced(environ: Mapping[str, str], flags: Mapping[str, str]) -> tuple[Mapping[str, str], list[str], list[str]]:
+    """The environment without the variables in whose place another setting is used, and notes and faults about that.
+
+    A setting wins over those that it replaces, except that their flags win over its variable: platforms set PORT in
+    any case, and a flag is typed for this one start.
+    """
+    notes: list[str] = []
+    faults: list[str] = []
+    for setting in SETTINGS:
+        is_flag = setting.name in flags
+        if not (flags[setting.name] if is_flag else environ.get(setting.environment, "")).strip():
+            continue
+        replaced = [_BY_NAME[name] for name in setting.replaces]
+        typed = [other.flag for other in replaced if other.name in flags]
+        if is_flag and typed:
+            faults.append(f"{setting.flag}: cannot be combined with {' or '.join(typed)}, which it replaces")
+            continue
+        unused = [setting] if typed else [other for other in replaced if environ.get(other.environment, "").strip()]
+        if unused:
+            names = " and ".join(other.environment for other in unused)
+            used = " and ".join(typed) or (setting.flag if is_flag else setting.environment)
+            notes.append(f"ignoring {names} in favor of {used}")
+            variables = {other.environment for other in unused}
+            environ = {name: text for name, text in environ.items() if name not in variables}
+    return environ, notes, faults
+
+
 def _outdated(formers: Mapping[str, str]) -> Iterator[str]:
     for name, former in formers.items():
         setting = _BY_NAME[name]
@@ -536,14 +599,22 @@ def _across(settings: Settings) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         yield "proxy_protocol_optional", "requires proxy_protocol, which it relaxes", ("proxy_protocol",)
     if settings.liveness_path == settings.readiness_path:
         yield "readiness_path", "is the same path as liveness_path", ("liveness_path",)
+    if not settings.health_on_main and not settings.health:
+        yield "health_on_main", "false requires health, the listener for the health pages", ("health",)
+    health = settings.health_endpoint
+    if health is not None and any(health.overlaps(endpoint) for endpoint in settings.endpoints):
+        yield "health", f"{health} is an address of the service itself", ("host", "port", "listen")
     address = parse_address(settings.admin)
     if address is not None:
         if not is_loopback(address[0]) and not settings.admin_token:
             reason = f"{settings.admin} is not a loopback address: set admin_token or admin_token_file"
             yield "admin", reason, ("admin_token", "admin_token_file")
         # If the port is taken, the default address is given up with a warning, but an address that was set is a fault.
-        if settings.origin("admin") != "default" and address[1] == settings.port != 0:
-            yield "admin", f"{settings.admin} uses the port of the service itself", ("port",)
+        if settings.origin("admin") != "default" and address[1] != 0:
+            if address[1] in [endpoint.port for endpoint in settings.endpoints]:
+                yield "admin", f"{settings.admin} uses the port of the service itself", ("port", "listen")
+            elif health is not None and address[1] == health.port:
+                yield "admin", f"{settings.admin} uses the port of the health listener", ("health",)
 
 
 _PLAN = ("drain_delay", "drain_timeout", "grace_period")
@@ -558,13 +629,14 @@ _ORDERED = (
 def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Settings:
     """The settings from an environment and from flags (the keys are the settings' names, the values what was typed).
 
-    Raises ConfigurationError with all faults.  `warnings` of the result holds harmless oddities, for the log.
+    Raises ConfigurationError with all faults.  `warnings` and `notes` of the result are for the log: harmless oddities,
+    and what an operator may want to know.
     """
     environ, flags, formers = _renamed(environ, flags or {})
+    present, notes, faults = _replaced(environ, flags)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     shown: dict[str, str] = {}
-    faults: list[str] = []
     wrong: set[str] = set()
 
     def named(name: str) -> str:
@@ -578,7 +650,7 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
         values[name], origins[name] = setting.default, "default"
         if setting.needs and not values[setting.needs]:
             continue
-        text = environ.get(setting.environment, "").strip()
+        text = present.get(setting.environment, "").strip()
         if name in flags:
             text, origins[name] = flags[name], "flag"
         elif text:
@@ -630,6 +702,7 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
     settings = Settings()
     for slot, content in (("_values", values), ("_origins", origins), ("_shown", shown)):
         object.__setattr__(settings, slot, content)
+    object.__setattr__(settings, "notes", tuple(notes))
     object.__setattr__(settings, "warnings", (*_outdated(formers), *_unknown(environ), *_of_other_servers(environ)))
     for name, reason, others in _across(settings):
         # A setting that is already reported would only be reported a second time, in a more confusing way.
@@ -662,7 +735,8 @@ begins with `PKG_` is a warning that names the nearest setting. Secrets are neve
 | duration | `500ms`, `2s`, `5m`, `1h`, `90`; a number without a unit is seconds |
 | size | `65536`, `64k`, `64KiB`, `1MiB`; a number without a unit is bytes, and `k` is 1024 |
 | truth | `true`, `yes`, `on`, `1`; `false`, `no`, `off`, `0`; as flags `--access-log` and `--no-access-log` |
-| networks | `10.0.0.0/8,fd00::/8` |
+| networks | `10.0.0.0/8,fd00::/8`; `unix` for Unix sockets |
+| address | `0.0.0.0:8080`, `[::]:8080`, `:8080`, `unix:/run/app.sock`, `unix:app.sock?mode=660`, `fd:3`, `systemd` |
 """
 
 

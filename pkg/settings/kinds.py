@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 from pkg.settings.database_url import parse_database_url, redact_url
+from pkg.settings.listen import parse_endpoint, parse_endpoints
 from pkg.settings.secrets import HIDDEN
 
 T = TypeVar("T")
@@ -165,17 +166,33 @@ def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or re.fullmatch(r"(::ffff:)?127(\.[0-9]{1,3}){3}", host.lower()) is not None
 
 
+def _listen(text: str) -> str:
+    return ",".join(str(endpoint) for endpoint in parse_endpoints(text))
+
+
+def _health(text: str) -> str:
+    if not text:
+        return ""
+    endpoint = parse_endpoint(text)
+    if endpoint.kind not in ("tcp", "unix"):
+        raise ValueError("is neither host:port, :port nor unix:PATH")
+    return str(endpoint)
+
+
 def _networks(text: str) -> str:
     if not text:
         return ""
     import ipaddress  # takes 3 ms, so it is imported only if a proxy is trusted
 
     networks = []
-    for part in text.split(","):
+    for part in map(str.strip, text.split(",")):
+        if part == "unix":
+            networks.append(part)
+            continue
         try:
-            networks.append(str(ipaddress.ip_network(part.strip())))
+            networks.append(str(ipaddress.ip_network(part)))
         except ValueError:
-            raise ValueError("is not a comma-separated list of networks such as 10.0.0.0/8, fd00::/8") from None
+            raise ValueError("is not a comma-separated list of networks such as 10.0.0.0/8, fd00::/8, unix") from None
     return ",".join(networks)
 
 
@@ -199,6 +216,8 @@ PATH_PREFIX = Kind("PATH", _path_prefix)
 PAGE = Kind("PATH", _page)
 HOST = Kind("HOST", _host)
 ADDRESS = Kind("HOST:PORT|off", _address)
+LISTEN = Kind("ADDRESS,...", _listen)
+HEALTH = Kind("ADDRESS", _health)
 NETWORKS = Kind("CIDR,...", _networks)
 URL = Kind("URL", parse_database_url, redact_url, redacts=True)
 TOKEN = Kind("TOKEN", _token)
@@ -243,6 +262,8 @@ class Setting(Generic[T]):
         implied: Implied[T] | None = None,
         needs: str = "",
         least_if_on: T | None = None,
+        replaces: tuple[str, ...] = (),
+        repeats: bool = False,
     ) -> None:
         self.kind = kind
         self.default = default
@@ -257,6 +278,8 @@ class Setting(Generic[T]):
         self.implied = implied
         self.needs = needs  # a truth that is declared earlier; while it is false, this setting is not even read
         self.least_if_on = least_if_on  # 0 means off, and a value between it and this one is a fault
+        self.replaces = replaces  # the settings in whose place this one is used, if it is set
+        self.repeats = repeats  # its flag may be given several times; commas join what was typed
         self.basic = basic  # one of those that people need first: `--help` shows it, `--help-all` shows every setting
 
     def __set_name__(self, owner: type, name: str) -> None:

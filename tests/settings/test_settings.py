@@ -49,6 +49,9 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert values == {
         "host": "0.0.0.0",
         "port": "8080",
+        "listen": "",
+        "health": "",
+        "health_on_main": "true",
         "app": "",
         "script_name": "",
         "reload": "false",
@@ -204,6 +207,8 @@ def test_false(text: str) -> None:
         ({"PKG_ADMIN": "localhost:0"}, "admin", "localhost:0"),
         ({"PKG_ADMIN": "0.0.0.0:99", "PKG_ADMIN_TOKEN": "t" * 8}, "admin", "0.0.0.0:99"),
         ({"PKG_TRUSTED_PROXIES": "10.0.0.0/8, ::1"}, "trusted_proxies", "10.0.0.0/8,::1/128"),
+        ({"PKG_TRUSTED_PROXIES": "unix"}, "trusted_proxies", "unix"),
+        ({"PKG_TRUSTED_PROXIES": "127.0.0.1, unix"}, "trusted_proxies", "127.0.0.1/32,unix"),
         ({"PORT": ""}, "port", 8080),
         ({"PORT": "  "}, "port", 8080),
         ({"PORT": " 80 "}, "port", 80),
@@ -259,7 +264,8 @@ def test_accepted(environ: dict[str, str], name: str, value: object) -> None:
         ({"PKG_ADMIN": "127.0.0.1:65536"}, "PKG_ADMIN: '127.0.0.1:65536' is neither off nor host:port"),
         (
             {"PKG_TRUSTED_PROXIES": "10.0.0.1/8"},
-            "PKG_TRUSTED_PROXIES: '10.0.0.1/8' is not a comma-separated list of networks such as 10.0.0.0/8, fd00::/8",
+            "PKG_TRUSTED_PROXIES: '10.0.0.1/8' is not a comma-separated list of networks such as 10.0.0.0/8, "
+            "fd00::/8, unix",
         ),
         ({"DATABASE_URL_FILE": "/a\nb"}, "DATABASE_URL_FILE: '/a\\nb' contains control characters"),
         ({"PKG_APP": "caf\udce9:app"}, "PKG_APP: 'caf\\udce9:app' is not valid UTF-8"),
