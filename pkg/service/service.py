@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pkg.diagnostics.snapshot import Status
     from pkg.health.checks import Checker
     from pkg.http.server import Server
+    from pkg.service.notify import Notify
     from pkg.settings.declared import Settings
 
 __all__ = ["Service", "open_database"]
@@ -54,8 +55,11 @@ _log = logging.getLogger("pkg.service")
 class Service:
     """One process: `run()` serves until it is told to stop, and returns the exit code."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, main: int | None = None) -> None:
+        """`main`: the process that was started, if the service is a child of it."""
         self.settings = settings
+        self.main = os.getpid() if main is None else main
+        self.notify: Notify | None = None
         self.started = time.monotonic()
         self.signals = Signals()
         self.lifecycle = Lifecycle()
@@ -83,6 +87,10 @@ class Service:
             _log.warning("%s", warning)
         for note in s.notes:
             _log.info("%s", note)
+        if "NOTIFY_SOCKET" in os.environ:
+            from pkg.service.notify import Notify
+
+            self.notify = Notify(os.environ, self.main)
         try:
             try:
                 with _short_of_means():
@@ -92,6 +100,10 @@ class Service:
                 assert self.server is not None
                 self.server.host(_unavailable)
             self.lifecycle.advance(Phase.DRAINING, self.signals.name)
+            if self.notify is not None:
+                # After SIGINT --reload may start the service again; systemd would end a unit that it believes to stop.
+                is_last = not (s.reload and self.signals.name == "SIGINT")
+                self.notify.stopping(self.signals.name, is_last=is_last)
             aborted = self._drain()
             self.lifecycle.advance(Phase.STOPPED)
         finally:
@@ -107,6 +119,8 @@ class Service:
             show_address(*self.address),
             (time.monotonic() - self.started) * 1000,
         )
+        if self.notify is not None:
+            self.notify.ready()
         if self.admin is not None:
             self.admin.prime()
         self.signals.drain.wait()
@@ -120,6 +134,8 @@ class Service:
             self.admin.in_child()
         if self.checker is not None:
             self.checker.in_child()
+        if self.notify is not None:
+            self.notify.in_child()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -177,6 +193,8 @@ class Service:
             s.drain_delay + s.drain_timeout + GIVE_UP,
         )
         notices: list[Callable[[], None]] = [_Unspooled(front)]
+        if self.notify is not None:
+            notices.insert(0, self.notify)  # the others might fail
         if s.request_timeout:
             from pkg.diagnostics.last_words import Late
 
@@ -194,6 +212,12 @@ class Service:
             clock=front.clock,
             frozen=lambda: front.frozen,
         )
+        if self.notify is not None:
+            built_in = {"startup", "shutdown", "application"}
+            self.notify.watch(
+                self.checker.report,
+                lambda state: state.name in built_in or (state.name == "database" and self.database is not None),
+            )
         self._open_admin()
         self.checker.start()
         server.start()
@@ -347,6 +371,8 @@ class Service:
         """Takes at most 1.3 s, whatever hangs: less than GIVE_UP, so that the summary is logged."""
         if self.checker is not None:
             self.checker.stop()
+        if self.notify is not None:
+            self.notify.end()
         if self.database is not None:
             self.database.close(timeout=0.2)  # frees workers that wait for a query
         if self.server is not None:
