@@ -14,6 +14,8 @@ import os
 import signal
 import sys
 
+from pkg.supervisors.systemd import hand_on
+
 __all__ = ["hold_signals", "serve_in_child"]
 
 
@@ -30,7 +32,7 @@ def serve_in_child() -> None:
     """
     from pkg import _core  # before the fork, as both processes need it
 
-    child = 0
+    child, parent = 0, os.getpid()
     if _threads() == 1:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with SIG_IGN the kernel would not report how children end
         try:
@@ -39,6 +41,7 @@ def serve_in_child() -> None:
             _say(f"process 1 cannot fork a child process to serve in ({error.strerror}); orphans will not be reaped")
     if child:
         _core.watch_over(child)
+    hand_on(parent)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 

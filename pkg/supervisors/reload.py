@@ -16,6 +16,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from pkg.service.signals import draining
+from pkg.supervisors.systemd import hand_on
 
 __all__ = ["serve_again"]
 
@@ -59,6 +60,7 @@ def serve_again(serve: Callable[[], int]) -> int:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # even if the parent is killed
             if os.getppid() != parent:
                 return 0
+            hand_on(parent)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
         if child == 0:
             return serve()
