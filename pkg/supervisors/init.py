@@ -40,9 +40,23 @@ def serve_in_child() -> None:
         except OSError as error:
             _say(f"process 1 cannot fork a child process to serve in ({error.strerror}); orphans will not be reaped")
     if child:
+        _close_descriptors()
         _core.watch_over(child)
     hand_on(parent)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _close_descriptors() -> None:
+    """Closes what this process has inherited and only its child needs.
+
+    If process 1 kept an inherited socket that listens, the kernel would still accept connections for it after the
+    child has closed it in the drain.  Nobody would read them, and their clients would not try another server.
+    """
+    with contextlib.suppress(OSError):
+        for descriptor in map(int, os.listdir("/proc/self/fd")):
+            if descriptor > 2:
+                with contextlib.suppress(OSError):  # the one that has listed them
+                    os.close(descriptor)
 
 
 def _threads() -> int:

@@ -67,6 +67,15 @@ def test_sockets_of_systemd_for_each_child(
     assert process.returncode == 0
 
 
+def test_process_1_keeps_no_socket(passed: list[socket.socket]) -> None:
+    """Otherwise the kernel would accept connections that nobody reads, once the child has closed the socket."""
+    with taking(TAKE_IN_CHILD, passed) as (process, (named, _, child, _)):
+        assert len(named) == 2
+        folder = Path(f"/proc/{process.pid}/fd")
+        assert sorted(os.listdir(folder)) == ["0", "1", "2"]
+        assert {"3", "4"} <= set(os.listdir(f"/proc/{child}/fd"))
+
+
 def test_another_processs_sockets_are_not_handed_on(passed: list[socket.socket]) -> None:
     with taking(TAKE_IN_CHILD, passed, {"LISTEN_FDS": "2", "LISTEN_PID": "1"}) as (process, said):
         assert said.startswith("cannot listen on systemd: LISTEN_PID is '1', but this is process ")
