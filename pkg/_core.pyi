@@ -156,10 +156,17 @@ class Front:
         The buckets are those of DURATION_BOUNDS, not cumulative, and one more for longer requests.  There are at most
         128 entries; further ones are counted under method `_OTHER`, status 0.  Probes are not included.
         """
+    def queue_waits(self) -> tuple[list[int], float]:
+        """How long requests have waited for a worker: count of each bucket, sum in seconds.
+
+        The buckets are those of QUEUE_WAIT_BOUNDS, not cumulative, and one more for longer waits.  Requests that were
+        refused after `queue_timeout` are included.
+        """
     def probers(self) -> list[Prober]:
         """The clients of published pages, at most 32."""
 
 DURATION_BOUNDS: tuple[float, ...]
+QUEUE_WAIT_BOUNDS: tuple[float, ...]
 
 class Request:
     """A request, lent by the front until `finish()`.  Texts are latin-1, as received."""

@@ -330,6 +330,11 @@ cdef class Front:
             for i in range(n)
         ]
 
+    def queue_waits(self):
+        cdef tally.tally_waits waits
+        c.front_waits(self._front, &waits)
+        return [waits.count[b] for b in range(tally.TALLY_WAITS)], waits.sum / 1e9
+
     def probers(self):
         cdef tally.tally_prober[tally.TALLY_PROBERS] found
         cdef size_t n = c.front_probers(self._front, found, tally.TALLY_PROBERS)
@@ -350,6 +355,7 @@ cdef class Front:
 
 
 DURATION_BOUNDS = tuple([tally.tally_bounds[i] / 1e9 for i in range(tally.TALLY_BUCKETS - 1)])
+QUEUE_WAIT_BOUNDS = tuple([tally.tally_wait_bounds[i] / 1e9 for i in range(tally.TALLY_WAITS - 1)])
 
 
 # ------------------------------------------------------------------ only the parser, for tests and benchmarks

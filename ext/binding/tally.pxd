@@ -18,6 +18,15 @@ cdef extern from "front/tally.h" nogil:
     const int64_t tally_bounds[]
 
     enum:
+        TALLY_WAITS
+
+    ctypedef struct tally_waits:
+        uint64_t count[TALLY_WAITS]
+        uint64_t sum
+
+    const int64_t tally_wait_bounds[]
+
+    enum:
         TALLY_PROBERS
         TALLY_AGENT
         TALLY_PAGE

@@ -33,7 +33,6 @@ int front_take(front *f, front_request *out, int64_t timeout)
     if (c == NULL)
         return closed ? FRONT_CLOSED : FRONT_TIMEOUT;
 
-    c->begun = clock_now();
     count_add(&f->count.queue_ns, (uint64_t)(c->begun - c->arrived));
     buffer *b = c->in;
     out->conn = c;

@@ -147,6 +147,7 @@ int64_t front_clock(const front *f);  /* front_now() without these gaps; stands 
 void front_count(front *f, front_counters *out);
 size_t front_requests(front *f, front_flight *out, size_t max);
 size_t front_durations(front *f, tally_series *out, size_t max);
+void front_waits(front *f, tally_waits *out); /* for a worker, of requests that one has taken or that were refused in the queue */
 size_t front_probers(front *f, tally_prober *out, size_t max);
 int64_t front_now(void); /* CLOCK_MONOTONIC, nanoseconds */
 

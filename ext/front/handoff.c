@@ -97,8 +97,10 @@ front_conn *handoff_pop(front *f, waiter **next)
     f->queue.n_ready--;
     c->queued = false;
     c->thread = thread_id();
+    c->begun = clock_now();
+    tally_add_wait(&f->queue.waits, c->begun - c->arrived);
     if (f->limits.request_timeout != 0) {
-        c->deadline = clock_now() + f->limits.request_timeout;
+        c->deadline = c->begun + f->limits.request_timeout;
         c->late = false;
         atomic_store(&c->answer, ANSWER_NONE);
     }
@@ -354,6 +356,17 @@ size_t front_requests(front *f, front_flight *out, size_t max)
         }
     pthread_mutex_unlock(&f->queue.mutex);
     return n;
+}
+
+void front_waits(front *f, tally_waits *out)
+{
+    if (f->foreign) {
+        *out = (tally_waits){0};
+        return;
+    }
+    pthread_mutex_lock(&f->queue.mutex);
+    *out = f->queue.waits;
+    pthread_mutex_unlock(&f->queue.mutex);
 }
 
 size_t front_durations(front *f, tally_series *out, size_t max)

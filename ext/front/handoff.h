@@ -96,6 +96,7 @@ static inline front_conn *handoff_overdue(front *f)
     if (c != NULL) {
         list_remove(&f->queue.ready, c);
         f->queue.n_ready--;
+        tally_add_wait(&f->queue.waits, f->now - c->arrived);
         c->with_worker = c->queued = false;
     }
     pthread_mutex_unlock(&f->queue.mutex);

@@ -185,6 +185,7 @@ struct front_queue {
     bool closed;             /* M */
     int64_t service_time;    /* M: moving average of the time that a worker takes for a request, nanoseconds */
     tally_durations durations; /* M */
+    tally_waits waits;         /* M: for a worker */
 };
 
 /* probe.c: published pages, and who asked for them. */

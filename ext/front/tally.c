@@ -9,6 +9,19 @@
 const int64_t tally_bounds[TALLY_BUCKETS - 1] = {5 * MS,   10 * MS,  25 * MS,   50 * MS,   75 * MS,   100 * MS,  250 * MS,
                                                  500 * MS, 750 * MS, 1000 * MS, 2500 * MS, 5000 * MS, 7500 * MS, 10000 * MS};
 
+const int64_t tally_wait_bounds[TALLY_WAITS - 1] = {1 * MS,   5 * MS,   10 * MS,   25 * MS,   50 * MS,   100 * MS,
+                                                    250 * MS, 500 * MS, 1000 * MS, 2500 * MS, 5000 * MS, 10000 * MS};
+
+/* The bucket that a duration falls into; the last one has no bound. */
+static unsigned bucket_of(int64_t duration, const int64_t *bounds, unsigned n_bounds)
+{
+    unsigned b = 0;
+
+    while (b < n_bounds && duration > bounds[b])
+        b++;
+    return b;
+}
+
 /* Open addressing; the last free place is never used, so that a search ends and overflow has a place. */
 static tally_series *find(tally_durations *t, uint8_t method, uint16_t status)
 {
@@ -31,12 +44,15 @@ static tally_series *find(tally_durations *t, uint8_t method, uint16_t status)
 void tally_add(tally_durations *t, uint8_t method, unsigned status, int64_t duration)
 {
     tally_series *s = find(t, method, (uint16_t)(status <= 999 ? status : 0));
-    unsigned b = 0;
 
-    while (b < TALLY_BUCKETS - 1 && duration > tally_bounds[b])
-        b++;
-    s->count[b]++;
+    s->count[bucket_of(duration, tally_bounds, TALLY_BUCKETS - 1)]++;
     s->sum += duration > 0 ? (uint64_t)duration : 0;
+}
+
+void tally_add_wait(tally_waits *t, int64_t wait)
+{
+    t->count[bucket_of(wait, tally_wait_bounds, TALLY_WAITS - 1)]++;
+    t->sum += wait > 0 ? (uint64_t)wait : 0;
 }
 
 /* --------------------------------------------------------------------------------------------------- probers */

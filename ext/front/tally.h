@@ -1,7 +1,7 @@
 /*
- * tally.h - statistics for people: how long requests took, and who probes.
+ * tally.h - statistics for people: how long requests took and waited, and who probes.
  *
- * Both tables have a fixed size, allocate nothing, and an update costs a few nanoseconds.  What does not fit is still
+ * All tables have a fixed size, allocate nothing, and an update costs a few nanoseconds.  What does not fit is still
  * counted: a duration under status 0, a prober in place of the one that has been silent longest.
  */
 #ifndef TALLY_H
@@ -33,6 +33,22 @@ typedef struct {
 extern const int64_t tally_bounds[TALLY_BUCKETS - 1]; /* upper bounds, inclusive, nanoseconds */
 
 void tally_add(tally_durations *t, uint8_t method, unsigned status, int64_t duration);
+
+/* ------------------------------------------- waits of requests for a worker: guarded by the caller's lock, too */
+
+#define TALLY_WAITS 13
+
+typedef struct {
+    uint64_t count[TALLY_WAITS]; /* of each single bucket, not cumulative */
+    uint64_t sum;                /* nanoseconds */
+} tally_waits;
+
+/* Upper bounds, inclusive, nanoseconds.  The first is finer than those of durations: a request that is taken at once waits
+ * for some microseconds, and one for which a worker has to become free for about as long as a request takes.  The last is
+ * the default of queue_timeout. */
+extern const int64_t tally_wait_bounds[TALLY_WAITS - 1];
+
+void tally_add_wait(tally_waits *t, int64_t wait);
 
 /* -------------------------------------------------------------------- probers: one thread writes, any thread reads */
 

@@ -275,7 +275,7 @@ def collect(
     logs: LogLines | None = None,
     version: str = "",
 ) -> Exposition:
-    """The whole page.  `front` has stats() and durations(); `health` is the checker's report."""
+    """The whole page.  `front` has stats(), durations() and queue_waits(); `health` is the checker's report."""
     from pkg import _core
 
     page = Exposition()
@@ -285,6 +285,12 @@ def collect(
         "Requests that were cut off before a response have no status.",
         _core.DURATION_BOUNDS,
         [(_request_labels(method, status), counts, total) for method, status, counts, total in front.durations()],
+    )
+    page.histogram(
+        "pkg_request_queue_duration_seconds",
+        "Time that requests have waited for a worker thread, including those refused after queue_timeout.",
+        _core.QUEUE_WAIT_BOUNDS,
+        [({}, *front.queue_waits())],
     )
     _add_front(page, front.stats(), threads)
     if pool is not None:

@@ -130,7 +130,7 @@ class Snapshot(NamedTuple):
 class Status:
     """Collects the state from the parts.
 
-    `front` has stats(), requests(), durations() and probers(); `checker` has report().
+    `front` has stats(), requests(), durations(), queue_waits() and probers(); `checker` has report().
     `database()` returns the database, which has stats(), or None.  `alive()` returns the number of running workers.
     `settings`: rows with secrets redacted.  `began`: monotonic time of the start.
     """

@@ -860,6 +860,15 @@ static void queue_limits(void)
     front_counters n;
     EVENTUALLY((n = rig_count(&r), n.served == 1));
     REQUIRE(n.shed == 4 && n.timeouts == 3 && n.served == 1, "%llu %llu %llu", (unsigned long long)n.shed, (unsigned long long)n.timeouts, (unsigned long long)n.served);
+    tally_waits waits;
+    uint64_t in_all = 0;
+    front_waits(r.f, &waits);
+    for (int b = 0; b < TALLY_WAITS; b++)
+        in_all += waits.count[b];
+    REQUIRE(in_all == 4 && waits.sum > 3 * 290 * MS, "%llu", (unsigned long long)in_all); /* without those refused at once */
+    for (int b = 0; tally_wait_bounds[b] < 290 * MS; b++)
+        in_all -= waits.count[b];
+    REQUIRE(in_all >= 3, "%llu", (unsigned long long)in_all);
     rig_stop(&r);
 }
 

@@ -14,6 +14,7 @@ static int use_everything(rig *r, int connection)
     front_flight flights[4];
     tally_series series[4];
     tally_prober probers[4];
+    tally_waits waits;
 
 #define EXPECT(condition) do { if (!(condition)) return __LINE__ % 256; } while (0)
     EXPECT(front_is_foreign(r->f));
@@ -22,6 +23,8 @@ static int use_everything(rig *r, int connection)
     front_count(r->f, &n);
     EXPECT(n.connections == 0 && n.in_flight == 0);
     EXPECT(front_requests(r->f, flights, 4) == 0 && front_durations(r->f, series, 4) == 0 && front_probers(r->f, probers, 4) == 0);
+    front_waits(r->f, &waits);
+    EXPECT(waits.sum == 0 && waits.count[0] == 0);
     front_renew(r->f, 0, SEC);
     front_publish(r->f, NULL);
     front_advance(r->f, FRONT_STOPPED);

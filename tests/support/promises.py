@@ -278,6 +278,9 @@ class _Front:
         counts = [1] * (len(_core.DURATION_BOUNDS) + 1)
         return [(method, status, counts, 1.0) for method, status in (("GET", 200), ("GET", 500), ("GET", 0))]
 
+    def queue_waits(self) -> tuple[list[int], float]:
+        return [1] * (len(_core.QUEUE_WAIT_BOUNDS) + 1), 1.0
+
 
 def metric_families() -> dict[str, Any]:
     """Each family by the name that a query has for it, with its type and its labels; values where they are fixed."""
@@ -306,7 +309,7 @@ def metric_families() -> dict[str, Any]:
         }
         if family["type"] == "histogram":
             found[family["name"]]["labels"].pop("le")
-            found[family["name"]]["bounds"] = list(_core.DURATION_BOUNDS)
+            found[family["name"]]["bounds"] = sorted(float(bound) for bound in labels["le"] if bound != "+Inf")
     return found
 
 
