@@ -10,6 +10,7 @@ when
 page
   can reach it through a host name that points here (DNS rebinding), and a request that changes something must not come
   from another site.
+- Health pages are open to whoever can connect, as on the service's own listeners.
 - A connection carries one request; head and body are limited in size and time.
 - A client that is slow to send gives way when another connection waits and no thread is free, the slowest first.
   Otherwise clients without a token could occupy every thread.
@@ -35,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 from pkg.admin.reply import Problem, Reply, text
 
 if TYPE_CHECKING:
+    from pkg.admin.health import HealthPages
     from pkg.admin.pages import Pages
 
 __all__ = ["Admin"]
@@ -60,7 +62,8 @@ class Admin:
     """The listener at `address`; start() starts it, close() ends it.
 
     `pages()` creates the pages on first use, so that the start does not wait for them.  `token`: required of every
-    request, unless empty.  Raises OSError if the address cannot be bound.
+    request for one of them, unless empty.  `health`: answers requests for health pages, whoever sends them.  Raises
+    OSError if the address cannot be bound.
     """
 
     def __init__(
@@ -69,8 +72,10 @@ class Admin:
         *,
         pages: Callable[[], Pages],
         token: str = "",
+        health: HealthPages | None = None,
     ) -> None:
         self._make_pages = pages
+        self._health = health
         self._made_pages: Pages | None = None
         self._lock = threading.Lock()
         self._lock_served = threading.Lock()
@@ -217,6 +222,10 @@ class Admin:
 
     def answer(self, method: str, target: str, headers: Any, peer: str) -> Reply:
         """The requested page.  Raises Problem if there is none, or if this request is refused."""
+        # Health pages need no token: they tell nothing else than the service tells everybody, and a probe could have
+        # only the file's present token, while the listener keeps the one that it has read at start.
+        if self._health is not None and (reply := self._health.answer(method, target, headers.get("Accept", ""))):
+            return reply
         self._admit(headers, method, peer, target.partition("?")[0][:100])
         return self.pages.answer(method, target, headers.get("Accept", ""))
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from pkg.admin import statusz
-from pkg.admin.reply import Problem, Reply, json_reply, text
+from pkg.admin.reply import Problem, Reply, accepts, json_reply, text
 from pkg.diagnostics import metrics, stacks
 from pkg.diagnostics.memory import MAX_SECONDS as MAX_TRACING
 from pkg.diagnostics.memory import Memory
@@ -313,13 +313,3 @@ def _form(wanted: str, accept: str) -> str:
     if accepts(accept, "text/html"):
         return "html"
     return "json" if accepts(accept, "application/json") else "text"
-
-
-def accepts(accept: str, media_type: str) -> bool:
-    """Whether the header names the media type with a quality other than 0 (RFC 9110, 12.4.2)."""
-    for part in accept.split(","):
-        name, *parameters = (text.strip().lower() for text in part.split(";"))
-        if name == media_type:
-            quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
-            return quality.strip("0.") != "" or quality == ""
-    return False

@@ -1,4 +1,4 @@
-"""Responses of the admin listener's pages, and their errors."""
+"""Responses of the admin listener's pages, their errors, and which media type a client accepts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pkg.logs.records import printable_json, printable_lines
 
-__all__ = ["Problem", "Reply", "json_reply", "text"]
+__all__ = ["Problem", "Reply", "accepts", "json_reply", "text"]
 
 
 class Problem(Exception):
@@ -36,3 +36,13 @@ def json_reply(document: Any, status: int = 200) -> Reply:
 def text(text: str, status: int = 200) -> Reply:
     """Text for a terminal, with all control characters escaped except for line ends."""
     return Reply(printable_lines(text).encode("utf-8", "backslashreplace"), status=status)
+
+
+def accepts(accept: str, media_type: str) -> bool:
+    """Whether the header names the media type with a quality other than 0 (RFC 9110, 12.4.2)."""
+    for part in accept.split(","):
+        name, *parameters = (text.strip().lower() for text in part.split(";"))
+        if name == media_type:
+            quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
+            return quality.strip("0.") != "" or quality == ""
+    return False

@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
 
-from pkg.health.pages import LIVENESS, READINESS, HealthPage, Result, State, pages_of, verdict_of
+from pkg.health.pages import LIVENESS, READINESS, Answers, HealthPage, Result, State, pages_of, verdict_of
 from pkg.health.report import CheckRuns, HealthReport
 
 __all__ = ["Check", "Checker", "Degraded", "Result"]
@@ -187,7 +187,9 @@ class Checker:
         clock: Callable[[], float] = time.monotonic,
         frozen: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self._publish, self._renew = publish, renew
+        self._publish, self._renew_page = publish, renew
+        self._pages: dict[str, HealthPage] = {}
+        self._fresh_until = [0.0, 0.0]  # by slot, on `clock`
         self._liveness_timeout = liveness_timeout
         self._root = root
         self._liveness_paths = (liveness_path, "/livez") if liveness_path == "/healthz" else (liveness_path,)
@@ -215,6 +217,14 @@ class Checker:
     def paths(self) -> tuple[str, ...]:
         """The paths of the pages; the pages of single checks are below them."""
         return (*self._liveness_paths, self._readiness_path)
+
+    def answers(self, path: str) -> Answers | None:
+        """The answers of a page as the front gives them; None if there is no page of this path."""
+        page = self._pages.get(path.rstrip("/"))
+        if page is None:
+            return None
+        _, slot, fresh, expired, _ = page
+        return fresh if self._clock() < self._fresh_until[slot] else expired
 
     # -------------------------------------------------------------- life
 
@@ -397,6 +407,10 @@ class Checker:
                 check._outdated = True
                 check._again.set()
 
+    def _renew(self, slot: int, seconds: float) -> None:
+        self._fresh_until[slot] = self._clock() + seconds
+        self._renew_page(slot, seconds)
+
     def _renew_readiness(self) -> None:
         required = [c for c in self._checks.values() if c.required]
         if not any(c._outdated and c.passes for c in required):
@@ -436,6 +450,7 @@ class Checker:
             if self._root:
                 pages.append(("/", *pages[-len(readiness) - 1][1:]))
             self._publish(pages)
+            self._pages = {page[0]: page for page in pages}
             self._shown = shown  # if that raised, the next tick tries again
 
     def report(self) -> HealthReport:

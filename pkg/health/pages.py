@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pkg.health.report import CheckRuns, CheckState
 
-__all__ = ["LIVENESS", "READINESS", "HealthPage", "Result", "State", "pages_of", "verdict_of"]
+__all__ = ["LIVENESS", "READINESS", "Answers", "HealthPage", "Result", "State", "pages_of", "verdict_of"]
 
 LIVENESS, READINESS = 0, 1  # expiry slots
 MAX_BODY_SIZE = 1024  # probers search for their text in the first KiB only (GCP, Envoy)

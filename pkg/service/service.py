@@ -283,14 +283,17 @@ class Service:
             )
 
     def _open_admin(self) -> None:
+        from pkg.admin.health import HealthPages
         from pkg.admin.listener import Admin
 
+        assert self.checker is not None
         s = self.settings
         address = parse_address(s.admin)
         if address is None:
             return
         try:
-            self.admin = Admin(address, pages=self._pages, token=s.admin_token)
+            health = HealthPages(self.checker.answers)
+            self.admin = Admin(address, pages=self._pages, token=s.admin_token, health=health)
         except OSError as error:
             reason = f"the admin listener cannot listen on {s.admin}: {error.strerror or error}"
             if s.origin("admin") != "default":
