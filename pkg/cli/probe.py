@@ -18,27 +18,30 @@ if TYPE_CHECKING:
 __all__ = ["probe"]
 
 _PROBE_HELP = """\
-usage: python -m pkg probe [--ready] [--json] [--host HOST] [--port N] [--timeout S]
+usage: python -m pkg probe [--ready] [--json] [--listen ADDRESS | --host HOST --port N] [--timeout S]
 
 Asks the running server whether it is alive (/healthz), or with --ready whether it is ready (/readyz), and prints the
 response.  Exits with 0 if its status is 200, otherwise with 1 (HEALTHCHECK allows no other code).  PKG_LIVENESS_PATH
 and PKG_READINESS_PATH change the paths, as they do for the server.
 
-  --ready      request /readyz
-  --json       print JSON
-  --host HOST  address of the server; default: the variable HOST, or the loopback address if HOST is a wildcard
-  --port N     port of the server; default: the variable PORT, or 8080
-  --timeout S  timeout in seconds for the whole exchange; default 2
+It finds the server by the variables that the server reads: PKG_HEALTH; or the first address of PKG_LISTEN that is a
+port or a Unix socket; or HOST and PORT.  If PKG_LISTEN names inherited sockets only, it asks the admin listener
+(PKG_ADMIN), which answers the same pages.
+
+  --ready           request /readyz
+  --json            print JSON
+  --listen ADDRESS  ask this address: host:port, :port or unix:PATH
+  --host HOST       ask this address; default: the variable HOST, or the loopback address if HOST is a wildcard
+  --port N          ask this port; default: the variable PORT, or 8080
+  --timeout S       timeout in seconds for the whole exchange; default 2
 """
 _ANSWER_SIZE = 16384
 
 
 def probe(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Runs `probe` without argparse, http.client or the settings.  Returns 0 if the status is 200, otherwise 1."""
-    import socket
-
     path = environ.get("PKG_LIVENESS_PATH") or "/healthz"
-    options = {"--host": environ.get("HOST") or "0.0.0.0", "--port": environ.get("PORT") or "8080"}
+    options: dict[str, str] = {}
     as_json = False
     rest = list(arguments)
     try:
@@ -51,38 +54,114 @@ def probe(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
                 path = environ.get("PKG_READINESS_PATH") or "/readyz"
             elif flag == "--json":
                 as_json = True
-            elif flag in ("--host", "--port", "--timeout"):
+            elif flag in ("--listen", "--host", "--port", "--timeout"):
                 options[flag] = value if equals else rest.pop(0)
             else:
                 raise ValueError(f"{flag!a} is not a flag (see --help)")
-        port, timeout = int(options["--port"]), float(options.get("--timeout", "2").removesuffix("s"))
-        if not 0 < port < 65536 or not 0 < timeout < 3600:
-            raise ValueError("the port must be from 1 to 65535, and the timeout from 0 to 3600 seconds")
+        timeout = float(options.get("--timeout", "2").removesuffix("s"))
+        if not 0 < timeout < 3600:
+            raise ValueError("the timeout must be from 0 to 3600 seconds")
+        places = _places(options, environ)
     except (ValueError, IndexError) as error:
         complain(f"probe: {error}")
         return 1
 
-    host = options["--host"].strip("[]")
-    hosts = {"0.0.0.0": ["127.0.0.1"], "::": ["::1", "127.0.0.1"]}.get(host, [host])
     deadline = time.monotonic() + timeout
     target = f"{path}?format=json" if as_json else path
     request = f"GET {target} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: pkg-probe\r\nConnection: close\r\n\r\n".encode()
     reason = ""
-    for host in hosts:
+    for name, address in places:
         try:
-            # bytes, because a str would go through the IDNA codec, whose import takes longer than the probe.
-            address: Any = (host.encode(), port)
-            with socket.create_connection(address, timeout) as connection:
+            with _connect(address, timeout) as connection:
                 connection.sendall(request)
                 status, body = _read_answer(connection, deadline)
         except (OSError, ValueError) as error:
-            reason = f"{host} port {port}: {error}"
+            reason = f"{name}: {error}"
             continue
         text = one_line(body) if not as_json else body.decode("utf-8", "replace").strip()
         _say(text or str(status))
         return 0 if status == 200 else 1
     complain(f"probe: {reason}")
     return 1
+
+
+def _places(options: Mapping[str, str], environ: Mapping[str, str]) -> list[tuple[str, Any]]:
+    """Where to ask, one after the other: a name for messages, and a host with a port, or the path of a Unix socket.
+
+    Raises ValueError with what is wrong with a flag or a variable.
+    """
+    if "--host" in options or "--port" in options:
+        if "--listen" in options:
+            raise ValueError("--listen cannot be combined with --host or --port")
+        return _tcp(options, environ)
+    for name in ("--listen", "PKG_HEALTH", "PKG_LISTEN"):
+        text = options.get(name) or environ.get(name, "").strip()
+        if text:
+            break
+    else:
+        return _tcp(options, environ)
+
+    from pkg.settings.listen import parse_endpoints
+
+    what = ""
+    try:
+        endpoints = parse_endpoints(text)
+        if not any(_is_known(endpoint) for endpoint in endpoints):
+            if name == "--listen":
+                raise ValueError("must be host:port, :port or unix:PATH")
+            what, name = f"{name} names no address to ask; the admin listener at ", "PKG_ADMIN"
+            text = environ.get(name, "").strip() or "127.0.0.1:9901"
+            if text.lower() == "off":
+                raise ValueError("is off, and no other address is known: set PKG_HEALTH")
+            endpoints = parse_endpoints(text)
+        endpoint = next(endpoint for endpoint in endpoints if _is_known(endpoint))
+    except StopIteration:
+        raise ValueError(f"{name} names no address to ask: set PKG_HEALTH") from None
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None  # without the text, which could be a secret by mistake
+    if endpoint.kind == "unix":
+        return [(str(endpoint), endpoint.path)]
+    return [(f"{what}{place}", address) for place, address in _hosts(endpoint.host, endpoint.port)]
+
+
+def _is_known(endpoint: Any) -> bool:
+    """Whether its text tells where it is: not of inherited sockets, and not with a port that the kernel chooses."""
+    return bool(endpoint.path or endpoint.port)
+
+
+def _tcp(options: Mapping[str, str], environ: Mapping[str, str]) -> list[tuple[str, Any]]:
+    host = options.get("--host") or environ.get("HOST") or "0.0.0.0"
+    port = int(options.get("--port") or environ.get("PORT") or "8080")
+    if not 0 < port < 65536:
+        raise ValueError("the port must be from 1 to 65535")
+    return _hosts(host.strip("[]"), port)
+
+
+def _hosts(host: str, port: int) -> list[tuple[str, Any]]:
+    hosts = {"0.0.0.0": ["127.0.0.1"], "::": ["::1", "127.0.0.1"]}.get(host, [host])
+    # bytes, because a str would go through the IDNA codec, whose import takes longer than the probe.
+    return [(f"{host} port {port}", (host.encode(), port)) for host in hosts]
+
+
+def _connect(address: Any, timeout: float) -> Any:
+    """A connected socket.  Raises OSError."""
+    import socket
+
+    if isinstance(address, tuple):
+        return socket.create_connection(address, timeout)
+    from struct import pack
+
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # While the backlog is full, connect() waits for this time (socket(7)).  A timeout of Python's makes the socket
+        # one that does not block, and then connect() of a Unix socket fails at once (connect(2), EAGAIN).
+        limit = pack("ll", int(timeout), int(timeout % 1 * 1e6) or 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        connection.connect(address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _read_answer(connection: Any, deadline: float) -> tuple[int, bytes]:

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from pkg import errors
 from pkg.cli import main as cli
 from pkg.settings.declared import HEADINGS, SETTINGS, Settings
 from pkg.settings.kinds import Setting
+from tests.support.answering import Answering
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "hunter2"
@@ -39,44 +39,6 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=60,
     )
-
-
-class Answering:
-    """A server that answers each connection with the same bytes, and keeps what it was asked."""
-
-    def __init__(self, answer: bytes | Callable[[socket.socket], None], host: str = "127.0.0.1") -> None:
-        self.requests: list[bytes] = []
-        self._answer = answer
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, 0), family=family)
-        self.port = self._listener.getsockname()[1]
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while True:
-            connection, _ = self._listener.accept()
-            with connection, contextlib.suppress(OSError):
-                connection.settimeout(30)
-                request = b""
-                while not request.endswith(b"\r\n\r\n"):
-                    received = connection.recv(65536)
-                    if not received:
-                        break
-                    request += received
-                if request == b"":
-                    return
-                self.requests.append(request)
-                if callable(self._answer):
-                    self._answer(connection)
-                else:
-                    connection.sendall(self._answer)
-
-    def close(self) -> None:
-        socket.create_connection(self._listener.getsockname()[:2]).close()
-        self._thread.join(30)
-        self._listener.close()
-        assert not self._thread.is_alive()
 
 
 @pytest.fixture
