@@ -265,7 +265,10 @@ def _remove_dead(path: str) -> None:
             raise _Refusal(f"{os.strerror(errno.EADDRINUSE)} (pid {_listening_process(client) or 'unknown'})")
     match error:
         case errno.ECONNREFUSED:
-            os.unlink(path)
+            try:
+                os.unlink(path)
+            except PermissionError as denied:  # another user's, in a directory with the sticky bit
+                raise _Refusal(f"{denied.strerror}: a server that has ended has left its file there") from None
         case errno.ENOENT:
             pass
         case errno.EAGAIN | errno.EINPROGRESS:  # its queue is full, which only a server has that lives
@@ -326,6 +329,7 @@ def _lock(descriptor: int, patience: float) -> bool:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= end:
+                _log.info("another process holds a lock on the socket's directory; continuing without it")
                 return False
             time.sleep(LOCK_INTERVAL)
         except OSError:
@@ -386,8 +390,8 @@ def _activated(environ: MutableMapping[str, str], taken: set[int]) -> list[Liste
     listeners: list[Listener] = []
     try:
         for n in range(int(number)):
-            called = f"descriptor {FIRST_FD + n}" + (f" ({names[n]})" if n < len(names) and names[n] else "")
-            listeners.append(_inherit(FIRST_FD + n, called, taken))
+            name = f" ({names[n]})" if n < len(names) and names[n] and names[n].isprintable() else ""
+            listeners.append(_inherit(FIRST_FD + n, f"descriptor {FIRST_FD + n}{name}", taken))
     except BaseException:
         for listener in listeners:
             listener.close()

@@ -1,6 +1,7 @@
 """For development: runs the service in a child process, and starts a new one when a Python file has changed.
 
-Each child is forked before the application is imported, so it imports all of it again.
+Each child is forked before the application is imported, so it imports all of it again.  Inherited sockets stay open in
+this process, for the next child; connections that arrive meanwhile wait for it.
 """
 
 from __future__ import annotations

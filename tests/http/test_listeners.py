@@ -304,6 +304,26 @@ def test_a_directory_without_permission(open_to_all: Path) -> None:
         assert other.process.wait(10 * SLOWNESS) == 3
 
 
+def test_another_users_file_that_cannot_be_removed(open_to_all: Path) -> None:
+    """That of a server that has ended, in a directory like /tmp."""
+    path = open_to_all / "app.sock"
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(str(path))
+    path.chmod(0o666)
+    open_to_all.chmod(0o1777)
+    with Other(path, before=unprivileged()) as other:
+        if os.geteuid() != 0:  # then it is the user's own
+            assert other.says() == "listening"
+            return
+        reason = "Operation not permitted: a server that has ended has left its file there"
+        assert other.says() == f"cannot listen on unix:{path}: {reason}"
+        path.chmod(0o600)
+    with Other(path, before=unprivileged()) as other:
+        reason = "the file exists, and whether a server listens on it is unknown: Permission denied"
+        assert other.says() == f"cannot listen on unix:{path}: {reason}"
+    assert path.is_socket()
+
+
 def test_a_directory_that_may_be_written_but_not_read(open_to_all: Path) -> None:
     """Without its lock, then."""
     open_to_all.chmod(0o333)
@@ -332,16 +352,20 @@ def test_a_file_that_cannot_be_removed_at_the_end(open_to_all: Path) -> None:
             open_to_all.chmod(0o777)
 
 
-def test_a_directory_that_somebody_else_has_locked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_somebody_else_has_locked(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Whoever holds such a lock for good delays a start and an end by moments."""
     monkeypatch.setattr(listeners, "START_PATIENCE", 0.1)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with opened(unix(path)) as (listener,):
+        with caplog.at_level(logging.INFO), opened(unix(path)) as (listener,):
             client_of(str(path)).close()
             listener.release()
             assert not path.exists()
+        told = "another process holds a lock on the socket's directory; continuing without it"
+        assert caplog.messages == [told, told]
     finally:
         os.close(descriptor)
 
