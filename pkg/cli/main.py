@@ -47,8 +47,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 
 def _serve(arguments: list[str], environ: Mapping[str, str]) -> int:
     _open_standard_descriptors()
-    main = os.getpid()
-    is_init = main == 1
+    is_init = os.getpid() == 1
     if is_init:
         from pkg.supervisors.init import hold_signals, serve_in_child
 
@@ -71,8 +70,8 @@ def _serve(arguments: list[str], environ: Mapping[str, str]) -> int:
     if settings.reload:
         from pkg.supervisors.reload import serve_again
 
-        return serve_again(lambda: Service(settings, main=main).run())
-    return Service(settings, main=main).run()
+        return serve_again(lambda: Service(settings).run())
+    return Service(settings).run()
 
 
 def _open_standard_descriptors() -> None:

@@ -46,10 +46,10 @@ class Notify:
     """The connection to the service manager that `environ` describes.
 
     Removes NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID from `environ`, so that programs which the application starts
-    do not send in our name.  `main`: the process that was started, whose WATCHDOG_PID is also meant for us.
+    do not send in our name.
     """
 
-    def __init__(self, environ: MutableMapping[str, str], main: int) -> None:
+    def __init__(self, environ: MutableMapping[str, str]) -> None:
         name = environ.pop("NOTIFY_SOCKET")
         interval, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
         self._address = os.fsencode(f"\0{name[1:]}" if name.startswith("@") else name)
@@ -65,7 +65,7 @@ class Notify:
         if not name.startswith(("/", "@")):
             _log.warning("ignoring NOTIFY_SOCKET=%s: only paths and names that begin with @ are supported", name)
             self._socket.close()
-        elif interval.isascii() and interval.isdecimal() and pid in ("", str(main), str(os.getpid())):
+        elif interval.isascii() and interval.isdecimal() and pid in ("", str(os.getpid())):
             self._interval = int(interval) / 2_000_000  # half of it, as sd_watchdog_enabled(3) recommends
         if 0 < self._interval < TICK:
             _log.warning(

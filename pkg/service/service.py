@@ -55,10 +55,8 @@ _log = logging.getLogger("pkg.service")
 class Service:
     """One process: `run()` serves until it is told to stop, and returns the exit code."""
 
-    def __init__(self, settings: Settings, *, main: int | None = None) -> None:
-        """`main`: the process that was started, if the service is a child of it."""
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.main = os.getpid() if main is None else main
         self.notify: Notify | None = None
         self.started = time.monotonic()
         self.signals = Signals()
@@ -90,7 +88,7 @@ class Service:
         if "NOTIFY_SOCKET" in os.environ:
             from pkg.service.notify import Notify
 
-            self.notify = Notify(os.environ, self.main)
+            self.notify = Notify(os.environ)
         try:
             try:
                 with _short_of_means():

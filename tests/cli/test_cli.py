@@ -246,7 +246,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     seen: list[Any] = [None, 0]
 
     class Service:
-        def __init__(self, settings: Settings, *, main: int) -> None:
+        def __init__(self, settings: Settings) -> None:
             seen[0] = settings
 
         def run(self) -> int:
@@ -313,7 +313,7 @@ def test_serve_fills_closed_descriptors() -> None:
     code = (
         "import os, sys, types; sys.modules['pkg.service.service'] = module = types.ModuleType('s')\n"
         "class Service:\n"
-        "    def __init__(self, settings, main): pass\n"
+        "    def __init__(self, settings): pass\n"
         "    def run(self): return 10 + sum(os.readlink(f'/proc/self/fd/{fd}') == '/dev/null' for fd in (0, 1, 2))\n"
         "module.Service = Service\n"
         "from pkg.cli.main import main; sys.exit(main([], {}))"
