@@ -273,6 +273,7 @@ def collect(
     health: HealthReport | None = None,
     pool: Mapping[str, Any] | None = None,
     logs: LogLines | None = None,
+    proxy_waits: tuple[Sequence[int], float] | None = None,
     version: str = "",
 ) -> Exposition:
     """The whole page.  `front` has stats(), durations() and queue_waits(); `health` is the checker's report."""
@@ -292,6 +293,13 @@ def collect(
         _core.QUEUE_WAIT_BOUNDS,
         [({}, *front.queue_waits())],
     )
+    if proxy_waits is not None:
+        page.histogram(
+            "pkg_request_proxy_duration_seconds",
+            "Time from X-Request-Start of a trusted proxy to the arrival of the request.",
+            _core.QUEUE_WAIT_BOUNDS,
+            [({}, *proxy_waits)],
+        )
     _add_front(page, front.stats(), threads)
     if pool is not None:
         _add_pool(page, pool)

@@ -132,6 +132,7 @@ class Status:
 
     `front` has stats(), requests(), durations(), queue_waits() and probers(); `checker` has report().
     `database()` returns the database, which has stats(), or None.  `alive()` returns the number of running workers.
+    `proxy_waits()` returns how long requests have been at proxies, or is None if none are trusted.
     `settings`: rows with secrets redacted.  `began`: monotonic time of the start.
     """
 
@@ -145,6 +146,7 @@ class Status:
         database: Callable[[], Any],
         logs: Sink,
         alive: Callable[[], int],
+        proxy_waits: Callable[[], tuple[Sequence[int], float]] | None = None,
         app: str = "",
         address: str = "",
         settings: Sequence[Mapping[str, str]] = (),
@@ -153,6 +155,7 @@ class Status:
         self.front = front
         self.threads = threads
         self._alive = alive
+        self._proxy_waits = proxy_waits
         self.lifecycle = lifecycle
         self.app = app
         self.address = address
@@ -181,6 +184,7 @@ class Status:
             health=self.checker.report(),
             pool=self.pool(),
             logs=self.logs.stats(),
+            proxy_waits=self._proxy_waits() if self._proxy_waits is not None else None,
             version=self.version,
         )
 

@@ -5,7 +5,7 @@ Fields from anybody else are ignored, since a client can write them as well.  (T
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
@@ -31,12 +31,19 @@ class Forwarded:
     """Called with each request before its handler.
 
     `proxies`: the networks of the trusted proxies.  `unix`: whether peers on Unix sockets are trusted as well; their
-    `client_address` is ("", 0).
+    `client_address` is ("", 0).  `on_trusted` is called with each request of a trusted proxy.
     """
 
-    def __init__(self, proxies: Sequence[IPv4Network | IPv6Network], *, unix: bool = False) -> None:
+    def __init__(
+        self,
+        proxies: Sequence[IPv4Network | IPv6Network],
+        *,
+        unix: bool = False,
+        on_trusted: Callable[[Any], object] | None = None,
+    ) -> None:
         self._proxies = tuple(proxies)
         self._unix = unix
+        self._on_trusted = on_trusted
 
     def _is_proxy(self, text: str) -> bool:
         try:
@@ -49,6 +56,8 @@ class Forwarded:
         peer, _ = request.client_address
         if not (self._is_proxy(peer) if peer else self._unix):
             return
+        if self._on_trusted is not None:
+            self._on_trusted(request)
         passed = 0  # hops added by trusted proxies
         for hop in reversed(_values(request, "x-forwarded-for")):
             # Each proxy has appended the address of its peer; the first one that is not a proxy is the client.

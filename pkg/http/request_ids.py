@@ -18,12 +18,17 @@ Observer = Callable[[Any], object]
 
 
 def observers(
-    *, access_log: bool, proxies: Sequence[Any], unix: bool = False, request_timeout: float = 0.0
+    *,
+    access_log: bool,
+    proxies: Sequence[Any],
+    unix: bool = False,
+    on_trusted: Observer | None = None,
+    request_timeout: float = 0.0,
 ) -> tuple[Observer, Observer | None]:
     """The arguments `on_request` and `on_response` of a Server.
 
     `proxies`: the networks whose X-Forwarded headers are trusted; `unix`: whether those of peers on Unix sockets are.
-    `request_timeout`: seconds, 0 for none.
+    `on_trusted`: called with each request that such a peer has sent.  `request_timeout`: seconds, 0 for none.
     """
     # Ids are needed with and without access records.
     on_request: Observer = _core.NewIds(context.bound, context.ID_HEADERS, _read_ids)
@@ -32,7 +37,7 @@ def observers(
     if proxies or unix:
         from pkg.http.forwarded import Forwarded
 
-        on_request = _after(Forwarded(proxies, unix=unix), on_request)
+        on_request = _after(Forwarded(proxies, unix=unix, on_trusted=on_trusted), on_request)
     return on_request, sink.access_of if access_log else None
 
 

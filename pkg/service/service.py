@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pkg.database.database import Database
     from pkg.diagnostics.snapshot import Status
     from pkg.health.checks import Checker
+    from pkg.http.request_start import RequestStart
     from pkg.http.server import Server
     from pkg.service.notify import Notify
     from pkg.settings.declared import Settings
@@ -65,6 +66,7 @@ class Service:
         self.database: Database | None = None
         self.checker: Checker | None = None
         self.admin: Admin | None = None
+        self.request_start: RequestStart | None = None
 
     # -------------------------------------------------------------- run
 
@@ -158,10 +160,16 @@ class Service:
         unix = False
         if s.trusted_proxies:
             from pkg.http.forwarded import has_unix, networks
+            from pkg.http.request_start import RequestStart
 
             proxies, unix = networks(s.trusted_proxies), has_unix(s.trusted_proxies)
+            self.request_start = RequestStart()
         on_request, on_response = observers(
-            access_log=s.access_log, proxies=proxies, unix=unix, request_timeout=s.request_timeout
+            access_log=s.access_log,
+            proxies=proxies,
+            unix=unix,
+            on_trusted=self.request_start,
+            request_timeout=s.request_timeout,
         )
         limits = {name: getattr(s, name) for name in LIMITS if hasattr(s, name)}
         limits["max_connections"] = _connections(s.max_connections)
@@ -321,6 +329,7 @@ class Service:
             lifecycle=self.lifecycle,
             checker=self.checker,
             database=lambda: self.database,
+            proxy_waits=self.request_start.waits if self.request_start is not None else None,
             logs=self.logs,
             app=s.app,
             address=show_address(*self.address),

@@ -59,7 +59,7 @@ def admin_port() -> int:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, admin_port: int) -> Iterator[Process]:
-    environ = {"PKG_ADMIN": f"127.0.0.1:{admin_port}", "PKG_REQUEST_TIMEOUT": "1s"}
+    environ = {"PKG_ADMIN": f"127.0.0.1:{admin_port}", "PKG_REQUEST_TIMEOUT": "1s", "PKG_TRUSTED_PROXIES": "::1/128"}
     with (
         Postgres() as server,
         running(tmp_path_factory.mktemp("service"), SOURCE, DATABASE_URL=server.url, **environ) as process,

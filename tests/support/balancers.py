@@ -36,6 +36,7 @@ defaults
     option redispatch
 frontend in
     bind 127.0.0.1:{port}
+    {directive}
     default_backend instances
 backend instances
     balance roundrobin
@@ -76,6 +77,7 @@ http {{
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_connect_timeout 500ms;
+            {directive}
         }}
     }}
 }}
@@ -133,24 +135,35 @@ def _started(name: str, port: int, folder: Path, *arguments: str) -> Iterator[Ba
 
 
 @contextlib.contextmanager
-def haproxy(ports: Sequence[int], *, check: str = "/readyz", interval: float = 0.1) -> Iterator[Balancer]:
-    """`interval`: seconds between two health checks of `check`."""
+def haproxy(
+    ports: Sequence[int], *, check: str = "/readyz", interval: float = 0.1, directive: str = ""
+) -> Iterator[Balancer]:
+    """`interval`: seconds between two health checks of `check`.  `directive`: one more, of the frontend."""
     port = free_port()
     servers = "\n".join(f"    server s{p} 127.0.0.1:{p}" for p in ports)
     with tempfile.TemporaryDirectory(prefix="haproxy-") as name:
         folder = Path(name)
-        config = HAPROXY.format(port=port, folder=folder, check=check, interval=round(interval * 1000), servers=servers)
+        config = HAPROXY.format(
+            port=port,
+            folder=folder,
+            check=check,
+            interval=round(interval * 1000),
+            servers=servers,
+            directive=directive,
+        )
         (folder / "config").write_text(config)
         with _started("haproxy", port, folder, "-db", "-f", str(folder / "config")) as balancer:
             yield balancer
 
 
 @contextlib.contextmanager
-def nginx(ports: Sequence[int]) -> Iterator[Balancer]:
+def nginx(ports: Sequence[int], *, directive: str = "") -> Iterator[Balancer]:
+    """`directive`: one more, of the location."""
     port = free_port()
     servers = "\n".join(f"        server 127.0.0.1:{p} max_fails=0;" for p in ports)
     with tempfile.TemporaryDirectory(prefix="nginx-") as name:
         folder = Path(name)
-        (folder / "config").write_text(NGINX.format(port=port, folder=folder, servers=servers))
+        config = NGINX.format(port=port, folder=folder, servers=servers, directive=directive)
+        (folder / "config").write_text(config)
         with _started("nginx", port, folder, "-e", "stderr", "-p", name, "-c", str(folder / "config")) as balancer:
             yield balancer

@@ -295,6 +295,7 @@ def metric_families() -> dict[str, Any]:
         health=_checker(lambda pages: None).report(),
         pool=dict.fromkeys(_POOL_STATS, 0),
         logs=LogLines(0, 0, 0),
+        proxy_waits=_Front(stats).queue_waits(),
     )
     found = {}
     for family in page.document():
