@@ -85,15 +85,32 @@ class Prober(NamedTuple):
 COUNTERS: tuple[tuple[str, str, Literal["counter", "gauge"], str], ...]
 """What a Front counts (ext/front/counters.h): item of stats(), name of the metric, its kind, its help."""
 
-class Front:
-    """The epoll loop on one listening socket, which the caller must close.  Durations in seconds, sizes in bytes.
+class Listen(NamedTuple):
+    """A listening socket, and what is served on its connections (ext/front/front.h)."""
 
-    Raises ValueError for a limit out of its bounds.
+    fd: int
+    name: str = ""
+    """For access records, if there are several."""
+    shared: bool = False
+    """Other processes accept from it as well, now or later: it is never shut down."""
+    pages: bool = True
+    """The published pages are served."""
+    requests: bool = True
+    """Everything else is served; without it, that gets 404."""
+    proxied: bool = False
+    """A Unix socket on which connections begin with a PROXY header."""
+
+class Front:
+    """The epoll loop on listening sockets, which the caller must close.  Durations in seconds, sizes in bytes.
+
+    `listeners`: 1 to 17 of them, or the descriptor of a single one.  Raises ValueError for a limit out of its bounds.
     """
+
+    listeners: tuple[Listen, ...]
 
     def __init__(
         self,
-        listen_fd: int,
+        listeners: int | Sequence[Listen],
         *,
         proxies: Sequence[Any] = (),
         body_spool: str = "",
@@ -115,6 +132,8 @@ class Front:
         If they could not, a connection made at that moment is reset.
         """
 
+    def accepted(self, listener: int) -> int:
+        """The number of connections accepted from the listener at this place of `listeners`."""
     def watch_signals(self, fd: int, draining: Iterable[int], last_words: int = 0, give_up: float = 0) -> None:
         """Reads signal numbers from `fd` (signal.set_wakeup_fd); those in `draining` start DRAINING at once.
 
@@ -193,6 +212,11 @@ class Request:
     expects_continue: bool
     head_bytes: bytes
     client_address: tuple[str, int]
+    """ ("", 0) on a Unix socket."""
+    listener: int
+    """The place of the connection's listener in Front.listeners."""
+    listener_name: str
+    """ "" if there is no other listener."""
     body: Body
     duration: float
     """Seconds since the request was ready to be served."""
@@ -271,12 +295,15 @@ class FileWrapper:
 class WSGIHandler:
     """A handler with the parameters (request, client_address, server) that runs a WSGI application.
 
-    `environ` is the part of the environ that never changes.
+    `environ` is the part of the environ that never changes.  `addresses`: SERVER_NAME and SERVER_PORT for requests of each
+    listener after the first.
     """
 
     app: Callable[..., Any]
     environ: dict[str, Any]
-    def __init__(self, app: Callable[..., Any], environ: dict[str, Any]) -> None: ...
+    def __init__(
+        self, app: Callable[..., Any], environ: dict[str, Any], addresses: Iterable[tuple[str, int]] = ()
+    ) -> None: ...
     def __call__(self, request: Request, client_address: Any, server: Any) -> None: ...
 
 class ParseError(ValueError):

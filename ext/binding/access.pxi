@@ -40,6 +40,8 @@ cdef bytes render_access(Request request):
     if agent is not NULL:
         record.agent = text_of(data, agent.value)
     address, _ = get_address(request)
+    if request.names_listener and not put_text(&record.listener, request.listener_name):
+        return None
     ids = ("", "", "") if request.context is None else request.context
     if type(ids) is not tuple or len(ids) != 3:
         return None

@@ -16,6 +16,6 @@ cdef extern from "http/access_record.h" nogil:
         uint64_t received, sent
         unsigned status
         access_record_text method, path, client
-        access_record_text agent, trace_id, span_id, request_id
+        access_record_text listener, agent, trace_id, span_id, request_id
 
     size_t access_record_json(const access_record *r, char *out)

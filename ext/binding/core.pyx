@@ -150,12 +150,19 @@ cdef set_limits(c.front_limits *limits, dict given):
         raise TypeError(f"__init__() got an unexpected keyword argument {name!r}")
 
 
+Listen = namedtuple("Listen", "fd name shared pages requests proxied", defaults=("", False, True, True, False),
+                    module="pkg._core")
+
+
 cdef class Front:
     cdef c.front *_front
     cdef readonly double started
+    cdef readonly tuple listeners
+    cdef bint names_listener   # in access records
 
-    def __init__(self, int listen_fd, *, proxies=(), body_spool=None, **given):
+    def __init__(self, listeners, *, proxies=(), body_spool=None, **given):
         cdef c.front_limits limits
+        cdef c.front_listen[c.FRONT_MAX_LISTENERS] sockets
         cdef bytes directory = os.fsencode(body_spool) if body_spool else None
         if self._front is not NULL:
             raise RuntimeError("a Front can be opened only once")
@@ -170,7 +177,13 @@ cdef class Front:
             mapped = packed if len(packed) == 16 else b"\0" * 10 + b"\xff\xff" + packed
             memcpy(limits.proxies[<int>i].address, <const char *>mapped, 16)
             limits.proxies[<int>i].bits = network.prefixlen + (0 if len(packed) == 16 else 96)
-        check(c.front_open(&self._front, listen_fd, &limits))
+        self.listeners = (Listen(listeners),) if isinstance(listeners, int) else tuple(listeners)
+        if not 0 < len(self.listeners) <= c.FRONT_MAX_LISTENERS:
+            raise ValueError(f"there can be 1 to {c.FRONT_MAX_LISTENERS} listeners")
+        for i, (fd, _, shared, pages, requests, proxied) in enumerate(self.listeners):
+            sockets[<int>i] = c.front_listen(fd, shared, pages, requests, proxied)
+        self.names_listener = len(self.listeners) > 1
+        check(c.front_open(&self._front, sockets, <unsigned>len(self.listeners), &limits))
 
     def __dealloc__(self):
         if self._front is not NULL:
@@ -196,6 +209,9 @@ cdef class Front:
     @property
     def close_fault(self):
         return c.front_close_fault(self._front)
+
+    def accepted(self, unsigned listener):
+        return c.front_accepted(self._front, listener)
 
     def watch_signals(self, int fd, draining, int last_words=0, double give_up=0):
         cdef uint64_t bits = 0
@@ -247,7 +263,7 @@ cdef class Front:
                     if before is not None:
                         before(request)
                     if wsgi is not None:
-                        serve_wsgi(request, wsgi.app, wsgi.environ)
+                        serve_wsgi(request, wsgi)
                         finish_request(request, True, False)
                     else:
                         handle(request, get_address(request), server)

@@ -234,27 +234,30 @@ cdef class WSGIHandler:
 
     cdef readonly object app
     cdef readonly dict environ   # copied for the environ of each request
+    cdef readonly tuple others   # the same for requests of each listener after the first
 
-    def __init__(self, app, dict environ not None):
+    def __init__(self, app, dict environ not None, addresses=()):
         self.app = app
         # With all keys that make_environ() sets, and one more: a copy keeps the capacity, so it need not grow.
         self.environ = environ | dict.fromkeys(
             ("REQUEST_METHOD", "RAW_URI", "REQUEST_URI", "PATH_INFO", "QUERY_STRING", "SERVER_PROTOCOL", "REMOTE_ADDR",
              "REMOTE_PORT", "wsgi.input", "HTTP_HOST"), "")
         del self.environ["HTTP_HOST"]
+        self.others = tuple([self.environ | {"SERVER_NAME": name, "SERVER_PORT": str(port)} for name, port in addresses])
 
     def __call__(self, Request request not None, client_address, server):
-        serve_wsgi(request, self.app, self.environ)
+        serve_wsgi(request, self)
         finish_request(request, True, False)
 
 
-cdef int serve_wsgi(Request request, app, dict base) except -1:
+cdef int serve_wsgi(Request request, WSGIHandler handler) except -1:
     """Runs a WSGI application for one request.  Raises what the application raises."""
     cdef Response response = Response.__new__(Response, request)
     cdef StartResponse start = StartResponse.__new__(StartResponse)
+    cdef dict base = handler.environ if request.listener == 0 else handler.others[request.listener - 1]
     cdef dict environ = make_environ(request, base)
     start.response = response
-    result = app(environ, start)
+    result = handler.app(environ, start)
     try:
         if (type(result) is list or type(result) is tuple) and len(result) == 1 and not response.sent:
             data = result[0]

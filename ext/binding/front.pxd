@@ -80,13 +80,24 @@ cdef extern from "front/front.h" nogil:
     const front_counter *front_counter_at(unsigned i)
     uint64_t front_counter_of(const front_counters *counters, const front_counter *line)
 
-    int front_open(front **out, int listen_fd, const front_limits *limits)
+    ctypedef struct front_listen:
+        int fd
+        bint shared
+        bint pages
+        bint requests
+        bint proxied
+
+    enum:
+        FRONT_MAX_LISTENERS
+
+    int front_open(front **out, const front_listen *sockets, unsigned n, const front_limits *limits)
     void front_close(front *f)
 
     bint front_is_foreign(const front *f)
     int front_run(front *f)
     void front_advance(front *f, front_stage stage)
     front_stage front_stage_now(const front *f)
+    uint64_t front_accepted(const front *f, unsigned listener)
     int front_close_fault(const front *f)
 
     int front_watch_signals(front *f, int fd, uint64_t draining, int last_words)

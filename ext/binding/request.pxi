@@ -43,6 +43,8 @@ cdef class Request:
     cdef x.proxy_peer peer
     cdef tuple address               # of the peer, created on first use
     cdef int64_t arrived
+    cdef readonly unsigned listener  # the place of the connection's listener in front.listeners
+    cdef bint names_listener         # in its access record, as there are others
     cdef public bint keep_alive
     cdef public int status           # of the final response, 0 before it
     cdef public uint64_t response_size
@@ -128,6 +130,11 @@ cdef class Request:
         if len(address) != 2:
             raise ValueError(f"{address!r} is not an address and a port")
         self.address = address
+
+    @property
+    def listener_name(self):
+        """For access records: "" if there is no other listener."""
+        return self.front.listeners[self.listener].name if self.names_listener else ""
 
     @property
     def body(self):
@@ -282,6 +289,8 @@ cdef Request new_request(Front front, x.front_request *taken):
         request.size = -1
     request.keep_alive = taken.head.keep_alive
     request.peer = taken.peer
+    request.listener = taken.listener
+    request.names_listener = request.front.names_listener
     request.arrived = taken.arrived
     return request
 

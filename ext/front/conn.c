@@ -14,6 +14,7 @@
 #include "clock.h"
 #include "handoff.h"
 #include "io.h"
+#include "listener.h"
 #include "pace.h"
 #include "probe.h"
 #include "reserve.h"
@@ -105,28 +106,13 @@ void conn_free(front *f)
     free(f->table.conns);
 }
 
-/* Whether `fd` is one of the front's connections.  The table may contain one that another thread had just closed when the
- * process forked, and whose number has been reused; only the front's sockets have its port. */
-bool conn_is_ours(const front *f, int fd)
-{
-    struct sockaddr_storage name;
-    socklen_t len = sizeof name;
-
-    memset(&name, 0, sizeof name);
-    if (getsockname(fd, (struct sockaddr *)&name, &len) == -1 || name.ss_family != f->name.ss_family)
-        return false;
-    if (name.ss_family == AF_INET)
-        return ((struct sockaddr_in *)&name)->sin_port == ((const struct sockaddr_in *)&f->name)->sin_port;
-    if (name.ss_family == AF_INET6)
-        return ((struct sockaddr_in6 *)&name)->sin6_port == ((const struct sockaddr_in6 *)&f->name)->sin6_port;
-    return memcmp(&name, &f->name, sizeof name) == 0;
-}
-
 void conn_disown(front *f)
 {
     for (uint32_t i = 0; f->table.conns != NULL && i < f->table.n_used; i++) {
         front_conn *c = &f->table.conns[i];
-        if (c->state != CONN_FREE && c->fd != -1 && conn_is_ours(f, c->fd))
+        /* The table may contain one that another thread had just closed when the process forked, and whose number has been
+         * reused; only the front's sockets have a listener's port. */
+        if (c->state != CONN_FREE && c->fd != -1 && listener_knows(f, c->fd))
             close(c->fd);
         if (c->spooled != NULL && c->spooled->fd != -1)
             close(c->spooled->fd);
@@ -663,7 +649,8 @@ static bool on_head(front *f, front_conn *c)
     bool has_body = h->chunked || h->content_length > 0;
 
     c->spoken = true;
-    bool health = probe_finds(f, b->data + h->path.pos, h->path.len);
+    const front_listen *at = listener_of(f, c);
+    bool health = at->pages && probe_finds(f, b->data + h->path.pos, h->path.len);
     c->close = !h->keep_alive || c->overflow || atomic_load(&f->stage) >= FRONT_DRAINING;
     c->linger = c->close && h->keep_alive;
     if (h->form == HTTP1_ASTERISK || health) {
@@ -676,6 +663,8 @@ static bool on_head(front *f, front_conn *c)
     if (h->bad_host) {
         count_add(&f->count.rejected, 1);
         conn_refuse(f, c, 400, "invalid Host\n");
+    } else if (!at->requests) {
+        conn_refuse(f, c, 404, "not found\n");
     } else if (h->method_id == HTTP1_CONNECT) {
         count_add(&f->count.rejected, 1);
         conn_refuse(f, c, 501, "no tunnels here\n");
@@ -716,7 +705,8 @@ static bool gather_rest(front_conn *c)
  * so a body that has not arrived after a second is read and spooled. */
 static bool gather_body(front *f, front_conn *c)
 {
-    if (f->limits.stream_bodies || c->chunked || c->body_left > f->table.gather_size)
+    /* A Unix socket has room for what the sender's buffer holds, which is less, and unknown here. */
+    if (f->limits.stream_bodies || c->chunked || c->body_left > f->table.gather_size || listener_is_unix(f, c))
         return false;
     size_t rest = (size_t)c->body_left;
     if (!buffers_expect(f, rest))
@@ -872,7 +862,7 @@ static bool take_proxy_header(front *f, front_conn *c)
         conn_refuse(f, c, 400, "malformed PROXY header\n");
         return false;
     }
-    if (n == PROXY_ABSENT && !f->limits.proxy_optional) { /* the client's address is missing */
+    if (n == PROXY_ABSENT && !f->limits.proxy_optional && listener_of(f, c)->requests) { /* the client's address is missing */
         count_add(&f->count.rejected, 1);
         conn_refuse(f, c, 400, "the PROXY header is missing\n");
         return false;

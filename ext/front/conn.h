@@ -15,7 +15,6 @@
 int conn_open(front *f);   /* the table of connections.  FRONT_OK or a negative errno */
 void conn_free(front *f);  /* all of them, when nobody else uses the front */
 void conn_disown(front *f); /* in a forked child: closes its copies */
-bool conn_is_ours(const front *f, int fd); /* whether it is one of the front's sockets */
 
 /* What the listener has accepted. */
 front_conn *conn_new(front *f, int fd); /* NULL if no slot is free */

@@ -43,6 +43,7 @@ int front_take(front *f, front_request *out, int64_t timeout)
     out->body_len = b->body_len;
     out->body_complete = c->complete && c->spooled == NULL;
     out->body_spooled = c->complete && c->spooled != NULL;
+    out->listener = c->listener;
     out->arrived = c->arrived;
     memcpy(&out->peer, &c->peer, sizeof out->peer);
     return FRONT_OK;

@@ -28,6 +28,7 @@ typedef struct {
     size_t body_len;
     bool body_complete; /* that is the whole body */
     bool body_spooled;  /* the whole body has arrived, and front_body_left() is its length */
+    unsigned listener; /* the number of the socket from which the connection was accepted */
     int64_t arrived;   /* monotonic nanoseconds, when the head was complete */
     union proxy_peer peer;
 } front_request;

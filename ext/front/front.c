@@ -92,7 +92,7 @@ bool front_is_foreign(const front *f)
 
 /* -------------------------------------------------------------------- lifetime */
 
-int front_open(front **out, int listen_fd, const front_limits *limits)
+int front_open(front **out, const front_listen *sockets, unsigned n, const front_limits *limits)
 {
     front *f = calloc(1, sizeof *f);
     int rv;
@@ -128,9 +128,7 @@ int front_open(front **out, int listen_fd, const front_limits *limits)
         front_close(f);
         return rv;
     }
-    if (getsockname(listen_fd, (struct sockaddr *)&f->name, &(socklen_t){sizeof f->name}) == -1)
-        f->name.ss_family = AF_UNSPEC;
-    if ((rv = note_open(f)) != 0 || (rv = listener_open(f, listen_fd)) != 0 ||
+    if ((rv = note_open(f)) != 0 || (rv = listener_open(f, sockets, n)) != 0 ||
         (rv = front_watch_fd(f, f->wake_fd, FRONT_WAKE, EPOLLIN)) != 0) {
         front_close(f);
         return rv;

@@ -53,9 +53,9 @@
  * A front belongs to the process that opened it.  A process forked from it (multiprocessing, os.fork() in the application)
  * has copies of its memory and descriptors, but none of its other threads: a lock may be held there forever, and a byte
  * sent on a connection would be sent in the middle of another response.  So a handler of pthread_atfork() marks the child's
- * copy as foreign: it closes the connections, and the listening socket of a front that has run; from then on every call
+ * copy as foreign: it closes the connections, and the listening sockets of a front that has run; from then on every call
  * returns at once and does nothing (front_take() returns FRONT_CLOSED, reading and writing return -EPIPE).  A front that has
- * not run yet keeps its listening socket open, for a front that the child may open on it.  The flag is written while the
+ * not run yet keeps its listening sockets open, for a front that the child may open on them.  The flag is written while the
  * child has one thread, and never in the parent, so that checking it costs a plain load.  After a process has forked, its
  * connections end with shutdown() before close(), because close() alone would wait for the child's copy.
  *
@@ -98,11 +98,22 @@ enum {
 enum front_stage {
     FRONT_SERVING,
     FRONT_DRAINING,    /* pages send their draining answers; Connection: close on every response */
-    FRONT_CLOSING,     /* backlog accepted, listener closed, idle connections get one more second */
+    FRONT_CLOSING,     /* backlogs accepted, listeners closed, idle connections get one more second */
     FRONT_STOPPED,     /* front_run() returns at once; requests in flight are aborted */
 };
 
 typedef struct front front;
+
+/* A listening socket, and what is served on its connections. */
+typedef struct {
+    int fd;
+    bool shared;   /* other processes accept from it as well, now or later: it is never shut down */
+    bool pages;    /* the published pages */
+    bool requests; /* everything else; without it, that gets 404 */
+    bool proxied;  /* a Unix socket on which connections begin with a PROXY header */
+} front_listen;
+
+enum { FRONT_MAX_LISTENERS = 17 };
 
 /* A request in flight, for people (front_requests). */
 typedef struct {
@@ -113,8 +124,9 @@ typedef struct {
     bool late;        /* its request_timeout has passed, and the client has got 504 or a reset */
 } front_flight;
 
-int front_open(front **out, int listen_fd, const front_limits *limits);
-void front_close(front *f); /* only after front_run() and every worker have returned; does not close listen_fd */
+/* On `n` sockets, at most FRONT_MAX_LISTENERS. */
+int front_open(front **out, const front_listen *sockets, unsigned n, const front_limits *limits);
+void front_close(front *f); /* only after front_run() and every worker have returned; does not close the sockets */
 
 bool front_is_foreign(const front *f); /* it belongs to the parent of this forked process */
 
@@ -122,7 +134,9 @@ int front_run(front *f); /* the loop; FRONT_CLOSED at the end of the last stage,
 void front_advance(front *f, enum front_stage stage); /* never goes back; async-signal-safe */
 enum front_stage front_stage_now(const front *f);
 
-/* In FRONT_CLOSING: an errno value if new handshakes could not be stopped before the listener closes, otherwise 0.  If they
+uint64_t front_accepted(const front *f, unsigned listener); /* connections, of one socket */
+
+/* In FRONT_CLOSING: an errno value if new handshakes could not be stopped before a listener closes, otherwise 0.  If they
  * could not, a connection made at that moment is reset. */
 int front_close_fault(const front *f);
 

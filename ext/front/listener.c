@@ -21,33 +21,80 @@
 #define MIN_QUIET (5 * MILLISECOND)   /* time for handshakes under way before the listener closes, or as */
 #define MAX_QUIET (500 * MILLISECOND) /* long as two round trips to the most distant client */
 
-static int listener_arm(front *f, bool on)
+static int listener_arm(front *f, unsigned which, bool on)
 {
-    if (f->listener.is_armed == on || !f->listener.is_open)
+    listener *l = &f->listeners.all[which];
+
+    if (l->is_armed == on || !f->listeners.are_open)
         return 0;
-    int rv = on ? front_watch_fd(f, f->listener.fd, FRONT_LISTENER, EPOLLIN)
-                : epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, f->listener.fd, NULL);
+    int rv = on ? front_watch_fd(f, l->listen.fd, (uint64_t)which << 32 | FRONT_LISTENER, EPOLLIN)
+                : epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, l->listen.fd, NULL);
     if (rv == 0)
-        f->listener.is_armed = on;
+        l->is_armed = on;
     return rv;
 }
 
-int listener_open(front *f, int fd)
+static int arm_all(front *f, bool on)
 {
-    f->listener.fd = fd;
-    f->listener.accepts = 1;
-    f->listener.eager = EAGER;
-    f->listener.is_open = true;
-    return listener_arm(f, true);
+    int rv = 0;
+
+    for (unsigned i = 0; i < f->listeners.n; i++) {
+        int failed = listener_arm(f, i, on);
+        rv = rv != 0 ? rv : failed;
+    }
+    return rv;
+}
+
+int listener_open(front *f, const front_listen *sockets, unsigned n)
+{
+    if (n > FRONT_MAX_LISTENERS)
+        return -EINVAL;
+    for (unsigned i = 0; i < n; i++) {
+        listener *l = &f->listeners.all[i];
+        l->listen = sockets[i];
+        l->accepts = 1;
+        l->eager = EAGER;
+        if (getsockname(l->listen.fd, (struct sockaddr *)&l->name, &(socklen_t){sizeof l->name}) == -1)
+            l->name.ss_family = AF_UNSPEC;
+    }
+    f->listeners.n = n;
+    f->listeners.are_open = true;
+    return arm_all(f, true);
+}
+
+bool listener_knows(const front *f, int fd)
+{
+    struct sockaddr_storage name;
+
+    memset(&name, 0, sizeof name);
+    if (getsockname(fd, (struct sockaddr *)&name, &(socklen_t){sizeof name}) == -1)
+        return false;
+    for (unsigned i = 0; i < f->listeners.n; i++) {
+        const struct sockaddr_storage *own = &f->listeners.all[i].name;
+        if (name.ss_family != own->ss_family)
+            continue;
+        if (name.ss_family == AF_INET
+                ? ((struct sockaddr_in *)&name)->sin_port == ((const struct sockaddr_in *)own)->sin_port
+            : name.ss_family == AF_INET6
+                ? ((struct sockaddr_in6 *)&name)->sin6_port == ((const struct sockaddr_in6 *)own)->sin6_port
+                : memcmp(&name, own, sizeof name) == 0)
+            return true;
+    }
+    return false;
 }
 
 void listener_disown(front *f)
 {
-    if (f->listener.is_open && atomic_load(&f->stage) != FRONT_STOPPED && conn_is_ours(f, f->listener.fd)) {
+    if (!f->listeners.are_open || atomic_load(&f->stage) == FRONT_STOPPED)
+        return;
+    for (unsigned i = 0; i < f->listeners.n; i++) {
+        int fd = f->listeners.all[i].listen.fd;
+        if (!listener_knows(f, fd))
+            continue;
         /* Its owner will close the number, which must not belong to another file by then. */
         int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
         if (null != -1) {
-            dup3(null, f->listener.fd, O_CLOEXEC);
+            dup3(null, fd, O_CLOEXEC);
             close(null);
         }
     }
@@ -59,7 +106,6 @@ void listener_disown(front *f)
 static bool is_proxy(const front *f, const union proxy_peer *peer)
 {
     unsigned char address[16] = {[10] = 0xff, [11] = 0xff};
-
     if (peer->any.sa_family == AF_INET6)
         memcpy(address, &peer->v6.sin6_addr, 16);
     else if (peer->any.sa_family == AF_INET)
@@ -84,12 +130,13 @@ static void note_distance(front *f, int fd)
     socklen_t len = sizeof info;
 
     if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0 && info.tcpi_min_rtt != UINT32_MAX &&
-        info.tcpi_min_rtt * 1000LL > f->listener.farthest)
-        f->listener.farthest = info.tcpi_min_rtt * 1000LL;
+        info.tcpi_min_rtt * 1000LL > f->listeners.farthest)
+        f->listeners.farthest = info.tcpi_min_rtt * 1000LL;
 }
 
-static void start(front *f, int fd, const void *peer, size_t peer_len, bool reserve)
+static void start(front *f, unsigned which, int fd, const void *peer, size_t peer_len, bool reserve)
 {
+    listener *l = &f->listeners.all[which];
     front_conn *c = conn_new(f, fd);
 
     if (c == NULL) { /* even the overflow is full: close the oldest connection that has its response, or in the overflow */
@@ -100,44 +147,48 @@ static void start(front *f, int fd, const void *peer, size_t peer_len, bool rese
             return;
         }
     }
-    memcpy(&c->peer, peer, peer_len < sizeof c->peer ? peer_len : sizeof c->peer);
+    c->listener = (uint8_t)which;
+    if (l->name.ss_family != AF_UNIX) /* whose peers have no address */
+        memcpy(&c->peer, peer, peer_len < sizeof c->peer ? peer_len : sizeof c->peer);
     if (atomic_load_explicit(&f->stage, memory_order_relaxed) == FRONT_DRAINING)
         note_distance(f, fd);
-    c->proxied = f->limits.n_proxies > 0 && is_proxy(f, &c->peer);
+    c->proxied = l->listen.proxied || (f->limits.n_proxies > 0 && is_proxy(f, &c->peer));
     c->reserve = reserve;
     if (reserve || conn_is_full(f))
         conn_mark_overflow(f, c);
     conn_set_state(f, c, c->overflow ? CONN_OVERFLOW : CONN_SILENT);
     count_add(&f->count.accepted, 1);
+    count_add(&l->accepted, 1);
     /* The request may have arrived already; if it seldom has, looking only costs a system call. */
-    if (reserve || f->listener.eager > 0 || f->count.accepted % 16 == 0) {
+    if (reserve || l->eager > 0 || f->count.accepted % 16 == 0) {
         conn_readable(f, c);
         if (c->fd == fd && c->state == CONN_SILENT && c->in == NULL)
-            f->listener.eager -= f->listener.eager > 0;
+            l->eager -= l->eager > 0;
         else
-            f->listener.eager = EAGER;
+            l->eager = EAGER;
     } else if (conn_watch(f, c, WATCH_IN) != FRONT_OK) {
         conn_close(f, c);
     }
 }
 
-static int accept_one(front *f, struct sockaddr_storage *peer, socklen_t *len)
+static int accept_one(const listener *l, struct sockaddr_storage *peer, socklen_t *len)
 {
     *len = sizeof *peer;
-    return accept4(f->listener.fd, (struct sockaddr *)peer, len, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    return accept4(l->listen.fd, (struct sockaddr *)peer, len, SOCK_NONBLOCK | SOCK_CLOEXEC);
 }
 
 /* Accepts up to `max` connections.  Returns whether there may be more. */
-static bool accept_some(front *f, int max)
+static bool accept_some(front *f, unsigned which, int max)
 {
+    const listener *l = &f->listeners.all[which];
     struct sockaddr_storage peer;
     socklen_t len;
     int fd;
 
     for (int i = 0; i < max; i++) {
-        fd = accept_one(f, &peer, &len);
+        fd = accept_one(l, &peer, &len);
         if (fd != -1) {
-            start(f, fd, &peer, len, false);
+            start(f, which, fd, &peer, len, false);
             continue;
         }
         if (errno == ECONNABORTED || errno == EINTR || errno == EPROTO || errno == EPERM)
@@ -151,16 +202,16 @@ static bool accept_some(front *f, int max)
             conn_close_reserve(f);
         if (reserve_is_there(f)) {
             reserve_give_up(f);
-            fd = accept_one(f, &peer, &len);
+            fd = accept_one(l, &peer, &len);
             if (fd != -1)
-                start(f, fd, &peer, len, true);
+                start(f, which, fd, &peer, len, true);
             else
                 reserve_restore(f);
             if (fd != -1 && reserve_is_there(f))
                 continue; /* already served and closed */
         }
-        listener_arm(f, false);
-        f->listener.retry = f->now + RETRY_ACCEPT;
+        arm_all(f, false);
+        f->listeners.retry = f->now + RETRY_ACCEPT;
         return false;
     }
     return true;
@@ -169,27 +220,28 @@ static bool accept_some(front *f, int max)
 /* An accept() that finds nothing has created a socket and a file before, which costs as much as three turns.  So a turn
  * accepts one connection, and twice as many after each row of turns in which the backlog did not run out; more if it matters
  * less, among `n` events or if the loop `rests` between turns. */
-void listener_accept(front *f, int n, bool rests)
+void listener_accept(front *f, unsigned which, int n, bool rests)
 {
-    int max = rests ? ACCEPTS : n / 4 > f->listener.accepts ? n / 4 : f->listener.accepts;
+    listener *l = &f->listeners.all[which];
+    int max = rests ? ACCEPTS : n / 4 > l->accepts ? n / 4 : l->accepts;
 
-    f->listener.accept_row = f->turn == f->listener.accept_turn + 1 ? f->listener.accept_row + 1 : 0;
-    f->listener.accept_turn = f->turn;
-    if (!accept_some(f, max)) {
-        f->listener.accepts = 1;
-        f->listener.accept_row = 0;
-    } else if (f->listener.accept_row == ACCEPT_ROW) {
-        f->listener.accepts = f->listener.accepts < ACCEPTS ? 2 * f->listener.accepts : ACCEPTS;
-        f->listener.accept_row = 0;
+    l->accept_row = f->turn == l->accept_turn + 1 ? l->accept_row + 1 : 0;
+    l->accept_turn = f->turn;
+    if (!accept_some(f, which, max)) {
+        l->accepts = 1;
+        l->accept_row = 0;
+    } else if (l->accept_row == ACCEPT_ROW) {
+        l->accepts = l->accepts < ACCEPTS ? 2 * l->accepts : ACCEPTS;
+        l->accept_row = 0;
     }
 }
 
 void listener_retry(front *f)
 {
-    f->listener.retry = 0;
+    f->listeners.retry = 0;
     reserve_restore(f);
-    if (listener_arm(f, true) != 0)
-        f->listener.retry = f->now + RETRY_ACCEPT;
+    if (arm_all(f, true) != 0)
+        f->listeners.retry = f->now + RETRY_ACCEPT;
 }
 
 /* ------------------------------------------------------------------- closing */
@@ -210,45 +262,66 @@ void listener_retry(front *f)
  * a connection made between the last accept and the close is reset.  The same happens everywhere to a connection that is
  * represented by a SYN cookie, which the kernel does not know before its last segment arrives.  The kernel uses cookies in a
  * flood, while more handshakes are under way than the backlog holds, and if net.ipv4.tcp_syncookies is 2. */
-void listener_stop_handshakes(front *f)
+static void stop_handshakes(front *f, int fd)
 {
-    int none = INT_MAX, bound = 0, fd;
+    int none = INT_MAX, bound = 0;
 
     /* Some systems accept an option that they do not know and ignore it. */
-    if (setsockopt(f->listener.fd, SOL_SOCKET, SO_BINDTOIFINDEX, &none, sizeof none) == -1 ||
-        getsockopt(f->listener.fd, SOL_SOCKET, SO_BINDTOIFINDEX, &bound, &(socklen_t){sizeof bound}) == -1)
-        atomic_store(&f->listener.not_bound, errno);
+    if (setsockopt(fd, SOL_SOCKET, SO_BINDTOIFINDEX, &none, sizeof none) == -1 ||
+        getsockopt(fd, SOL_SOCKET, SO_BINDTOIFINDEX, &bound, &(socklen_t){sizeof bound}) == -1)
+        atomic_store(&f->listeners.not_bound, errno);
     else if (bound != none)
-        atomic_store(&f->listener.not_bound, EOPNOTSUPP);
+        atomic_store(&f->listeners.not_bound, EOPNOTSUPP);
+}
+
+/* A Unix socket is not connected to any more once its path is free, and there is no handshake: whoever has connected is in
+ * the backlog.  A shared socket must go on working for others, who also accept what comes after our last look. */
+void listener_stop_handshakes(front *f)
+{
+    int fd;
+
+    for (unsigned i = 0; i < f->listeners.n; i++) {
+        const listener *l = &f->listeners.all[i];
+        if (!l->listen.shared && l->name.ss_family != AF_UNIX)
+            stop_handshakes(f, l->listen.fd);
+    }
     for (uint32_t i = 0, n = 0; n < DISTANCES && conn_next_socket(f, &i, &fd); n++)
         note_distance(f, fd);
-    int64_t quiet = 2 * f->listener.farthest;
-    f->listener.quiet = quiet < MIN_QUIET ? MIN_QUIET : quiet > MAX_QUIET ? MAX_QUIET : quiet;
-    f->listener.closes_at_most = f->now + 2 * MAX_QUIET;
-    f->listener.seen_accepted = f->count.accepted;
-    f->listener.closes = f->now + f->listener.quiet;
+    int64_t quiet = 2 * f->listeners.farthest;
+    f->listeners.quiet = quiet < MIN_QUIET ? MIN_QUIET : quiet > MAX_QUIET ? MAX_QUIET : quiet;
+    f->listeners.closes_at_most = f->now + 2 * MAX_QUIET;
+    f->listeners.seen_accepted = f->count.accepted;
+    f->listeners.closes = f->now + f->listeners.quiet;
 }
 
 void listener_close(front *f)
 {
-    f->listener.closes = 0;
-    while (accept_some(f, ACCEPTS))
-        ;
-    if (f->listener.retry != 0) { /* out of descriptors: waiting connections must not be reset for that */
-        f->listener.closes = f->listener.retry;
+    f->listeners.closes = 0;
+    for (unsigned i = 0; i < f->listeners.n; i++)
+        while (accept_some(f, i, ACCEPTS))
+            ;
+    if (f->listeners.retry != 0) { /* out of descriptors: waiting connections must not be reset for that */
+        f->listeners.closes = f->listeners.retry;
         return;
     }
-    if (f->listener.seen_accepted != f->count.accepted && f->now < f->listener.closes_at_most) { /* more may be under way */
-        f->listener.seen_accepted = f->count.accepted;
-        f->listener.closes = f->now + f->listener.quiet;
+    if (f->listeners.seen_accepted != f->count.accepted && f->now < f->listeners.closes_at_most) { /* more may be under way */
+        f->listeners.seen_accepted = f->count.accepted;
+        f->listeners.closes = f->now + f->listeners.quiet;
         return;
     }
-    listener_arm(f, false);
-    f->listener.is_open = false;
-    shutdown(f->listener.fd, SHUT_RDWR); /* refuses connections from now on; its owner closes it */
+    arm_all(f, false);
+    f->listeners.are_open = false;
+    for (unsigned i = 0; i < f->listeners.n; i++)
+        if (!f->listeners.all[i].listen.shared)
+            shutdown(f->listeners.all[i].listen.fd, SHUT_RDWR); /* refuses connections from now on; its owner closes it */
+}
+
+uint64_t front_accepted(const front *f, unsigned which)
+{
+    return which < f->listeners.n ? atomic_load_explicit(&f->listeners.all[which].accepted, memory_order_relaxed) : 0;
 }
 
 int front_close_fault(const front *f)
 {
-    return atomic_load(&f->listener.not_bound);
+    return atomic_load(&f->listeners.not_bound);
 }

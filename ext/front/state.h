@@ -80,6 +80,7 @@ struct front_conn {
     enum conn_state state;          /* L */
     uint32_t watched;               /* O: the events that epoll reports */
     bool registered;                /* O: with epoll */
+    uint8_t listener;               /* the socket from which it was accepted */
     bool overflow;                  /* L: beyond max_connections; closed after its first response, or lingers */
     bool proxied;                   /* L: may begin with a PROXY header, which has not been read */
     bool spoken;                    /* L: has sent a request */
@@ -127,15 +128,24 @@ typedef struct waiter {
 
 /* ---------------------------------------------------------------- the front, in parts that own something */
 
-/* listener.c, for the leader: the listening socket. */
-struct front_listener {
-    int fd;
-    bool is_open, is_armed;
-    int accepts, accept_row, eager; /* how many to accept per turn, for how many turns; for how many connections to look for
-                                     * a request at once */
-    uint64_t accept_turn;
+/* listener.c: one listening socket. */
+typedef struct {
+    front_listen listen;
+    struct sockaddr_storage name; /* and so of each of its connections */
+    bool is_armed;                /* L: with epoll */
+    int accepts, accept_row;      /* L: how many to accept per turn, for how many turns */
+    int eager;                    /* L: for how many connections to look for a request at once */
+    uint64_t accept_turn;         /* L */
+    _Atomic uint64_t accepted;    /* connections; written by L */
+} listener;
+
+/* listener.c, for the leader: all of them, which are opened and closed together. */
+struct front_listeners {
+    listener all[FRONT_MAX_LISTENERS];
+    unsigned n;
+    bool are_open;
     int64_t retry;           /* when to listen again after accept failed; 0: not waiting */
-    int64_t closes;          /* last stage: when the backlog counts as empty, unless more arrives; 0: not set */
+    int64_t closes;          /* last stage: when the backlogs count as empty, unless more arrives; 0: not set */
     int64_t quiet, closes_at_most; /* required time without new connections; deadline for that */
     uint64_t seen_accepted;  /* count.accepted at the last look */
     atomic_int not_bound;    /* errno value if new handshakes could not be stopped, otherwise 0 */
@@ -237,7 +247,6 @@ struct front {
     struct front *next_open;        /* of all fronts of this process, under their mutex */
     bool foreign;                   /* belongs to the parent of this forked process; written while there is one thread */
     atomic_bool has_run;
-    struct sockaddr_storage name;   /* of the listening socket, and so of each connection */
     front_limits limits;
     http1_limits heads;             /* those of them that the parser knows */
     int epoll_fd, wake_fd;
@@ -252,7 +261,7 @@ struct front {
     struct front_time clock;
     struct front_leader leader;
     struct front_room room;
-    struct front_listener listener;
+    struct front_listeners listeners;
     struct front_reserve reserve;
     struct front_spooling spooling;
     struct front_ending ending;
@@ -263,7 +272,7 @@ struct front {
     } count;
 };
 
-/* What epoll reports beside connections, in place of a slot. */
+/* What epoll reports beside connections, in place of a slot.  A listener has its number in place of the generation. */
 enum { FRONT_LISTENER = 0xffffffff, FRONT_WAKE = 0xfffffffe, FRONT_SIGNALS = 0xfffffffd };
 
 static inline int front_watch_fd(front *f, int fd, uint64_t id, uint32_t events)

@@ -35,7 +35,8 @@ static char *put_member(char *at, const char *name, size_t len, access_record_te
 size_t access_record_json(const access_record *r, char *out)
 {
     static _Thread_local date_text stamp = {.second = -1};
-    const access_record_text *texts[] = {&r->method, &r->path, &r->client, &r->agent, &r->trace_id, &r->span_id, &r->request_id};
+    const access_record_text *texts[] = {&r->method, &r->path,     &r->client,  &r->listener,
+                                         &r->agent,  &r->trace_id, &r->span_id, &r->request_id};
     size_t size = FIXED_SIZE + r->method.len + r->path.len; /* both occur twice */
     uint64_t microseconds = ((uint64_t)r->duration + 500) / 1000;
     unsigned odd = 0;
@@ -70,6 +71,8 @@ size_t access_record_json(const access_record *r, char *out)
     at = TEXT_PUT(at, ",\"http.response.body.size\":");
     at = text_put_number(at, r->sent, 1);
     at = PUT_MEMBER(at, "client.address", r->client, &odd);
+    if (r->listener.len > 0)
+        at = PUT_MEMBER(at, "listener", r->listener, &odd);
     if (r->agent.len > 0)
         at = PUT_MEMBER(at, "user_agent.original", r->agent, &odd);
     if (r->trace_id.len > 0)

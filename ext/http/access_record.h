@@ -22,7 +22,7 @@ typedef struct {
     uint64_t received, sent; /* bytes of the bodies */
     unsigned status;
     access_record_text method, path, client;
-    access_record_text agent, trace_id, span_id, request_id; /* omitted if empty */
+    access_record_text listener, agent, trace_id, span_id, request_id; /* omitted if empty */
 } access_record;
 
 /* Renders into `out` (ACCESS_RECORD_MAX_SIZE bytes).  Returns the length with the newline, or 0 if the record is too long or a

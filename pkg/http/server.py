@@ -16,14 +16,17 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pkg import _core
 from pkg.errors import BodyError, ClientDisconnected, DatabaseUnavailable, ResponseError
 from pkg.http.adapt import adapt
+
+if TYPE_CHECKING:
+    from pkg.http.listeners import Listener
 
 __all__ = ["Server"]
 
@@ -36,8 +39,11 @@ WORKERS_END = 0.4  # seconds that server_close() waits for all workers together;
 
 
 class Server(ThreadingHTTPServer):
-    """An HTTP server on one listening socket.
+    """An HTTP server on one listening socket, or on several.
 
+    `listeners`: sockets that listen already, of which the first is `socket`; nothing is bound then.  They are closed with
+    the server.  `health_on_main`: whether listeners other than those for health serve the published pages.
+    `proxied_unix`: whether connections of Unix sockets begin with a PROXY header.
     `RequestHandlerClass`: a subclass of `BaseHTTPRequestHandler`, or any callable with the parameters (request,
     client_address, server) that responds to `request`.  `on_request` and `on_response` are called with each request,
     before its handler and at the end of its response.  `limits`: keyword arguments of `_core.Front`, durations in
@@ -60,10 +66,16 @@ class Server(ThreadingHTTPServer):
         threads: int = 8,
         on_request: Callable[[_core.Request], object] | None = None,
         on_response: Callable[[_core.Request], object] | None = None,
+        listeners: Sequence[Listener] = (),
+        health_on_main: bool = True,
+        proxied_unix: bool = False,
         **limits: Any,
     ) -> None:
         if ":" in server_address[0]:
             self.address_family = socket.AF_INET6
+        self.listeners = tuple(listeners)
+        self._health_on_main = health_on_main
+        self._proxied_unix = proxied_unix
         self.threads = threads
         self.on_request = on_request
         self.on_response = on_response
@@ -78,7 +90,13 @@ class Server(ThreadingHTTPServer):
         self._taken = self._left = 0  # connections that ended with and without a request for handle_request()
         self._ended = threading.Event()
         self._ended.set()
-        super().__init__(server_address, RequestHandlerClass, bind_and_activate)
+        super().__init__(server_address, RequestHandlerClass, bind_and_activate and not listeners)
+        if listeners:
+            self.socket.close()
+            self.socket = listeners[0].socket
+            self.server_address = server_address
+            self.server_name, self.server_port = listeners[0].server_name, listeners[0].server_port
+            self.front = self._new_front()
 
     # -------------------------------------------------------------- life
 
@@ -97,7 +115,23 @@ class Server(ThreadingHTTPServer):
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
         super().server_activate()
-        self.front = _core.Front(self.socket.fileno(), **self._limits)
+        self.front = self._new_front()
+
+    def _new_front(self) -> _core.Front:
+        if not self.listeners:
+            return _core.Front(self.socket.fileno(), **self._limits)
+        sockets = [
+            _core.Listen(
+                listener.socket.fileno(),
+                listener.name,
+                shared=listener.is_inherited,
+                pages=listener.is_health or self._health_on_main,
+                requests=not listener.is_health,
+                proxied=self._proxied_unix and listener.socket.family == socket.AF_UNIX,
+            )
+            for listener in self.listeners
+        ]
+        return _core.Front(sockets, **self._limits)
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serves until `shutdown()`, or until the front has closed every connection.
@@ -109,7 +143,7 @@ class Server(ThreadingHTTPServer):
             self._check_socket()
             # A front runs only once, but as in socketserver a server may serve again, or in a forked process.
             if self._served or self._front().is_foreign:
-                self.front = _core.Front(self.socket.fileno(), **self._limits)
+                self.front = self._new_front()
                 self._workers.clear()
             front = self._front()
             self._served = True
@@ -272,6 +306,8 @@ class Server(ThreadingHTTPServer):
 
     def close_listener(self) -> None:
         """Accepts the backlog, stops listening, and lets requests finish; then `serve_forever` returns."""
+        for listener in self.listeners:
+            listener.release()  # nobody connects to a Unix socket any more, and another server may take its path
         self._front().advance(_core.Stage.CLOSING)
 
     def join(self, timeout: float) -> bool:
@@ -286,6 +322,9 @@ class Server(ThreadingHTTPServer):
             self._single.join()
             self._single = None
         self.socket.close()
+        for listener in self.listeners:
+            listener.release()
+            listener.close()
         end = time.monotonic() + WORKERS_END
         for worker in self._workers:
             worker.join(max(0.0, end - time.monotonic()))

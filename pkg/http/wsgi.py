@@ -9,7 +9,7 @@ import functools
 import io
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import Any
 
@@ -90,14 +90,23 @@ def _mounted(app: Callable[..., Any], script_name: str) -> Callable[..., Any]:
 
 
 class Application(_core.WSGIHandler):
-    """A WSGI callable as the handler of a `Server`.  `name` and `port` become SERVER_NAME and SERVER_PORT.
+    """A WSGI callable as the handler of a `Server`.
 
+    `name` and `port` become SERVER_NAME and SERVER_PORT; `others`: those of each listener after the first.
     `script_name`: the path under which a proxy publishes the application, without a slash at its end.
 
     Raises StartupError if `app` is not a WSGI callable: a coroutine function, or a function with other parameters.
     """
 
-    def __init__(self, app: Callable[..., Any], *, name: str, port: int, script_name: str = "") -> None:
+    def __init__(
+        self,
+        app: Callable[..., Any],
+        *,
+        name: str,
+        port: int,
+        others: Iterable[tuple[str, int]] = (),
+        script_name: str = "",
+    ) -> None:
         _check(app)
         if script_name:
             app = _mounted(app, script_name)
@@ -115,4 +124,4 @@ class Application(_core.WSGIHandler):
             "wsgi.multiprocess": False,
             "wsgi.run_once": False,
         }
-        super().__init__(app, environ)
+        super().__init__(app, environ, others)

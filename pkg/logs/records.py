@@ -22,8 +22,9 @@ MAX_MESSAGE = 32768
 MAX_STACKTRACE = 65536
 MAX_FIELD = 8192
 
-# at, method, target, status, duration, request size, response size, client, user agent, trace id, span id, request id
-Access = tuple[float, str, str, int, float, int, int, str, str | None, str | None, str | None, str | None]
+# at, method, target, status, duration, request size, response size, client, user agent, trace id, span id, request id,
+# listener ("" if there is one only)
+Access = tuple[float, str, str, int, float, int, int, str, str | None, str | None, str | None, str | None, str]
 Ids = tuple[str, str, str]  # trace id, span id, request id; "" if unknown
 
 
@@ -216,11 +217,11 @@ def _text_value(value: Any) -> str:
 
 
 def json_access(item: Access) -> bytes:
-    at, method, target, status, duration, received, sent, client, agent, trace_id, span_id, request_id = item
+    at, method, target, status, duration, received, sent, client, agent, trace_id, span_id, request_id, listener = item
     path = _header_text(target.partition("?")[0])  # a query may contain secrets
-    more = ""
+    more = f',"listener":{_quote(listener)}' if listener else ""
     if agent:
-        more = f',"user_agent.original":{_quote(_header_text(agent))}'
+        more += f',"user_agent.original":{_quote(_header_text(agent))}'
     if trace_id:
         more += f',"trace_id":{_quote(trace_id)}'
     if span_id:
@@ -237,10 +238,10 @@ def json_access(item: Access) -> bytes:
 
 
 def text_access(item: Access) -> bytes:
-    at, method, target, status, duration, _, sent, client, agent, _, _, request_id = item
+    at, method, target, status, duration, _, sent, client, agent, _, _, request_id, listener = item
     path = printable(_header_text(target.partition("?")[0]))
     return (
         f"{_timestamp(at)} {'ERROR' if status >= 500 else 'INFO':<8} pkg.access: {printable(method)} {path} {status} "
         f"{duration * 1000:.1f}ms {sent}B {printable(client)} {_text_value(_header_text(agent or ''))} "
-        f"{_text_value(request_id or '')}\n"
+        f"{_text_value(request_id or '')}{f' {printable(listener)}' if listener else ''}\n"
     ).encode("utf-8", "backslashreplace")

@@ -514,6 +514,7 @@ def access(
     trace_id: str | None = None,
     span_id: str | None = None,
     request_id: str | None = None,
+    listener: str = "",
 ) -> None:
     """Queues one access record; `duration` in seconds, sizes of the bodies in bytes.  Takes 0.5 us and never waits."""
     sink = _sink
@@ -542,6 +543,7 @@ def access(
             trace_id,
             span_id,
             request_id,
+            listener,
         )
     )
 
@@ -563,6 +565,7 @@ def access_of(request: Request) -> None:
             request.client_address[0],
             request.header(b"user-agent"),
             *(request.context or ()),
+            listener=request.listener_name,
         )
     elif sink._queue.qsize() >= MAX_ACCESS_LINES:
         sink._refuse()

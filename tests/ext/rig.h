@@ -292,7 +292,8 @@ static inline void rig_start(rig *r, const front_limits *limits, int n_workers)
     pthread_mutex_init(&r->mutex, NULL);
     pthread_cond_init(&r->cond, NULL);
     rig_listen(r);
-    REQUIRE(front_open(&r->f, r->listen_fd, &r->limits) == FRONT_OK);
+    front_listen on = {.fd = r->listen_fd, .pages = true, .requests = true};
+    REQUIRE(front_open(&r->f, &on, 1, &r->limits) == FRONT_OK);
     r->n_workers = n_workers;
     REQUIRE(pthread_create(&r->loop, NULL, rig_loop, r) == 0);
     for (int i = 0; i < n_workers; i++)

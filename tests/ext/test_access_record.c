@@ -31,7 +31,7 @@ static access_record longest(void)
 
 int main(void)
 {
-    enum { TEXTS = 7 };
+    enum { TEXTS = 8 };
     static char many[2 * ACCESS_RECORD_MAX_SIZE];
     char *out = malloc(ACCESS_RECORD_MAX_SIZE); /* so that a sanitizer sees a byte too many */
     size_t longest_line = 0;
@@ -42,7 +42,8 @@ int main(void)
     for (unsigned which = 1; which < 1U << TEXTS; which = which == 1U << (TEXTS - 1) ? (1U << TEXTS) - 1 : which << 1) {
         for (size_t len = 0; len < sizeof many; len++) {
             access_record r = longest();
-            access_record_text *texts[TEXTS] = {&r.method, &r.path, &r.client, &r.agent, &r.trace_id, &r.span_id, &r.request_id};
+            access_record_text *texts[TEXTS] = {&r.method, &r.path,     &r.client,  &r.listener,
+                                                &r.agent,  &r.trace_id, &r.span_id, &r.request_id};
             for (unsigned i = 0; i < TEXTS; i++)
                 *texts[i] = which & 1U << i ? (access_record_text){many, len} : of("");
             size_t n = access_record_json(&r, out);

@@ -141,7 +141,7 @@ static void start(void)
     CHECK(bind(fd, (struct sockaddr *)&address, sizeof address) == 0 && listen(fd, 4096) == 0);
     CHECK(getsockname(fd, (struct sockaddr *)&address, &len) == 0);
     CHECK(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &(int){8192}, sizeof(int)) == 0); /* connections inherit it */
-    CHECK(front_open(&the_front, fd, &LIMITS) == FRONT_OK);
+    CHECK(front_open(&the_front, &(front_listen){.fd = fd, .pages = true, .requests = true}, 1, &LIMITS) == FRONT_OK);
     CHECK(pages_add(t, "/healthz", 8, 0) == 0);
     for (unsigned k = 0; k < PAGES_FORMATS; k++)
         for (unsigned s = 0; s < 2; s++)

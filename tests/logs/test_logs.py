@@ -303,7 +303,7 @@ def test_any_text_is_one_valid_line(message: str, key: str, value: str) -> None:
 @hypothesis_settings(database=None, deadline=None)  # no files, and no verdict on a busy machine's speed
 @given(raw=st.binary(max_size=200), agent=st.binary(max_size=200))
 def test_any_bytes_of_a_request_are_one_valid_line(raw: bytes, agent: bytes) -> None:
-    item = (0.0, "GET", raw.decode("latin-1"), 200, 0.1, 0, 2, "::1", agent.decode("latin-1"), None, None, "r")
+    item = (0.0, "GET", raw.decode("latin-1"), 200, 0.1, 0, 2, "::1", agent.decode("latin-1"), None, None, "r", "")
     line = _records.json_access(item).decode("ascii")
     assert line.endswith("\n") and line[:-1].isprintable()
     path = raw.partition(b"?")[0]
@@ -397,7 +397,7 @@ def test_access_lines_of_the_core_are_those_of_python(
     before = time.time()
     line = request.access_line()
     given = (request.method, request.target, status, request.duration, length, 12, client)
-    python = _records.json_access((before, *given, request.header(b"user-agent"), *(ids or (None, None, None))))
+    python = _records.json_access((before, *given, request.header(b"user-agent"), *(ids or (None, None, None)), ""))
     if line is None:
         assert len(python) > 500 or not python.isascii() or b"\\" in python
         return

@@ -141,7 +141,7 @@ def test_the_access_record_as_text_is_the_one_in_json() -> None:
             *("trace_id", "span_id", "request_id"),
         )
     )
-    line = text_access((0.0, method, path, status, duration, received, sent, client, agent, *ids)).decode()
+    line = text_access((0.0, method, path, status, duration, received, sent, client, agent, *ids, "")).decode()
     assert f"{at}{line.partition('Z')[2].rstrip()}" == next(blocks("text"))
 
 
