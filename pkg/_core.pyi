@@ -295,8 +295,8 @@ class FileWrapper:
 class WSGIHandler:
     """A handler with the parameters (request, client_address, server) that runs a WSGI application.
 
-    `environ` is the part of the environ that never changes.  `addresses`: SERVER_NAME and SERVER_PORT for requests of each
-    listener after the first.
+    `environ` is the part of the environ that never changes.  `addresses`: SERVER_NAME and SERVER_PORT for requests of
+    each listener after the first.
     """
 
     app: Callable[..., Any]

@@ -15,6 +15,7 @@ from pkg.logs.records import printable
 
 if TYPE_CHECKING:
     from pkg._core import Counters
+    from pkg.diagnostics.metrics import Listening
     from pkg.diagnostics.snapshot import Snapshot
     from pkg.health.report import HealthReport
 
@@ -119,6 +120,11 @@ def _sections(d: Snapshot) -> Iterable[Section]:
         ],
         "none so far",
     )
+    yield Section(
+        "Listeners",
+        ("address", "serves", "connections accepted", "waiting in the kernel's queue"),
+        _listening(d.listening),
+    )
     yield Section("Front", (), _front(d.front))
     yield Section("Process", (), _process(d))
     yield Section(
@@ -213,6 +219,20 @@ def _pool(pool: Mapping[str, Any]) -> Rows:
         (Cell("connections made"), Cell(f"{number(made)}{each}")),
         *wrong,
     ]
+
+
+def _listening(listening: Sequence[Listening]) -> Rows:
+    rows = []
+    for listener in listening:
+        serves = "health pages" if listener.is_health else "requests"
+        waiting = Cell("not told by the kernel")
+        if listener.waiting is not None and listener.limit is not None:
+            waiting = Cell(
+                f"{number(listener.waiting)} of at most {number(listener.limit)}",
+                "bad" if listener.waiting >= listener.limit else "",
+            )
+        rows.append((Cell(listener.name), Cell(serves), Cell(number(listener.accepted)), waiting))
+    return rows
 
 
 def _front(front: Counters) -> Rows:

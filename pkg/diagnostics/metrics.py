@@ -16,7 +16,7 @@ import os
 import resource
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pkg._core import COUNTERS, Counters
 from pkg.logs.records import printable_lines
@@ -32,6 +32,20 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 Kind = Literal["counter", "gauge", "histogram", "summary"]
 Labels = Mapping[str, object]
+
+
+class Listening(NamedTuple):
+    """How a listener is.
+
+    `accepted`: connections since the start.  `waiting` and `limit`: how many wait in the kernel's accept queue, and how
+    many fit in; None if the kernel does not tell.
+    """
+
+    name: str
+    is_health: bool
+    accepted: int
+    waiting: int | None
+    limit: int | None
 
 
 class Exposition:
@@ -192,6 +206,31 @@ def _add_front(page: Exposition, stats: Counters, threads: int) -> None:
     page.family("pkg_workers_busy", "gauge", "Worker threads busy with a request.", workers_busy(stats, threads))
 
 
+def _add_listeners(page: Exposition, listening: Sequence[Listening]) -> None:
+    def samples(values: Iterable[float | None]) -> list[tuple[str, Labels, float]]:
+        named = zip(listening, values, strict=True)
+        return [("", {"listener": listener.name}, value) for listener, value in named if value is not None]
+
+    page.family(
+        "pkg_listener_connections_accepted",
+        "counter",
+        "Client connections accepted, by listener.",
+        samples(listener.accepted for listener in listening),
+    )
+    page.family(
+        "pkg_listener_queue_length",
+        "gauge",
+        "Connections that wait in the kernel's accept queue, by listener.",
+        samples(listener.waiting for listener in listening),
+    )
+    page.family(
+        "pkg_listener_queue_limit",
+        "gauge",
+        "Connections that fit into the kernel's accept queue, by listener.",
+        samples(listener.limit for listener in listening),
+    )
+
+
 def workers_busy(stats: Counters, threads: int) -> int:
     """Workers on a request, from the counters of the front."""
     return int(max(0, min(threads, stats.in_flight - stats.queued)))
@@ -274,9 +313,11 @@ def collect(
     pool: Mapping[str, Any] | None = None,
     logs: LogLines | None = None,
     proxy_waits: tuple[Sequence[int], float] | None = None,
+    listening: Sequence[Listening] = (),
     version: str = "",
 ) -> Exposition:
-    """The whole page.  `front` has stats(), durations() and queue_waits(); `health` is the checker's report."""
+    """The whole page.  `front` has stats(), durations() and queue_waits(); `health` is the checker's report;
+    `listening`: how each listener is."""
     from pkg import _core
 
     page = Exposition()
@@ -301,6 +342,7 @@ def collect(
             [({}, *proxy_waits)],
         )
     _add_front(page, front.stats(), threads)
+    _add_listeners(page, listening)
     if pool is not None:
         _add_pool(page, pool)
     if health is not None:

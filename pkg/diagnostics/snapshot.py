@@ -101,6 +101,7 @@ class Snapshot(NamedTuple):
     requests: list[InFlight]
     pool: Mapping[str, Any] | None
     front: Counters
+    listening: Sequence[metrics.Listening]
     latency: Latency
     probers: list[Prober]
     process: Mapping[str, float]
@@ -118,6 +119,7 @@ class Snapshot(NamedTuple):
             "requests": [request._asdict() for request in self.requests],
             "pool": self.pool,
             "front": self.front._asdict(),
+            "listening": [listener._asdict() for listener in self.listening],
             "latency": latency,
             "probers": [prober._asdict() for prober in self.probers],
             "process": self.process,
@@ -133,6 +135,7 @@ class Status:
     `front` has stats(), requests(), durations(), queue_waits() and probers(); `checker` has report().
     `database()` returns the database, which has stats(), or None.  `alive()` returns the number of running workers.
     `proxy_waits()` returns how long requests have been at proxies, or is None if none are trusted.
+    `listening()` returns how each listener is.
     `settings`: rows with secrets redacted.  `began`: monotonic time of the start.
     """
 
@@ -147,6 +150,7 @@ class Status:
         logs: Sink,
         alive: Callable[[], int],
         proxy_waits: Callable[[], tuple[Sequence[int], float]] | None = None,
+        listening: Callable[[], Sequence[metrics.Listening]] = list,
         app: str = "",
         address: str = "",
         settings: Sequence[Mapping[str, str]] = (),
@@ -156,6 +160,7 @@ class Status:
         self.threads = threads
         self._alive = alive
         self._proxy_waits = proxy_waits
+        self.listening = listening
         self.lifecycle = lifecycle
         self.app = app
         self.address = address
@@ -185,6 +190,7 @@ class Status:
             pool=self.pool(),
             logs=self.logs.stats(),
             proxy_waits=self._proxy_waits() if self._proxy_waits is not None else None,
+            listening=self.listening(),
             version=self.version,
         )
 
@@ -237,6 +243,7 @@ class Status:
             requests=self.requests(taken),
             pool=self.pool(),
             front=stats,
+            listening=self.listening(),
             latency=_latency(self.front.durations()),
             probers=sorted(self.front.probers(), key=lambda prober: prober.age),
             process={**metrics.process(), **_memory_limit(), "interpreter_delay_seconds": _interpreter_delay()},

@@ -83,6 +83,14 @@ class Listener:
         self._inode = os.fstat(sock.fileno()).st_ino
         self._file: _File | None = None
 
+    @property
+    def host(self) -> tuple[str, int]:
+        """Host and port, for SERVER_NAME and SERVER_PORT, which must not be empty (PEP 3333)."""
+        if self.socket.family == socket.AF_UNIX:
+            return "localhost", 80
+        host, port = self.socket.getsockname()[:2]
+        return str(host), int(port)
+
     def __repr__(self) -> str:
         return f"<Listener {self.name}>"
 

@@ -41,8 +41,8 @@ WORKERS_END = 0.4  # seconds that server_close() waits for all workers together;
 class Server(ThreadingHTTPServer):
     """An HTTP server on one listening socket, or on several.
 
-    `listeners`: sockets that listen already, of which the first is `socket`; nothing is bound then.  They are closed with
-    the server.  `health_on_main`: whether listeners other than those for health serve the published pages.
+    `listeners`: sockets that listen already, of which the first is `socket`; nothing is bound then.  They are closed
+    with the server.  `health_on_main`: whether listeners other than those for health serve the published pages.
     `proxied_unix`: whether connections of Unix sockets begin with a PROXY header.
     `RequestHandlerClass`: a subclass of `BaseHTTPRequestHandler`, or any callable with the parameters (request,
     client_address, server) that responds to `request`.  `on_request` and `on_response` are called with each request,
@@ -95,7 +95,7 @@ class Server(ThreadingHTTPServer):
             self.socket.close()
             self.socket = listeners[0].socket
             self.server_address = server_address
-            self.server_name, self.server_port = listeners[0].server_name, listeners[0].server_port
+            self.server_name, self.server_port = listeners[0].host
             self.front = self._new_front()
 
     # -------------------------------------------------------------- life

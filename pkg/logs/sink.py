@@ -555,6 +555,7 @@ def access_of(request: Request) -> None:
         return
     line = None if sink._text else request.access_line()
     if line is None:
+        trace_id, span_id, request_id = (*(request.context or ()), None, None, None)[:3]
         access(
             request.method,
             request.target,
@@ -564,8 +565,10 @@ def access_of(request: Request) -> None:
             request.response_size,
             request.client_address[0],
             request.header(b"user-agent"),
-            *(request.context or ()),
-            listener=request.listener_name,
+            trace_id,
+            span_id,
+            request_id,
+            request.listener_name,
         )
     elif sink._queue.qsize() >= MAX_ACCESS_LINES:
         sink._refuse()

@@ -35,12 +35,13 @@ from pkg.errors import StartupError
 from pkg.lifecycle import Lifecycle, Phase
 from pkg.service.drain import GIVE_UP, drain
 from pkg.service.signals import Interrupted, Signals
-from pkg.settings.kinds import parse_address, show_address
+from pkg.settings.kinds import parse_address
 
 if TYPE_CHECKING:
     from pkg.admin.listener import Admin
     from pkg.admin.pages import Pages
     from pkg.database.database import Database
+    from pkg.diagnostics.metrics import Listening
     from pkg.diagnostics.snapshot import Status
     from pkg.health.checks import Checker
     from pkg.http.request_start import RequestStart
@@ -116,7 +117,7 @@ class Service:
         _log.info(
             "serving %s on %s after %.0f ms",
             self.settings.app or "health pages",
-            show_address(*self.address),
+            self.addresses,
             (time.monotonic() - self.started) * 1000,
         )
         if self.notify is not None:
@@ -138,10 +139,13 @@ class Service:
             self.notify.in_child()
 
     @property
-    def address(self) -> tuple[str, int]:
+    def addresses(self) -> str:
+        """Where it listens, in words."""
         assert self.server is not None
-        host, port = self.server.server_address[:2]
-        return str(host), int(port)
+        return ", ".join(
+            f"health pages on {listener.name}" if listener.is_health else listener.name
+            for listener in self.server.listeners
+        )
 
     # -------------------------------------------------------------- start
 
@@ -151,6 +155,7 @@ class Service:
 
         try:
             from pkg._core import LIMITS
+            from pkg.http.listeners import open_listeners
             from pkg.http.request_ids import observers
             from pkg.http.server import Server
         except ImportError as error:  # the C core is not compiled, is compiled for another Python, or has been removed
@@ -173,10 +178,14 @@ class Service:
         )
         limits = {name: getattr(s, name) for name in LIMITS if hasattr(s, name)}
         limits["max_connections"] = _connections(s.max_connections)
+        listeners = open_listeners(s.endpoints, s.health_endpoint)
         try:
             self.server = server = Server(
-                (s.host, s.port),
+                listeners[0].host,
                 None,
+                listeners=listeners,
+                health_on_main=s.health_on_main,
+                proxied_unix=unix and s.proxy_protocol,
                 threads=s.threads,
                 on_request=on_request,
                 on_response=on_response,
@@ -185,11 +194,15 @@ class Service:
                 body_spool=s.body_spool or os.environ.get("TMPDIR") or "/tmp",
                 **limits,
             )
-        except OSError as error:
+        except BaseException as error:
+            for listener in listeners:
+                listener.release()
+                listener.close()
+            if not isinstance(error, OSError):
+                raise
             if error.errno == errno.ENOMEM:
                 raise MemoryError from None
-            address = show_address(s.host, s.port)
-            raise StartupError(f"cannot listen on {address}: {error.strerror or error}") from None
+            raise StartupError(f"cannot serve on {listeners[0].name}: {error.strerror or error}") from None
         front = server.front
         assert front is not None
         front.watch_signals(
@@ -274,7 +287,9 @@ class Service:
                 _log.warning("ignoring script_name: APP is a handler class, which gets each path as it was sent")
             return app
         self._tell_of_shadows(app)
-        return Application(app, name=self.address[0], port=self.address[1], script_name=self.settings.script_name)
+        assert self.server is not None
+        (name, port), *others = (listener.host for listener in self.server.listeners)
+        return Application(app, name=name, port=port, others=others, script_name=self.settings.script_name)
 
     def _tell_of_shadows(self, app: Any) -> None:
         from pkg.service.routes import own_routes
@@ -332,10 +347,26 @@ class Service:
             proxy_waits=self.request_start.waits if self.request_start is not None else None,
             logs=self.logs,
             app=s.app,
-            address=show_address(*self.address),
+            address=self.addresses,
+            listening=self._listening,
             settings=[{"name": row.name, "value": row.value, "origin": row.origin} for row in s.describe()],
             began=self.started,
         )
+
+    def _listening(self) -> list[Listening]:
+        from pkg.diagnostics.metrics import Listening
+
+        assert self.server is not None
+        front = self.server.front
+        return [
+            Listening(
+                listener.name,
+                listener.is_health,
+                front.accepted(place) if front is not None else 0,
+                *(listener.pending() or (None, None)),
+            )
+            for place, listener in enumerate(self.server.listeners)
+        ]
 
     def _open_database(self) -> None:
         assert self.checker is not None

@@ -234,7 +234,10 @@ def log_fields() -> dict[str, Any]:
 
 def _sample_records() -> Iterable[tuple[str, bytes]]:
     """One record of each shape."""
-    yield "access", json_access((1.0, "GET", "/", 200, 0.1, 1, 2, "::1", "curl", "a" * 32, "b" * 16, "c" * 32, "unix:/a"))
+    yield (
+        "access",
+        json_access((1.0, "GET", "/", 200, 0.1, 1, 2, "::1", "curl", "a" * 32, "b" * 16, "c" * 32, "unix:/a")),
+    )
     log = logging.getLogger("pkg.sample")
     ids = ("a" * 32, "b" * 16, "c" * 32)
     try:
