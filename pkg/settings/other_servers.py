@@ -14,7 +14,7 @@ __all__ = ["advice", "warning"]
 
 _WORKERS = "one process serves requests, in PKG_THREADS threads; for more cores run more containers"
 _TLS = "no counterpart: let a proxy in front terminate TLS"
-_ADDRESS = "HOST and PORT"
+_ADDRESS = "HOST and PORT, or PKG_LISTEN for several addresses, unix:PATH and fd:N"
 _PROXIES = "PKG_TRUSTED_PROXIES"
 _ASGI = "no counterpart: applications are WSGI callables or handler classes"
 _FORM = "APP is module:attribute, or module:factory() for a factory"
@@ -59,7 +59,8 @@ _INSTEAD: dict[str, str] = {
     "--check-config": "python -m pkg config",
     "--statsd-host": "/metrics of the admin listener (PKG_ADMIN)",
     # uvicorn
-    **dict.fromkeys(("--uds", "--fd"), _ADDRESS),
+    "--uds": "PKG_LISTEN, as unix:PATH",
+    "--fd": "PKG_LISTEN, as fd:N",
     **dict.fromkeys(("--loop", "--http", "--ws", "--lifespan", "--interface"), _ASGI),
     "--root-path": "SCRIPT_NAME",
     "--proxy-headers": _PROXIES,
