@@ -83,6 +83,7 @@ WORKDIR /app
 USER 65532:65532
 EXPOSE 8080
 STOPSIGNAL SIGTERM
+# The probe finds the server by its variables: HOST and PORT, PKG_LISTEN, PKG_HEALTH.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 CMD ["/usr/bin/python3", "-m", "pkg", "probe"]
 ENTRYPOINT ["/usr/bin/python3", "-m", "pkg"]
 ARG VERSION=unknown
