@@ -286,7 +286,8 @@ class Service:
             if self.settings.script_name:
                 _log.warning("ignoring script_name: APP is a handler class, which gets each path as it was sent")
             return app
-        self._tell_of_shadows(app)
+        if self.settings.health_on_main:
+            self._tell_of_shadows(app)
         assert self.server is not None
         (name, port), *others = (listener.host for listener in self.server.listeners)
         return Application(app, name=name, port=port, others=others, script_name=self.settings.script_name)

@@ -12,7 +12,7 @@ import pytest
 from pkg.errors import ConfigurationError
 from pkg.service.routes import own_routes
 from pkg.settings.declared import load
-from tests.support.processes import ask, running
+from tests.support.processes import ask, free_port, running
 
 PATHS = ("/healthz", "/livez", "/readyz")
 
@@ -84,6 +84,19 @@ def test_other_paths_in_the_service(tmp_path: Path) -> None:
                 timeout=30,
             )
             assert (probe.returncode, probe.stdout) == (0, "ok\n"), probe.stderr
+
+
+def test_a_listener_of_their_own_leaves_the_paths_to_the_application(tmp_path: Path) -> None:
+    health = ("127.0.0.1", free_port())
+    apart = {"PKG_HEALTH": f"127.0.0.1:{health[1]}", "PKG_HEALTH_ON_MAIN": "false"}
+    with running(tmp_path, FLASK, ready=False, PKG_ADMIN="off", **apart) as process:
+        main = ("127.0.0.1", int(process.await_message(r"^serving .* on 127\.0\.0\.1:(\d+),")[1]))
+        assert not shadow_lines(process)
+        assert ask(main, "/healthz")[::2] == (200, "the application's own")
+        assert ask(main, "/readyz")[::2] == (200, "the rest: readyz")
+        assert ask(health, "/healthz")[::2] == (200, "ok")
+        assert ask(health, "/readyz/startup")[::2] == (200, "ok")
+        assert [ask(health, target)[0] for target in ("/", "/other", "/healthzz")] == [404, 404, 404]
 
 
 def test_django_in_the_service(tmp_path: Path) -> None:
