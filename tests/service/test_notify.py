@@ -19,8 +19,10 @@ import pytest
 
 from pkg.health.report import CheckState, HealthReport
 from pkg.service.notify import readiness
+from tests.supervisors.test_process_1 import SUBREAPER
 from tests.support.client import Connection, get, wait_for
 from tests.support.faults.postgres import Postgres
+from tests.support.pages import ROOT
 from tests.support.processes import Process, ask, free_port, running
 
 APP = """
@@ -49,9 +51,9 @@ def app(environ, start_response):
         ctypes.PyDLL(None).sleep(3)      # C code that does not let go of the interpreter lock
     elif path == "/sleep":
         pathlib.Path("sleeping").touch()
-        time.sleep(3)
+        time.sleep(1)
     elif path == "/linger":              # delays the end of the process, after the drain
-        threading.Thread(target=time.sleep, args=(3,)).start()
+        threading.Thread(target=time.sleep, args=(4,), daemon=False).start()
     elif path == "/fork":
         pid = os.fork()
         if pid == 0:
@@ -184,7 +186,7 @@ def test_signs_of_life_go_on_to_the_end(receiver: Receiver, tmp_path: Path) -> N
             begun = time.monotonic()
             wait_for(lambda: receiver.read() or process.process.poll() is not None, 20)
         signs = [at for at in receiver.signs() if at > begun]
-        assert len(signs) >= 3 and time.monotonic() - signs[-1] < 2
+        assert len(signs) >= 4 and time.monotonic() - signs[-1] < 2
 
 
 def test_no_signs_of_life_when_liveness_fails(receiver: Receiver, tmp_path: Path) -> None:
@@ -198,14 +200,23 @@ def test_no_signs_of_life_when_liveness_fails(receiver: Receiver, tmp_path: Path
         assert process.stop() == 0
 
 
-@pytest.mark.parametrize(("pid", "flag", "is_ours"), [("$$", "", True), ("$$", "--reload", True), ("1", "", False)])
-def test_whose_watchdog(receiver: Receiver, tmp_path: Path, pid: str, flag: str, is_ours: bool) -> None:
-    """WATCHDOG_PID is the process that systemd has started: here the one that the shell becomes."""
+@pytest.mark.parametrize(
+    ("pid", "how", "is_ours"),
+    [
+        ("$$", "-m pkg application:app", True),
+        ("$$", "-m pkg application:app --reload", True),
+        ("$$", "init.py application:app", True),
+        ("1", "-m pkg application:app", False),
+    ],
+)
+def test_whose_watchdog(receiver: Receiver, tmp_path: Path, pid: str, how: str, is_ours: bool) -> None:
+    """WATCHDOG_PID is the process that systemd has started: here the one that the shell becomes.  With --reload and as
+    process 1 of a container, its child serves."""
     (tmp_path / "application.py").write_text(APP)
-    shell = f'export WATCHDOG_PID={pid}; exec "$0" -m pkg application:app {flag}'
-    environ = {"PORT": "0", "HOST": "127.0.0.1", "PKG_ADMIN": "off", "PKG_DRAIN_DELAY": "0"}
+    (tmp_path / "init.py").write_text(SUBREAPER)
+    environ = {"PORT": "0", "HOST": "127.0.0.1", "PKG_ADMIN": "off", "PKG_DRAIN_DELAY": "0", "PYTHONPATH": str(ROOT)}
     environ |= {"NOTIFY_SOCKET": receiver.address, "WATCHDOG_USEC": "1000000"}
-    command = ["/bin/sh", "-c", shell, sys.executable]
+    command = ["/bin/sh", "-c", f'export WATCHDOG_PID={pid}; exec "$0" {how}', sys.executable]
     process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | environ, stdout=subprocess.DEVNULL)
     try:
         receiver.await_message("READY=1", 30)
@@ -214,9 +225,16 @@ def test_whose_watchdog(receiver: Receiver, tmp_path: Path, pid: str, flag: str,
         else:
             receiver.read(1.5)
         assert bool(receiver.signs()) == is_ours
-    finally:
         process.terminate()
-        process.wait(20)
+        assert process.wait(20) == 0
+        receiver.read()
+        assert receiver.messages.count("STOPPING=1") == 1
+        (sender,) = set(receiver.senders)
+        assert (sender == process.pid) == (how == "-m pkg application:app")
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def test_a_watchdog_faster_than_the_tick(receiver: Receiver, tmp_path: Path) -> None:
