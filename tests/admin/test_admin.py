@@ -610,6 +610,7 @@ def healthy() -> Snapshot:
         requests=[],
         pool=None,
         front=Counters(**dict.fromkeys(Counters._fields, 0)),
+        listening=[],
         latency=Latency(0, {}),
         probers=[],
         process={"open_fds": 10.0, "max_fds": 1000.0, "interpreter_delay_seconds": 0.0},

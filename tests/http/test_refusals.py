@@ -39,6 +39,7 @@ NARROW = {
     "PKG_QUEUE_TIMEOUT": "1m",
     "PKG_HEADER_TIMEOUT": "300ms",
     "PKG_MAX_BODY_SIZE": "1KiB",
+    "PKG_HEALTH": "127.0.0.1:0",
 }
 HASTY = {
     "PKG_THREADS": "1",
@@ -63,13 +64,18 @@ class Client:
     def __init__(self, process: Process, folder: Path, stack: contextlib.ExitStack) -> None:
         self._process, self._folder, self._stack = process, folder, stack
 
-    def connect(self, text: str = "") -> Connection:
-        connection = self._stack.enter_context(Connection(self._process.address))
+    @property
+    def health_address(self) -> tuple[str, int]:
+        match = self._process.await_message(r" health pages on (.*):(\d+) after")
+        return match[1], int(match[2])
+
+    def connect(self, text: str = "", address: tuple[str, int] | None = None) -> Connection:
+        connection = self._stack.enter_context(Connection(address or self._process.address))
         connection.send(text.encode("latin-1"))
         return connection
 
-    def ask(self, text: str) -> Answer:
-        return self.connect(text).receive()
+    def ask(self, text: str, address: tuple[str, int] | None = None) -> Answer:
+        return self.connect(text, address).receive()
 
     def hold(self, text: str = HOLD) -> Connection:
         """A request that its worker keeps until the end of the test."""
@@ -135,6 +141,10 @@ def one_connection_too_many(client: Client) -> Answer:
     return client.ask(f"{UNKNOWN}{HEAD}\r\n")
 
 
+def nothing_but_health(client: Client) -> Answer:
+    return client.ask(f"{HEAD}\r\n", client.health_address)
+
+
 # By the text of the refusal: which service, and what brings it about.
 CAUSES: dict[str, tuple[str, Callable[[Client], Answer]]] = {
     "invalid Host": ("narrow", lambda client: client.ask("GET / HTTP/1.1\r\nHost: a b\r\n\r\n")),
@@ -148,6 +158,7 @@ CAUSES: dict[str, tuple[str, Callable[[Client], Answer]]] = {
     "the request did not arrive in time": ("narrow", lambda client: client.ask(HEAD)),
     "the body did not arrive in time": ("hasty", lambda client: client.ask(f"{POST}Content-Length: 5\r\n\r\nab")),
     "body too large": ("narrow", lambda client: client.ask(f"{POST}Content-Length: 1025\r\n\r\n")),
+    "not found": ("narrow", nothing_but_health),
     "no tunnels here": ("narrow", lambda client: client.ask("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n")),
     "no room for the body": (
         "hasty",

@@ -60,6 +60,7 @@ def admin_port() -> int:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, admin_port: int) -> Iterator[Process]:
     environ = {"PKG_ADMIN": f"127.0.0.1:{admin_port}", "PKG_REQUEST_TIMEOUT": "1s", "PKG_TRUSTED_PROXIES": "::1/128"}
+    environ["PKG_HEALTH"] = "127.0.0.1:0"  # access records name the listener if there are several
     with (
         Postgres() as server,
         running(tmp_path_factory.mktemp("service"), SOURCE, DATABASE_URL=server.url, **environ) as process,

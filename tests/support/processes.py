@@ -91,7 +91,7 @@ def running(
     process = kind(directory, source, (app, *arguments), environ)
     try:
         if ready:
-            match = process.await_message(r"^serving .* on (.*):(\d+) after")
+            match = process.await_message(r"^serving .*? on ([^ ,]*):(\d+)[, ]")
             process.address = (match[1], int(match[2]))
         yield process
     finally:
