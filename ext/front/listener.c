@@ -83,6 +83,17 @@ bool listener_knows(const front *f, int fd)
     return false;
 }
 
+/* The socket's owner will close the number, which must not belong to another file by then. */
+static void replace_by_null(int fd)
+{
+    int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+
+    if (null != -1) {
+        dup3(null, fd, O_CLOEXEC);
+        close(null);
+    }
+}
+
 void listener_disown(front *f)
 {
     if (!f->listeners.are_open || atomic_load(&f->stage) == FRONT_STOPPED)
@@ -91,12 +102,7 @@ void listener_disown(front *f)
         int fd = f->listeners.all[i].listen.fd;
         if (!listener_knows(f, fd))
             continue;
-        /* Its owner will close the number, which must not belong to another file by then. */
-        int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
-        if (null != -1) {
-            dup3(null, fd, O_CLOEXEC);
-            close(null);
-        }
+        replace_by_null(fd);
     }
 }
 
@@ -311,9 +317,13 @@ void listener_close(front *f)
     }
     arm_all(f, false);
     f->listeners.are_open = false;
+    /* Connections are refused from now on; the owner closes the socket.  A shared one is let go, so that the kernel refuses
+     * connections if nobody else holds it, instead of accepting what nobody would read. */
     for (unsigned i = 0; i < f->listeners.n; i++)
-        if (!f->listeners.all[i].listen.shared)
-            shutdown(f->listeners.all[i].listen.fd, SHUT_RDWR); /* refuses connections from now on; its owner closes it */
+        if (f->listeners.all[i].listen.shared)
+            replace_by_null(f->listeners.all[i].listen.fd);
+        else
+            shutdown(f->listeners.all[i].listen.fd, SHUT_RDWR);
 }
 
 uint64_t front_accepted(const front *f, unsigned which)

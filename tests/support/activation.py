@@ -17,10 +17,12 @@ ROOT = Path(__file__).parents[2]
 # Like systemd it sets LISTEN_PID after the fork.  The descriptors are first moved out of the way of their new numbers.
 _LAUNCHER = """
 import fcntl, json, os, sys
-given = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 500) for fd in sys.argv[1].split(",") if fd]
+fds = [int(fd) for fd in sys.argv[1].split(",") if fd]
+given = [fcntl.fcntl(fd, fcntl.F_DUPFD, 500) for fd in fds]
+for fd in fds:
+    os.close(fd)
 for n, fd in enumerate(given):
     os.dup2(fd, 3 + n)
-for fd in given:
     os.close(fd)
 for name, value in json.loads(sys.argv[2]).items():
     os.environ[name] = value.replace("SELF", str(os.getpid()))

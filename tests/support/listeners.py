@@ -51,8 +51,12 @@ def refusal(*addresses: Endpoint) -> str:
 
 def client_of(address: Any) -> socket.socket:
     s = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
-    s.settimeout(10 * SLOWNESS)
-    s.connect(address)
+    try:
+        s.settimeout(10 * SLOWNESS)
+        s.connect(address)
+    except BaseException:
+        s.close()
+        raise
     return s
 
 
