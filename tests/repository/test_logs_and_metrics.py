@@ -60,7 +60,6 @@ def admin_port() -> int:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, admin_port: int) -> Iterator[Process]:
     environ = {"PKG_ADMIN": f"127.0.0.1:{admin_port}", "PKG_REQUEST_TIMEOUT": "1s", "PKG_TRUSTED_PROXIES": "::1/128"}
-    environ["PKG_HEALTH"] = "127.0.0.1:0"  # access records name the listener if there are several
     with (
         Postgres() as server,
         running(tmp_path_factory.mktemp("service"), SOURCE, DATABASE_URL=server.url, **environ) as process,
@@ -84,7 +83,7 @@ def masked(message: str) -> str:
 
 def test_the_log_has_the_fields_of_the_page(service: Process, tmp_path: Path) -> None:
     seen: dict[str, tuple[str, set[str]]] = {}
-    for line in [*service.lines(), lost_lines(tmp_path)]:
+    for line in [*service.lines(), *lines_of_another(tmp_path)]:
         kind = "access" if line["logger"] == "pkg.access" else "record"
         for name, value in line.items():
             seen.setdefault(name, (type(value).__name__, set()))[1].add(kind)
@@ -94,11 +93,13 @@ def test_the_log_has_the_fields_of_the_page(service: Process, tmp_path: Path) ->
     assert seen == told
 
 
-def lost_lines(directory: Path) -> dict[str, Any]:
-    """The record that tells of lines which nobody had read in time."""
+def lines_of_another(directory: Path) -> Iterator[dict[str, Any]]:
+    """An access record of a service with several listeners, and the record that tells of lines which nobody had read in
+    time."""
     directory.joinpath("application.py").write_text(SOURCE)
     port = free_port()
     environ = {"HOST": "127.0.0.1", "PORT": str(port), "PKG_ADMIN": "off", "LOG_FORMAT": "json"}
+    environ["PKG_HEALTH"] = "127.0.0.1:0"
     with subprocess.Popen(
         [sys.executable, "-m", "pkg", "application:app"],
         cwd=directory,
@@ -109,14 +110,20 @@ def lost_lines(directory: Path) -> dict[str, Any]:
 
         def answers() -> bool:
             try:
-                return ask(("127.0.0.1", port), "/flood")[0] == 200
+                return ask(("127.0.0.1", port), "/order")[0] == 200
             except OSError:
                 return False
 
         try:
             wait_for(answers, 20, "an answer")
+            ask(("127.0.0.1", port), "/flood")
             records: Iterator[dict[str, Any]] = map(json.loads, process.stdout)
-            return next(record for record in records if "log.dropped" in record)
+            wanted = ["log.dropped", "listener"]
+            while wanted:
+                record = next(records)
+                if found := [name for name in wanted if name in record]:
+                    wanted.remove(found[0])
+                    yield record
         finally:
             process.kill()
 
