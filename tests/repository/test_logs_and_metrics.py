@@ -110,7 +110,7 @@ def lines_of_another(directory: Path) -> Iterator[dict[str, Any]]:
 
         def answers() -> bool:
             try:
-                return ask(("127.0.0.1", port), "/order")[0] == 200
+                return ask(("127.0.0.1", port), "/format")[0] == 200
             except OSError:
                 return False
 
