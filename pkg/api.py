@@ -37,7 +37,9 @@ __all__ = ["check", "connection", "fail_liveness", "set_ready"]
 
 _current: Parts | None = None
 _is_child = _is_watching = False
-early_checks: list[Check] = []  # registered by modules that were imported before the service existed
+# Those registered by modules that were imported before the service existed.  Each service makes its own, without
+# results from the time of another one.
+early_checks: list[Callable[[], Check]] = []
 
 
 def enter(parts: Parts) -> None:
@@ -105,11 +107,14 @@ def check(
     def register(probe: Callable[[], object]) -> Callable[[], object]:
         from pkg.health.checks import Check
 
-        made = Check(name, probe, interval=interval, timeout=timeout, required=required)
+        def make() -> Check:
+            return Check(name, probe, interval=interval, timeout=timeout, required=required)
+
+        made = make()
         if _current is not None and _current.checker is not None:
             _current.checker.add(made)
         else:
-            early_checks.append(made)
+            early_checks.append(make)
         return probe
 
     return register

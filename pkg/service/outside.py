@@ -32,8 +32,8 @@ class _Parts:
         self.checker.start()
         if settings.pool and (settings.database_url or settings.database_url_file):
             self.database = open_database(settings, self.checker)
-        for check in api.early_checks:
-            self.checker.add(check)
+        for make in api.early_checks:
+            self.checker.add(make())
         self.checker.startup_done()
 
     def close(self) -> None:
@@ -63,12 +63,16 @@ def running(**environment: str) -> Iterator[None]:
     `environment`: settings under the names of their environment variables, which win over those of the process.  It
     does not wait for the database: `connection()` does, for up to PKG_POOL_TIMEOUT seconds.
 
-    Raises ConfigurationError for a setting that is wrong, TypeError for one that does not exist, StartupError without a
-    driver for the database, and NotRunningError if the process has a service already, or is in such a block.
+    Raises ConfigurationError for a setting that is wrong, TypeError for one that does not exist or is not text,
+    StartupError without a driver for the database, and NotRunningError if the process has a service already, or is in
+    such a block.
     """
     unknown = environment.keys() - {setting.environment for setting in SETTINGS}
     if unknown:
         raise TypeError(f"running() got a setting that does not exist: {', '.join(sorted(unknown))}")
+    for name, text in environment.items():
+        if not isinstance(text, str):
+            raise TypeError(f"running() got {name} as {type(text).__name__}, not as text")
     settings = load({**os.environ, **environment})
     for warning in settings.warnings:
         _log.warning("%s", warning)

@@ -260,8 +260,8 @@ class Service:
             raise
         self._end_child(None)
         self.signals.keep()
-        for check in api.early_checks:
-            self.checker.add(check)
+        for make in api.early_checks:
+            self.checker.add(make())
         server.host(handler)
         self.checker.startup_done()
 

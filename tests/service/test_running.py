@@ -15,6 +15,8 @@ from flask import Flask
 from flask.typing import ResponseReturnValue
 
 import pkg
+from pkg import api
+from pkg.health.report import CheckState
 from tests.support.client import get, wait_for
 from tests.support.faults.postgres import Postgres
 from tests.support.processes import running
@@ -57,6 +59,12 @@ def test_an_application_is_exercised_by_its_own_test_client(postgres: Postgres) 
     wait_for(lambda: set(threading.enumerate()) <= before, 10, "its threads to end")
 
 
+def report() -> list[CheckState]:
+    checker = api.current().checker
+    assert checker is not None
+    return list(checker.report().readiness)
+
+
 def test_checks_run_and_readiness_can_be_set(postgres: Postgres) -> None:
     ran = threading.Event()
     with pkg.running(DATABASE_URL=postgres.url):
@@ -84,6 +92,8 @@ def test_without_a_database_there_is_no_pool(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_wrong_settings_are_told_of() -> None:
     with pytest.raises(TypeError, match="does not exist: DATABASE_URI"), pkg.running(DATABASE_URI="postgresql://x/y"):
+        pass
+    with pytest.raises(TypeError, match="DATABASE_URL as NoneType"), pkg.running(DATABASE_URL=None):  # type: ignore[arg-type]
         pass
     with pytest.raises(pkg.ConfigurationError, match="PKG_POOL_MAX_SIZE"), pkg.running(PKG_POOL_MAX_SIZE="many"):
         pass
@@ -144,3 +154,24 @@ def test_two():
     environ = {**os.environ, "DATABASE_URL": postgres.url}
     out = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
     assert out.returncode == 0 and "2 passed" in out.stdout, out.stdout + out.stderr
+
+
+def test_a_check_of_an_imported_module_begins_anew_in_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "early_checks", [])
+    blocks: list[int] = []
+    ran: set[int] = set()
+    broken = threading.Event()
+
+    @pkg.check("early", interval=0.1)
+    def early() -> bool:
+        ran.add(len(blocks))
+        return not broken.is_set()
+
+    for number in (1, 2):
+        blocks.append(number)
+        broken.clear()
+        with pkg.running(DATABASE_URL=""):
+            wait_for(lambda: [s for s in report() if s.name == "early" and s.status == "ok"], 10, "a pass")
+            broken.set()
+            wait_for(lambda: [s for s in report() if s.name == "early" and s.status == "failed"], 10, "a failure")
+    assert ran == {1, 2}
