@@ -14,6 +14,7 @@
 #include "reserve.h"
 
 #define ACCEPTS     64   /* per turn */
+#define LAST_ACCEPTS 128 /* times ACCEPTS: twice the backlog, of each socket, when it closes */
 #define ACCEPT_ROW  16   /* turns with connections to accept, after which a turn accepts twice as many */
 #define EAGER       16   /* connections to look for a request at once, after one whose request was there */
 #define DISTANCES   1000 /* connections whose round trip is measured at the end */
@@ -231,6 +232,8 @@ void listener_accept(front *f, unsigned which, int n, bool rests)
     listener *l = &f->listeners.all[which];
     int max = rests ? ACCEPTS : n / 4 > l->accepts ? n / 4 : l->accepts;
 
+    if (!l->is_armed) /* another one has found no descriptor in this turn */
+        return;
     l->accept_row = f->turn == l->accept_turn + 1 ? l->accept_row + 1 : 0;
     l->accept_turn = f->turn;
     if (!accept_some(f, which, max)) {
@@ -304,8 +307,8 @@ void listener_close(front *f)
 {
     f->listeners.closes = 0;
     for (unsigned i = 0; i < f->listeners.n; i++)
-        while (accept_some(f, i, ACCEPTS))
-            ;
+        for (int n = 0; n < LAST_ACCEPTS && accept_some(f, i, ACCEPTS); n++)
+            ; /* others accept the rest from a shared socket, whose connections may come faster than we accept */
     if (f->listeners.retry != 0) { /* out of descriptors: waiting connections must not be reset for that */
         f->listeners.closes = f->listeners.retry;
         return;
