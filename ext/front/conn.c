@@ -512,12 +512,20 @@ static void to_worker(front *f, front_conn *c)
     handoff_add(f, c);
 }
 
+/* Whether the rest of a body will not arrive.  A TCP client is gone when it has reset the connection, and what it sent before
+ * is lost.  The client of a Unix socket is gone as soon as it closes; all that it has sent is there. */
+static bool has_lost_rest(const front *f, const front_conn *c)
+{
+    return atomic_load_explicit(&c->gone, memory_order_relaxed) &&
+           (!listener_is_unix(f, c) || (!c->chunked && io_received(c->fd) < c->body_left));
+}
+
 /* Lets a body stream to its worker; at most half of the workers read such bodies at a time. */
 static void stream_body(front *f, front_conn *c)
 {
     if (!handoff_may_keep(f)) {
         to_worker(f, c);
-    } else if (atomic_load_explicit(&c->gone, memory_order_relaxed)) {
+    } else if (has_lost_rest(f, c)) {
         count_add(&f->count.resets, 1);
         conn_close(f, c);
     } else if (conn_watch(f, c, WATCH_IN) != FRONT_OK) { /* the body may have arrived before that */

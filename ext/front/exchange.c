@@ -58,7 +58,10 @@ static int wait_socket(front_conn *c, short events, int64_t deadline, int64_t *f
     int64_t looked = 0;
 
     for (;;) {
-        if (atomic_load_explicit(&c->gone, memory_order_relaxed) || atomic_load_explicit(&c->interrupted, memory_order_relaxed))
+        /* The client of a Unix socket may have sent everything before it left.  The socket of one that has left is always
+         * readable, so a reader learns of it by reading. */
+        bool ended = events != POLLIN && atomic_load_explicit(&c->gone, memory_order_relaxed);
+        if (ended || atomic_load_explicit(&c->interrupted, memory_order_relaxed))
             return -EPIPE;
         int64_t now = clock_now(), left;
         if (looked != 0 && now - looked > INTERRUPTION + FRONT_GAP) {

@@ -42,7 +42,7 @@ int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, b
 int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len, bool leave);
 bool front_body_pending(const front_conn *c); /* a part of the body has not been read from the socket yet */
 uint64_t front_body_left(const front_conn *c);    /* bytes that front_read() will still return of a body of known length */
-bool front_is_gone(front_conn *c);            /* the peer reset the connection */
+bool front_is_gone(front_conn *c);            /* the peer reset the connection, or closed a Unix socket */
 void front_interrupt(front_conn *c);          /* makes front_read, front_send etc. in another thread fail soon */
 /* status: 0 if none was sent.  Returns the status that was sent: 504 if the loop has responded instead of the worker. */
 unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned status);

@@ -101,7 +101,7 @@ struct front_conn {
     bool queued;                    /* M */
     _Atomic int answer;             /* enum answer_state, with a request_timeout only */
     bool late;                      /* M: its request_timeout has passed */
-    atomic_bool gone;               /* reset by the peer */
+    atomic_bool gone;               /* reset by the peer, or closed by that of a Unix socket */
     atomic_bool interrupted;        /* a thread that waits in front_read or front_send must return */
     buffer *in;                     /* O; NULL while idle */
     uint64_t body_left;             /* O: bytes of a Content-Length body that have not arrived */
@@ -133,6 +133,7 @@ typedef struct {
     front_listen listen;
     struct sockaddr_storage name; /* and so of each of its connections */
     bool is_armed;                /* L: with epoll */
+    bool is_shut;                 /* L: by shutdown(): never to be armed again */
     int accepts, accept_row;      /* L: how many to accept per turn, for how many turns */
     int eager;                    /* L: for how many connections to look for a request at once */
     uint64_t accept_turn;         /* L */
