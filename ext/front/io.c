@@ -31,20 +31,23 @@ size_t io_longest_gathering(void)
 }
 
 /* connect() to no address does it (connect(2)).  By its number, as ThreadSanitizer takes the function for the creation of the
- * descriptor, and each later use in another thread for a race. */
-int io_reset(int fd)
+ * descriptor, and each later use in another thread for a race.  A Unix socket refuses it (EINVAL), and can only be shut. */
+void io_reset(int fd)
 {
     struct sockaddr nobody = {.sa_family = AF_UNSPEC};
 
-    return (int)syscall(SYS_connect, fd, &nobody, sizeof nobody);
+    if (syscall(SYS_connect, fd, &nobody, sizeof nobody) == -1)
+        io_cut(fd);
 }
 
 /* A child may not have closed its copy yet, or may have been created in another way.  FIN and RST must not wait for it. */
 void io_end(int fd, bool by_reset)
 {
     if (atomic_load_explicit(&io_has_forked, memory_order_relaxed)) {
-        if (!by_reset || io_reset(fd) == -1)
-            shutdown(fd, SHUT_RDWR);
+        if (by_reset)
+            io_reset(fd);
+        else
+            io_cut(fd);
     }
     close(fd);
 }

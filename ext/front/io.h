@@ -65,7 +65,8 @@ static inline bool io_gather(int fd, int len)
 
 size_t io_longest_gathering(void); /* bytes that a socket can hold so; 0: unknown */
 
-/* From now on closing it sends RST. */
+/* From now on closing it sends RST.  The client of a Unix socket gets ECONNRESET, after what was sent to it, only if it has
+ * sent something that was not read; otherwise it sees the end of the stream. */
 static inline void io_reset_at_end(int fd)
 {
     struct linger now = {.l_onoff = 1, .l_linger = 0};
@@ -75,7 +76,7 @@ static inline void io_reset_at_end(int fd)
 
 size_t io_received(int fd); /* bytes that wait to be read */
 
-int io_reset(int fd); /* sends RST at once */
+void io_reset(int fd); /* sends RST at once; the client of a Unix socket sees the end of the stream */
 void io_end(int fd, bool by_reset); /* closes a connection, even if a forked child has a copy of the descriptor */
 
 /* Acknowledges received data now, not after the usual 40 ms: nginx waits for it with the last part of a body (Nagle). */
