@@ -14,7 +14,7 @@
 #include "reserve.h"
 
 #define ACCEPTS     64   /* per turn */
-#define LAST_ACCEPTS 128 /* times ACCEPTS: twice the backlog, of each socket, when it closes */
+#define LAST_ACCEPTS 1024 /* of one socket, per turn, before it closes */
 #define ACCEPT_ROW  16   /* turns with connections to accept, after which a turn accepts twice as many */
 #define EAGER       16   /* connections to look for a request at once, after one whose request was there */
 #define DISTANCES   1000 /* connections whose round trip is measured at the end */
@@ -26,7 +26,7 @@ static int listener_arm(front *f, unsigned which, bool on)
 {
     listener *l = &f->listeners.all[which];
 
-    if (l->is_armed == on || !f->listeners.are_open)
+    if (l->is_armed == on || !f->listeners.are_open || (on && l->is_shut))
         return 0;
     int rv = on ? front_watch_fd(f, l->listen.fd, (uint64_t)which << 32 | FRONT_LISTENER, EPOLLIN)
                 : epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, l->listen.fd, NULL);
@@ -200,7 +200,7 @@ static bool accept_some(front *f, unsigned which, int max)
         }
         if (errno == ECONNABORTED || errno == EINTR || errno == EPROTO || errno == EPERM)
             continue;
-        if (errno == EAGAIN)
+        if (errno == EAGAIN || errno == EINVAL) /* EINVAL: it has been shut */
             return false;
         /* EMFILE, ENFILE, ENOBUFS, ENOMEM: no descriptor.  One is reserved for this case, so that a probe still gets its
          * response; until it is free again, or for a while, we stop listening instead of spinning. */
@@ -224,10 +224,19 @@ static bool accept_some(front *f, unsigned which, int max)
     return true;
 }
 
+/* Accepts the backlog.  Returns whether more has come meanwhile, so that a flood does not keep the loop. */
+static bool accept_backlog(front *f, unsigned which)
+{
+    for (int n = 0; n < LAST_ACCEPTS; n += ACCEPTS)
+        if (!accept_some(f, which, ACCEPTS))
+            return false;
+    return true;
+}
+
 /* An accept() that finds nothing has created a socket and a file before, which costs as much as three turns.  So a turn
  * accepts one connection, and twice as many after each row of turns in which the backlog did not run out; more if it matters
  * less, among `n` events or if the loop `rests` between turns. */
-void listener_accept(front *f, unsigned which, int n, bool rests)
+void listener_accept(front *f, unsigned which, uint32_t events, int n, bool rests)
 {
     listener *l = &f->listeners.all[which];
     int max = rests ? ACCEPTS : n / 4 > l->accepts ? n / 4 : l->accepts;
@@ -242,6 +251,11 @@ void listener_accept(front *f, unsigned which, int n, bool rests)
     } else if (l->accept_row == ACCEPT_ROW) {
         l->accepts = l->accepts < ACCEPTS ? 2 * l->accepts : ACCEPTS;
         l->accept_row = 0;
+    }
+    if (events & EPOLLHUP) { /* another holder has shut it, which ends it for all */
+        accept_backlog(f, which);
+        l->is_shut = true;
+        listener_arm(f, which, false);
     }
 }
 
@@ -283,15 +297,30 @@ static void stop_handshakes(front *f, int fd)
         atomic_store(&f->listeners.not_bound, EOPNOTSUPP);
 }
 
-/* A Unix socket is not connected to any more once its path is free, and there is no handshake: whoever has connected is in
- * the backlog.  A shared socket must go on working for others, who also accept what comes after our last look. */
+/* A Unix socket that is shut refuses connections, also if its path could not be freed, and what is in its backlog can still be
+ * accepted: whoever has connected is there, as there is no handshake.  But epoll reports it forever. */
+static void shut_unix(front *f, unsigned which)
+{
+    listener *l = &f->listeners.all[which];
+
+    listener_arm(f, which, false);
+    l->is_shut = true;
+    shutdown(l->listen.fd, SHUT_RDWR);
+    accept_backlog(f, which);
+}
+
+/* A shared socket must go on working for others, who also accept what comes after our last look. */
 void listener_stop_handshakes(front *f)
 {
     int fd;
 
     for (unsigned i = 0; i < f->listeners.n; i++) {
         const listener *l = &f->listeners.all[i];
-        if (!l->listen.shared && l->name.ss_family != AF_UNIX)
+        if (l->listen.shared)
+            continue;
+        if (l->name.ss_family == AF_UNIX)
+            shut_unix(f, i);
+        else
             stop_handshakes(f, l->listen.fd);
     }
     for (uint32_t i = 0, n = 0; n < DISTANCES && conn_next_socket(f, &i, &fd); n++)
@@ -305,17 +334,18 @@ void listener_stop_handshakes(front *f)
 
 void listener_close(front *f)
 {
+    bool more = false;
+
     f->listeners.closes = 0;
     for (unsigned i = 0; i < f->listeners.n; i++)
-        for (int n = 0; n < LAST_ACCEPTS && accept_some(f, i, ACCEPTS); n++)
-            ; /* others accept the rest from a shared socket, whose connections may come faster than we accept */
+        more = accept_backlog(f, i) || more;
     if (f->listeners.retry != 0) { /* out of descriptors: waiting connections must not be reset for that */
         f->listeners.closes = f->listeners.retry;
         return;
     }
     if (f->listeners.seen_accepted != f->count.accepted && f->now < f->listeners.closes_at_most) { /* more may be under way */
         f->listeners.seen_accepted = f->count.accepted;
-        f->listeners.closes = f->now + f->listeners.quiet;
+        f->listeners.closes = more ? f->now : f->now + f->listeners.quiet;
         return;
     }
     arm_all(f, false);

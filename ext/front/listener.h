@@ -11,8 +11,8 @@
 int listener_open(front *f, const front_listen *sockets, unsigned n); /* all of them; FRONT_OK or a negative errno */
 void listener_disown(front *f);      /* in a forked child */
 bool listener_knows(const front *f, int fd); /* whether it is one of the sockets, or a connection of one */
-void listener_accept(front *f, unsigned which, int n, bool rests); /* among `n` events; `rests`: the loop does, between
-                                                                    * turns */
+/* Its `events` are some of `n`; `rests`: the loop does, between turns. */
+void listener_accept(front *f, unsigned which, uint32_t events, int n, bool rests);
 void listener_stop_handshakes(front *f); /* the last stage has begun: the sockets will close */
 void listener_retry(front *f);
 void listener_close(front *f);

@@ -94,7 +94,7 @@ int loop_turn(front *f, int timeout, enum handoff_waking waking)
     for (int i = 0; i < n; i++) {
         uint32_t slot = (uint32_t)events[i].data.u64, generation = (uint32_t)(events[i].data.u64 >> 32);
         if (slot == FRONT_LISTENER)
-            listener_accept(f, generation, n, timeout == 0);
+            listener_accept(f, generation, events[i].events, n, timeout == 0);
         else if (slot == FRONT_SIGNALS)
             stage_signal(f);
         else if (slot == FRONT_WAKE)
