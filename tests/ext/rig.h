@@ -163,6 +163,23 @@ static inline size_t rig_number(const char *target)
     return slash != NULL ? strtoul(slash + 1, NULL, 10) : 0;
 }
 
+/* Until rig_hold(r, false), or until the client is found gone if `looks`. */
+static inline void rig_wait(rig *r, front_conn *c, bool looks)
+{
+    pthread_mutex_lock(&r->mutex);
+    atomic_fetch_add(&r->holding, 1);
+    while (r->held && !(looks && front_is_gone(c))) {
+        struct timespec t;
+        clock_gettime(CLOCK_REALTIME, &t);
+        t.tv_nsec += 5 * MS;
+        t.tv_sec += t.tv_nsec / SEC;
+        t.tv_nsec %= SEC;
+        pthread_cond_timedwait(&r->cond, &r->mutex, &t);
+    }
+    atomic_fetch_sub(&r->holding, 1);
+    pthread_mutex_unlock(&r->mutex);
+}
+
 static inline void rig_serve(rig *r, front_request *q)
 {
     /* front_read() may move the head: what is needed of it is copied. */
@@ -179,18 +196,7 @@ static inline void rig_serve(rig *r, front_request *q)
     snprintf(method, sizeof method, "%.*s", (int)h->method.len, q->data + h->method.pos);
 #define IS(prefix) (strncmp(target, prefix, sizeof prefix - 1) == 0)
     if (IS("/hold")) {
-        pthread_mutex_lock(&r->mutex);
-        atomic_fetch_add(&r->holding, 1);
-        while (r->held && !front_is_gone(c)) {
-            struct timespec t;
-            clock_gettime(CLOCK_REALTIME, &t);
-            t.tv_nsec += 5 * MS;
-            t.tv_sec += t.tv_nsec / SEC;
-            t.tv_nsec %= SEC;
-            pthread_cond_timedwait(&r->cond, &r->mutex, &t);
-        }
-        atomic_fetch_sub(&r->holding, 1);
-        pthread_mutex_unlock(&r->mutex);
+        rig_wait(r, c, true);
         if (front_is_gone(c))
             atomic_fetch_add(&r->gone, 1);
     } else if (IS("/late")) {
@@ -213,7 +219,11 @@ static inline void rig_serve(rig *r, front_request *q)
     keep_alive = keep_alive && !front_body_pending(c) && front_stage_now(r->f) == FRONT_SERVING;
     int head_len = snprintf(head, sizeof head, "HTTP/1.1 %u X\r\nContent-Length: %zu\r\n%s\r\n", status, big != 0 ? big : len,
                             keep_alive ? "" : "Connection: close\r\n");
-    if (big == 0 || is_head) {
+    if (IS("/begun")) {
+        ok = rig_send(r, c, head, (size_t)head_len, "", 0, 0);
+        rig_wait(r, c, false);
+        ok = ok && rig_send(r, c, body, len, "", 0, 0);
+    } else if (big == 0 || is_head) {
         ok = rig_send(r, c, head, (size_t)head_len, body, is_head ? 0 : len, SIZE_MAX);
     } else if (IS("/big") || IS("/cut")) {
         char *bytes = malloc(big);
@@ -282,9 +292,11 @@ static inline void rig_listen(rig *r)
     REQUIRE(getsockname(r->listen_fd, (struct sockaddr *)&r->address, &len) == 0);
 }
 
-/* `limits` NULL: the usual ones. */
-static inline void rig_start(rig *r, const front_limits *limits, int n_workers)
+/* `limits` NULL: the usual ones.  `more`: listeners after the first, which is the rig's own. */
+static inline void rig_start_on(rig *r, const front_limits *limits, int n_workers, const front_listen *more, unsigned n_more)
 {
+    front_listen on[FRONT_MAX_LISTENERS];
+
     memset(r, 0, sizeof *r);
     signal(SIGPIPE, SIG_IGN); /* sendfile() has no MSG_NOSIGNAL */
     r->limits = limits != NULL ? *limits : rig_limits();
@@ -292,12 +304,19 @@ static inline void rig_start(rig *r, const front_limits *limits, int n_workers)
     pthread_mutex_init(&r->mutex, NULL);
     pthread_cond_init(&r->cond, NULL);
     rig_listen(r);
-    front_listen on = {.fd = r->listen_fd, .pages = true, .requests = true};
-    REQUIRE(front_open(&r->f, &on, 1, &r->limits) == FRONT_OK);
+    on[0] = (front_listen){.fd = r->listen_fd, .pages = true, .requests = true};
+    for (unsigned i = 0; i < n_more; i++)
+        on[i + 1] = more[i];
+    REQUIRE(front_open(&r->f, on, n_more + 1, &r->limits) == FRONT_OK);
     r->n_workers = n_workers;
     REQUIRE(pthread_create(&r->loop, NULL, rig_loop, r) == 0);
     for (int i = 0; i < n_workers; i++)
         REQUIRE(pthread_create(&r->workers[i], NULL, rig_work, r) == 0);
+}
+
+static inline void rig_start(rig *r, const front_limits *limits, int n_workers)
+{
+    rig_start_on(r, limits, n_workers, NULL, 0);
 }
 
 /* Waits for the loop and the workers to return, and frees everything. */
