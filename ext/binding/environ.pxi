@@ -234,7 +234,7 @@ cdef class WSGIHandler:
 
     cdef readonly object app
     cdef readonly dict environ   # copied for the environ of each request
-    cdef readonly tuple others   # the same for requests of each listener after the first
+    cdef readonly tuple others   # the same for requests of listeners after the first, as far as they are known
 
     def __init__(self, app, dict environ not None, addresses=()):
         self.app = app
@@ -254,7 +254,9 @@ cdef int serve_wsgi(Request request, WSGIHandler handler) except -1:
     """Runs a WSGI application for one request.  Raises what the application raises."""
     cdef Response response = Response.__new__(Response, request)
     cdef StartResponse start = StartResponse.__new__(StartResponse)
-    cdef dict base = handler.environ if request.listener == 0 else handler.others[request.listener - 1]
+    cdef dict base = handler.environ
+    if 0 < request.listener <= len(handler.others): # it may have been made without knowing of all listeners
+        base = handler.others[request.listener - 1]
     cdef dict environ = make_environ(request, base)
     start.response = response
     result = handler.app(environ, start)

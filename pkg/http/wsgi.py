@@ -92,7 +92,7 @@ def _mounted(app: Callable[..., Any], script_name: str) -> Callable[..., Any]:
 class Application(_core.WSGIHandler):
     """A WSGI callable as the handler of a `Server`.
 
-    `name` and `port` become SERVER_NAME and SERVER_PORT; `others`: those of each listener after the first.
+    `name` and `port` become SERVER_NAME and SERVER_PORT; `others`: those of listeners after the first.
     `script_name`: the path under which a proxy publishes the application, without a slash at its end.
 
     Raises StartupError if `app` is not a WSGI callable: a coroutine function, or a function with other parameters.
