@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import over_unix
+
 # Processes that tests start import the package of this checkout, in whatever folder they run.
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
@@ -36,5 +38,13 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             monkeypatch.delenv(name)
     yield
 
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if over_unix.ON:
+        terminalreporter.write_line(f"{over_unix.made} connections over Unix sockets")
+
+
+if over_unix.ON:
+    over_unix.install()
 
 assert sys.platform.startswith("linux")

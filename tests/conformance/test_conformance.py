@@ -10,15 +10,18 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pkg import _core
-from pkg.http.server import Server
 from tests.conformance.cases import CASES, Case, Request, chunked, head, post
-from tests.conformance.echo import handler
+from tests.conformance.echo import app, handler
+from tests.support import over_unix
+from tests.support.client import dial
+from tests.support.listeners import opened, tcp, unix
 from tests.support.processes import free_port
-from tests.support.servers import serving
+from tests.support.servers import serving, serving_app
 
 AFTER = Request("GET", "/after")
 AFTER_BYTES = b"GET /after HTTP/1.1\r\nHost: t\r\n\r\n"
@@ -212,16 +215,37 @@ def test_every_byte(frame: str) -> None:
 # ------------------------------------------------------------------ the socket
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving(handler, threads=2) as server:
-        yield server
+Address = tuple[str, int] | str
 
 
-def exchange(server: Server, pieces: Iterable[bytes]) -> tuple[list[Request], list[int], bytes]:
+def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    """As `handler` does it, with the method in X-Echo."""
+
+    def start(status: str, headers: list[tuple[str, str]]) -> Any:
+        return start_response(status, [(n, environ["REQUEST_METHOD"] if n == "X-Echo" else v) for n, v in headers])
+
+    return app(environ, start)
+
+
+@pytest.fixture(scope="module", params=["handler-tcp", "handler-unix", "wsgi-unix"])
+def address(request: pytest.FixtureRequest) -> Iterator[Address]:
+    """Of a server; the results are the same over TCP and over a Unix socket."""
+    kind, _, family = request.param.partition("-")
+    path = over_unix.new_path()
+    try:
+        with opened(tcp(), unix(path)) as listeners:
+            serves = serving(handler, threads=2, listeners=listeners)
+            if kind == "wsgi":
+                serves = serving_app(wsgi, threads=2, listeners=listeners)
+            with serves:
+                yield str(path) if family == "unix" else listeners[0].socket.getsockname()
+    finally:
+        over_unix.forget(path)
+
+
+def exchange(address: Address, pieces: Iterable[bytes]) -> tuple[list[Request], list[int], bytes]:
     """Sends, says FIN, reads to the end: what was given to the application, the refusals, the raw answer."""
-    with socket.create_connection(server.server_address, 10) as s:
-        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with dial(address) as s:
         received = b""
         try:
             for data in pieces:
@@ -267,8 +291,8 @@ def parse_answers(data: bytes) -> tuple[list[Request], list[int]]:
     return requests, refusals
 
 
-def check(server: Server, case: Case, pieces: Iterable[bytes], after: bool) -> None:
-    requests, refusals, received = exchange(server, pieces)
+def check(address: Address, case: Case, pieces: Iterable[bytes], after: bool) -> None:
+    requests, refusals, received = exchange(address, pieces)
     expected, refusal = wanted(case, after)
     assert requests == expected, received
     if case.partial:
@@ -278,29 +302,29 @@ def check(server: Server, case: Case, pieces: Iterable[bytes], after: bool) -> N
 
 
 @EACH
-def test_socket(server: Server, case: Case) -> None:
-    check(server, case, [case.raw], after=False)
+def test_socket(address: Address, case: Case) -> None:
+    check(address, case, [case.raw], after=False)
     if not case.partial:
-        check(server, case, [case.raw + AFTER_BYTES], after=True)
-        check(server, case, [case.raw, AFTER_BYTES], after=True)
+        check(address, case, [case.raw + AFTER_BYTES], after=True)
+        check(address, case, [case.raw, AFTER_BYTES], after=True)
     if len(case.raw) <= LONG:
-        check(server, case, every_byte(case.raw), after=False)
+        check(address, case, every_byte(case.raw), after=False)
 
 
-def test_every_byte_of_host(server: Server) -> None:
+def test_every_byte_of_host(address: Address) -> None:
     taken = set()
     for value in range(256):
-        requests, _, _ = exchange(server, [FRAMES["host"](bytes([value]))])
+        requests, _, _ = exchange(address, [FRAMES["host"](bytes([value]))])
         if requests:
             taken.add(value)
     assert taken == HOST, (sorted(taken - HOST), sorted(HOST - taken))
 
 
-def test_asterisk_form(server: Server) -> None:
+def test_asterisk_form(address: Address) -> None:
     """`OPTIONS *` asks the server, not the application: 200, and nothing is handled."""
     data = head(line=b"OPTIONS * HTTP/1.1") + AFTER_BYTES
     for pieces in ([data], every_byte(data)):
-        with socket.create_connection(server.server_address, 10) as s:
+        with dial(address) as s:
             for piece in pieces:
                 s.sendall(piece)
             s.shutdown(socket.SHUT_WR)

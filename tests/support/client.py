@@ -31,12 +31,23 @@ class Answer:
         return (self.header("connection") or "").lower() == "close"
 
 
+def dial(address: tuple[str, int] | str, timeout: float = TIMEOUT) -> socket.socket:
+    """A connection to a host and port, or to the path of a Unix socket, on which each send() goes out at once."""
+    if isinstance(address, str):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(timeout)
+        connection.connect(address)
+    else:
+        connection = socket.create_connection(address[:2], timeout)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
 class Connection:
     """One connection.  `request` sends and receives; `send` and `receive` do half of it."""
 
-    def __init__(self, address: tuple[str, int], timeout: float = TIMEOUT) -> None:
-        self.socket = socket.create_connection(address[:2], timeout)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def __init__(self, address: tuple[str, int] | str, timeout: float = TIMEOUT) -> None:
+        self.socket = dial(address, timeout)
         self._buffer = b""
 
     def send(self, data: bytes) -> None:
@@ -127,7 +138,9 @@ class Connection:
         self.close()
 
 
-def get(address: tuple[str, int], target: str, headers: str = "", method: str = "GET", body: bytes = b"") -> Answer:
+def get(
+    address: tuple[str, int] | str, target: str, headers: str = "", method: str = "GET", body: bytes = b""
+) -> Answer:
     """One request on a new connection."""
     with Connection(address) as c:
         return c.request(method, target, headers + "Connection: close\r\n", body)

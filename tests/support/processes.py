@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.support import over_unix
 from tests.support.client import wait_for
 
 
@@ -88,14 +89,21 @@ def running(
     **environ: str,
 ) -> Iterator[Process]:
     """Runs `python -m pkg` with `source` as its application; kills it at the end if it still runs."""
+    path = over_unix.new_path() if over_unix.ON and ready and "PKG_LISTEN" not in environ else None
+    if path is not None:
+        environ["PKG_LISTEN"] = f"{environ.get('HOST', '127.0.0.1')}:{environ.get('PORT', 0)},unix:{path}"
     process = kind(directory, source, (app, *arguments), environ)
     try:
         if ready:
             match = process.await_message(r"^serving .*? on ([^ ,]*):(\d+)[, ]")
             process.address = (match[1], int(match[2]))
+            if path is not None:
+                over_unix.remember(process.address, path)
         yield process
     finally:
         process.kill()
+        if path is not None:
+            over_unix.forget(path)
 
 
 def ask(

@@ -7,15 +7,25 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from pkg.http.listeners import open_listeners
 from pkg.http.server import Server
 from pkg.http.wsgi import Application
+from pkg.settings.listen import Endpoint
+from tests.support import over_unix
 from tests.support.client import SLOWNESS
 
 
 @contextlib.contextmanager
 def serving(handler: Any, **options: Any) -> Iterator[Server]:
     """Runs a Server with `handler`; at the end all workers and connections must have ended."""
-    server = Server(("127.0.0.1", 0), handler, **options)
+    path = over_unix.new_path() if over_unix.ON and "listeners" not in options else None
+    if path is not None:
+        endpoints = Endpoint("tcp", host="127.0.0.1", port=0), Endpoint("unix", path=str(path))
+        options["listeners"] = listeners = open_listeners(endpoints)
+        server = Server(listeners[0].socket.getsockname(), handler, **options)
+        over_unix.remember(server.server_address, path)
+    else:
+        server = Server(("127.0.0.1", 0), handler, **options)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -24,6 +34,8 @@ def serving(handler: Any, **options: Any) -> Iterator[Server]:
         server.shutdown()
         thread.join(10 * SLOWNESS)
         server.server_close()
+        if path is not None:
+            over_unix.forget(path)
         assert not thread.is_alive()
 
 
