@@ -252,6 +252,10 @@ void conn_make_room(front *f)
 {
     front_conn *oldest = f->table.waiting[CONN_LINGER].first;
 
+    /* A flood of another listener does not end the connections of one for health. */
+    for (front_conn *c = f->table.waiting[CONN_OVERFLOW].first; oldest == NULL && c != NULL; c = c->next)
+        if (listener_of(f, c)->requests)
+            oldest = c;
     if (oldest == NULL)
         oldest = f->table.waiting[CONN_OVERFLOW].first;
     if (oldest != NULL)

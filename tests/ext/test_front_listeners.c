@@ -711,16 +711,17 @@ typedef struct {
 /* Connects without a pause, sends nothing, and leaves. */
 static void *connect_on(void *arg)
 {
+    enum { AT_ONCE = 400 }; /* more than there may be beyond max_connections */
     flood *o = arg;
-    int fds[32];
+    int fds[AT_ONCE];
 
     while (!atomic_load(&o->over)) {
-        for (int i = 0; i < 32; i++)
+        for (int i = 0; i < AT_ONCE; i++)
             fds[i] = dial_path("main");
-        for (int i = 0; i < 32; i++)
+        for (int i = 0; i < AT_ONCE; i++)
             if (fds[i] >= 0)
                 close(fds[i]);
-        o->made += 32;
+        o->made += AT_ONCE;
     }
     return NULL;
 }
@@ -747,8 +748,9 @@ static void a_flooded_listener_starves_no_other(void)
     int64_t longest = 0;
     for (int i = 0; i < 200; i++) {
         int64_t begun = front_now();
-        REQUIRE(ask(dial_unix("health"), GET("/healthz")) == 200);
-        REQUIRE(ask(dial_main(&h.r), GET("/healthz")) == 200);
+        client c = dial_unix("health");
+        usleep(3000); /* others come meanwhile, and want its place */
+        REQUIRE(ask(c, GET("/healthz")) == 200);
         if (front_now() - begun > longest)
             longest = front_now() - begun;
     }
