@@ -33,6 +33,19 @@ static void take_back(front *f)
     }
 }
 
+static void take_spooled(front *f)
+{
+    for (front_conn *c; conn_are_spooling(f) && (c = spool_finished(f)) != NULL;)
+        conn_spooled(f, c);
+}
+
+/* A body that was given to the spool in this turn may be finished already, and this read takes its ring as well. */
+static void on_wake(front *f)
+{
+    (void)!read(f->wake_fd, &(uint64_t){0}, sizeof(uint64_t));
+    take_spooled(f);
+}
+
 static void hand_over(front *f, enum handoff_waking waking)
 {
     front_conn *c, *refused;
@@ -85,8 +98,7 @@ int loop_turn(front *f, int timeout, enum handoff_waking waking)
         on_gap(f, f->now - due);
     probe_take_pages(f);
     take_back(f);
-    for (front_conn *c; conn_are_spooling(f) && (c = spool_finished(f)) != NULL;)
-        conn_spooled(f, c);
+    take_spooled(f);
     if (handoff_has_held(f))
         conn_release(f);
     if (conn_are_again(f))
@@ -98,7 +110,7 @@ int loop_turn(front *f, int timeout, enum handoff_waking waking)
         else if (slot == FRONT_SIGNALS)
             stage_signal(f);
         else if (slot == FRONT_WAKE)
-            (void)!read(f->wake_fd, &(uint64_t){0}, sizeof(uint64_t));
+            on_wake(f);
         else
             conn_event(f, slot, generation, events[i].events);
     }

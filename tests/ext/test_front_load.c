@@ -81,7 +81,7 @@ static void add_request(crowd *w, talker *t)
             e->hash = rig_hash(RIG_HASH, body, len);
         }
         e->body = len;
-        if (len > 0 && kind % 2 == 0) {
+        if (len > 0 && (kind == 10 ? dice(w, 2) == 0 : kind % 2 == 0)) { /* of the long ones, chunked ones are spooled */
             n = (size_t)snprintf(line, sizeof line, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %zu\r\n\r\n", e->target, len);
             append(t, line, n);
             append(t, body, len);
