@@ -270,6 +270,29 @@ static void who_leaves_before_is_noticed(void)
     }
 }
 
+/* Bodies that are spooled, with the next request behind them: the loop looks by itself once a second only. */
+static void spooled_bodies_do_not_wait(void)
+{
+    enum { SIZE = 90000 };
+    static char body[SIZE];
+    house h;
+
+    house_open(&h, NULL, 2);
+    client c = dial_unix("main");
+    for (int i = 0; i < 300; i++) {
+        int64_t begun = front_now();
+        for (int k = 0; k < 2; k++) {
+            sayf(&c, GET("/echo") "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", SIZE);
+            REQUIRE(send(c.fd, body, SIZE, MSG_NOSIGNAL) == SIZE);
+        }
+        for (int k = 0; k < 4; k++)
+            REQUIRE(hear(&c).status == 200);
+        REQUIRE(SLOWNESS > 1 || front_now() - begun < 900 * MS, "%.3f s", (double)(front_now() - begun) / 1e9);
+    }
+    hang_up(&c);
+    house_close(&h);
+}
+
 /* A held body whose client has left with a part of it makes room at once. */
 static void half_a_body_is_not_held(void)
 {
@@ -773,6 +796,7 @@ static const test tests[] = {
     {"a_proxy_speaks_first_where_it_is_trusted", a_proxy_speaks_first_where_it_is_trusted, 0},
     {"who_has_sent_a_request_may_leave", who_has_sent_a_request_may_leave, 0},
     {"who_leaves_before_is_noticed", who_leaves_before_is_noticed, 0},
+    {"spooled_bodies_do_not_wait", spooled_bodies_do_not_wait, ALONE},
     {"half_a_body_is_not_held", half_a_body_is_not_held, 0},
     {"a_cut_response_ends_short", a_cut_response_ends_short, 0},
     {"a_late_response_is_cut", a_late_response_is_cut, 0},
