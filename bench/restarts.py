@@ -138,9 +138,10 @@ def _measure(session: Session, name: str, rounds: int) -> dict[str, Any]:
 
     server = SERVERS[name]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        start = _Starter(server, Path(folder))
         try:
             outcome = roll(
-                _Starter(server, Path(folder)), rounds=rounds, stop=server.stop, pause=0.02,
+                lambda place: start(place.port), rounds=rounds, stop=server.stop, pause=0.02,
                 say=lambda text: session.say(f"{server.title}: {text}"),
             )  # fmt: skip
         except AssertionError as error:
@@ -217,7 +218,7 @@ def race(times: int) -> Counter[str]:
 
     Each client looks whether its connection is still open, as pools do, and then sends at once.
     """
-    from tests.support.rolling import free_ports
+    from tests.support.places import free_ports
 
     fate: Counter[str] = Counter()
     request = b"GET / HTTP/1.1\r\nHost: t\r\n\r\n"

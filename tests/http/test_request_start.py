@@ -15,6 +15,7 @@ from pkg.http.request_start import MAX_WAIT, RequestStart, parse_time
 from tests.support import balancers
 from tests.support.client import get
 from tests.support.pages import ROOT
+from tests.support.places import Place
 from tests.support.processes import ask, free_port, running
 
 NAME = "pkg_request_proxy_duration_seconds"
@@ -164,11 +165,11 @@ def test_the_lines_for_proxies(tmp_path: Path) -> None:
     admin = ("127.0.0.1", free_port())
     with running(tmp_path, HELLO, PKG_ADMIN=f"127.0.0.1:{admin[1]}", PKG_TRUSTED_PROXIES="127.0.0.1/32") as process:
         (for_nginx,), (for_haproxy,) = lines("nginx"), lines("haproxy")
-        with balancers.nginx([process.address[1]], directive=for_nginx) as proxy:
+        with balancers.nginx([Place(process.address[1])], directive=for_nginx) as proxy:
             assert get(proxy.address, "/", "X-Request-Start: 1\r\n").status == 200
         found = histogram(admin)
         assert found is not None and found[0] == 1 and found[1] < 20
-        with balancers.haproxy([process.address[1]], directive=for_haproxy) as proxy:
+        with balancers.haproxy([Place(process.address[1])], directive=for_haproxy) as proxy:
             assert get(proxy.address, "/", "X-Request-Start: 1\r\n").status == 200
         found = histogram(admin)
         assert found is not None and found[0] == 2 and found[1] < 20

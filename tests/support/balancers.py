@@ -1,4 +1,4 @@
-"""HAProxy and nginx from Debian's packages, in front of servers on loopback ports.
+"""HAProxy and nginx from Debian's packages, in front of servers on loopback ports or Unix sockets.
 
 They are set up as people do who want no request lost, and not one directive further: nothing here retries a request
 that has been sent, except that nginx does so by default with idempotent ones.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.support.client import wait_for
 from tests.support.load import is_reachable
+from tests.support.places import Place
 from tests.support.processes import free_port
 
 # Active checks: a server leaves the rotation after two responses in a row other than 200, and returns with the first
@@ -102,8 +103,8 @@ class Balancer:
     def log(self) -> str:
         return (self._folder / "log").read_text()
 
-    def has(self, port: int) -> bool:
-        """Whether its checks let it send requests to the server on that port; nginx has no checks, so always."""
+    def has(self, place: Place) -> bool:
+        """Whether its checks let it send requests to the server in that place; nginx has no checks, so always."""
         if self.name != "haproxy":
             return True
         try:
@@ -115,7 +116,7 @@ class Balancer:
         except (FileNotFoundError, ConnectionRefusedError):  # so far it listens for clients only
             return False
         status = rows[0].index("status")
-        return any(row[1:2] == [f"s{port}"] and row[status] == "UP" for row in rows)
+        return any(row[1:2] == [place.name] and row[status] == "UP" for row in rows)
 
 
 @contextlib.contextmanager
@@ -134,13 +135,19 @@ def _started(name: str, port: int, folder: Path, *arguments: str) -> Iterator[Ba
         process.wait()
 
 
+def _haproxy_server(place: Place) -> str:
+    address = f"unix@{place.path}" if place.path else f"127.0.0.1:{place.port}"
+    return f"{place.name} {address}" + (f" addr 127.0.0.1 port {place.health_port}" if place.health_port else "")
+
+
 @contextlib.contextmanager
 def haproxy(
-    ports: Sequence[int], *, check: str = "/readyz", interval: float = 0.1, directive: str = ""
+    places: Sequence[Place], *, check: str = "/readyz", interval: float = 0.1, directive: str = "", option: str = ""
 ) -> Iterator[Balancer]:
-    """`interval`: seconds between two health checks of `check`.  `directive`: one more, of the frontend."""
+    """`interval`: seconds between two health checks of `check`.  `directive`: one more, of the frontend; `option`: one
+    more, of each server."""
     port = free_port()
-    servers = "\n".join(f"    server s{p} 127.0.0.1:{p}" for p in ports)
+    servers = "\n".join(f"    server {_haproxy_server(place)} {option}" for place in places)
     with tempfile.TemporaryDirectory(prefix="haproxy-") as name:
         folder = Path(name)
         config = HAPROXY.format(
@@ -157,10 +164,12 @@ def haproxy(
 
 
 @contextlib.contextmanager
-def nginx(ports: Sequence[int], *, directive: str = "") -> Iterator[Balancer]:
+def nginx(places: Sequence[Place], *, directive: str = "") -> Iterator[Balancer]:
     """`directive`: one more, of the location."""
     port = free_port()
-    servers = "\n".join(f"        server 127.0.0.1:{p} max_fails=0;" for p in ports)
+    servers = "\n".join(
+        f"        server {f'unix:{p.path}' if p.path else f'127.0.0.1:{p.port}'} max_fails=0;" for p in places
+    )
     with tempfile.TemporaryDirectory(prefix="nginx-") as name:
         folder = Path(name)
         config = NGINX.format(port=port, folder=folder, servers=servers, directive=directive)

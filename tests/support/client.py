@@ -12,6 +12,9 @@ SLOWNESS = float(os.environ.get("TEST_SLOWNESS", "1"))
 TIMEOUT = 10.0 * SLOWNESS
 
 
+Address = tuple[str, int] | str  # host and port, or the path of a Unix socket
+
+
 @dataclass
 class Answer:
     status: int
@@ -31,12 +34,16 @@ class Answer:
         return (self.header("connection") or "").lower() == "close"
 
 
-def dial(address: tuple[str, int] | str, timeout: float = TIMEOUT) -> socket.socket:
+def dial(address: Address, timeout: float = TIMEOUT) -> socket.socket:
     """A connection to a host and port, or to the path of a Unix socket, on which each send() goes out at once."""
     if isinstance(address, str):
         connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(timeout)
-        connection.connect(address)
+        try:
+            connection.settimeout(timeout)
+            connection.connect(address)
+        except BaseException:
+            connection.close()
+            raise
     else:
         connection = socket.create_connection(address[:2], timeout)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -46,7 +53,7 @@ def dial(address: tuple[str, int] | str, timeout: float = TIMEOUT) -> socket.soc
 class Connection:
     """One connection.  `request` sends and receives; `send` and `receive` do half of it."""
 
-    def __init__(self, address: tuple[str, int] | str, timeout: float = TIMEOUT) -> None:
+    def __init__(self, address: Address, timeout: float = TIMEOUT) -> None:
         self.socket = dial(address, timeout)
         self._buffer = b""
 
@@ -138,9 +145,7 @@ class Connection:
         self.close()
 
 
-def get(
-    address: tuple[str, int] | str, target: str, headers: str = "", method: str = "GET", body: bytes = b""
-) -> Answer:
+def get(address: Address, target: str, headers: str = "", method: str = "GET", body: bytes = b"") -> Answer:
     """One request on a new connection."""
     with Connection(address) as c:
         return c.request(method, target, headers + "Connection: close\r\n", body)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import random
-import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tests.support.client import Connection
+from tests.support.client import Address, Connection, dial
 
 KINDS = tuple((method, keep) for method in ("GET", "POST") for keep in (True, False))
 TIMEOUT = 15.0  # seconds; longer than any timeout of a balancer in front
@@ -43,7 +42,7 @@ class Tally:
 class Load:
     """Clients of each kind in threads, each with one request at a time and about `pause` seconds between two."""
 
-    def __init__(self, address: tuple[str, int], *, each: int = 2, pause: float = 0.01) -> None:
+    def __init__(self, address: Address, *, each: int = 2, pause: float = 0.01) -> None:
         self.address, self.pause = address, pause
         self._over = threading.Event()
         self._lock = threading.Lock()
@@ -97,7 +96,7 @@ class Load:
 
 
 @contextlib.contextmanager
-def loading(address: tuple[str, int], *, each: int = 2, pause: float = 0.01) -> Iterator[Load]:
+def loading(address: Address, *, each: int = 2, pause: float = 0.01) -> Iterator[Load]:
     load = Load(address, each=each, pause=pause)
     try:
         yield load
@@ -111,7 +110,7 @@ def is_listening(port: int) -> bool:
         return any(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in map(str.split, table))
 
 
-def is_reachable(address: tuple[str, int]) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(address, 1):
+def is_reachable(address: Address) -> bool:
+    with contextlib.suppress(OSError), dial(address, 1):
         return True
     return False

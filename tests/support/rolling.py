@@ -3,7 +3,7 @@
 It knows no server: whoever calls says how one is started.
 
     old instance   SIGTERM ..delay.. listener closed ..last second.. ended
-    new instance                     started ... ready  (on the same port)
+    new instance                     started ... ready  (in the same place)
     HAProxy               red -> out                 green -> in
     then the other one
 
@@ -14,25 +14,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
-import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tests.support.balancers import Balancer, haproxy, nginx
 from tests.support.client import get, wait_for
-from tests.support.load import Load, Tally, is_listening, loading
+from tests.support.load import Load, Tally, loading
+from tests.support.places import Place, tcp_places
 
 INTERVAL = 0.1  # seconds between HAProxy's checks
 PATIENCE = 60  # seconds to wait for anything
 
-Start = Callable[[int], "subprocess.Popen[bytes]"]  # starts an instance on a port
+Start = Callable[[Place], "subprocess.Popen[bytes]"]
 
 
 @dataclass
@@ -67,31 +65,30 @@ class Outcome:
 
 
 class _Instances:
-    def __init__(self, start: Start, stop: signal.Signals, ports: list[int], check: str, outcome: Outcome) -> None:
+    def __init__(self, start: Start, stop: signal.Signals, check: str, outcome: Outcome) -> None:
         self._start, self._stop, self._check, self._outcome = start, stop, check, outcome
-        self.ports = ports
-        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._running: dict[Place, subprocess.Popen[bytes]] = {}
         self._leaving: list[tuple[subprocess.Popen[bytes], threading.Thread]] = []
 
-    def start(self, port: int) -> None:
-        process = self._running[port] = self._start(port)
+    def start(self, place: Place) -> None:
+        process = self._running[place] = self._start(place)
 
         def is_ready() -> bool:
             assert process.poll() is None, f"ended with {process.returncode} instead of serving"
             with contextlib.suppress(OSError, EOFError):
-                return get(("127.0.0.1", port), self._check, "Connection: close\r\n").status == 200
+                return get(place.health_address, self._check, "Connection: close\r\n").status == 200
             return False
 
         wait_for(is_ready, PATIENCE, "a ready instance")
 
-    def replace(self, port: int) -> None:
-        old = self._running.pop(port)
+    def replace(self, place: Place) -> None:
+        old = self._running.pop(place)
         waiter = threading.Thread(target=self._note_end, args=(old, time.monotonic()), daemon=True)
         self._leaving.append((old, waiter))
         waiter.start()
         old.send_signal(self._stop)
-        wait_for(lambda: not is_listening(port), PATIENCE, "a closed listener")
-        self.start(port)
+        wait_for(lambda: place.is_free, PATIENCE, "a closed listener")
+        self.start(place)
 
     def _note_end(self, old: subprocess.Popen[bytes], began: float) -> None:
         self._outcome.codes.append(old.wait())
@@ -117,19 +114,6 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports outside the range of ephemeral ports, so that no client gets one of them while an instance is down."""
-    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    with contextlib.ExitStack() as stack:
-        ports: list[int] = []
-        while len(ports) < count:
-            port = random.randrange(min(10_000, lowest - 1000), lowest)
-            with contextlib.suppress(OSError):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-                ports.append(port)
-    return ports
-
-
 def roll(
     start: Start,
     *,
@@ -138,19 +122,21 @@ def roll(
     check: str = "/readyz",
     say: Callable[[str], object] = lambda text: None,
     pairs: int = 1,
+    places: Sequence[Place] = (),
     each: int = 2,
     pause: float = 0.01,
 ) -> Outcome:
     """Restarts both instances `rounds` times.
 
     `stop`: the signal that asks for a graceful end; `check`: the page that is 200 while an instance wants traffic;
-    `pairs`: how many pairs of instances, each behind balancers of its own, share the rounds and run at the same time.
+    `pairs`: how many pairs of instances, each behind balancers of its own, share the rounds and run at the same time;
+    `places`: where they serve, two for each pair; ports if none are given.
     """
-    ports = free_ports(2 * pairs)
+    places = places or tcp_places(2 * pairs)
 
     def one(number: int) -> Outcome:
         share = rounds // pairs + (number < rounds % pairs)
-        return _roll(start, ports[2 * number : 2 * number + 2], share, stop, check, say, each, pause)
+        return _roll(start, places[2 * number : 2 * number + 2], share, stop, check, say, each, pause)
 
     with ThreadPoolExecutor(pairs) as pool:
         return sum(pool.map(one, range(pairs)), Outcome())
@@ -158,7 +144,7 @@ def roll(
 
 def _roll(
     start: Start,
-    ports: list[int],
+    places: Sequence[Place],
     rounds: int,
     stop: signal.Signals,
     check: str,
@@ -167,25 +153,25 @@ def _roll(
     pause: float,
 ) -> Outcome:
     outcome = Outcome(rounds)
-    instances = _Instances(start, stop, ports, check, outcome)
+    instances = _Instances(start, stop, check, outcome)
     with contextlib.ExitStack() as stack:
         stack.callback(instances.kill)
-        for port in instances.ports:
-            instances.start(port)
+        for place in places:
+            instances.start(place)
         balancers = [
-            stack.enter_context(haproxy(instances.ports, check=check, interval=INTERVAL)),
-            stack.enter_context(nginx(instances.ports)),
+            stack.enter_context(haproxy(places, check=check, interval=INTERVAL)),
+            stack.enter_context(nginx(places)),
         ]
-        for port in instances.ports:
-            _await(balancers, port)
+        for place in places:
+            _await(balancers, place)
         loads: dict[str, Load] = {
             b.name: stack.enter_context(loading(b.address, each=each, pause=pause)) for b in balancers
         }
         began = time.monotonic()
         for number in range(rounds):
-            for port in instances.ports:
-                instances.replace(port)
-                _await(balancers, port)  # before the other one goes
+            for place in places:
+                instances.replace(place)
+                _await(balancers, place)  # before the other one goes
             say(f"{number + 1} of {rounds} rolling restarts after {time.monotonic() - began:.0f} s")
         for name, load in loads.items():
             outcome.tallies[name] = load.finish()
@@ -195,9 +181,9 @@ def _roll(
     return outcome
 
 
-def _await(balancers: list[Balancer], port: int) -> None:
+def _await(balancers: list[Balancer], place: Place) -> None:
     for balancer in balancers:
-        wait_for(lambda b=balancer: b.has(port), PATIENCE, f"{balancer.name} with port {port}")  # type: ignore[misc]
+        wait_for(lambda b=balancer: b.has(place), PATIENCE, f"{balancer.name} with {place.address}")  # type: ignore[misc]
 
 
 def table(outcome: Outcome) -> str:

@@ -15,6 +15,7 @@ import pytest
 from tests.support.balancers import haproxy, missing
 from tests.support.client import wait_for
 from tests.support.load import Tally, loading
+from tests.support.places import Place
 from tests.support.processes import ask, free_port, running
 
 pytestmark = pytest.mark.skipif("haproxy" in missing(), reason="not installed: haproxy (a package of Debian's)")
@@ -107,7 +108,7 @@ def test_haproxy_loses_nothing_in_a_flood(tmp_path: Path, kind: str) -> None:
         _, _, text = ask(("127.0.0.1", admin), "/metrics")
         return next(float(line.split()[1]) for line in text.splitlines() if line.startswith("pkg_connections "))
 
-    with running(tmp_path, APPLICATION, **settings) as process, haproxy([process.address[1]]) as balancer:
+    with running(tmp_path, APPLICATION, **settings) as process, haproxy([Place(process.address[1])]) as balancer:
         wait_for(lambda: balancer.has(process.address[1]), 10, "HAProxy to use the service")
         with loading(balancer.address) as before, flooding(process.address, kind) as flood:
             wait_for(lambda: connections() >= MAX_CONNECTIONS, 10, "the flood to hold every connection")

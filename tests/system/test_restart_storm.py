@@ -6,10 +6,8 @@ one that was let in must be answered.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -17,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.client import get, wait_for
+from tests.support.instances import Instances
 from tests.support.load import is_listening
-from tests.support.rolling import free_ports
-from tests.support.unprivileged import describe, unprivileged
+from tests.support.places import free_ports
+from tests.support.unprivileged import describe
 
 CLIENTS = 8
 
@@ -64,32 +63,13 @@ class _Storm:
     ],
 )
 def test_nobody_is_reset(restarts: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    environ = os.environ | {
-        "HOST": "127.0.0.1",
-        "PKG_ADMIN": "off",
-        "LOG_FORMAT": "json",
-        "PKG_ACCESS_LOG": "false",
-        "PKG_DRAIN_DELAY": "0.1",
-    }
     (port,) = free_ports(1)
-    log = tmp_path / "log"
+    instances = Instances(tmp_path, PORT=str(port), PKG_DRAIN_DELAY="0.1")
 
     def start() -> subprocess.Popen[bytes]:
-        command = [
-            *unprivileged(),
-            sys.executable,
-            "-m",
-            "pkg",
-            "tests.support.rolling_application:app",
-            "--port",
-            str(port),
-        ]
-        with open(log, "ab") as out:
-            process = subprocess.Popen(
-                command, env=environ, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=out, stderr=out
-            )
+        process = instances.start()
         wait_for(lambda: process.poll() is not None or is_listening(port), 60, "a listener")
-        assert process.poll() is None, log.read_text()
+        assert process.poll() is None, instances.log()
         return process
 
     process = start()
@@ -108,10 +88,10 @@ def test_nobody_is_reset(restarts: int, tmp_path: Path, capsys: pytest.CaptureFi
         process.wait()
     with capsys.disabled():
         print(f"\n{restarts} restarts in a storm, {describe()}: {dict(fate)}")
-    assert set(fate) <= {"answered", "refused"}, log.read_text()[-3000:]
+    assert set(fate) <= {"answered", "refused"}, instances.log()[-3000:]
     assert fate["answered"] > 20 * restarts
     assert codes == [0] * restarts
-    assert "could not be stopped" not in log.read_text()
+    assert "could not be stopped" not in instances.log()
 
 
 def _is_ready(port: int) -> bool:

@@ -5,17 +5,17 @@ The instances have no more rights than in the image.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support import balancers
+from tests.support.instances import Instances, folder_of_user
+from tests.support.places import Place, tcp_places, unix_places
 from tests.support.rolling import roll, table
-from tests.support.unprivileged import describe, unprivileged
+from tests.support.unprivileged import describe
 
 # Long enough for HAProxy to have seen two red answers in a row.  If it has not, on a machine that has other things to
 # do, it meets a closed port and takes the other instance: nothing is lost for that.
@@ -24,46 +24,43 @@ DRAIN_DELAY = 0.5  # seconds
 pytestmark = pytest.mark.skipif(
     bool(balancers.missing()), reason=f"not installed: {' '.join(balancers.missing())} (Debian's packages)"
 )
+LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 @pytest.mark.parametrize(
-    ("rounds", "pairs"),
+    ("kind", "rounds", "pairs"),
     [
-        pytest.param(3, 1, id="few"),
-        pytest.param(100, 3, id="hundred", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+        pytest.param("tcp", 3, 1, id="few"),
+        pytest.param("tcp", 100, 3, id="hundred", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+        pytest.param("unix", 10, 2, id="unix-ten", marks=pytest.mark.slow),
+        pytest.param("unix and health port", 10, 2, id="unix-and-health-port-ten", marks=pytest.mark.slow),
+        pytest.param("unix", 100, 3, id="unix-hundred", marks=LONG),
+        pytest.param("unix and health port", 100, 3, id="unix-and-health-port-hundred", marks=LONG),
     ],
 )
-def test_no_request_is_lost(rounds: int, pairs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    environ = os.environ | {
-        "HOST": "127.0.0.1",
-        "PKG_ADMIN": "off",
-        "LOG_FORMAT": "json",
-        "PKG_ACCESS_LOG": "false",
-        "PKG_DRAIN_DELAY": str(DRAIN_DELAY),
-    }
-    log = tmp_path / "log"
+def test_no_request_is_lost(
+    kind: str, rounds: int, pairs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    instances = Instances(tmp_path, PKG_DRAIN_DELAY=str(DRAIN_DELAY))
 
-    def start(port: int) -> subprocess.Popen[Any]:
-        command = [
-            *unprivileged(),
-            sys.executable,
-            "-m",
-            "pkg",
-            "tests.support.rolling_application:app",
-            "--port",
-            str(port),
-        ]
-        with open(log, "ab") as out:
-            return subprocess.Popen(
-                command, env=environ, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=out, stderr=out
-            )
+    def start(place: Place) -> subprocess.Popen[Any]:
+        if not place.path:
+            return instances.start(PORT=str(place.port))
+        health = {"PKG_HEALTH": f"127.0.0.1:{place.health_port}", "PKG_HEALTH_ON_MAIN": "false"}
+        return instances.start(PKG_LISTEN=f"unix:{place.path}?mode=660", **(health if place.health_port else {}))
 
-    outcome = roll(start, rounds=rounds, pairs=pairs, pause=0.01 * pairs)
+    with folder_of_user() as folder:
+        has_health_port = kind == "unix and health port"
+        count = 2 * pairs
+        places = tcp_places(count) if kind == "tcp" else unix_places(count, folder, has_health_port=has_health_port)
+        outcome = roll(start, rounds=rounds, pairs=pairs, places=places, pause=0.01 * pairs)
+        left = sorted(path.name for path in folder.iterdir())
     with capsys.disabled():
-        print(f"\n{rounds} rolling restarts in {outcome.seconds:.0f} s, {describe()}\n{table(outcome)}")
+        print(f"\n{rounds} rolling restarts in {outcome.seconds:.0f} s, {kind}, {describe()}\n{table(outcome)}")
     for name in ("haproxy", "nginx"):
         total = outcome.total(name)
         assert total.sent > 20 * rounds
-        assert (total.sent, total.lost) == (total.answered, {}), outcome.logs[name][-3000:] + log.read_text()[-3000:]
+        assert (total.sent, total.lost) == (total.answered, {}), outcome.logs[name][-3000:] + instances.log()[-3000:]
     assert outcome.codes == [0] * (2 * rounds)
-    assert "could not be stopped" not in log.read_text()
+    assert "could not be stopped" not in instances.log()
+    assert left == sorted(Path(place.path).name for place in places if place.path)  # of those killed at the end
