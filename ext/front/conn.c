@@ -14,10 +14,10 @@
 #include "clock.h"
 #include "handoff.h"
 #include "io.h"
-#include "listener.h"
 #include "pace.h"
 #include "probe.h"
 #include "reserve.h"
+#include "sockets.h"
 #include "spool.h"
 
 #define PIPELINE 16  /* requests of one connection per turn, for fairness */
@@ -112,7 +112,7 @@ void conn_disown(front *f)
         front_conn *c = &f->table.conns[i];
         /* The table may contain one that another thread had just closed when the process forked, and whose number has been
          * reused; only the front's sockets have a listener's port. */
-        if (c->state != CONN_FREE && c->fd != -1 && listener_knows(f, c->fd))
+        if (c->state != CONN_FREE && c->fd != -1 && sockets_know(f, c->fd))
             close(c->fd);
         if (c->spooled != NULL && c->spooled->fd != -1)
             close(c->spooled->fd);
@@ -254,7 +254,7 @@ void conn_make_room(front *f)
 
     /* A flood of another listener does not end the connections of one for health. */
     for (front_conn *c = f->table.waiting[CONN_OVERFLOW].first; oldest == NULL && c != NULL; c = c->next)
-        if (listener_of(f, c)->requests)
+        if (sockets_serve(f, c)->requests)
             oldest = c;
     if (oldest == NULL)
         oldest = f->table.waiting[CONN_OVERFLOW].first;
@@ -521,7 +521,7 @@ static void to_worker(front *f, front_conn *c)
 static bool has_lost_rest(const front *f, const front_conn *c)
 {
     return atomic_load_explicit(&c->gone, memory_order_relaxed) &&
-           (!listener_is_unix(f, c) || (!c->chunked && io_received(c->fd) < c->body_left));
+           (!sockets_are_unix(f, c) || (!c->chunked && io_received(c->fd) < c->body_left));
 }
 
 /* Lets a body stream to its worker; at most half of the workers read such bodies at a time. */
@@ -661,7 +661,7 @@ static bool on_head(front *f, front_conn *c)
     bool has_body = h->chunked || h->content_length > 0;
 
     c->spoken = true;
-    const front_listen *at = listener_of(f, c);
+    const front_listen *at = sockets_serve(f, c);
     bool health = at->pages && probe_finds(f, b->data + h->path.pos, h->path.len);
     c->close = !h->keep_alive || c->overflow || atomic_load(&f->stage) >= FRONT_DRAINING;
     c->linger = c->close && h->keep_alive;
@@ -718,7 +718,7 @@ static bool gather_rest(front_conn *c)
 static bool gather_body(front *f, front_conn *c)
 {
     /* A Unix socket has room for what the sender's buffer holds, which is less, and unknown here. */
-    if (f->limits.stream_bodies || c->chunked || c->body_left > f->table.gather_size || listener_is_unix(f, c))
+    if (f->limits.stream_bodies || c->chunked || c->body_left > f->table.gather_size || sockets_are_unix(f, c))
         return false;
     size_t rest = (size_t)c->body_left;
     if (!buffers_expect(f, rest))
@@ -874,7 +874,7 @@ static bool take_proxy_header(front *f, front_conn *c)
         conn_refuse(f, c, 400, "malformed PROXY header\n");
         return false;
     }
-    if (n == PROXY_ABSENT && !f->limits.proxy_optional && listener_of(f, c)->requests) { /* the client's address is missing */
+    if (n == PROXY_ABSENT && !f->limits.proxy_optional && sockets_serve(f, c)->requests) { /* the client's address is missing */
         count_add(&f->count.rejected, 1);
         conn_refuse(f, c, 400, "the PROXY header is missing\n");
         return false;

@@ -14,9 +14,9 @@
 #include "handoff.h"
 #include "io.h"
 #include "leader.h"
-#include "listener.h"
 #include "probe.h"
 #include "reserve.h"
+#include "sockets.h"
 #include "spool.h"
 
 /* ------------------------------------------------------------------------ forks */
@@ -46,7 +46,7 @@ static void disown(front *f)
     if (!atomic_load(&f->has_run)) /* there are no connections, and the child may serve on the socket itself */
         return;
     conn_disown(f);
-    listener_disown(f);
+    sockets_disown(f);
 }
 
 static void in_child(void)
@@ -128,7 +128,7 @@ int front_open(front **out, const front_listen *sockets, unsigned n, const front
         front_close(f);
         return rv;
     }
-    if ((rv = note_open(f)) != 0 || (rv = listener_open(f, sockets, n)) != 0 ||
+    if ((rv = note_open(f)) != 0 || (rv = sockets_open(f, sockets, n)) != 0 ||
         (rv = front_watch_fd(f, f->wake_fd, FRONT_WAKE, EPOLLIN)) != 0) {
         front_close(f);
         return rv;

@@ -12,100 +12,15 @@
 #include "conn.h"
 #include "io.h"
 #include "reserve.h"
+#include "sockets.h"
 
 #define ACCEPTS     64   /* per turn */
 #define LAST_ACCEPTS 1024 /* of one socket, per turn, before it closes */
 #define ACCEPT_ROW  16   /* turns with connections to accept, after which a turn accepts twice as many */
-#define EAGER       16   /* connections to look for a request at once, after one whose request was there */
 #define DISTANCES   1000 /* connections whose round trip is measured at the end */
 #define RETRY_ACCEPT (100 * MILLISECOND)
 #define MIN_QUIET (5 * MILLISECOND)   /* time for handshakes under way before the listener closes, or as */
 #define MAX_QUIET (500 * MILLISECOND) /* long as two round trips to the most distant client */
-
-static int listener_arm(front *f, unsigned which, bool on)
-{
-    listener *l = &f->listeners.all[which];
-
-    if (l->is_armed == on || !f->listeners.are_open || (on && l->is_shut))
-        return 0;
-    int rv = on ? front_watch_fd(f, l->listen.fd, (uint64_t)which << 32 | FRONT_LISTENER, EPOLLIN)
-                : epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, l->listen.fd, NULL);
-    if (rv == 0)
-        l->is_armed = on;
-    return rv;
-}
-
-static int arm_all(front *f, bool on)
-{
-    int rv = 0;
-
-    for (unsigned i = 0; i < f->listeners.n; i++) {
-        int failed = listener_arm(f, i, on);
-        rv = rv != 0 ? rv : failed;
-    }
-    return rv;
-}
-
-int listener_open(front *f, const front_listen *sockets, unsigned n)
-{
-    if (n > FRONT_MAX_LISTENERS)
-        return -EINVAL;
-    for (unsigned i = 0; i < n; i++) {
-        listener *l = &f->listeners.all[i];
-        l->listen = sockets[i];
-        l->accepts = 1;
-        l->eager = EAGER;
-        if (getsockname(l->listen.fd, (struct sockaddr *)&l->name, &(socklen_t){sizeof l->name}) == -1)
-            l->name.ss_family = AF_UNSPEC;
-    }
-    f->listeners.n = n;
-    f->listeners.are_open = true;
-    return arm_all(f, true);
-}
-
-bool listener_knows(const front *f, int fd)
-{
-    struct sockaddr_storage name;
-
-    memset(&name, 0, sizeof name);
-    if (getsockname(fd, (struct sockaddr *)&name, &(socklen_t){sizeof name}) == -1)
-        return false;
-    for (unsigned i = 0; i < f->listeners.n; i++) {
-        const struct sockaddr_storage *own = &f->listeners.all[i].name;
-        if (name.ss_family != own->ss_family)
-            continue;
-        if (name.ss_family == AF_INET
-                ? ((struct sockaddr_in *)&name)->sin_port == ((const struct sockaddr_in *)own)->sin_port
-            : name.ss_family == AF_INET6
-                ? ((struct sockaddr_in6 *)&name)->sin6_port == ((const struct sockaddr_in6 *)own)->sin6_port
-                : memcmp(&name, own, sizeof name) == 0)
-            return true;
-    }
-    return false;
-}
-
-/* The socket's owner will close the number, which must not belong to another file by then. */
-static void replace_by_null(int fd)
-{
-    int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
-
-    if (null != -1) {
-        dup3(null, fd, O_CLOEXEC);
-        close(null);
-    }
-}
-
-void listener_disown(front *f)
-{
-    if (!f->listeners.are_open || atomic_load(&f->stage) == FRONT_STOPPED)
-        return;
-    for (unsigned i = 0; i < f->listeners.n; i++) {
-        int fd = f->listeners.all[i].listen.fd;
-        if (!listener_knows(f, fd))
-            continue;
-        replace_by_null(fd);
-    }
-}
 
 /* ----------------------------------------------------------------- accepting */
 
@@ -137,13 +52,13 @@ static void note_distance(front *f, int fd)
     socklen_t len = sizeof info;
 
     if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0 && info.tcpi_min_rtt != UINT32_MAX &&
-        info.tcpi_min_rtt * 1000LL > f->listeners.farthest)
-        f->listeners.farthest = info.tcpi_min_rtt * 1000LL;
+        info.tcpi_min_rtt * 1000LL > f->listener.farthest)
+        f->listener.farthest = info.tcpi_min_rtt * 1000LL;
 }
 
 static void start(front *f, unsigned which, int fd, const void *peer, size_t peer_len, bool reserve)
 {
-    listener *l = &f->listeners.all[which];
+    listening *l = sockets_at(f, which);
     front_conn *c = conn_new(f, fd);
 
     if (c == NULL) { /* even the overflow is full: close the oldest connection that has its response, or in the overflow */
@@ -172,13 +87,13 @@ static void start(front *f, unsigned which, int fd, const void *peer, size_t pee
         if (c->fd == fd && c->state == CONN_SILENT && c->in == NULL)
             l->eager -= l->eager > 0;
         else
-            l->eager = EAGER;
+            l->eager = SOCKETS_EAGER;
     } else if (conn_watch(f, c, WATCH_IN) != FRONT_OK) {
         conn_close(f, c);
     }
 }
 
-static int accept_one(const listener *l, struct sockaddr_storage *peer, socklen_t *len)
+static int accept_one(const listening *l, struct sockaddr_storage *peer, socklen_t *len)
 {
     *len = sizeof *peer;
     return accept4(l->listen.fd, (struct sockaddr *)peer, len, SOCK_NONBLOCK | SOCK_CLOEXEC);
@@ -187,7 +102,7 @@ static int accept_one(const listener *l, struct sockaddr_storage *peer, socklen_
 /* Accepts up to `max` connections.  Returns whether there may be more. */
 static bool accept_some(front *f, unsigned which, int max)
 {
-    const listener *l = &f->listeners.all[which];
+    const listening *l = sockets_at(f, which);
     struct sockaddr_storage peer;
     socklen_t len;
     int fd;
@@ -217,8 +132,8 @@ static bool accept_some(front *f, unsigned which, int max)
             if (fd != -1 && reserve_is_there(f))
                 continue; /* already served and closed */
         }
-        arm_all(f, false);
-        f->listeners.retry = f->now + RETRY_ACCEPT;
+        sockets_arm_all(f, false);
+        f->listener.retry = f->now + RETRY_ACCEPT;
         return false;
     }
     return true;
@@ -238,7 +153,7 @@ static bool accept_backlog(front *f, unsigned which)
  * less, among `n` events or if the loop `rests` between turns. */
 void listener_accept(front *f, unsigned which, uint32_t events, int n, bool rests)
 {
-    listener *l = &f->listeners.all[which];
+    listening *l = sockets_at(f, which);
     int max = rests ? ACCEPTS : n / 4 > l->accepts ? n / 4 : l->accepts;
 
     if (!l->is_armed) /* another one has found no descriptor in this turn */
@@ -255,16 +170,16 @@ void listener_accept(front *f, unsigned which, uint32_t events, int n, bool rest
     if (events & EPOLLHUP) { /* another holder has shut it, which ends it for all */
         accept_backlog(f, which);
         l->is_shut = true;
-        listener_arm(f, which, false);
+        sockets_arm(f, which, false);
     }
 }
 
 void listener_retry(front *f)
 {
-    f->listeners.retry = 0;
+    f->listener.retry = 0;
     reserve_restore(f);
-    if (arm_all(f, true) != 0)
-        f->listeners.retry = f->now + RETRY_ACCEPT;
+    if (sockets_arm_all(f, true) != 0)
+        f->listener.retry = f->now + RETRY_ACCEPT;
 }
 
 /* ------------------------------------------------------------------- closing */
@@ -292,18 +207,18 @@ static void stop_handshakes(front *f, int fd)
     /* Some systems accept an option that they do not know and ignore it. */
     if (setsockopt(fd, SOL_SOCKET, SO_BINDTOIFINDEX, &none, sizeof none) == -1 ||
         getsockopt(fd, SOL_SOCKET, SO_BINDTOIFINDEX, &bound, &(socklen_t){sizeof bound}) == -1)
-        atomic_store(&f->listeners.not_bound, errno);
+        atomic_store(&f->listener.not_bound, errno);
     else if (bound != none)
-        atomic_store(&f->listeners.not_bound, EOPNOTSUPP);
+        atomic_store(&f->listener.not_bound, EOPNOTSUPP);
 }
 
 /* A Unix socket that is shut refuses connections, also if its path could not be freed, and what is in its backlog can still be
  * accepted: whoever has connected is there, as there is no handshake.  But epoll reports it forever. */
 static void shut_unix(front *f, unsigned which)
 {
-    listener *l = &f->listeners.all[which];
+    listening *l = sockets_at(f, which);
 
-    listener_arm(f, which, false);
+    sockets_arm(f, which, false);
     l->is_shut = true;
     shutdown(l->listen.fd, SHUT_RDWR);
     accept_backlog(f, which);
@@ -314,8 +229,8 @@ void listener_stop_handshakes(front *f)
 {
     int fd;
 
-    for (unsigned i = 0; i < f->listeners.n; i++) {
-        const listener *l = &f->listeners.all[i];
+    for (unsigned i = 0; i < sockets_count(f); i++) {
+        const listening *l = sockets_at(f, i);
         if (l->listen.shared)
             continue;
         if (l->name.ss_family == AF_UNIX)
@@ -325,46 +240,33 @@ void listener_stop_handshakes(front *f)
     }
     for (uint32_t i = 0, n = 0; n < DISTANCES && conn_next_socket(f, &i, &fd); n++)
         note_distance(f, fd);
-    int64_t quiet = 2 * f->listeners.farthest;
-    f->listeners.quiet = quiet < MIN_QUIET ? MIN_QUIET : quiet > MAX_QUIET ? MAX_QUIET : quiet;
-    f->listeners.closes_at_most = f->now + 2 * MAX_QUIET;
-    f->listeners.seen_accepted = f->count.accepted;
-    f->listeners.closes = f->now + f->listeners.quiet;
+    int64_t quiet = 2 * f->listener.farthest;
+    f->listener.quiet = quiet < MIN_QUIET ? MIN_QUIET : quiet > MAX_QUIET ? MAX_QUIET : quiet;
+    f->listener.closes_at_most = f->now + 2 * MAX_QUIET;
+    f->listener.seen_accepted = f->count.accepted;
+    f->listener.closes = f->now + f->listener.quiet;
 }
 
 void listener_close(front *f)
 {
     bool more = false;
 
-    f->listeners.closes = 0;
-    for (unsigned i = 0; i < f->listeners.n; i++)
+    f->listener.closes = 0;
+    for (unsigned i = 0; i < sockets_count(f); i++)
         more = accept_backlog(f, i) || more;
-    if (f->listeners.retry != 0) { /* out of descriptors: waiting connections must not be reset for that */
-        f->listeners.closes = f->listeners.retry;
+    if (f->listener.retry != 0) { /* out of descriptors: waiting connections must not be reset for that */
+        f->listener.closes = f->listener.retry;
         return;
     }
-    if (f->listeners.seen_accepted != f->count.accepted && f->now < f->listeners.closes_at_most) { /* more may be under way */
-        f->listeners.seen_accepted = f->count.accepted;
-        f->listeners.closes = more ? f->now : f->now + f->listeners.quiet;
+    if (f->listener.seen_accepted != f->count.accepted && f->now < f->listener.closes_at_most) { /* more may be under way */
+        f->listener.seen_accepted = f->count.accepted;
+        f->listener.closes = more ? f->now : f->now + f->listener.quiet;
         return;
     }
-    arm_all(f, false);
-    f->listeners.are_open = false;
-    /* Connections are refused from now on; the owner closes the socket.  A shared one is let go, so that the kernel refuses
-     * connections if nobody else holds it, instead of accepting what nobody would read. */
-    for (unsigned i = 0; i < f->listeners.n; i++)
-        if (f->listeners.all[i].listen.shared)
-            replace_by_null(f->listeners.all[i].listen.fd);
-        else
-            shutdown(f->listeners.all[i].listen.fd, SHUT_RDWR);
-}
-
-uint64_t front_accepted(const front *f, unsigned which)
-{
-    return which < f->listeners.n ? atomic_load_explicit(&f->listeners.all[which].accepted, memory_order_relaxed) : 0;
+    sockets_end(f);
 }
 
 int front_close_fault(const front *f)
 {
-    return atomic_load(&f->listeners.not_bound);
+    return atomic_load(&f->listener.not_bound);
 }

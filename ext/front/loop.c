@@ -10,6 +10,7 @@
 #include "conn.h"
 #include "listener.h"
 #include "probe.h"
+#include "sockets.h"
 #include "spool.h"
 #include "stage.h"
 
@@ -118,7 +119,7 @@ int loop_turn(front *f, int timeout, enum handoff_waking waking)
     if (stage_is_due(f))
         stage_change(f);
     hand_over(f, waking);
-    if (atomic_load(&f->stage) == FRONT_CLOSING && listeners_are_closed(f) && conn_count(f) == 0)
+    if (atomic_load(&f->stage) == FRONT_CLOSING && sockets_are_closed(f) && conn_count(f) == 0)
         atomic_store(&f->stage, FRONT_STOPPED);
     return FRONT_OK;
 }

@@ -128,7 +128,7 @@ typedef struct waiter {
 
 /* ---------------------------------------------------------------- the front, in parts that own something */
 
-/* listener.c: one listening socket. */
+/* sockets.c: one listening socket. */
 typedef struct {
     front_listen listen;
     struct sockaddr_storage name; /* and so of each of its connections */
@@ -138,13 +138,17 @@ typedef struct {
     int eager;                    /* L: for how many connections to look for a request at once */
     uint64_t accept_turn;         /* L */
     _Atomic uint64_t accepted;    /* connections; written by L */
-} listener;
+} listening;
 
-/* listener.c, for the leader: all of them, which are opened and closed together. */
-struct front_listeners {
-    listener all[FRONT_MAX_LISTENERS];
+/* sockets.c: all of them, which are opened and closed together. */
+struct front_sockets {
+    listening all[FRONT_MAX_LISTENERS];
     unsigned n;
-    bool are_open;
+    bool are_open;           /* L */
+};
+
+/* listener.c, for the leader: how they are accepted from, and end. */
+struct front_listener {
     int64_t retry;           /* when to listen again after accept failed; 0: not waiting */
     int64_t closes;          /* last stage: when the backlogs count as empty, unless more arrives; 0: not set */
     int64_t quiet, closes_at_most; /* required time without new connections; deadline for that */
@@ -262,7 +266,8 @@ struct front {
     struct front_time clock;
     struct front_leader leader;
     struct front_room room;
-    struct front_listeners listeners;
+    struct front_sockets sockets;
+    struct front_listener listener;
     struct front_reserve reserve;
     struct front_spooling spooling;
     struct front_ending ending;
