@@ -72,7 +72,8 @@ class Listener:
     """A socket that listens: non-blocking, closed on exec.
 
     `name`: the address for logs and metrics, as in `0.0.0.0:8080` or `unix:/run/app.sock`.  `is_health`: it serves the
-    health pages only.  `is_inherited`: other processes may hold the same socket, so it must not be shut down.
+    health pages only.  `host`: host and port.  `is_inherited`: other processes may hold the same socket, so it must not
+    be shut down.
     """
 
     def __init__(self, sock: socket.socket, name: str, *, is_inherited: bool = False, is_health: bool = False) -> None:
@@ -80,16 +81,10 @@ class Listener:
         self.name = name
         self.is_health = is_health
         self.is_inherited = is_inherited
+        # For SERVER_NAME and SERVER_PORT, which must not be empty (PEP 3333).
+        self.host: tuple[str, int] = ("localhost", 80) if sock.family == socket.AF_UNIX else sock.getsockname()[:2]
         self._inode = os.fstat(sock.fileno()).st_ino
         self._file: _File | None = None
-
-    @property
-    def host(self) -> tuple[str, int]:
-        """Host and port, for SERVER_NAME and SERVER_PORT, which must not be empty (PEP 3333)."""
-        if self.socket.family == socket.AF_UNIX:
-            return "localhost", 80
-        host, port = self.socket.getsockname()[:2]
-        return str(host), int(port)
 
     def __repr__(self) -> str:
         return f"<Listener {self.name}>"
