@@ -35,6 +35,9 @@ defaults
     timeout server 30s
     retries 3
     option redispatch
+{sections}
+"""
+HAPROXY_SECTIONS = """\
 frontend in
     bind 127.0.0.1:{port}
     {directive}
@@ -65,6 +68,10 @@ http {{
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
     keepalive_requests 1000000;
+{blocks}
+}}
+"""
+NGINX_BLOCKS = """\
     upstream instances {{
 {servers}
         keepalive 16;
@@ -81,7 +88,6 @@ http {{
             {directive}
         }}
     }}
-}}
 """
 
 
@@ -103,8 +109,10 @@ class Balancer:
     def log(self) -> str:
         return (self._folder / "log").read_text()
 
-    def has(self, place: Place) -> bool:
-        """Whether its checks let it send requests to the server in that place; nginx has no checks, so always."""
+    def has(self, name: str) -> bool:
+        """Whether its checks let it send requests to the server of that name, which is `Place.name`.
+
+        nginx has no checks, so always."""
         if self.name != "haproxy":
             return True
         try:
@@ -116,23 +124,54 @@ class Balancer:
         except (FileNotFoundError, ConnectionRefusedError):  # so far it listens for clients only
             return False
         status = rows[0].index("status")
-        return any(row[1:2] == [place.name] and row[status] == "UP" for row in rows)
+        return any(row[1:2] == [name] and row[status] == "UP" for row in rows)
 
 
 @contextlib.contextmanager
-def _started(name: str, port: int, folder: Path, *arguments: str) -> Iterator[Balancer]:
+def _started(name: str, config: str, port: int, *arguments: str) -> Iterator[Balancer]:
+    """In `config`, FOLDER stands for a folder of its own; in `arguments`, CONFIG for its file."""
     command = _command(name)
     assert command is not None, name
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen([command, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    balancer = Balancer(name, ("127.0.0.1", port), process, folder)
-    try:
-        wait_for(lambda: process.poll() is not None or is_reachable(balancer.address), 15, name)
-        assert process.poll() is None, balancer.log()
-        yield balancer
-    finally:
-        process.kill()
-        process.wait()
+    with tempfile.TemporaryDirectory(prefix=f"{name}-") as own:
+        folder = Path(own)
+        (folder / "config").write_text(config.replace("FOLDER", own))
+        words = [word.replace("CONFIG", f"{own}/config").replace("FOLDER", own) for word in arguments]
+        with open(folder / "log", "wb") as log:
+            process = subprocess.Popen([command, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        balancer = Balancer(name, ("127.0.0.1", port), process, folder)
+        try:
+            wait_for(lambda: process.poll() is not None or is_reachable(balancer.address), 15, name)
+            assert process.poll() is None, balancer.log()
+            yield balancer
+        finally:
+            process.kill()
+            process.wait()
+
+
+def haproxy_with(sections: str, port: int) -> contextlib.AbstractContextManager[Balancer]:
+    """HAProxy with these frontends and backends, of which one listens on the port of 127.0.0.1."""
+    return _started("haproxy", HAPROXY.format(folder="FOLDER", sections=sections), port, "-db", "-f", "CONFIG")
+
+
+def nginx_with(blocks: str, port: int) -> contextlib.AbstractContextManager[Balancer]:
+    """nginx with these upstreams and servers, of which one listens on the port of 127.0.0.1."""
+    config = NGINX.format(folder="FOLDER", blocks=blocks)
+    return _started("nginx", config, port, "-e", "stderr", "-p", "FOLDER", "-c", "CONFIG")
+
+
+def haproxy(
+    places: Sequence[Place], *, check: str = "/readyz", interval: float = 0.1, directive: str = ""
+) -> contextlib.AbstractContextManager[Balancer]:
+    """`interval`: seconds between two health checks of `check`.  `directive`: one more, of the frontend."""
+    port = free_port()
+    sections = HAPROXY_SECTIONS.format(
+        port=port,
+        check=check,
+        interval=round(interval * 1000),
+        servers="\n".join(f"    server {_haproxy_server(place)}" for place in places),
+        directive=directive,
+    )
+    return haproxy_with(sections, port)
 
 
 def _haproxy_server(place: Place) -> str:
@@ -140,39 +179,10 @@ def _haproxy_server(place: Place) -> str:
     return f"{place.name} {address}" + (f" addr 127.0.0.1 port {place.health_port}" if place.health_port else "")
 
 
-@contextlib.contextmanager
-def haproxy(
-    places: Sequence[Place], *, check: str = "/readyz", interval: float = 0.1, directive: str = "", option: str = ""
-) -> Iterator[Balancer]:
-    """`interval`: seconds between two health checks of `check`.  `directive`: one more, of the frontend; `option`: one
-    more, of each server."""
-    port = free_port()
-    servers = "\n".join(f"    server {_haproxy_server(place)} {option}" for place in places)
-    with tempfile.TemporaryDirectory(prefix="haproxy-") as name:
-        folder = Path(name)
-        config = HAPROXY.format(
-            port=port,
-            folder=folder,
-            check=check,
-            interval=round(interval * 1000),
-            servers=servers,
-            directive=directive,
-        )
-        (folder / "config").write_text(config)
-        with _started("haproxy", port, folder, "-db", "-f", str(folder / "config")) as balancer:
-            yield balancer
-
-
-@contextlib.contextmanager
-def nginx(places: Sequence[Place], *, directive: str = "") -> Iterator[Balancer]:
+def nginx(places: Sequence[Place], *, directive: str = "") -> contextlib.AbstractContextManager[Balancer]:
     """`directive`: one more, of the location."""
     port = free_port()
     servers = "\n".join(
         f"        server {f'unix:{p.path}' if p.path else f'127.0.0.1:{p.port}'} max_fails=0;" for p in places
     )
-    with tempfile.TemporaryDirectory(prefix="nginx-") as name:
-        folder = Path(name)
-        config = NGINX.format(port=port, folder=folder, servers=servers, directive=directive)
-        (folder / "config").write_text(config)
-        with _started("nginx", port, folder, "-e", "stderr", "-p", name, "-c", str(folder / "config")) as balancer:
-            yield balancer
+    return nginx_with(NGINX_BLOCKS.format(port=port, servers=servers, directive=directive), port)

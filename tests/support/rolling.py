@@ -183,7 +183,7 @@ def _roll(
 
 def _await(balancers: list[Balancer], place: Place) -> None:
     for balancer in balancers:
-        wait_for(lambda b=balancer: b.has(place), PATIENCE, f"{balancer.name} with {place.address}")  # type: ignore[misc]
+        wait_for(lambda b=balancer: b.has(place.name), PATIENCE, f"{balancer.name} with {place.address}")  # type: ignore[misc]
 
 
 def table(outcome: Outcome) -> str:
