@@ -28,6 +28,7 @@
 static bool is_proxy(const front *f, const union proxy_peer *peer)
 {
     unsigned char address[16] = {[10] = 0xff, [11] = 0xff};
+
     if (peer->any.sa_family == AF_INET6)
         memcpy(address, &peer->v6.sin6_addr, 16);
     else if (peer->any.sa_family == AF_INET)

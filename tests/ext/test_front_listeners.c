@@ -561,6 +561,19 @@ static void one_that_another_holder_has_shut(void)
 
 /* ------------------------------------------------------------------------------------------------ descriptors, forks */
 
+/* Allows so many more descriptors than there are, and returns the limit before. */
+static struct rlimit leave_descriptors(rlim_t more)
+{
+    struct rlimit limit;
+    int top = dup(0);
+
+    close(top);
+    REQUIRE(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    struct rlimit few = {.rlim_cur = (rlim_t)top + more, .rlim_max = limit.rlim_max};
+    REQUIRE(setrlimit(RLIMIT_NOFILE, &few) == 0);
+    return limit;
+}
+
 /* All listeners pause, a probe gets its response by the reserve descriptor, and then all of them accept again. */
 static void without_descriptors_all_pause_and_return(void)
 {
@@ -577,11 +590,7 @@ static void without_descriptors_all_pause_and_return(void)
         c[i].fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
         c[i].len = 0;
     }
-    int top = dup(0);
-    close(top);
-    REQUIRE(getrlimit(RLIMIT_NOFILE, &limit) == 0);
-    struct rlimit few = {.rlim_cur = (rlim_t)top + 20, .rlim_max = limit.rlim_max};
-    REQUIRE(setrlimit(RLIMIT_NOFILE, &few) == 0);
+    limit = leave_descriptors(20);
     for (int i = 0; i < MANY; i++) {
         struct sockaddr_un a = unix_address(names[i % 3]);
         REQUIRE(connect(c[i].fd, (struct sockaddr *)&a, sizeof a) == 0);
@@ -631,11 +640,7 @@ static void without_descriptors_all_are_told_at_the_end(void)
         c[i].fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
         c[i].len = 0;
     }
-    int top = dup(0);
-    close(top);
-    REQUIRE(getrlimit(RLIMIT_NOFILE, &limit) == 0);
-    struct rlimit few = {.rlim_cur = (rlim_t)top, .rlim_max = limit.rlim_max};
-    REQUIRE(setrlimit(RLIMIT_NOFILE, &few) == 0);
+    limit = leave_descriptors(0);
     for (int i = 0; i < MANY; i++) {
         struct sockaddr_un a = unix_address(i % 2 ? "main" : "bare");
         REQUIRE(connect(c[i].fd, (struct sockaddr *)&a, sizeof a) == 0);

@@ -17,19 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.client import get, wait_for
-from tests.support.processes import Process
-
-# For whoever may not make a PID namespace: the kernel gives orphans to the nearest ancestor that asks for them.
-SUBREAPER = """
-import ctypes, sys
-PR_SET_CHILD_SUBREAPER = 36
-assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
-from pkg.supervisors.init import hold_signals, serve_in_child
-hold_signals()
-serve_in_child()
-from pkg.cli.main import main
-sys.exit(main(sys.argv[1:]))
-"""
+from tests.support.processes import SUBREAPER, Process
 
 APP = """
 import os, pathlib, signal, subprocess, threading, time

@@ -18,6 +18,19 @@ from typing import Any
 from tests.support import over_unix
 from tests.support.client import wait_for
 
+# Process 1 for whoever may not make a PID namespace: the kernel gives orphans to the nearest ancestor that asks for
+# them.
+SUBREAPER = """
+import ctypes, sys
+PR_SET_CHILD_SUBREAPER = 36
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+from pkg.supervisors.init import hold_signals, serve_in_child
+hold_signals()
+serve_in_child()
+from pkg.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
 
 class Process:
     """A running service.  `lines()`: its log records; `errors()`: its output on stderr."""

@@ -18,7 +18,7 @@ import pytest
 from tests.support.activation import ROOT, activate, two_sockets
 from tests.support.client import SLOWNESS, wait_for
 from tests.support.listeners import accept, client_of
-from tests.support.processes import Process, running
+from tests.support.processes import SUBREAPER, Process, running
 
 APP = """
 import os, pathlib, time
@@ -40,16 +40,6 @@ def app(environ, start_response):
         text = f"{os.getpid()} {os.getppid()}"
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [text.encode()]
-"""
-SUBREAPER = """
-import ctypes, sys
-PR_SET_CHILD_SUBREAPER = 36
-assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
-from pkg.supervisors.init import hold_signals, serve_in_child
-hold_signals()
-serve_in_child()
-from pkg.cli.main import main
-sys.exit(main(sys.argv[1:]))
 """
 PROGRAM = [sys.executable, "-m", "pkg"]
 IN_CHILD = [sys.executable, "-c", SUBREAPER]  # as process 1 of a container does it
