@@ -12,6 +12,7 @@
 
 #include "body.h"
 #include "clock.h"
+#include "eventloop.h"
 #include "handoff.h"
 #include "io.h"
 #include "pace.h"
@@ -285,6 +286,13 @@ bool conn_next_socket(const front *f, uint32_t *i, int *fd)
 
 /* ------------------------------------------------------------------- reading */
 
+static unsigned progress_of(uint32_t events)
+{
+    return (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR) ? FRONT_READABLE : 0) |
+           (events & (EPOLLOUT | EPOLLHUP | EPOLLERR) ? FRONT_WRITABLE : 0) |
+           (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR) ? FRONT_LEFT : 0);
+}
+
 void conn_event(front *f, uint32_t slot, uint32_t generation, uint32_t events)
 {
     front_conn *c = &f->table.conns[slot];
@@ -297,7 +305,7 @@ void conn_event(front *f, uint32_t slot, uint32_t generation, uint32_t events)
         c->hup = true; /* there will be no further edge for the end of the stream */
     switch (c->state) {
     case CONN_WORKER:
-        handoff_note_event(f, c);
+        handoff_note_event(f, c, progress_of(events));
         break;
     case CONN_SILENT:
     case CONN_IDLE:
@@ -498,9 +506,16 @@ static size_t buffer_max(const front *f, const front_conn *c)
     return c->in->head_len != 0 ? body_room(f, c) : f->heads.max_head_size;
 }
 
+/* Whether a body is read by whoever serves, as it comes. */
+static bool streams_bodies(const front *f)
+{
+    return f->limits.stream_bodies || eventloop_serves(f);
+}
+
 static void to_worker(front *f, front_conn *c)
 {
-    bool reads_on = !c->complete && !c->expect; /* the worker reads it; edges would only wake the loop for each part */
+    /* The worker reads it; edges would only wake the loop for each part. */
+    bool reads_on = !c->complete && !c->expect && !eventloop_serves(f);
 
     if (reads_on)
         c->read_dry = false;
@@ -511,6 +526,7 @@ static void to_worker(front *f, front_conn *c)
     c->arrived = f->now;
     c->body_given = 0;
     c->pending = false; /* edges before the last read do not count; later ones do */
+    c->seen = c->hup || c->eof ? FRONT_LEFT : 0;
     count_add(&f->count.requests, 1);
     conn_set_state(f, c, CONN_WORKER);
     handoff_add(f, c);
@@ -692,7 +708,7 @@ static bool on_head(front *f, front_conn *c)
         if (h->chunked)
             http1_chunked_init(&c->decoder);
         /* A chunked body as well: when it is collected it has a length, which most applications require. */
-        if (c->expect && ((h->chunked && !f->limits.stream_bodies) || handoff_may_keep(f)))
+        if (c->expect && ((h->chunked && !streams_bodies(f)) || handoff_may_keep(f)))
             c->expect = !say_continue(c);
         if (c->complete || c->expect) { /* with Expect, 100 (Continue) is sent when the application wants the body */
             to_worker(f, c);
@@ -718,7 +734,7 @@ static bool gather_rest(front_conn *c)
 static bool gather_body(front *f, front_conn *c)
 {
     /* A Unix socket has room for what the sender's buffer holds, which is less, and unknown here. */
-    if (f->limits.stream_bodies || c->chunked || c->body_left > f->table.gather_size || sockets_are_unix(f, c))
+    if (streams_bodies(f) || c->chunked || c->body_left > f->table.gather_size || sockets_are_unix(f, c))
         return false;
     size_t rest = (size_t)c->body_left;
     if (!buffers_expect(f, rest))
@@ -775,7 +791,7 @@ static void conn_gathered(front *f, front_conn *c)
 /* The spool's thread reads the rest into a file. */
 static void spool_body(front *f, front_conn *c)
 {
-    if (f->limits.stream_bodies) {
+    if (streams_bodies(f)) {
         stream_body(f, c);
         return;
     }
@@ -827,6 +843,8 @@ static bool collects(front *f, front_conn *c)
     size_t room = body_room(f, c);
     bool fits = c->overflow || f->limits.stream_bodies || c->body_left <= room - c->in->len;
 
+    if (eventloop_serves(f) && !c->overflow) /* it gets what there is; nothing has to be waited for */
+        return false;
     if (c->state == CONN_HELD || c->in->len >= room || !fits)
         return false;
     if (c->in->len < c->in->cap) {

@@ -12,6 +12,7 @@
 #include "body.h"
 #include "clock.h"
 #include "conn.h"
+#include "eventloop.h"
 #include "handoff.h"
 #include "io.h"
 #include "leader.h"
@@ -34,6 +35,8 @@ int front_take(front *f, front_request *out, int64_t timeout)
         return closed ? FRONT_CLOSED : FRONT_TIMEOUT;
 
     count_add(&f->count.queue_ns, (uint64_t)(c->begun - c->arrived));
+    if (eventloop_serves(f) && conn_watch(f, c, WATCH_IN) != FRONT_OK) /* it wants to know when the client leaves */
+        atomic_store_explicit(&c->gone, true, memory_order_relaxed);
     buffer *b = c->in;
     out->conn = c;
     out->head = &b->head;
@@ -95,26 +98,30 @@ static int wait_body(front *f, front_conn *c)
         io_acknowledge(c->fd);
         rv = wait_socket(c, POLLIN, deadline + frozen, &frozen);
     }
-    c->body_waited += clock_now() - begin - frozen;
-    if ((rv != FRONT_OK && rv != FRONT_E_LATE) || c->body_waited < f->limits.body_timeout)
-        return rv;
-    c->body_waited = 0;
-    return body_keeps_up(f, c) ? FRONT_OK : FRONT_E_LATE;
+    bool keeps_up = front_may_read_on(f, c, clock_now() - begin - frozen);
+    return rv != FRONT_OK && rv != FRONT_E_LATE ? rv : keeps_up ? FRONT_OK : FRONT_E_LATE;
 }
 
 static int send_parts(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, bool wait);
 
-static int say_continue(front *f, front_conn *c)
+/* The result of a failed send: the response has lost a part and counts as aborted. */
+static int is_cut(front_conn *c, int error)
+{
+    atomic_store_explicit(&c->cut, true, memory_order_relaxed);
+    return error;
+}
+
+static int say_continue(front *f, front_conn *c, bool wait)
 {
     struct iovec iov = {.iov_base = (char *)(uintptr_t)continue_text, .iov_len = sizeof continue_text - 1};
     int none = ANSWER_NONE, interim = ANSWER_INTERIM;
 
     c->expect = false;
     if (f->limits.request_timeout == 0)
-        return send_parts(f, c, &iov, 1, 0, true);
+        return send_parts(f, c, &iov, 1, 0, wait);
     if (!atomic_compare_exchange_strong(&c->answer, &none, ANSWER_INTERIM) && none != ANSWER_BEGUN)
         return -EPIPE;
-    int rv = send_parts(f, c, &iov, 1, 0, true);
+    int rv = send_parts(f, c, &iov, 1, 0, wait);
     atomic_compare_exchange_strong(&c->answer, &interim, ANSWER_NONE);
     return rv;
 }
@@ -181,9 +188,11 @@ ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait)
         if (c->complete)
             return 0;
         if (c->expect) {
-            if (!wait)
+            if (!wait && !eventloop_serves(f))
                 return -EAGAIN;
-            int rv = say_continue(f, c);
+            int rv = say_continue(f, c, wait);
+            if (rv == FRONT_AGAIN) /* the client has not even read former responses; a part of the line may have been sent */
+                rv = is_cut(c, -EPIPE);
             if (rv != FRONT_OK)
                 return rv;
         }
@@ -254,13 +263,6 @@ void front_begin_response(front_conn *c)
 static bool is_left(const front_conn *c)
 {
     return c->out != NULL || c->file != -1;
-}
-
-/* The result of a failed send: the response has lost a part and counts as aborted. */
-static int is_cut(front_conn *c, int error)
-{
-    atomic_store_explicit(&c->cut, true, memory_order_relaxed);
-    return error;
 }
 
 /* Why nothing more can be written, or FRONT_OK.  A response that has lost a part must not continue: the client would take
@@ -435,4 +437,54 @@ unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsi
     if (ring)
         front_ring(f);
     return result.status;
+}
+
+/* ----------------------------------------------------------------- an event loop */
+
+int front_serve_by_eventloop(front *f, int epoll_fd)
+{
+    return f->foreign ? -EPIPE : eventloop_open(f, epoll_fd);
+}
+
+unsigned front_wait(front *f, int64_t timeout)
+{
+    return leader_wait(f, timeout);
+}
+
+int front_await(front *f, front_conn *c, unsigned what, void *tag)
+{
+    int rv = f->foreign ? -EPIPE : conn_watch(f, c, what & FRONT_WRITABLE ? WATCH_OUT : WATCH_IN);
+
+    if (rv != FRONT_OK)
+        return rv;
+    c->tag = tag;
+    handoff_lock(f);
+    bool waits = !atomic_load(&c->gone) && !atomic_load(&c->interrupted) && eventloop_await(c, what);
+    handoff_unlock(f);
+    return waits ? FRONT_AGAIN : FRONT_OK;
+}
+
+void *front_moved(front *f)
+{
+    handoff_lock(f);
+    front_conn *c = eventloop_moved(f);
+    handoff_unlock(f);
+    return c != NULL ? c->tag : NULL;
+}
+
+bool front_may_read_on(front *f, front_conn *c, int64_t waited)
+{
+    c->body_waited += waited;
+    if (c->body_waited < f->limits.body_timeout)
+        return true;
+    c->body_waited = 0;
+    return body_keeps_up(f, c);
+}
+
+bool front_may_send_on(front *f, front_conn *c, uint64_t taken)
+{
+    if (pace_is_kept(f, taken, f->limits.write_timeout))
+        return true;
+    is_cut(c, FRONT_E_LATE);
+    return false;
 }

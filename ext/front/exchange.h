@@ -47,4 +47,36 @@ void front_interrupt(front_conn *c);          /* makes front_read, front_send et
 /* status: 0 if none was sent.  Returns the status that was sent: 504 if the loop has responded instead of the worker. */
 unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned status);
 
+/* -------------------------------------------- for an event loop, one thread that serves in place of workers (eventloop.h)
+ *
+ * It calls front_wait(), front_take() with 0, and front_read() and front_send() without `wait`: on -EAGAIN and FRONT_AGAIN it
+ * calls front_await(). */
+
+enum front_news {
+    FRONT_REQUESTS = 1, /* front_take() has some */
+    FRONT_MOVED = 2,    /* front_moved() has some */
+    FRONT_OTHERS = 4,   /* its own epoll descriptor may have some */
+};
+
+enum front_progress {
+    FRONT_READABLE = 1,
+    FRONT_WRITABLE = 2,
+    FRONT_LEFT = 4, /* the client has sent FIN or reset the connection, or its request was cut off; this remains */
+};
+
+/* From now on an event loop serves, whose epoll descriptor is `epoll_fd`.  Once, and with no workers.  FRONT_OK or a negative
+ * errno. */
+int front_serve_by_eventloop(front *f, int epoll_fd);
+/* Waits, and leads meanwhile, until there is something to do: a set of enum front_news.  nanoseconds; < 0: forever */
+unsigned front_wait(front *f, int64_t timeout);
+/* FRONT_AGAIN: front_moved() will return `tag` once, when one of `what` (enum front_progress) has happened.  FRONT_OK: it has
+ * happened already.  Or a negative errno. */
+int front_await(front *f, front_conn *c, unsigned what, void *tag);
+void *front_moved(front *f); /* NULL: no more */
+/* What waiting in front_read() and front_send() does beside it: `waited` nanoseconds have been spent waiting for more of the
+ * body; since the last call, one write_timeout ago, the client has taken `taken` bytes of the response.  Whether to go on; a
+ * client that does not keep up is given up. */
+bool front_may_read_on(front *f, front_conn *c, int64_t waited);
+bool front_may_send_on(front *f, front_conn *c, uint64_t taken);
+
 #endif

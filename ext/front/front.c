@@ -11,6 +11,7 @@
 #include "body.h"
 #include "clock.h"
 #include "conn.h"
+#include "eventloop.h"
 #include "handoff.h"
 #include "io.h"
 #include "leader.h"
@@ -42,6 +43,7 @@ static void disown(front *f)
     for (int i = 0; i < 2; i++)
         close((int[]){f->epoll_fd, f->wake_fd}[i]);
     f->epoll_fd = f->wake_fd = -1;
+    eventloop_disown(f);
     spool_disown(f);
     if (!atomic_load(&f->has_run)) /* there are no connections, and the child may serve on the socket itself */
         return;
@@ -110,6 +112,7 @@ int front_open(front **out, const front_listen *sockets, unsigned n, const front
     f->now = clock_now();
     leader_init(f);
     handoff_init(f);
+    eventloop_init(f);
     probe_init(f);
     reserve_init(f);
     f->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -153,6 +156,7 @@ void front_close(front *f)
     }
     leader_free(f);
     handoff_free(f);
+    eventloop_free(f);
     free(f);
 }
 

@@ -4,7 +4,8 @@
  *
  * Theory of operation
  * -------------------
- * A connection has exactly one owner at any time: the loop, or one worker.  The owner changes twice per request,
+ * A connection has exactly one owner at any time: the loop, one worker, or an application's event loop, which serves in
+ * place of workers (eventloop.h) and is meant below where a worker is.  The owner changes twice per request,
  *
  *      loop --ready--> worker --returned--> loop
  *

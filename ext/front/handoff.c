@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "eventloop.h"
 #include "io.h"
 
 #define HOLD (20 * MILLISECOND) /* longest wait of a held body after a worker has finished reading another one */
@@ -104,6 +105,8 @@ front_conn *handoff_pop(front *f, waiter **next)
         c->late = false;
         atomic_store(&c->answer, ANSWER_NONE);
     }
+    if (eventloop_serves(f))
+        eventloop_begin(c);
     list_push(&f->queue.taken, c);
     f->queue.n_taken++;
     if (f->queue.ready.first != NULL && f->queue.n_idle_workers > 0 && f->queue.n_woken == 0 && more_do_more(f))
@@ -143,10 +146,12 @@ bool handoff_pass(front *f, enum handoff_waking waking, front_conn **refused)
     bool returned = f->queue.returned.first != NULL;
     /* A request that arrives while all workers are busy and others wait, only waits in the queue. */
     f->queue.backlog = 0;
-    if (some && f->queue.n_idle_workers == 0 && f->queue.n_taken > 0)
+    if (some && f->queue.n_idle_workers == 0 && f->queue.n_taken > 0 && !eventloop_serves(f))
         f->queue.backlog = f->queue.n_ready * f->queue.service_time / f->queue.n_taken / 2;
+    bool sleeps = f->queue.ready.first != NULL && eventloop_rouse(f);
     pthread_mutex_unlock(&f->queue.mutex);
     handoff_rouse(next);
+    eventloop_ring(f, sleeps);
     return returned;
 }
 
@@ -179,6 +184,8 @@ bool handoff_return(front *f, front_conn *c, const handoff_result *result, int *
     }
     list_push(&f->queue.returned, c);
     c->with_worker = false;
+    if (c->with_eventloop)
+        eventloop_end(f, c);
     f->queue.n_finished++;
     f->queue.service_time += (took - f->queue.service_time) / 8;
     /* The loop must look soon at a connection that may have more in its socket without a further edge, or must be closed. */
@@ -188,11 +195,24 @@ bool handoff_return(front *f, front_conn *c, const handoff_result *result, int *
     return ring;
 }
 
-void handoff_note_event(front *f, front_conn *c)
+void handoff_note_event(front *f, front_conn *c, unsigned events)
 {
     pthread_mutex_lock(&f->queue.mutex);
     c->pending = true; /* front_finish() will ring, or the loop finds it at the end of this turn */
+    eventloop_note(f, c, events);
+    bool sleeps = eventloop_has_moved(f) && eventloop_rouse(f);
     pthread_mutex_unlock(&f->queue.mutex);
+    eventloop_ring(f, sleeps);
+}
+
+unsigned handoff_news(front *f, bool sleeps)
+{
+    pthread_mutex_lock(&f->queue.mutex);
+    unsigned news = (f->queue.ready.first != NULL ? FRONT_REQUESTS : 0) | (eventloop_has_moved(f) ? FRONT_MOVED : 0);
+    if (sleeps && news == 0)
+        eventloop_begin_sleep(f);
+    pthread_mutex_unlock(&f->queue.mutex);
+    return news;
 }
 
 /* Whether half of the workers may have to wait for their clients.  Then the loop collects a body that was announced with
@@ -200,7 +220,7 @@ void handoff_note_event(front *f, front_conn *c)
  * not block the others. */
 bool handoff_may_keep(front *f)
 {
-    if (f->queue.n_unread == 0)
+    if (f->queue.n_unread == 0 || eventloop_serves(f)) /* which waits for no client */
         return false;
     pthread_mutex_lock(&f->queue.mutex);
     uint32_t workers = f->queue.n_taken + f->queue.n_idle_workers, reading = f->queue.n_unread;
@@ -255,8 +275,11 @@ void handoff_expire(front *f)
         f->queue.n_late++;
         count_add(&f->count.request_timeouts, 1);
         atomic_store(&c->interrupted, true);
+        eventloop_note(f, c, FRONT_READABLE | FRONT_WRITABLE | FRONT_LEFT);
     }
+    bool sleeps = eventloop_has_moved(f) && eventloop_rouse(f);
     pthread_mutex_unlock(&f->queue.mutex);
+    eventloop_ring(f, sleeps);
 }
 
 int64_t handoff_due(front *f, int64_t due, int64_t look)
@@ -304,8 +327,11 @@ void handoff_close(front *f, uint64_t lost)
     for (front_conn *c = f->queue.taken.first; c != NULL; c = c->next) {
         atomic_store(&c->gone, true);
         io_cut(c->fd);
+        eventloop_note(f, c, FRONT_READABLE | FRONT_WRITABLE | FRONT_LEFT);
     }
+    bool sleeps = eventloop_rouse(f);
     pthread_mutex_unlock(&f->queue.mutex);
+    eventloop_ring(f, sleeps);
 }
 
 /* -------------------------------------------------------------------- for people */

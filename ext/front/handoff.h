@@ -105,7 +105,7 @@ static inline front_conn *handoff_overdue(front *f)
 
 void handoff_expire(front *f);          /* responds for workers whose request_timeout has passed */
 int64_t handoff_due(front *f, int64_t due, int64_t look); /* when something must be done; at most `due`, or `look` */
-void handoff_note_event(front *f, front_conn *c); /* an event of a connection that a worker owns */
+void handoff_note_event(front *f, front_conn *c, unsigned events); /* of a connection that a worker owns; enum front_progress */
 bool handoff_may_keep(front *f);        /* whether half of the workers may have to wait for their clients */
 bool handoff_progresses(front *f);      /* whether short requests have been finished since the last call */
 void handoff_extend(front *f, int64_t gap); /* all deadlines */
@@ -141,6 +141,8 @@ static inline bool handoff_is_short(const front *f) /* requests are; a guess wit
 front_conn *handoff_pop(front *f, waiter **next); /* with the mutex held; `next`: for handoff_rouse() without it, or NULL */
 void handoff_wake(waiter *w);
 void handoff_sleep(front *f, int64_t timeout);    /* with the mutex held, which is released meanwhile; < 0: forever */
+
+unsigned handoff_news(front *f, bool sleeps); /* for the event loop: enum front_news; if there are none it may go to sleep */
 
 /* Wakes it; preferably without holding the mutex, which it needs.  May be NULL. */
 static inline void handoff_rouse(waiter *w)

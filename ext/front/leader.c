@@ -11,6 +11,7 @@
 
 #include "clock.h"
 #include "conn.h"
+#include "eventloop.h"
 #include "handoff.h"
 #include "loop.h"
 #include "spool.h"
@@ -69,6 +70,12 @@ static void stop_workers(front *f)
     handoff_close(f, handoff_workers(f) + conn_lost(f));
 }
 
+/* Whether workers, or the event loop, run the loop between two requests. */
+static bool is_led_elsewhere(front *f)
+{
+    return eventloop_serves(f) ? eventloop_keeps_up(f) : handoff_progresses(f);
+}
+
 int front_run(front *f)
 {
     bool napped = false, relaxed; /* if so, events have probably arrived meanwhile */
@@ -80,7 +87,7 @@ int front_run(front *f)
     pthread_mutex_lock(&f->leader.lead); /* waits here while a worker leads */
     f->now = clock_now();
     while (atomic_load(&f->stage) != FRONT_STOPPED && f->leader.error == 0) {
-        relaxed = handoff_progresses(f); /* then workers run the loop between two requests */
+        relaxed = is_led_elsewhere(f);
         int timeout = relaxed || napped ? 0 : loop_timeout(f);
         if (timeout != 0)
             want_short_slices(f, true); /* the event that ends the wait must be handled at once */
@@ -157,4 +164,63 @@ front_conn *leader_take(front *f, int64_t timeout, bool *closed)
     handoff_unlock(f);
     handoff_rouse(next);
     return c;
+}
+
+/* ------------------------------------------------------------------ the event loop */
+
+static int64_t time_left(int64_t until)
+{
+    int64_t now;
+
+    return until == INT64_MAX ? -1 : (now = clock_now()) < until ? until - now : 0;
+}
+
+/* Milliseconds for loop_turn(), rounded up. */
+static int longest_turn(front *f, int64_t until)
+{
+    int due = loop_timeout(f);
+    int64_t left = time_left(until);
+
+    left = left < 0 ? INT64_MAX : (left + MILLISECOND - 1) / MILLISECOND;
+    return due < 0 ? (left > INT32_MAX ? -1 : (int)left) : due < left ? due : (int)left;
+}
+
+/* Runs the loop until there is something to do for the caller.  Turns that only answer probes, or read parts of requests, do
+ * not end it, so they do not need the interpreter. */
+static unsigned lead_for_eventloop(front *f, int64_t until, unsigned news)
+{
+    do {
+        if ((f->leader.error = loop_turn(f, news != 0 ? 0 : longest_turn(f, until), HANDOFF_TAKING)) != FRONT_OK)
+            break;
+        news |= handoff_news(f, false);
+        if (eventloop_has_others(f))
+            news |= FRONT_OTHERS;
+    } while (news == 0 && atomic_load(&f->stage) != FRONT_STOPPED && time_left(until) != 0);
+    return news;
+}
+
+unsigned leader_wait(front *f, int64_t timeout)
+{
+    int64_t until = timeout < 0 ? INT64_MAX : timeout == 0 ? 0 : clock_now() + timeout;
+    unsigned news = f->foreign ? 0 : handoff_news(f, false);
+
+    if (f->foreign)
+        return FRONT_OTHERS;
+    eventloop_look(f);
+    if (atomic_load(&f->stage) != FRONT_STOPPED && pthread_mutex_trylock(&f->leader.lead) == 0) {
+        bool leads = f->leader.error == FRONT_OK && eventloop_lead(f);
+        if (leads)
+            news = lead_for_eventloop(f, until, news);
+        eventloop_return(f);
+        leads = leads && f->leader.error == FRONT_OK;
+        pthread_mutex_unlock(&f->leader.lead);
+        if (leads)
+            return news;
+    }
+    /* Another thread leads, or nobody does any more. */
+    if (news == 0 && timeout != 0 && (news = handoff_news(f, true)) == 0) {
+        eventloop_sleep(f, time_left(until));
+        news = handoff_news(f, false);
+    }
+    return news | FRONT_OTHERS;
 }

@@ -10,6 +10,8 @@
  * `*closed`: the front has stopped. */
 front_conn *leader_take(front *f, int64_t timeout, bool *closed);
 
+unsigned leader_wait(front *f, int64_t timeout); /* front_wait() */
+
 static inline void leader_init(front *f)
 {
     pthread_mutex_init(&f->leader.lead, NULL);

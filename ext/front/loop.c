@@ -8,6 +8,7 @@
 
 #include "clock.h"
 #include "conn.h"
+#include "eventloop.h"
 #include "listener.h"
 #include "probe.h"
 #include "sockets.h"
@@ -110,6 +111,8 @@ int loop_turn(front *f, int timeout, enum handoff_waking waking)
             listener_accept(f, generation, events[i].events, n, timeout == 0);
         else if (slot == FRONT_SIGNALS)
             stage_signal(f);
+        else if (slot == FRONT_OUTER)
+            eventloop_on_outer(f);
         else if (slot == FRONT_WAKE)
             on_wake(f);
         else

@@ -99,6 +99,9 @@ struct front_conn {
     bool with_worker;               /* M */
     bool pending;                   /* M: an edge was seen while with_worker */
     bool queued;                    /* M */
+    bool with_eventloop;            /* M: it has taken the request, and not a worker */
+    bool is_moved;                  /* M: in eventloop.moved */
+    uint8_t seen, wanted;           /* M: enum front_progress; see eventloop.h */
     _Atomic int answer;             /* enum answer_state, with a request_timeout only */
     bool late;                      /* M: its request_timeout has passed */
     atomic_bool gone;               /* reset by the peer, or closed by that of a Unix socket */
@@ -118,6 +121,8 @@ struct front_conn {
     off_t file_pos;
     uint64_t file_left;
     uint64_t thread;                /* M: the worker's kernel thread id */
+    struct front_conn *next_moved;  /* M */
+    void *tag;                      /* O: of the event loop */
     union proxy_peer peer;
 };
 
@@ -203,6 +208,28 @@ struct front_queue {
     tally_waits waits;         /* M: for a worker */
 };
 
+/* What the event loop is doing. */
+enum eventloop_state {
+    EVENTLOOP_ABSENT,  /* workers serve */
+    EVENTLOOP_BUSY,    /* running the application */
+    EVENTLOOP_LEADING, /* waiting, as the leader */
+    EVENTLOOP_ASLEEP,  /* waiting while another thread leads; it must be woken */
+};
+
+/* eventloop.c: the event loop that serves in place of workers. */
+struct front_eventloop {
+    _Atomic int state;       /* enum eventloop_state */
+    int outer_fd, wake_fd;   /* asyncio's epoll descriptor, and an eventfd; -1: none */
+    bool is_watched;         /* L: the front's epoll descriptor reports outer_fd */
+    atomic_bool has_others;  /* outer_fd was readable */
+    front_conn *moved_first, *moved_last; /* M */
+    _Atomic uint64_t looks;  /* how often it has asked for work */
+    uint64_t seen_looks;     /* L, and so are all that follow: of the front's own thread, the same at its last look; */
+    bool was_given_time;     /* it has napped since, for the event loop to come back; */
+    int64_t leads_until;     /* until when it leads itself because that did not happen, */
+    _Atomic int64_t lead_time; /* and for how long then; any thread may read it */
+};
+
 /* probe.c: published pages, and who asked for them. */
 struct front_published {
     pages *pages;              /* L */
@@ -261,6 +288,7 @@ struct front {
 
     /* Each is touched by its file alone. */
     struct front_queue queue;
+    struct front_eventloop eventloop;
     struct front_table table;
     struct front_published published;
     struct front_time clock;
@@ -279,7 +307,7 @@ struct front {
 };
 
 /* What epoll reports beside connections, in place of a slot.  A listener has its number in place of the generation. */
-enum { FRONT_LISTENER = 0xffffffff, FRONT_WAKE = 0xfffffffe, FRONT_SIGNALS = 0xfffffffd };
+enum { FRONT_LISTENER = 0xffffffff, FRONT_WAKE = 0xfffffffe, FRONT_SIGNALS = 0xfffffffd, FRONT_OUTER = 0xfffffffc };
 
 static inline int front_watch_fd(front *f, int fd, uint64_t id, uint32_t events)
 {

@@ -1,0 +1,202 @@
+/* eventloop.c - see eventloop.h. */
+#define _GNU_SOURCE
+#include "eventloop.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "clock.h"
+
+#define LEAD_SHORTEST (100 * MILLISECOND) /* a pause of the garbage collector is forgotten soon */
+#define LEAD_LONGEST (3200 * MILLISECOND)
+#define CALM SECOND /* after so long without a delay, the next one is the first again */
+
+void eventloop_init(front *f)
+{
+    f->eventloop.outer_fd = f->eventloop.wake_fd = -1;
+}
+
+int eventloop_open(front *f, int outer_fd)
+{
+    if (f->eventloop.wake_fd != -1)
+        return -EALREADY;
+    if ((f->eventloop.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) == -1)
+        return -errno;
+    f->eventloop.outer_fd = outer_fd;
+    atomic_store(&f->eventloop.state, EVENTLOOP_BUSY);
+    return FRONT_OK;
+}
+
+void eventloop_free(front *f)
+{
+    if (f->eventloop.wake_fd != -1)
+        close(f->eventloop.wake_fd);
+}
+
+void eventloop_disown(front *f)
+{
+    if (f->eventloop.wake_fd != -1)
+        close(f->eventloop.wake_fd);
+    f->eventloop.wake_fd = -1;
+}
+
+/* -------------------------------------------------------------------------- its side */
+
+void eventloop_look(front *f)
+{
+    atomic_fetch_add_explicit(&f->eventloop.looks, 1, memory_order_relaxed);
+}
+
+bool eventloop_lead(front *f)
+{
+    if (!f->eventloop.is_watched) {
+        if (front_watch_fd(f, f->eventloop.outer_fd, FRONT_OUTER, EPOLLIN) != 0)
+            return false;
+        f->eventloop.is_watched = true;
+    }
+    atomic_store(&f->eventloop.state, EVENTLOOP_LEADING);
+    return true;
+}
+
+void eventloop_return(front *f)
+{
+    atomic_store(&f->eventloop.state, EVENTLOOP_BUSY);
+}
+
+bool eventloop_has_others(front *f)
+{
+    return atomic_exchange_explicit(&f->eventloop.has_others, false, memory_order_relaxed);
+}
+
+void eventloop_begin_sleep(front *f)
+{
+    atomic_store(&f->eventloop.state, EVENTLOOP_ASLEEP);
+}
+
+void eventloop_sleep(front *f, int64_t timeout)
+{
+    struct pollfd p[2] = {{.fd = f->eventloop.outer_fd, .events = POLLIN}, {.fd = f->eventloop.wake_fd, .events = POLLIN}};
+    struct timespec t = {.tv_sec = (time_t)(timeout / SECOND), .tv_nsec = (long)(timeout % SECOND)};
+    int asleep = EVENTLOOP_ASLEEP;
+
+    if (ppoll(p, 2, timeout < 0 ? NULL : &t, NULL) > 0) {
+        if (p[0].revents != 0)
+            atomic_store_explicit(&f->eventloop.has_others, true, memory_order_relaxed);
+        if (p[1].revents != 0)
+            (void)!read(f->eventloop.wake_fd, &(uint64_t){0}, sizeof(uint64_t));
+    }
+    /* Whoever has woken it meanwhile has said so; the byte that may follow ends the next sleep at once. */
+    atomic_compare_exchange_strong(&f->eventloop.state, &asleep, EVENTLOOP_BUSY);
+}
+
+front_conn *eventloop_moved(front *f)
+{
+    front_conn *c = f->eventloop.moved_first;
+
+    if (c == NULL)
+        return NULL;
+    f->eventloop.moved_first = c->next_moved;
+    if (c->next_moved == NULL)
+        f->eventloop.moved_last = NULL;
+    c->next_moved = NULL;
+    c->is_moved = false;
+    return c;
+}
+
+bool eventloop_await(front_conn *c, unsigned what)
+{
+    if (c->seen & what) {
+        c->seen &= FRONT_LEFT; /* this stays true; an edge counts once */
+        return false;
+    }
+    c->wanted |= (uint8_t)what;
+    return true;
+}
+
+void eventloop_begin(front_conn *c)
+{
+    c->with_eventloop = true;
+    c->wanted = 0;
+}
+
+void eventloop_end(front *f, front_conn *c)
+{
+    c->with_eventloop = false;
+    if (!c->is_moved)
+        return;
+    /* The list is short: the event loop empties it before it runs any task. */
+    front_conn *before = NULL;
+    for (front_conn *m = f->eventloop.moved_first; m != c; m = m->next_moved)
+        before = m;
+    if (before != NULL)
+        before->next_moved = c->next_moved;
+    else
+        f->eventloop.moved_first = c->next_moved;
+    if (f->eventloop.moved_last == c)
+        f->eventloop.moved_last = before;
+    c->next_moved = NULL;
+    c->is_moved = false;
+}
+
+/* ------------------------------------------------------------------ the leader's side */
+
+void eventloop_on_outer(front *f)
+{
+    if (atomic_load(&f->eventloop.state) != EVENTLOOP_LEADING) {
+        epoll_ctl(f->epoll_fd, EPOLL_CTL_DEL, f->eventloop.outer_fd, NULL);
+        f->eventloop.is_watched = false;
+    }
+    atomic_store_explicit(&f->eventloop.has_others, true, memory_order_relaxed);
+}
+
+bool eventloop_keeps_up(front *f)
+{
+    struct front_eventloop *e = &f->eventloop;
+    uint64_t looks = atomic_load_explicit(&e->looks, memory_order_relaxed);
+    bool has_looked = looks != e->seen_looks, had_time = e->was_given_time;
+    int64_t now = clock_now();
+
+    e->seen_looks = looks;
+    e->was_given_time = false;
+    if (now < e->leads_until)
+        return false;
+    if (has_looked || (!had_time && atomic_load(&e->state) != EVENTLOOP_ASLEEP)) {
+        e->was_given_time = true;
+        return true;
+    }
+    if (atomic_load(&e->state) == EVENTLOOP_ASLEEP) /* it is not needed */
+        return false;
+    int64_t last = now - e->leads_until < CALM ? atomic_load_explicit(&e->lead_time, memory_order_relaxed) : 0;
+    int64_t time = last == 0 ? LEAD_SHORTEST : last < LEAD_LONGEST / 2 ? 2 * last : LEAD_LONGEST;
+    atomic_store_explicit(&e->lead_time, time, memory_order_relaxed);
+    e->leads_until = now + time;
+    return false;
+}
+
+bool eventloop_has_moved(const front *f)
+{
+    return f->eventloop.moved_first != NULL;
+}
+
+void eventloop_note(front *f, front_conn *c, unsigned events)
+{
+    c->seen |= (uint8_t)events;
+    if (!c->with_eventloop || c->is_moved || !(c->wanted & events))
+        return;
+    c->wanted = 0;
+    c->is_moved = true;
+    if (f->eventloop.moved_last != NULL)
+        f->eventloop.moved_last->next_moved = c;
+    else
+        f->eventloop.moved_first = c;
+    f->eventloop.moved_last = c;
+}
+
+bool eventloop_rouse(front *f)
+{
+    int asleep = EVENTLOOP_ASLEEP;
+
+    return atomic_compare_exchange_strong(&f->eventloop.state, &asleep, EVENTLOOP_BUSY);
+}

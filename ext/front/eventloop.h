@@ -1,0 +1,79 @@
+/*
+ * eventloop.h - an application's event loop (asyncio), which serves requests in place of workers.
+ *
+ * Theory of operation
+ * -------------------
+ * It is one thread, here called the event loop, that serves many requests at a time and must wait for none of them.  It
+ * takes a request as a worker does and owns the connection until front_finish().  When reading or writing would have to
+ * wait, it says what it waits for (front_await), and goes on with other requests.  An event of the connection that the leader
+ * sees then puts it into the list `moved`, from which the event loop takes it in its next turn.
+ *
+ *      `seen`    what has happened to the connection since the event loop last asked: sockets are edge-triggered, so an edge
+ *                between a read that found nothing and front_await() must not be lost
+ *      `wanted`  what the event loop waits for; empty while the connection is in `moved`
+ *
+ * Both, and the list, are guarded by the queue's mutex; front_finish() ends them in the same step as the ownership.
+ *
+ * While it has nothing to do, the event loop leads (leader.h): asyncio's epoll descriptor is watched by the front's, so one
+ * epoll_wait() waits for clients and for everything else that asyncio watches, and a probe or a part of a request does not even
+ * wake the interpreter.  The watch is level-triggered, and only exists while the event loop leads: in other hands an event
+ * that only asyncio can take would end every wait at once.  (An edge-triggered watch of another epoll descriptor loses events
+ * under gVisor.)
+ *
+ * While the event loop runs tasks nobody leads.  The front's own thread looks once a millisecond; if the event loop has not
+ * come back by then, something blocks it, and the front's own thread leads for LEAD_SHORTEST, the next time for twice as long,
+ * up to LEAD_LONGEST.  Otherwise callbacks of a few milliseconds would change the leader all the time.  Meanwhile the event
+ * loop sleeps on its own descriptor and on `wake_fd`.
+ *
+ *      BUSY --front_wait()--> LEADING --something to do--> BUSY       the loop was free
+ *      BUSY --front_wait()--> ASLEEP --woken, or timeout--> BUSY      somebody else leads
+ */
+#ifndef EVENTLOOP_H
+#define EVENTLOOP_H
+
+#include "state.h"
+
+/* Whether an event loop serves, and not workers.  Any thread; never changes back. */
+static inline bool eventloop_serves(const front *f)
+{
+    return atomic_load_explicit(&f->eventloop.state, memory_order_relaxed) != EVENTLOOP_ABSENT;
+}
+
+int eventloop_open(front *f, int outer_fd); /* once.  FRONT_OK or a negative errno */
+void eventloop_init(front *f);
+void eventloop_free(front *f);
+void eventloop_disown(front *f); /* in a forked child */
+
+/* ----------------------------------------------------------------------------------------------------- its side */
+
+void eventloop_look(front *f); /* it asks for work */
+bool eventloop_lead(front *f); /* L: it leads from now on, until eventloop_return().  False: it cannot watch the outer one */
+void eventloop_return(front *f);
+bool eventloop_has_others(front *f);  /* whether asyncio has events of its own; asked once */
+void eventloop_begin_sleep(front *f); /* M, when there is nothing to do */
+void eventloop_sleep(front *f, int64_t timeout); /* nanoseconds; < 0: until it is woken */
+
+front_conn *eventloop_moved(front *f); /* M: the next one in `moved`, or NULL */
+bool eventloop_await(front_conn *c, unsigned what); /* M: whether it has to wait, and will be told; false: it has been seen */
+void eventloop_begin(front_conn *c);                /* M: it owns the connection */
+void eventloop_end(front *f, front_conn *c);        /* M: no longer */
+
+/* ------------------------------------------------------------------------------------------------- the leader's side */
+
+void eventloop_on_outer(front *f); /* L: the outer descriptor is readable */
+/* L, for the front's own thread: whether the event loop comes back soon, so that this thread need not lead. */
+bool eventloop_keeps_up(front *f);
+
+/* M, and so are the next two: the connection's socket has had these events (enum front_progress). */
+void eventloop_note(front *f, front_conn *c, unsigned events);
+/* Whether it sleeps, and eventloop_ring() must follow without the mutex.  It counts as awake from now on. */
+bool eventloop_rouse(front *f);
+bool eventloop_has_moved(const front *f);
+
+static inline void eventloop_ring(front *f, bool needed)
+{
+    if (needed && !f->foreign)
+        (void)!write(f->eventloop.wake_fd, &(uint64_t){1}, sizeof(uint64_t));
+}
+
+#endif

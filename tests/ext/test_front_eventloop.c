@@ -1,0 +1,610 @@
+/*
+ * test_front_eventloop.c - an event loop in place of workers: it waits for no client, is told when a connection can go on,
+ * leads while it is idle, and is not waited for while it is blocked.
+ *
+ *     cc -g -fsanitize=thread -Iext tests/ext/test_front_eventloop.c ext/{http,front}/?*.c -pthread && ./a.out [NAME]
+ */
+#include "rig.h"
+
+#include "front/state.h" /* eventloop.lead_time, to see who leads */
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+
+#define BIG (16u << 20) /* more than the sockets hold */
+
+/* What an application does with a request, by its path:
+ *   /echo    answers with the length and hash of the body
+ *   /parts   answers each part of the body, as it comes, by its length: "<3>"
+ *   /big     sends BIG bytes
+ *   /watch   waits until the client has left
+ *   /block/N blocks the event loop for N ms before it answers
+ */
+typedef struct task {
+    struct task *prev, *next;
+    front_conn *c;
+    char path[64];
+    uint64_t hash, length;
+    size_t sent;
+    bool began, keep_alive;
+} task;
+
+typedef struct {
+    rig r;
+    pthread_t thread;
+    int outer, poke; /* its epoll descriptor, and what it watches there */
+    atomic_bool stops, fails;
+    atomic_int tasks, left, pokes, turns, blocked, moves, parts;
+    task *first;
+    char *big;
+} host;
+
+static void task_end(host *h, task *t, bool ok)
+{
+    front_finish(h->r.f, t->c, ok && t->keep_alive, !ok, ok ? 200 : 0);
+    if (t->prev != NULL)
+        t->prev->next = t->next;
+    else
+        h->first = t->next;
+    if (t->next != NULL)
+        t->next->prev = t->prev;
+    free(t);
+    atomic_fetch_sub(&h->tasks, 1);
+}
+
+/* Whether the event loop may go on with other tasks, as it will be told. */
+static bool awaits(host *h, task *t, unsigned what)
+{
+    int rv = front_await(h->r.f, t->c, what, t);
+
+    if (rv < 0)
+        atomic_store(&h->fails, true);
+    return rv == FRONT_AGAIN;
+}
+
+/* 1: all of it has been sent; 0: waits; -1: the client does not take it. */
+static int put(host *h, task *t, const char *bytes, size_t len, size_t keep)
+{
+    while (t->sent < len) {
+        struct iovec iov = {.iov_base = (char *)(uintptr_t)bytes + t->sent, .iov_len = len - t->sent};
+        int rv = front_send(h->r.f, t->c, &iov, 1, keep, false);
+        t->sent = len - iov.iov_len;
+        if (rv == FRONT_OK)
+            break;
+        if (rv != FRONT_AGAIN)
+            return -1;
+        if (awaits(h, t, FRONT_WRITABLE))
+            return 0;
+    }
+    t->sent = 0;
+    return 1;
+}
+
+static void put_short(host *h, task *t, const char *bytes, size_t len)
+{
+    if (put(h, t, bytes, len, 0) == 0)
+        atomic_store(&h->fails, true); /* there is room for so little; but the client may have left */
+}
+
+static void answer(host *h, task *t)
+{
+    char text[256], body[64];
+    int n = snprintf(body, sizeof body, "%llu %016llx\n", (unsigned long long)t->length, (unsigned long long)t->hash);
+    int len = snprintf(text, sizeof text, "HTTP/1.1 200 X\r\nContent-Length: %d\r\n\r\n%s", n, body);
+
+    task_end(h, t, put(h, t, text, (size_t)len, SIZE_MAX) == 1);
+}
+
+static void go_on(host *h, task *t)
+{
+    static char buf[65536];
+    bool parts = strncmp(t->path, "/parts", 6) == 0;
+
+    if (strcmp(t->path, "/big") == 0) {
+        if (!t->began) {
+            char head[128];
+            int len = snprintf(head, sizeof head, "HTTP/1.1 200 X\r\nContent-Length: %u\r\n\r\n", BIG);
+            put_short(h, t, head, (size_t)len);
+            t->began = true;
+        }
+        int rv = put(h, t, h->big, BIG, 0);
+        if (rv != 0)
+            task_end(h, t, rv == 1);
+        return;
+    }
+    if (strcmp(t->path, "/watch") == 0) {
+        if (awaits(h, t, FRONT_LEFT))
+            return;
+        atomic_fetch_add(&h->left, 1);
+        task_end(h, t, false);
+        return;
+    }
+    if (strncmp(t->path, "/block", 6) == 0) {
+        atomic_fetch_add(&h->blocked, 1);
+        usleep((useconds_t)strtoul(t->path + 7, NULL, 10) * 1000);
+    }
+    if (parts && !t->began) {
+        static const char head[] = "HTTP/1.1 200 X\r\nConnection: close\r\n\r\n";
+        put_short(h, t, head, sizeof head - 1);
+        t->began = true;
+        t->keep_alive = false;
+    }
+    for (;;) {
+        ssize_t n = front_read(h->r.f, t->c, buf, sizeof buf, false);
+        if (n > 0) {
+            t->hash = rig_hash(t->hash, buf, (size_t)n);
+            t->length += (uint64_t)n;
+            if (parts) {
+                char text[32];
+                put_short(h, t, text, (size_t)snprintf(text, sizeof text, "<%zd>", n));
+                atomic_fetch_add(&h->parts, 1);
+            }
+        } else if (n == 0 || n != -EAGAIN) {
+            break;
+        } else if (awaits(h, t, FRONT_READABLE)) {
+            return;
+        }
+    }
+    if (parts)
+        task_end(h, t, true);
+    else
+        answer(h, t);
+}
+
+static void accept_requests(host *h)
+{
+    front_request q;
+
+    for (int i = 0; i < 16 && front_take(h->r.f, &q, 0) == FRONT_OK; i++) {
+        task *t = calloc(1, sizeof *t);
+        REQUIRE(t != NULL);
+        *t = (task){.next = h->first, .c = q.conn, .hash = RIG_HASH, .keep_alive = q.head->keep_alive};
+        snprintf(t->path, sizeof t->path, "%.*s", (int)q.head->target.len, q.data + q.head->target.pos);
+        if (h->first != NULL)
+            h->first->prev = t;
+        h->first = t;
+        atomic_fetch_add(&h->tasks, 1);
+        go_on(h, t);
+    }
+}
+
+static void *host_run(void *arg)
+{
+    host *h = arg;
+    uint64_t n;
+
+    rig_is_server = true;
+    while (!atomic_load(&h->stops) || h->first != NULL) {
+        unsigned news = front_wait(h->r.f, atomic_load(&h->stops) ? 10 * MS : -1);
+        atomic_fetch_add(&h->turns, 1);
+        if (news & FRONT_MOVED)
+            for (task *t; (t = front_moved(h->r.f)) != NULL;) {
+                atomic_fetch_add(&h->moves, 1);
+                go_on(h, t);
+            }
+        if (news & FRONT_REQUESTS)
+            accept_requests(h);
+        struct epoll_event e;
+        if ((news & FRONT_OTHERS) && epoll_wait(h->outer, &e, 1, 0) == 1 && read(h->poke, &n, sizeof n) == sizeof n)
+            atomic_fetch_add(&h->pokes, 1);
+    }
+    return NULL;
+}
+
+static void host_start(host *h, const front_limits *limits)
+{
+    struct epoll_event e = {.events = EPOLLIN};
+
+    memset(h, 0, sizeof *h);
+    h->outer = epoll_create1(EPOLL_CLOEXEC);
+    h->poke = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    REQUIRE(epoll_ctl(h->outer, EPOLL_CTL_ADD, h->poke, &e) == 0);
+    h->big = malloc(BIG);
+    REQUIRE(h->big != NULL);
+    for (size_t i = 0; i < BIG; i++)
+        h->big[i] = rig_byte(i);
+    rig_start(&h->r, limits, 0);
+    rig_publish(&h->r);
+    REQUIRE(front_serve_by_eventloop(h->r.f, h->outer) == FRONT_OK);
+    REQUIRE(front_serve_by_eventloop(h->r.f, h->outer) == -EALREADY);
+    REQUIRE(pthread_create(&h->thread, NULL, host_run, h) == 0);
+}
+
+static void poke(host *h)
+{
+    REQUIRE(write(h->poke, &(uint64_t){1}, sizeof(uint64_t)) == sizeof(uint64_t));
+}
+
+static void host_end(host *h)
+{
+    atomic_store(&h->stops, true);
+    poke(h);
+    pthread_join(h->thread, NULL);
+    REQUIRE(!atomic_load(&h->fails));
+    REQUIRE(atomic_load(&h->tasks) == 0);
+    front_advance(h->r.f, FRONT_STOPPED);
+    rig_join(&h->r);
+    close(h->outer);
+    close(h->poke);
+    free(h->big);
+}
+
+static reply ask(client *c, const char *path)
+{
+    sayf(c, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path);
+    return hear(c);
+}
+
+/* Lets the event loop become the leader: it is idle, and its last turn was short. */
+static void let_it_lead(host *h, client *c)
+{
+    EVENTUALLY((ask(c, "/echo"), atomic_load(&h->r.f->eventloop.state) == EVENTLOOP_LEADING));
+}
+
+/* ------------------------------------------------------------------------------- */
+
+static void requests_are_answered(void)
+{
+    host h;
+    client c;
+
+    host_start(&h, NULL);
+    dial(&h.r, &c);
+    for (int i = 0; i < 200; i++)
+        REQUIRE(ask(&c, "/echo").status == 200);
+    for (int i = 0; i < 20; i++)
+        say(&c, "GET /echo HTTP/1.1\r\nHost: x\r\n\r\n");
+    for (int i = 0; i < 20; i++)
+        REQUIRE(hear(&c).status == 200);
+    say(&c, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabcGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+    reply a = hear(&c);
+    REQUIRE(strncmp(a.body, "3 ", 2) == 0, "%s", a.body);
+    REQUIRE(strcmp(hear(&c).body, "ok") == 0);
+    sayf(&c, "GET /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    REQUIRE(hear(&c).status == 200);
+    hear_end(&c);
+    hang_up(&c);
+    rig_settle(&h.r);
+    REQUIRE(rig_count(&h.r).served == 222, "%llu", (unsigned long long)rig_count(&h.r).served);
+    host_end(&h);
+}
+
+static void bodies_come_as_they_are_sent(void)
+{
+    host h;
+    client c;
+
+    host_start(&h, NULL);
+    for (int chunked = 0; chunked < 2; chunked++) {
+        int before = atomic_load(&h.parts);
+        dial(&h.r, &c);
+        sayf(&c, "POST /parts HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n", chunked ? "Transfer-Encoding: chunked" : "Content-Length: 30");
+        for (int i = 1; i <= 10; i++) {
+            say(&c, chunked ? "3\r\nabc\r\n" : "abc");
+            EVENTUALLY(atomic_load(&h.parts) == before + i);
+        }
+        if (chunked)
+            say(&c, "0\r\n\r\n");
+        while (receive(&c, front_now() + PATIENCE) > 0)
+            ;
+        REQUIRE(strstr(c.buf, "<3><3><3><3><3><3><3><3><3><3>") != NULL, "%s", c.buf);
+        hang_up(&c);
+    }
+    rig_settle(&h.r);
+    host_end(&h);
+}
+
+static void a_body_longer_than_its_buffer(void)
+{
+    host h;
+    client c;
+    uint64_t hash = RIG_HASH;
+    char text[64];
+
+    host_start(&h, NULL);
+    hash = rig_hash(hash, h.big, 4 << 20);
+    dial(&h.r, &c);
+    for (int i = 0; i < 3; i++) {
+        sayf(&c, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", 4 << 20);
+        say_bytes(&c, h.big, 4 << 20);
+        reply a = hear(&c);
+        snprintf(text, sizeof text, "%d %016llx\n", 4 << 20, (unsigned long long)hash);
+        REQUIRE(strcmp(a.body, text) == 0, "%s instead of %s", a.body, text);
+    }
+    REQUIRE(rig_count(&h.r).spooled == 0);
+    hang_up(&c);
+    rig_settle(&h.r);
+    host_end(&h);
+}
+
+static void continue_comes_with_the_first_read(void)
+{
+    host h;
+    client c;
+
+    host_start(&h, NULL);
+    dial(&h.r, &c);
+    for (int i = 0; i < 2; i++) {
+        say(&c, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n");
+        REQUIRE(hear(&c).status == 100);
+        say(&c, "abc");
+        REQUIRE(hear(&c).status == 200);
+    }
+    hang_up(&c);
+    rig_settle(&h.r);
+    host_end(&h);
+}
+
+static void a_slow_reader_delays_nobody(void)
+{
+    host h;
+    client slow, c;
+
+    host_start(&h, NULL);
+    dial(&h.r, &slow);
+    dial(&h.r, &c);
+    say(&slow, "GET /big HTTP/1.1\r\nHost: x\r\n\r\n");
+    for (int i = 0; i < 100; i++)
+        REQUIRE(ask(&c, "/echo").status == 200);
+    REQUIRE(atomic_load(&h.tasks) == 1);
+    reply a = hear(&slow);
+    REQUIRE(a.intact && a.body_len == BIG);
+    EVENTUALLY(atomic_load(&h.tasks) == 0);
+    hang_up(&c);
+    hang_up(&slow);
+    rig_settle(&h.r);
+    host_end(&h);
+}
+
+static void it_is_told_that_a_client_has_left(void)
+{
+    host h;
+    client c;
+
+    host_start(&h, NULL);
+    for (int by_reset = 0; by_reset < 2; by_reset++)
+        for (int i = 0; i < 10; i++) {
+            int before = atomic_load(&h.left);
+            dial(&h.r, &c);
+            say(&c, "GET /watch HTTP/1.1\r\nHost: x\r\n\r\n");
+            EVENTUALLY(atomic_load(&h.tasks) == 1);
+            if (i % 2 == 0)
+                usleep(3000); /* it has gone to sleep */
+            if (by_reset)
+                reset(&c);
+            else
+                hang_up(&c);
+            EVENTUALLY(atomic_load(&h.left) == before + 1);
+        }
+    /* Before it has taken the request. */
+    dial(&h.r, &c);
+    client d;
+    dial(&h.r, &d);
+    say(&d, "GET /block/50 HTTP/1.1\r\nHost: x\r\n\r\n");
+    EVENTUALLY(atomic_load(&h.blocked) == 1);
+    say(&c, "GET /watch HTTP/1.1\r\nHost: x\r\n\r\n");
+    hang_up(&c);
+    EVENTUALLY(atomic_load(&h.left) == 21);
+    REQUIRE(hear(&d).status == 200);
+    hang_up(&d);
+    rig_settle(&h.r);
+    host_end(&h);
+}
+
+static void a_half_closed_client_gets_its_response(void)
+{
+    host h;
+    client c;
+
+    host_start(&h, NULL);
+    dial(&h.r, &c);
+    say(&c, "POST /block/20 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc");
+    shutdown(c.fd, SHUT_WR);
+    REQUIRE(hear(&c).status == 200);
+    hear_end(&c);
+    hang_up(&c);
+    rig_settle(&h.r);
+    host_end(&h);
+}
+
+/* Its own events end its wait, whoever leads. */
+static void its_own_events_reach_it(void)
+{
+    host h;
+    client c;
+
+    host_start(&h, NULL);
+    for (int i = 1; i <= 20; i++) {
+        poke(&h);
+        EVENTUALLY(atomic_load(&h.pokes) == i);
+    }
+    dial(&h.r, &c);
+    let_it_lead(&h, &c);
+    for (int i = 21; i <= 40; i++) {
+        poke(&h);
+        EVENTUALLY(atomic_load(&h.pokes) == i);
+    }
+    hang_up(&c);
+    rig_settle(&h.r);
+    host_end(&h);
+}
+
+/* A probe and a part of a head do not end the wait of the event loop that leads. */
+static void probes_do_not_wake_it(void)
+{
+    host h;
+    client c;
+
+    host_start(&h, NULL);
+    dial(&h.r, &c);
+    let_it_lead(&h, &c);
+    int before = atomic_load(&h.turns);
+    for (int i = 0; i < 50; i++)
+        REQUIRE(strcmp(ask(&c, "/healthz").body, "ok") == 0);
+    uint64_t bytes_in = rig_count(&h.r).bytes_in;
+    say(&c, "GET /echo HTTP/1.1\r\nHo");
+    wait_read(&h.r, bytes_in + 1);
+    REQUIRE(atomic_load(&h.turns) == before);
+    say(&c, "st: x\r\n\r\n");
+    REQUIRE(hear(&c).status == 200);
+    REQUIRE(atomic_load(&h.turns) > before);
+    hang_up(&c);
+    rig_settle(&h.r);
+    host_end(&h);
+}
+
+/* While it is blocked the front's own thread leads, and what happened meanwhile is there when it comes back. */
+static void probes_are_answered_while_it_is_blocked(void)
+{
+    host h;
+    client blocks, probe, c;
+
+    host_start(&h, NULL);
+    dial(&h.r, &blocks);
+    dial(&h.r, &probe);
+    dial(&h.r, &c);
+    let_it_lead(&h, &c);
+    say(&blocks, "GET /block/1000 HTTP/1.1\r\nHost: x\r\n\r\n");
+    EVENTUALLY(atomic_load(&h.blocked) == 1);
+    say(&c, "GET /echo HTTP/1.1\r\nHost: x\r\n\r\n");
+    for (int i = 0; i < 20; i++)
+        REQUIRE(strcmp(ask(&probe, "/healthz").body, "ok") == 0);
+    REQUIRE(atomic_load(&h.tasks) == 1, "it was not blocked any more");
+    REQUIRE(h.r.f->eventloop.lead_time >= 100 * MS, "%lld", (long long)h.r.f->eventloop.lead_time);
+    REQUIRE(hear(&blocks).status == 200);
+    REQUIRE(hear(&c).status == 200);
+    usleep(150000);
+    let_it_lead(&h, &c); /* again */
+    hang_up(&blocks);
+    hang_up(&probe);
+    hang_up(&c);
+    rig_settle(&h.r);
+    host_end(&h);
+}
+
+/* Turns of a few milliseconds make the front's own thread lead for longer and longer, not back and forth. */
+static void it_does_not_lead_back_and_forth(void)
+{
+    host h;
+    client c;
+    int64_t begin = front_now();
+
+    host_start(&h, NULL);
+    dial(&h.r, &c);
+    while (front_now() - begin < 1500 * MS)
+        REQUIRE(ask(&c, "/block/4").status == 200);
+    /* Until then it was tried four times at most, after 0, 100, 300 and 700 ms, and not every few milliseconds. */
+    int64_t time = h.r.f->eventloop.lead_time;
+    REQUIRE(time >= 200 * MS && time <= 1600 * MS, "%lld", (long long)time);
+    hang_up(&c);
+    rig_settle(&h.r);
+    host_end(&h);
+}
+
+/* Those that wait for a client are told of the end of the front, and a request cut off by its deadline is left. */
+static void the_end_is_told(void)
+{
+    host h;
+    client c[3];
+    front_limits limits = rig_limits();
+
+    limits.request_timeout = 300 * MS;
+    host_start(&h, &limits);
+    dial(&h.r, &c[0]);
+    say(&c[0], "GET /watch HTTP/1.1\r\nHost: x\r\n\r\n");
+    REQUIRE(hear(&c[0]).status == 504);
+    EVENTUALLY(atomic_load(&h.left) == 1);
+    hang_up(&c[0]);
+    rig_settle(&h.r);
+    host_end(&h);
+
+    host_start(&h, NULL);
+    for (int i = 0; i < 3; i++) {
+        dial(&h.r, &c[i]);
+        say(&c[i], i == 0 ? "GET /big HTTP/1.1\r\nHost: x\r\n\r\n" : i == 1 ? "GET /watch HTTP/1.1\r\nHost: x\r\n\r\n"
+                                    : "POST /parts HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc");
+    }
+    EVENTUALLY(atomic_load(&h.tasks) == 3 && atomic_load(&h.parts) == 1);
+    front_advance(h.r.f, FRONT_STOPPED);
+    EVENTUALLY(atomic_load(&h.tasks) == 0);
+    EVENTUALLY(atomic_load(&h.r.loop_ended));
+    REQUIRE(rig_count(&h.r).aborted == 3);
+    poke(&h); /* it still serves what is its own */
+    EVENTUALLY(atomic_load(&h.pokes) == 1);
+    host_end(&h);
+    for (int i = 0; i < 3; i++)
+        hang_up(&c[i]);
+}
+
+/* Many clients at a time, some of which leave within their request; the event loop is blocked now and then. */
+static void *many(void *arg)
+{
+    host *h = arg;
+    client *c = malloc(sizeof *c);
+    unsigned seed = (unsigned)(uintptr_t)&seed;
+
+    REQUIRE(c != NULL);
+    for (int round = 0; round < 10; round++) {
+        dial(&h->r, c);
+        for (int i = 0; i < 20; i++) {
+            int what = rand_r(&seed) % 12;
+            if (what == 0) {
+                REQUIRE(ask(c, "/block/3").status == 200);
+            } else if (what == 1) {
+                say(c, "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+                usleep(rand_r(&seed) % 2000);
+                say(c, "0\r\n\r\nGET /echo HTTP/1.1\r\nHost: x\r\n\r\n");
+                REQUIRE(strncmp(hear(c).body, "5 ", 2) == 0);
+                REQUIRE(hear(c).status == 200);
+            } else if (what == 2) {
+                REQUIRE(hear((say(c, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"), c)).status == 200);
+            } else {
+                REQUIRE(ask(c, "/echo").status == 200);
+            }
+        }
+        say(c, rand_r(&seed) % 2 == 0 ? "GET /watch HTTP/1.1\r\nHost: x\r\n\r\n" : "GET /big HTTP/1.1\r\nHost: x\r\n\r\n");
+        usleep(rand_r(&seed) % 3000);
+        if (rand_r(&seed) % 2 == 0)
+            reset(c);
+        else
+            hang_up(c);
+    }
+    free(c);
+    return NULL;
+}
+
+static void many_at_a_time(void)
+{
+    host h;
+    pthread_t clients[8];
+
+    host_start(&h, NULL);
+    for (int i = 0; i < 8; i++)
+        REQUIRE(pthread_create(&clients[i], NULL, many, &h) == 0);
+    for (int i = 0; i < 8; i++)
+        pthread_join(clients[i], NULL);
+    rig_settle(&h.r);
+    host_end(&h);
+}
+
+static const test tests[] = {
+    {"requests_are_answered", requests_are_answered, 0},
+    {"bodies_come_as_they_are_sent", bodies_come_as_they_are_sent, 0},
+    {"a_body_longer_than_its_buffer", a_body_longer_than_its_buffer, 0},
+    {"continue_comes_with_the_first_read", continue_comes_with_the_first_read, 0},
+    {"a_slow_reader_delays_nobody", a_slow_reader_delays_nobody, 0},
+    {"it_is_told_that_a_client_has_left", it_is_told_that_a_client_has_left, 0},
+    {"a_half_closed_client_gets_its_response", a_half_closed_client_gets_its_response, 0},
+    {"its_own_events_reach_it", its_own_events_reach_it, 0},
+    {"probes_do_not_wake_it", probes_do_not_wake_it, 0},
+    {"probes_are_answered_while_it_is_blocked", probes_are_answered_while_it_is_blocked, 0},
+    {"it_does_not_lead_back_and_forth", it_does_not_lead_back_and_forth, 0},
+    {"the_end_is_told", the_end_is_told, 0},
+    {"many_at_a_time", many_at_a_time, 0},
+    {NULL, NULL, 0},
+};
+
+int main(int argc, char **argv)
+{
+    return rig_main(tests, argc, argv);
+}
