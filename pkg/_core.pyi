@@ -15,6 +15,16 @@ def watch_over(child: int) -> NoReturn:
     """For process 1: forwards signals to `child` and reaps every process that ends.  When the child ends, this process
     exits with its exit code, or 128 + the signal that ended it.  It releases the interpreter's memory."""
 
+class News:
+    """What Front.wait() returns, as a set of bits."""
+
+    REQUESTS: int
+    """Front.accept() has some."""
+    MOVED: int
+    """Front.moved() has some."""
+    OTHERS: int
+    """The event loop's own epoll descriptor may have some."""
+
 class Stage:
     """The stages of a front.  It only moves forward."""
 
@@ -157,6 +167,20 @@ class Front:
         before(request) runs first and after(request) last; failed(request, client_address) runs while an exception of
         handle is being handled.
         """
+    def serve_by_eventloop(self, fd: int) -> None:
+        """Lets an event loop serve in place of workers (ext/front/eventloop.h); `fd`: its epoll descriptor.  Once."""
+    def wait(self, timeout: float) -> int:
+        """For the event loop: waits, without the interpreter lock, until there is something to do: a set of `News`.
+
+        `timeout`: seconds; negative: for ever.
+        """
+    @property
+    def eventloop_looks(self) -> int:
+        """How often the event loop has called wait(); -1 while it waits there."""
+    def accept(self, most: int) -> list[Request]:
+        """At most so many requests that are ready.  Does not wait."""
+    def moved(self) -> list[Any]:
+        """Each Exchange that waited, and whose connection can go on."""
     def publish(self, table: Sequence[HealthPage]) -> None:
         """Replaces all published pages.  Raises ValueError or OSError if they are too many or too large."""
     def renew(self, slot: int, seconds: float) -> None:
@@ -291,6 +315,57 @@ class FileWrapper:
     def __init__(self, filelike: Any, blksize: int = 65536) -> None: ...
     def __iter__(self) -> Iterator[bytes]: ...
     def __next__(self) -> bytes: ...
+
+class Exchange:
+    """The messages of one request of an ASGI application (HTTP).  Nothing here waits.
+
+    Where something has to be waited for, Front.moved() returns the object as soon as it is worth another try.  The
+    connection is given back with the end of the response.
+    """
+
+    def __init__(self, request: Request, *args: Any) -> None: ...
+    request: Request
+    taken: int
+    """Bytes of the response that had to wait, and that the client has taken since."""
+    has_ended: bool
+    """The application has sent its last message."""
+    has_left: bool
+    """next_message() has returned `http.disconnect` before the end of the response."""
+    is_reading: bool
+    """next_message() has returned None, because more of the body has to arrive."""
+    is_recorded: bool
+    """Free for the host; False at first."""
+    has_started: bool
+    """A part of the response may have been sent."""
+    is_finished: bool
+    """The connection has been given back."""
+    is_full: bool
+    """flush() must be called before the next put()."""
+
+    def scope(self, base: dict[str, Any], root_path: str = "") -> dict[str, Any]:
+        """A new scope.  `base`: its items that are the same for all requests of a listener."""
+    def next_message(self) -> dict[str, Any] | None:
+        """What `receive` returns, or None: wait.
+
+        The client gets 408, 413 or 400 for a body that is late, too large or malformed; for the application it has
+        left.
+        """
+    def wait_on(self, waited: float) -> bool:
+        """Counts `waited` seconds of waiting for more of the body; ends the request with 408 if they are too many.
+
+        Whether the client keeps up.
+        """
+    def put(self, message: dict[str, Any]) -> None:
+        """Takes a message of `send`.  Raises ResponseError if HTTP does not allow it, and ClientDisconnected."""
+    def flush(self) -> bool:
+        """Sends what the socket did not take; False: wait.  Raises ClientDisconnected."""
+    def send_on(self, taken: int) -> bool:
+        """A write_timeout has passed, in which `taken` bytes were taken; cuts the response if they are too few.
+
+        Whether the client keeps up.
+        """
+    def finish(self) -> None:
+        """Gives the connection back, if that has not happened; a response that is not complete is cut off."""
 
 class WSGIHandler:
     """A handler with the parameters (request, client_address, server) that runs a WSGI application.

@@ -28,6 +28,8 @@ cimport tally
 from text cimport text_digits, text_is_name, text_put_octet
 
 from collections import namedtuple
+from http import HTTPStatus
+import contextlib
 import io
 import logging
 import os
@@ -55,14 +57,23 @@ include "access.pxi"
 include "ids.pxi"
 include "response.pxi"
 include "environ.pxi"
+include "asgi.pxi"
 
-__all__ = ["Body", "Front", "Request", "Response", "Stage", "WSGIHandler", "parse_head", "watch_over", "ChunkedDecoder",
-           "NewIds", "ParseError", "new_request_id"]
+__all__ = ["Body", "Exchange", "Front", "News", "Request", "Response", "Stage", "WSGIHandler", "parse_head", "watch_over",
+           "ChunkedDecoder", "NewIds", "ParseError", "new_request_id"]
 
 
 def watch_over(int child):
     with nogil:
         init.init_watch_over(child)
+
+
+class News:
+    """What Front.wait() returns, as a set (enum front_news)."""
+
+    REQUESTS = x.FRONT_REQUESTS
+    MOVED = x.FRONT_MOVED
+    OTHERS = x.FRONT_OTHERS
 
 
 class Stage:
@@ -282,6 +293,37 @@ cdef class Front:
             except BaseException:   # raised by failed or after; the worker continues
                 log.exception("%s %s: handling the end of the request failed", request.method, request.target)
             request = None
+
+    def serve_by_eventloop(self, int fd):
+        check(x.front_serve_by_eventloop(self._front, fd))
+
+    def wait(self, double timeout):
+        cdef int64_t longest = -1 if timeout < 0 else nanoseconds(timeout)
+        cdef unsigned news
+        with nogil:
+            news = x.front_wait(self._front, longest)
+        return news
+
+    @property
+    def eventloop_looks(self):
+        return x.front_eventloop_looks(self._front)
+
+    def accept(self, int most):
+        cdef x.front_request taken
+        cdef list requests = []
+        while len(requests) < most and x.front_take(self._front, &taken, 0) == c.FRONT_OK:
+            try:
+                requests.append(new_request(self, &taken))
+            except MemoryError:
+                x.front_finish(self._front, taken.conn, False, True, 0)
+        return requests
+
+    def moved(self):
+        cdef void *tag
+        cdef list exchanges = []
+        while (tag := x.front_moved(self._front)) is not NULL:
+            exchanges.append(<Exchange>tag)
+        return exchanges
 
     def publish(self, table):
         cdef p.pages *built = p.pages_new(len(table))

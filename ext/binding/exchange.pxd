@@ -65,3 +65,21 @@ cdef extern from "front/exchange.h" nogil:
     bint front_is_gone(front_conn *c)
     void front_interrupt(front_conn *c)
     unsigned front_finish(front *f, front_conn *c, bint keep_alive, bint abort, unsigned status)
+
+    enum front_news:
+        FRONT_REQUESTS
+        FRONT_MOVED
+        FRONT_OTHERS
+
+    enum front_progress:
+        FRONT_READABLE
+        FRONT_WRITABLE
+        FRONT_LEFT
+
+    int front_serve_by_eventloop(front *f, int epoll_fd)
+    unsigned front_wait(front *f, int64_t timeout)
+    int64_t front_eventloop_looks(const front *f)
+    int front_await(front *f, front_conn *c, unsigned what, void *tag)
+    void *front_moved(front *f)
+    bint front_may_read_on(front *f, front_conn *c, int64_t waited)
+    bint front_may_send_on(front *f, front_conn *c, uint64_t taken)

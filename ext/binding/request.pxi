@@ -53,6 +53,9 @@ cdef class Request:
     cdef int busy                    # READING and WRITING: how threads use conn without the interpreter lock
     cdef front_end end               # how conn is returned when they are done, if it could not be returned at once
     cdef public object context       # free for the host
+    cdef bint never_waits            # an event loop serves it: what a socket does not take is kept in `unsent`
+    cdef bytes unsent                # None: nothing
+    cdef size_t unsent_keep          # how much of it may be left with the front
     cdef public bytes request_id     # sent as X-Request-Id in the response, unless the application sets its own
 
     @property
@@ -295,14 +298,33 @@ cdef Request new_request(Front front, x.front_request *taken):
     return request
 
 
+cdef int keep_unsent(Request request, x.iovec *iov, int n, size_t keep) except -1:
+    cdef size_t total = 0
+    cdef char *at
+    cdef int i
+    for i in range(n):
+        total += iov[i].iov_len
+    unsent = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>total)
+    at = PyBytes_AS_STRING(unsent)
+    for i in range(n):
+        memcpy(at, iov[i].iov_base, iov[i].iov_len)
+        at += iov[i].iov_len
+    request.unsent = unsent
+    request.unsent_keep = keep
+    return 0
+
+
 cdef int send_all(Request request, x.iovec *iov, int n, size_t keep) except -1:
     """Sends with the interpreter lock held while the socket accepts data, as it nearly always does; waits without it."""
     cdef x.front_conn *conn = enter(request, WRITING)
     cdef c.front *front = request.front._front
     cdef int rv = x.front_send(front, conn, iov, n, keep, False)
     if rv == c.FRONT_AGAIN:
-        with nogil:
-            rv = x.front_send(front, conn, iov, n, keep, True)
+        if request.never_waits:
+            keep_unsent(request, iov, n, keep)
+        else:
+            with nogil:
+                rv = x.front_send(front, conn, iov, n, keep, True)
     leave(request, WRITING)
     if rv == -EALREADY:
         raise ResponseError("data was written after the end of the response")

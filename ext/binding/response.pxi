@@ -22,6 +22,10 @@ cdef const char *latin1(object text, Py_ssize_t *length, const char *what) excep
     return <const char *>PyUnicode_DATA(text)
 
 
+cdef str quoted(const char *text, Py_ssize_t length):
+    return repr(PyUnicode_DecodeLatin1(text, length, NULL))
+
+
 @cython.freelist(16)
 @cython.final
 cdef class Response:
@@ -119,27 +123,32 @@ cdef class Response:
         return 0
 
     cdef int put_field(self, name, value) except -1:
-        cdef Py_ssize_t n, v, i
+        cdef Py_ssize_t n, v
         cdef const char *a = latin1(name, &n, b"header name")
         cdef const char *b = latin1(value, &v, b"header value")
+        return self.put_checked(a, n, b, v, False)
+
+    cdef int put_checked(self, const char *a, Py_ssize_t n, const char *b, Py_ssize_t v, bint frames) except -1:
+        """`frames`: the body is framed here, whatever transfer coding the application names."""
+        cdef Py_ssize_t i
         if self.status == 0:
             raise ResponseError("a header was sent before the status line")
         if self.closed:
-            raise ResponseError(f"header {name!r} was sent after the head of the response")
+            raise ResponseError(f"header {quoted(a, n)} was sent after the head of the response")
         for i in range(n):
             if not token_char[<unsigned char>a[i]]:
-                raise ResponseError(f"invalid character in header name {name!r}")
+                raise ResponseError(f"invalid character in header name {quoted(a, n)}")
         if n == 0:
             raise ResponseError("empty header name")
         for i in range(v):
             if not value_char[<unsigned char>b[i]]:
-                raise ResponseError(f"the value of header {name!r} contains a control character")
+                raise ResponseError(f"the value of header {quoted(a, n)} contains a control character")
         if n == 14 and text_is_name(a, n, b"content-length", 14):
             self.set_length(b, v)
             return 0
         if n == 10 and text_is_name(a, n, b"connection", 10):
             # The server decides on persistence; an application may only end it (RFC 9112 9.6).
-            if "close" in value.lower():
+            if b"close" in b[:v].lower():
                 self.closes = True
             return 0
         if n == 10 and text_is_name(a, n, b"keep-alive", 10):
@@ -149,8 +158,10 @@ cdef class Response:
         elif n == 12 and text_is_name(a, n, b"x-request-id", 12):
             self.has_request_id = True
         elif n == 17 and text_is_name(a, n, b"transfer-encoding", 17):
-            if value.lower() != "chunked":
-                raise ResponseError(f"transfer coding {value!r} is not supported")
+            if frames:
+                return 0
+            if not text_is_name(b, v, b"chunked", 7):
+                raise ResponseError(f"transfer coding {quoted(b, v)} is not supported")
             # The application frames its body itself.  As this cannot be checked, the connection is closed after it.
             self.self_framed = self.closes = True
         self.put(a, n)

@@ -29,6 +29,13 @@ int eventloop_open(front *f, int outer_fd)
     return FRONT_OK;
 }
 
+int64_t eventloop_looks(const front *f)
+{
+    if (atomic_load_explicit(&f->eventloop.state, memory_order_relaxed) != EVENTLOOP_BUSY)
+        return -1;
+    return (int64_t)atomic_load_explicit(&f->eventloop.looks, memory_order_relaxed);
+}
+
 void eventloop_free(front *f)
 {
     if (f->eventloop.wake_fd != -1)

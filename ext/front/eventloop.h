@@ -39,6 +39,7 @@ static inline bool eventloop_serves(const front *f)
     return atomic_load_explicit(&f->eventloop.state, memory_order_relaxed) != EVENTLOOP_ABSENT;
 }
 
+int64_t eventloop_looks(const front *f); /* front_eventloop_looks() */
 int eventloop_open(front *f, int outer_fd); /* once.  FRONT_OK or a negative errno */
 void eventloop_init(front *f);
 void eventloop_free(front *f);

@@ -451,6 +451,11 @@ unsigned front_wait(front *f, int64_t timeout)
     return leader_wait(f, timeout);
 }
 
+int64_t front_eventloop_looks(const front *f)
+{
+    return eventloop_looks(f);
+}
+
 int front_await(front *f, front_conn *c, unsigned what, void *tag)
 {
     int rv = f->foreign ? -EPIPE : conn_watch(f, c, what & FRONT_WRITABLE ? WATCH_OUT : WATCH_IN);

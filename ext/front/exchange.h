@@ -69,6 +69,8 @@ enum front_progress {
 int front_serve_by_eventloop(front *f, int epoll_fd);
 /* Waits, and leads meanwhile, until there is something to do: a set of enum front_news.  nanoseconds; < 0: forever */
 unsigned front_wait(front *f, int64_t timeout);
+/* How often it has called front_wait(); -1 while it is waiting there, or if there is none.  From any thread. */
+int64_t front_eventloop_looks(const front *f);
 /* FRONT_AGAIN: front_moved() will return `tag` once, when one of `what` (enum front_progress) has happened.  FRONT_OK: it has
  * happened already.  Or a negative errno. */
 int front_await(front *f, front_conn *c, unsigned what, void *tag);
