@@ -19,7 +19,7 @@ CORE_SOURCE = PACKAGE.parent / "ext" / "binding" / "core.pyx"
 LAYERS = [
     {"errors", "lifecycle", "child", "_core"},
     {"health", "logs", "settings"},
-    {"database", "diagnostics", "http"},
+    {"asgi", "database", "diagnostics", "http"},
     {"admin", "api"},
     {"service"},
     {"supervisors"},

@@ -7,7 +7,9 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from pkg.asgi.eventloop import EventLoop
 from pkg.http.listeners import open_listeners
+from pkg.http.request_ids import observers
 from pkg.http.server import Server
 from pkg.http.wsgi import Application
 from pkg.settings.listen import Endpoint
@@ -44,3 +46,29 @@ def serving_app(app: Any, script_name: str = "", **options: Any) -> Iterator[Ser
     """The same with a WSGI application."""
     with serving(Application(app, name="127.0.0.1", port=80, script_name=script_name), **options) as server:
         yield server
+
+
+@contextlib.contextmanager
+def serving_asgi(app: Any, *, root_path: str = "", proxies: Any = (), **options: Any) -> Iterator[Server]:
+    """The same with an ASGI application, whose event loop must have ended as well."""
+    on_request, _ = observers(access_log=False, proxies=proxies)
+    with serving(None, **options) as server:
+        assert server.front is not None
+        eventloop = EventLoop(
+            app,
+            server.front,
+            addresses=[server.server_address],  # type: ignore[list-item]
+            root_path=root_path,
+            lifespan="off",
+            on_request=on_request,
+            failed=server.handle_error,
+            body_timeout=options.get("body_timeout", 30.0),
+            write_timeout=options.get("write_timeout", 30.0),
+        )
+        eventloop.start()
+        eventloop.open()
+        try:
+            yield server
+        finally:
+            eventloop.end(5.0 * SLOWNESS)
+            assert not eventloop.thread.is_alive()

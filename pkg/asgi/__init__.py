@@ -1,0 +1,1 @@
+"""ASGI applications: the event loop that serves them beside the front."""

@@ -1,0 +1,219 @@
+"""EventLoop: the thread that runs an ASGI application, one task for each request.
+
+      start()    the thread; the application's startup, while requests wait in the front
+      open()     requests are taken: the thread leads the front while it is idle (FrontSelector)
+      end()      tasks that still run finish, the application's shutdown, everything else is cancelled
+
+It ends no connection: the front does, and the drain decides when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pkg.asgi.exchange import HTTPExchange
+from pkg.asgi.lifespan import Lifespan
+from pkg.asgi.selector import FrontSelector
+from pkg.errors import ClientDisconnected, ResponseError
+
+if TYPE_CHECKING:
+    from pkg._core import Front, Request
+
+__all__ = ["EventLoop"]
+
+_log = logging.getLogger("pkg.asgi")
+
+# Requests taken in one turn.  Few, so that the next look at the front comes within the millisecond after which its own
+# thread leads; the others wait in the queue, as they would here.
+MOST_AT_ONCE = 16
+
+
+class EventLoop:
+    """Serves an ASGI application in a thread of its own.
+
+    `addresses`: the scope's `server` for each listener.  `root_path`: the path under which a proxy publishes the
+    application.  `on_request`, `on_response`: called with each request before the application, and at the end of the
+    response.  `failed(request, client_address)`: called while what the application has raised is being handled.
+    `body_timeout`, `write_timeout`: of the front, in seconds.
+    """
+
+    def __init__(
+        self,
+        app: Callable[..., Any],
+        front: Front,
+        *,
+        addresses: Sequence[tuple[str, int | None]],
+        root_path: str = "",
+        lifespan: str = "auto",
+        on_request: Callable[[Request], object] | None = None,
+        on_response: Callable[[Request], object] | None = None,
+        failed: Callable[[Request, Any], object],
+        body_timeout: float = 30.0,
+        write_timeout: float = 30.0,
+    ) -> None:
+        self.loop: asyncio.AbstractEventLoop
+        self.thread = threading.Thread(target=self._run, name="event-loop", daemon=True)
+        self._app = app
+        self._front = front
+        self._scopes = [{"type": "http", "server": address} for address in addresses]
+        self._root_path = root_path
+        self._lifespan_mode = lifespan
+        self._on_request = on_request
+        self._on_response = on_response
+        self._failed = failed
+        self._write_timeout = write_timeout
+        self._look_every = min(1.0, body_timeout / 2, write_timeout / 2)
+        self._exchanges: set[HTTPExchange] = set()  # of requests whose task has not ended
+        self._watched: set[HTTPExchange] = set()  # those that wait for their client
+        self._error: BaseException | None = None  # why the start has failed
+        self._has_started = threading.Event()
+        self._selector = FrontSelector()
+        self._end: asyncio.Event
+        self._end_timeout = 0.0
+
+    # -------------------------------------------------------------- life
+
+    def start(self) -> None:
+        """Returns when the application has started.
+
+        Raises StartupError if it says that it cannot, and RuntimeError if no thread can be started.
+        """
+        self.thread.start()
+        self._has_started.wait()
+        if self._error is not None:
+            raise self._error
+
+    def open(self) -> None:
+        """Takes requests from now on."""
+        opened = threading.Event()
+
+        def attach() -> None:
+            self._selector.attach(self._front, self._serve)
+            opened.set()
+
+        self.loop.call_soon_threadsafe(attach)
+        opened.wait()
+
+    def end(self, timeout: float) -> None:
+        """Lets tasks finish, and the application shut down, in at most `timeout` seconds; then cancels what is left.
+
+        Returns when the thread has ended, or a little later than `timeout`.
+        """
+        if self.thread.ident is None:
+            return
+
+        def set_end() -> None:
+            self._end_timeout = timeout
+            self._end.set()
+
+        with contextlib.suppress(AttributeError, RuntimeError):  # it has not got so far, or has ended
+            self.loop.call_soon_threadsafe(set_end)
+        self.thread.join(timeout + 0.3)
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(self._selector)) as runner:
+                runner.run(self._main())
+        except BaseException as error:
+            if self._has_started.is_set():
+                _log.critical("the event loop has ended", exc_info=True)
+            self._error = error
+        finally:
+            self._has_started.set()
+
+    async def _main(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._end = asyncio.Event()
+        lifespan = Lifespan(self._app, self._lifespan_mode)
+        self._state = lifespan.state
+        end = asyncio.ensure_future(self._end.wait())
+        starts = asyncio.ensure_future(lifespan.startup())
+        await asyncio.wait((end, starts), return_when=asyncio.FIRST_COMPLETED)
+        if not starts.done():  # the end has been asked for meanwhile
+            starts.cancel()
+            return
+        starts.result()
+        self._has_started.set()
+        await end
+        try:
+            async with asyncio.timeout(self._end_timeout):
+                while tasks := [exchange.task for exchange in self._exchanges if exchange.task is not None]:
+                    await asyncio.wait(tasks)
+                await lifespan.shutdown()
+        except TimeoutError:
+            _log.warning("the application has not shut down in time")
+        # What asyncio.Runner cancels may never have run, and then does not give its connection back.
+        for exchange in self._exchanges:
+            exchange.finish()
+
+    # -------------------------------------------------------------- requests
+
+    def _serve(self, news: int) -> None:
+        """Called by the selector: tasks that are made here run in the same turn."""
+        front = self._front
+        for exchange in front.moved():
+            exchange.wake()
+        for request in front.accept(MOST_AT_ONCE):
+            exchange = HTTPExchange(request, self)
+            self._exchanges.add(exchange)
+            exchange.task = self.loop.create_task(self._handle(exchange))
+
+    async def _handle(self, exchange: HTTPExchange) -> None:
+        """The task of one request."""
+        request = exchange.request
+        try:
+            if self._on_request is not None:
+                self._on_request(request)
+            scope = exchange.scope(self._scopes[request.listener], self._root_path)
+            scope["state"] = self._state.copy()
+            await self._app(scope, exchange.receive, exchange.send)
+            if not exchange.has_ended and not exchange.has_left:
+                raise ResponseError("the application has returned without a complete response")
+        except asyncio.CancelledError:
+            if not exchange.has_ended:
+                _log.warning("%s %s: the task has been cancelled", request.method, request.target)
+            raise
+        except BaseException as error:  # SystemExit in the application ends the request and not the event loop
+            if exchange.has_left or (exchange.is_finished and not exchange.has_ended):
+                level = logging.DEBUG if isinstance(error, ClientDisconnected) else logging.INFO
+                _log.log(level, "%s %s: after the client had left: %r", request.method, request.target, error)
+            else:
+                self._failed(request, request.client_address)
+        finally:
+            exchange.finish()
+            self.on_end(exchange)
+            self._exchanges.discard(exchange)
+            exchange.task = None
+
+    def on_end(self, exchange: HTTPExchange) -> None:
+        """Called at the end of a response, and again at the end of the task."""
+        request, on_response = exchange.request, self._on_response
+        if on_response is not None and request.is_finished and not exchange.is_recorded:
+            exchange.is_recorded = True
+            try:
+                on_response(request)
+            except Exception:
+                _log.exception("%s %s: handling the end of the request failed", request.method, request.target)
+
+    # -------------------------------------------------------------- slow clients
+
+    def watch(self, exchange: HTTPExchange) -> None:
+        """Holds its client to the pace while it is waited for."""
+        if not self._watched:
+            self.loop.call_later(self._look_every, self._look, self.loop.time())
+        self._watched.add(exchange)
+
+    def _look(self, before: float) -> None:
+        now = self.loop.time()
+        # No client is to blame for the time in which the process was frozen, or the event loop was blocked.
+        waited = min(now - before, 2 * self._look_every)
+        for exchange in list(self._watched):
+            if not exchange.keep_pace(waited, self._write_timeout):
+                self._watched.discard(exchange)
+        if self._watched:
+            self.loop.call_later(self._look_every, self._look, now)

@@ -1,0 +1,118 @@
+"""Lifespan: tells an application of the start and the end, and keeps its state (the ASGI lifespan specification, 2.0).
+
+It does not know when they are; the event loop does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from pkg.errors import StartupError
+
+__all__ = ["Lifespan"]
+
+_log = logging.getLogger("pkg.asgi")
+
+
+class Phase(enum.Enum):
+    STARTING = "starting"
+    STARTED = "started"
+    STOPPING = "stopping"
+    ENDED = "ended"  # or there was none
+
+
+# The message that ends each phase, for better or worse, and what follows.
+_ANSWERS = {
+    "lifespan.startup.complete": (Phase.STARTING, Phase.STARTED),
+    "lifespan.startup.failed": (Phase.STARTING, Phase.ENDED),
+    "lifespan.shutdown.complete": (Phase.STOPPING, Phase.ENDED),
+    "lifespan.shutdown.failed": (Phase.STOPPING, Phase.ENDED),
+}
+
+
+class Lifespan:
+    """One call of the application for the whole process.
+
+    `mode`: `off` calls nothing; `on` insists on a lifespan; `auto` serves an application that has none.  `state`: what
+    the application has put into the scope's `state`, of which each request gets a copy.
+    """
+
+    def __init__(self, app: Callable[..., Any], mode: str) -> None:
+        self.state: dict[str, Any] = {}
+        self._app = app
+        self._mode = mode
+        self._phase = Phase.ENDED if mode == "off" else Phase.STARTING
+        self._failure: str | None = None  # the message of a failed startup or shutdown
+        self._has_received = False
+        self._changed = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def startup(self) -> None:
+        """Raises StartupError if the application says that it cannot start."""
+        if self._mode == "off":
+            return
+        self._task = asyncio.create_task(self._run(), name="lifespan")
+        await self._leaves(Phase.STARTING)
+        if self._phase is Phase.STARTED:
+            return
+        if self._failure is not None:
+            raise StartupError(f"the application's startup failed: {self._failure}".splitlines()[0])
+        error = self._task.exception() if self._task.done() and not self._task.cancelled() else None
+        if self._mode == "on":
+            reason = f"{type(error).__name__}: {error}" if error is not None else "it has returned without an answer"
+            raise StartupError(f"the application has no lifespan: {reason}".splitlines()[0]) from error
+        # The specification lets an application without a lifespan raise whatever it likes.
+        if error is not None and self._has_received:
+            _log.warning("serving without a lifespan: the application's startup raised", exc_info=error)
+        else:
+            _log.info("the application has no lifespan")
+
+    async def shutdown(self) -> None:
+        """Waits for the application to shut down; logs why it did not."""
+        if self._phase is not Phase.STARTED or self._task is None:
+            return
+        self._phase = Phase.STOPPING
+        self._stopping.set()
+        if not self._task.done():
+            await self._leaves(Phase.STOPPING)
+        if self._failure is not None:
+            _log.error("the application's shutdown failed: %s", self._failure)
+        elif self._task.done() and not self._task.cancelled() and (error := self._task.exception()) is not None:
+            _log.error("the application's shutdown raised", exc_info=error)
+
+    async def _leaves(self, phase: Phase) -> None:
+        """Waits until this phase has ended, or the call of the application has."""
+        assert self._task is not None
+        while self._phase is phase and not self._task.done():
+            self._changed.clear()
+            changed = asyncio.ensure_future(self._changed.wait())
+            try:
+                await asyncio.wait((changed, self._task), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                changed.cancel()
+
+    async def _run(self) -> None:
+        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
+        await self._app(scope, self._receive, self._send)
+
+    async def _receive(self) -> dict[str, Any]:
+        if not self._has_received:
+            self._has_received = True
+            return {"type": "lifespan.startup"}
+        await self._stopping.wait()
+        return {"type": "lifespan.shutdown"}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        kind = message.get("type")
+        of, following = _ANSWERS.get(str(kind), (None, Phase.ENDED))
+        if of is not self._phase:
+            raise RuntimeError(f"the message {kind!r} is not expected while the lifespan is {self._phase.value}")
+        if str(kind).endswith(".failed"):
+            self._failure = str(message.get("message", "")) or "no reason given"
+        self._phase = following
+        self._changed.set()
