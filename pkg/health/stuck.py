@@ -1,4 +1,4 @@
-"""When all workers count as stuck.
+"""When all workers, or the event loop, count as stuck.
 
 It only looks at the front's counters; liveness fails by what it says.
 """
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["StuckWorkers"]
+__all__ = ["StuckEventLoop", "StuckWorkers"]
 
 
 class StuckWorkers:
@@ -34,3 +34,21 @@ class StuckWorkers:
             f"all {self._threads} worker threads have been busy with their requests for more than {self._timeout:g} s, "
             "and none has finished"
         )
+
+
+class StuckEventLoop:
+    """Detects that the event loop of an ASGI application has been in the same turn for more than `timeout` seconds."""
+
+    def __init__(self, front: Any, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._front, self._timeout, self._clock = front, timeout, clock
+        self._looks = -1
+        self._since = clock()
+
+    def __call__(self) -> str | None:
+        """The reason if it is blocked now, otherwise None.  Call it about once a second."""
+        looks, now = self._front.eventloop_looks, self._clock()
+        if looks < 0 or looks != self._looks:
+            self._looks, self._since = looks, now
+        if now - self._since <= self._timeout:
+            return None
+        return f"the event loop has been blocked for more than {self._timeout:g} s"

@@ -86,6 +86,13 @@ class Listener:
         self._inode = os.fstat(sock.fileno()).st_ino
         self._file: _File | None = None
 
+    @property
+    def address(self) -> tuple[str, int | None]:
+        """For the `server` of ASGI: host and port, or the path of a Unix socket and None."""
+        if self.socket.family == socket.AF_UNIX:
+            return os.fsdecode(self.socket.getsockname()), None
+        return self.host
+
     def __repr__(self) -> str:
         return f"<Listener {self.name}>"
 

@@ -65,9 +65,7 @@ def _check(app: Any) -> None:
     inner: Any = app.func if isinstance(app, functools.partial) else app
     code = getattr(inner, "__code__", None) or getattr(inner.__call__, "__code__", None)
     if code is not None and code.co_flags & CO_COROUTINE:
-        raise StartupError(
-            "the application is asynchronous (ASGI); this server hosts WSGI callables and handler classes"
-        )
+        raise StartupError("the application is asynchronous (ASGI), but the interface is set to wsgi")
     if isinstance(app, FunctionType) and not app.__code__.co_flags & CO_VARARGS:
         most = app.__code__.co_argcount
         if not most - len(app.__defaults__ or ()) <= 2 <= most:

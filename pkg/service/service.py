@@ -40,6 +40,7 @@ from pkg.settings.kinds import parse_address
 if TYPE_CHECKING:
     from pkg.admin.listener import Admin
     from pkg.admin.pages import Pages
+    from pkg.asgi.eventloop import EventLoop
     from pkg.database.database import Database
     from pkg.diagnostics.metrics import Listening
     from pkg.diagnostics.snapshot import Status
@@ -64,6 +65,7 @@ class Service:
         self.signals = Signals()
         self.lifecycle = Lifecycle()
         self.server: Server | None = None
+        self.eventloop: EventLoop | None = None
         self.database: Database | None = None
         self.checker: Checker | None = None
         self.admin: Admin | None = None
@@ -211,6 +213,7 @@ class Service:
             signal.SIGUSR1,
             s.drain_delay + s.drain_timeout + GIVE_UP,
         )
+        self._stuck: Callable[[], str | None] = StuckWorkers(front, s.threads, s.stuck_timeout, clock=front.clock)
         notices: list[Callable[[], None]] = [_Unspooled(front)]
         if self.notify is not None:
             notices.insert(0, self.notify)  # the others might fail
@@ -225,7 +228,7 @@ class Service:
             root=not s.app,
             liveness_path=s.liveness_path,
             readiness_path=s.readiness_path,
-            stuck=StuckWorkers(front, s.threads, s.stuck_timeout, clock=front.clock) if s.stuck_timeout else None,
+            stuck=(lambda: self._stuck()) if s.stuck_timeout else None,
             last_words=self._last_words,
             notices=notices,
             clock=front.clock,
@@ -262,7 +265,10 @@ class Service:
         self.signals.keep()
         for make in api.early_checks:
             self.checker.add(make())
-        server.host(handler)
+        if self.eventloop is None:
+            server.host(handler)
+        else:
+            self.eventloop.open()
         self.checker.startup_done()
 
     def _end_child(self, error: BaseException | None) -> None:
@@ -273,24 +279,49 @@ class Service:
             end(error)
 
     def _handler(self) -> Any:
-        from socketserver import BaseRequestHandler
-
-        from pkg.http.wsgi import Application
+        from pkg.service.interface import interface_of
         from pkg.service.loader import load
 
         if not self.settings.app:
             return _no_application
         app = load(self.settings.app)
-        inner = app.func if isinstance(app, functools.partial) else app
-        if isinstance(inner, type) and issubclass(inner, BaseRequestHandler):
+        interface = interface_of(app) if self.settings.interface == "auto" else self.settings.interface
+        if interface == "handler":
             if self.settings.script_name:
                 _log.warning("ignoring script_name: APP is a handler class, which gets each path as it was sent")
             return app
         if self.settings.health_on_main:
             self._tell_of_shadows(app)
         assert self.server is not None
+        if interface == "asgi":
+            self._start_eventloop(app)
+            return None
+        from pkg.http.wsgi import Application
+
         (name, port), *others = (listener.host for listener in self.server.listeners)
         return Application(app, name=name, port=port, others=others, script_name=self.settings.script_name)
+
+    def _start_eventloop(self, app: Any) -> None:
+        """Returns when the application has started."""
+        from pkg.asgi.eventloop import EventLoop
+        from pkg.health.stuck import StuckEventLoop
+
+        s, server = self.settings, self.server
+        assert server is not None and server.front is not None
+        self.eventloop = EventLoop(
+            app,
+            server.front,
+            addresses=[listener.address for listener in server.listeners],
+            root_path=s.script_name,
+            lifespan=s.lifespan,
+            on_request=server.on_request,
+            on_response=server.on_response,
+            failed=server.handle_error,
+            body_timeout=s.body_timeout,
+            write_timeout=s.write_timeout,
+        )
+        self._stuck = StuckEventLoop(server.front, s.stuck_timeout, clock=server.front.clock)
+        self.eventloop.start()
 
     def _tell_of_shadows(self, app: Any) -> None:
         from pkg.service.routes import own_routes
@@ -341,7 +372,7 @@ class Service:
         return Status(
             front=self.server.front,
             threads=s.threads,
-            alive=lambda: self.server.stuck_workers if self.server is not None else 0,
+            alive=self._stuck_threads,
             lifecycle=self.lifecycle,
             checker=self.checker,
             database=lambda: self.database,
@@ -387,7 +418,7 @@ class Service:
             timeout=s.drain_timeout,
             say=self._last_words,
         )
-        self._close_parts()
+        self._close_parts(self.signals.at + s.drain_delay + s.drain_timeout - time.monotonic())
         _has_lasting_threads()
         drained.log()
         return drained.aborted
@@ -400,7 +431,7 @@ class Service:
             self._abort()
         if self.admin is not None:
             self.admin.close()
-        stuck = self.server.stuck_workers if self.server is not None else 0
+        stuck = self._stuck_threads()
         self.logs.close()
         self.signals.close()
         if is_drained and stuck:
@@ -409,8 +440,18 @@ class Service:
             sys.stderr.flush()
             os._exit(1)
 
-    def _close_parts(self) -> None:
-        """Takes at most 1.3 s, whatever hangs: less than GIVE_UP, so that the summary is logged."""
+    def _stuck_threads(self) -> int:
+        """The number of threads that serve requests and have not ended."""
+        workers = self.server.stuck_workers if self.server is not None else 0
+        return workers + (self.eventloop is not None and self.eventloop.thread.is_alive())
+
+    def _close_parts(self, left: float = 0.0) -> None:
+        """Takes at most 1.3 s, whatever hangs: less than GIVE_UP, so that the summary is logged.
+
+        Only an ASGI application may take longer to shut down, as long as there are `left` seconds of the drain.
+        """
+        if self.eventloop is not None:
+            self.eventloop.end(max(0.0, left))
         if self.checker is not None:
             self.checker.stop()
         if self.notify is not None:

@@ -103,16 +103,27 @@ class Settings:
     app = Setting(
         APP,
         "",
-        "Application to serve, as module:attribute (a WSGI callable or an http.server handler class), module:factory() "
-        "or package.module (its application or app). Without it only the health pages are served.",
+        "Application to serve, as module:attribute (a WSGI or ASGI callable, or an http.server handler class), "
+        "module:factory() or package.module (its application or app). Without it only the health pages are served.",
         flag="APP",
         basic=True,
+    )
+    interface = Setting(
+        choice("auto", "wsgi", "asgi", "handler"),
+        "auto",
+        "Interface of the application. auto means asgi for a coroutine function and for what takes three arguments.",
+    )
+    lifespan = Setting(
+        choice("auto", "on", "off"),
+        "auto",
+        "Whether an ASGI application is told of its start and end. auto serves one that does not want to be told; with "
+        "on, the process exits with 3 instead.",
     )
     script_name = Setting(
         PATH_PREFIX,
         "",
-        "URL path under which a proxy publishes the WSGI application. It is removed "
-        "from a request's path if the proxy has not removed it.",
+        "URL path under which a proxy publishes the application, whether the proxy removes it or not. "
+        "It is SCRIPT_NAME of WSGI and root_path of ASGI.",
         environment="SCRIPT_NAME",
     )
     reload = Setting(

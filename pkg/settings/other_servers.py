@@ -16,7 +16,7 @@ _WORKERS = "one process serves requests, in PKG_THREADS threads; for more cores 
 _TLS = "no counterpart: let a proxy in front terminate TLS"
 _ADDRESS = "HOST and PORT, or PKG_LISTEN for several addresses, unix:PATH and fd:N"
 _PROXIES = "PKG_TRUSTED_PROXIES"
-_ASGI = "no counterpart: applications are WSGI callables or handler classes"
+_ASGI = "no counterpart: there is one event loop, asyncio's, and no WebSocket"
 _FORM = "APP is module:attribute, or module:factory() for a factory"
 _FOLDER = "modules are imported from the current directory and PYTHONPATH"
 _PLATFORM = "no counterpart: the platform that starts the process (a container, systemd) decides this"
@@ -61,7 +61,7 @@ _INSTEAD: dict[str, str] = {
     # uvicorn
     "--uds": "PKG_LISTEN, as unix:PATH",
     "--fd": "PKG_LISTEN, as fd:N",
-    **dict.fromkeys(("--loop", "--http", "--ws", "--lifespan", "--interface"), _ASGI),
+    **dict.fromkeys(("--loop", "--http", "--ws"), _ASGI),
     "--root-path": "SCRIPT_NAME",
     "--proxy-headers": _PROXIES,
     "--factory": _FORM,

@@ -53,6 +53,8 @@ def test_defaults_are_those_of_the_contract() -> None:
         "health": "",
         "health_on_main": "true",
         "app": "",
+        "interface": "auto",
+        "lifespan": "auto",
         "script_name": "",
         "reload": "false",
         "threads": "8",

@@ -1,0 +1,198 @@
+"""An ASGI application in the whole service: start, end, and health pages while its event loop is blocked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from tests.support.client import SLOWNESS, Connection, get, wait_for
+from tests.support.processes import Process, ask, free_port, running
+
+APPLICATION = """
+import asyncio, os, time
+
+PLAIN = [(b"content-type", b"text/plain")]
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        print("starting", flush=True)
+        if "SLOW_START" in os.environ:
+            await asyncio.sleep(60)
+        if "FAIL" in os.environ:
+            await send({"type": "lifespan.startup.failed", "message": "no such queue"})
+            return
+        scope["state"]["name"] = "pool"
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await asyncio.sleep(float(os.environ.get("SLOW_END", "0")))
+        print("shut down", flush=True)
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    path, _, seconds = scope["path"][1:].partition("/")
+    body = scope["state"]["name"].encode()
+    if path == "wait":
+        await asyncio.sleep(float(seconds))
+    elif path == "block":
+        time.sleep(float(seconds))
+    elif path == "left":
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        print("left", flush=True)
+        return
+    elif path == "server":
+        body = repr(scope["server"]).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": PLAIN})
+    await send({"type": "http.response.body", "body": body})
+    if path == "after":
+        await asyncio.sleep(float(seconds))
+        print("afterwards", flush=True)
+"""
+
+
+class Printing(Process):
+    """Its application prints lines of its own between the records."""
+
+    def lines(self) -> list[dict[str, Any]]:
+        lines = self._out.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
+
+    def printed(self) -> list[str]:
+        return [line for line in self._out.read_text().splitlines() if not line.startswith("{")]
+
+    def everything(self) -> str:
+        return self._out.read_text() + self._err.read_text()
+
+
+def served(
+    directory: Path, *arguments: str, ready: bool = True, **environ: str
+) -> contextlib.AbstractContextManager[Printing]:
+    found = running(directory, APPLICATION, *arguments, ready=ready, kind=Printing, PKG_ADMIN="off", **environ)
+    return cast("contextlib.AbstractContextManager[Printing]", found)
+
+
+def end(process: Process) -> int:
+    return process.stop(signal.SIGTERM, 15 * SLOWNESS)
+
+
+def test_start_requests_and_end(tmp_path: Path) -> None:
+    """The end of the application comes after the last request, and what it does after a response."""
+    with served(tmp_path) as process, Connection(process.address) as c:
+        answer = c.request("GET", "/")
+        assert (answer.status, answer.body) == (200, b"pool")
+        assert answer.header("x-request-id")
+        wait_for(lambda: any(line.get("logger") == "pkg.access" for line in process.lines()))
+        (record,) = (line for line in process.lines() if line.get("logger") == "pkg.access")
+        assert record["request_id"] == answer.header("x-request-id")
+        assert get(process.address, "/after/0.3").status == 200
+        threading.Thread(target=get, args=(process.address, "/wait/0.5"), daemon=True).start()
+        time.sleep(0.2)
+        assert end(process) == 0
+        assert process.printed() == ["starting", "afterwards", "shut down"]
+        assert any("1 served while draining, 0 aborted" in text for text in process.messages())
+
+
+def test_a_failed_startup_is_exit_3_with_its_message(tmp_path: Path) -> None:
+    with served(tmp_path, ready=False, FAIL="1") as process:
+        assert process.process.wait(15 * SLOWNESS) == 3
+        assert "the application's startup failed: no such queue" in process.everything()
+
+
+def test_without_a_lifespan_the_setting_decides(tmp_path: Path) -> None:
+    source = "async def app(scope, receive, send):\n    assert scope['type'] == 'http'\n"
+    with running(tmp_path, source, "--lifespan", "on", ready=False, PKG_ADMIN="off") as process:
+        assert process.process.wait(15 * SLOWNESS) == 3
+        assert any("the application has no lifespan" in text for text in [*process.messages(), process.errors()])
+    with running(tmp_path, source, PKG_ADMIN="off") as process:
+        assert "the application has no lifespan" in process.messages()
+        assert get(process.address, "/").status == 500  # it returns nothing
+        assert end(process) == 0
+
+
+def test_sigterm_ends_a_startup_that_hangs(tmp_path: Path) -> None:
+    port = free_port()
+    with served(tmp_path, ready=False, SLOW_START="1", PORT=str(port), PKG_DRAIN_TIMEOUT="2s") as process:
+        wait_for(lambda: "starting" in process.printed(), 15)
+        assert ask(("127.0.0.1", port), "/healthz")[0] == 200
+        assert ask(("127.0.0.1", port), "/readyz")[0] == 503
+        began = time.monotonic()
+        assert end(process) == 0
+        assert time.monotonic() - began < 5 * SLOWNESS
+
+
+def test_a_shutdown_that_hangs_ends_with_the_drain(tmp_path: Path) -> None:
+    with served(tmp_path, SLOW_END="60", PKG_DRAIN_TIMEOUT="1s") as process:
+        began = time.monotonic()
+        end(process)
+        assert time.monotonic() - began < 5 * SLOWNESS
+        assert "the application has not shut down in time" in process.messages()
+
+
+def test_probes_are_answered_while_the_event_loop_is_blocked(tmp_path: Path) -> None:
+    with served(tmp_path) as process:
+        blocked = threading.Thread(target=get, args=(process.address, "/block/1.5"), daemon=True)
+        blocked.start()
+        time.sleep(0.1)
+        times = []
+        while blocked.is_alive():
+            began = time.monotonic()
+            assert ask(process.address, "/healthz")[0] == 200
+            times.append(time.monotonic() - began)
+            time.sleep(0.01)
+        times.sort()
+        assert len(times) > 50 and times[len(times) // 2] < 0.02 * SLOWNESS
+        assert get(process.address, "/").body == b"pool"
+        assert end(process) == 0
+
+
+@pytest.mark.slow
+def test_a_blocked_event_loop_counts_as_stuck(tmp_path: Path) -> None:
+    """Requests that wait for something else do not, however many they are."""
+    with served(tmp_path, PKG_STUCK_TIMEOUT="1s", PKG_THREADS="1") as process:
+        for target, status in (("/wait/2.5", 200), ("/block/2.5", 503)):
+            waits = threading.Thread(target=get, args=(process.address, target), daemon=True)
+            waits.start()
+            seen = set()
+            while waits.is_alive():
+                seen.add(ask(process.address, "/healthz")[0])
+                time.sleep(0.05)
+            assert (503 in seen) == (status == 503), target
+        assert any("the event loop has been blocked for more than 1 s" in text for text in process.messages())
+        wait_for(lambda: ask(process.address, "/healthz")[0] == 200)
+        assert end(process) == 0
+
+
+def test_the_application_is_told_that_a_client_has_left(tmp_path: Path) -> None:
+    with served(tmp_path) as process:
+        c = Connection(process.address)
+        c.send(b"GET /left HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(0.1)
+        c.close()
+        wait_for(lambda: "left" in process.printed())
+        assert end(process) == 0
+
+
+def test_the_deadline_of_the_drain_tells_streams_to_end(tmp_path: Path) -> None:
+    with served(tmp_path, PKG_DRAIN_TIMEOUT="1s") as process, Connection(process.address) as c:
+        c.send(b"GET /left HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(0.1)
+        assert end(process) == 1
+        assert "left" in process.printed() and "shut down" in process.printed()
+
+
+@pytest.mark.parametrize(("interface", "code"), [("wsgi", 3), ("asgi", 0)])
+def test_the_setting_decides_what_an_application_is(tmp_path: Path, interface: str, code: int) -> None:
+    with served(tmp_path, "--interface", interface, ready=code == 0) as process:
+        if code == 0:
+            assert get(process.address, "/server").body == repr(process.address).encode()
+            assert end(process) == 0
+        else:
+            assert process.process.wait(15 * SLOWNESS) == code
+            assert "the interface is set to wsgi" in process.everything()
