@@ -1,4 +1,4 @@
-"""The pages of tests/http/test_frameworks.py in Django."""
+"""The pages of tests/http/test_frameworks.py in Django, as WSGI and as ASGI."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ urlpatterns = [
 ]
 
 
-def create_app() -> Any:
+def _configure() -> None:
     settings.configure(
         ALLOWED_HOSTS=["*"],
         DATA_UPLOAD_MAX_MEMORY_SIZE=100 << 20,
@@ -117,4 +117,15 @@ def create_app() -> Any:
         USE_TZ=True,
     )
     django.setup()
+
+
+def create_app() -> Any:
+    _configure()
     return get_wsgi_application()
+
+
+def create_asgi() -> Any:
+    from django.core.asgi import get_asgi_application
+
+    _configure()
+    return get_asgi_application()

@@ -1,0 +1,87 @@
+"""The pages of tests/asgi/test_frameworks.py with Starlette."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.routing import Mount, Route
+
+events: list[str] = []
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: Any) -> AsyncIterator[dict[str, Any]]:
+    yield {"name": "starlette"}
+
+
+async def hello(request: Request) -> PlainTextResponse:
+    return PlainTextResponse(f"hello from {request.state.name} at {request.url.path}")
+
+
+async def upload(request: Request) -> JSONResponse:
+    """Reads the body as it comes."""
+    size, digest = 0, hashlib.sha256()
+    async for part in request.stream():
+        size += len(part)
+        digest.update(part)
+    return JSONResponse({"size": size, "sha256": digest.hexdigest()})
+
+
+async def sse(request: Request) -> StreamingResponse:
+    """Server-sent events without an end."""
+
+    async def parts() -> AsyncIterator[str]:
+        events.append("begun")
+        try:
+            for number in range(1000):
+                yield f"data: {number}\n\n"
+                await asyncio.sleep(0.01)
+        finally:
+            events.append("ended")
+
+    return StreamingResponse(parts(), media_type="text/event-stream")
+
+
+async def background(request: Request) -> PlainTextResponse:
+    async def later() -> None:
+        await asyncio.sleep(0.1)
+        events.append("background")
+
+    return PlainTextResponse("at once", background=BackgroundTask(later))
+
+
+async def told(request: Request) -> JSONResponse:
+    return JSONResponse(events)
+
+
+async def fails(request: Request) -> PlainTextResponse:
+    raise ValueError("no")
+
+
+class Stamp(BaseHTTPMiddleware):
+    async def dispatch(self, request: Request, call_next: Any) -> Any:
+        response = await call_next(request)
+        response.headers["x-stamp"] = "stamped"
+        return response
+
+
+pages = [
+    Route("/", hello),
+    Route("/upload", upload, methods=["POST"]),
+    Route("/sse", sse),
+    Route("/background", background),
+    Route("/events", told),
+    Route("/fails", fails),
+]
+app = Starlette(routes=[*pages, Mount("/mounted", routes=pages)], lifespan=lifespan, middleware=[Middleware(Stamp)])
+plain = Starlette(routes=pages, lifespan=lifespan)
