@@ -186,9 +186,12 @@ static int longest_turn(front *f, int64_t until)
 }
 
 /* Runs the loop until there is something to do for the caller.  Turns that only answer probes, or read parts of requests, do
- * not end it, so they do not need the interpreter. */
-static unsigned lead_for_eventloop(front *f, int64_t until, unsigned news)
+ * not end it, so they do not need the interpreter.  What there is to do is asked as the leader: until then another thread may
+ * have added to it, without a ring, because the event loop was not asleep. */
+static unsigned lead_for_eventloop(front *f, int64_t until)
 {
+    unsigned news = handoff_news(f, false);
+
     do {
         if ((f->leader.error = loop_turn(f, news != 0 ? 0 : longest_turn(f, until), HANDOFF_TAKING)) != FRONT_OK)
             break;
@@ -202,7 +205,7 @@ static unsigned lead_for_eventloop(front *f, int64_t until, unsigned news)
 unsigned leader_wait(front *f, int64_t timeout)
 {
     int64_t until = timeout < 0 ? INT64_MAX : timeout == 0 ? 0 : clock_now() + timeout;
-    unsigned news = f->foreign ? 0 : handoff_news(f, false);
+    unsigned news = 0;
 
     if (f->foreign)
         return FRONT_OTHERS;
@@ -210,7 +213,7 @@ unsigned leader_wait(front *f, int64_t timeout)
     if (atomic_load(&f->stage) != FRONT_STOPPED && pthread_mutex_trylock(&f->leader.lead) == 0) {
         bool leads = f->leader.error == FRONT_OK && eventloop_lead(f);
         if (leads)
-            news = lead_for_eventloop(f, until, news);
+            news = lead_for_eventloop(f, until);
         eventloop_return(f);
         leads = leads && f->leader.error == FRONT_OK;
         pthread_mutex_unlock(&f->leader.lead);
@@ -218,7 +221,7 @@ unsigned leader_wait(front *f, int64_t timeout)
             return news;
     }
     /* Another thread leads, or nobody does any more. */
-    if (news == 0 && timeout != 0 && (news = handoff_news(f, true)) == 0) {
+    if ((news |= handoff_news(f, timeout != 0)) == 0 && timeout != 0) {
         eventloop_sleep(f, time_left(until));
         news = handoff_news(f, false);
     }

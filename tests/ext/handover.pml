@@ -9,6 +9,10 @@
  * Checked: whatever the order of the steps, all requests are answered.  A request that nobody would look at again leaves all
  * processes blocked, which Spin reports as an invalid end state.  Three rules can be taken away, to show that the check would
  * notice: NO_PENDING, NO_PIPELINE, NO_SECOND_LOOK.
+ *
+ * With EVENTLOOP an event loop serves in place of the workers (eventloop.h).  Each request then has a second part, which may
+ * come at any time after its head, and for which the event loop must not wait with its other requests.  Of its rules, five can
+ * be taken away: NO_SEEN, NO_TOLD, NO_ROUSE, NO_RECHECK, NO_FRESH_NEWS.
  */
 #ifndef CLIENTS
 #define CLIENTS 2
@@ -42,6 +46,41 @@ bool reported[CLIENTS];        /* events of this turn */
 bool flush_batch;              /* the second look has made a batch: the next turn does not wait (loop_timeout) */
 bool tell[WORKERS];            /* a worker will ring */
 
+#ifdef EVENTLOOP
+mtype = { BUSY, LEADING, ASLEEP };
+byte parts[CLIENTS];           /* second parts that have arrived and were not read */
+bool seen[CLIENTS];            /* M: an edge since the event loop last asked */
+bool wanted[CLIENTS];          /* M: the event loop waits for one */
+bool moved[CLIENTS];           /* M: it is to be told of one */
+mtype doing = BUSY;            /* the event loop; M */
+bool wake;                     /* its eventfd */
+#define HAS_MOVED (moved[0] || moved[CLIENTS - 1])
+#define ANY_EVENTLOOP_NEWS (len(ready) > 0 || HAS_MOVED)
+
+inline rouse() {               /* eventloop_rouse(), with the mutex held, and the ring after it */
+#ifndef NO_ROUSE
+    if
+    :: doing == ASLEEP -> doing = BUSY; wake = true
+    :: else
+    fi
+#else
+    skip
+#endif
+}
+
+inline note(c) {               /* eventloop_note() */
+    seen[c] = true;
+    if
+#ifdef NO_TOLD
+    :: owner[c] == TAKEN && wanted[c] -> wanted[c] = false
+#else
+    :: owner[c] == TAKEN && wanted[c] -> wanted[c] = false; moved[c] = true; rouse()
+#endif
+    :: else
+    fi
+}
+#endif
+
 inline rouse_one() {           /* pop_idle(): any of them, which allows more than the stack does */
     if
     :: n_idle > 0 && asleep[0] && !woken[0] -> woken[0] = true
@@ -60,7 +99,13 @@ inline read_socket(c) {        /* conn_readable(), proceed(): one request at a t
     in_buffer[c] = in_buffer[c] + in_socket[c];
     in_socket[c] = 0;
     if
-    :: in_buffer[c] > 0 -> in_buffer[c]--; pending[c] = false; batch[c] = true
+    :: in_buffer[c] > 0 ->
+        in_buffer[c]--;
+        pending[c] = false;
+#ifdef EVENTLOOP
+        seen[c] = false;
+#endif
+        batch[c] = true
     :: else
     fi
 }
@@ -94,7 +139,12 @@ inline on_events() {           /* each event by itself: a worker may return the 
         atomic {
             if
             :: reported[e] && owner[e] == LOOP && !batch[e] -> reported[e] = false; read_socket(e)
-            :: reported[e] && !(owner[e] == LOOP && !batch[e]) -> reported[e] = false; pending[e] = true
+            :: reported[e] && !(owner[e] == LOOP && !batch[e]) ->
+                reported[e] = false;
+                pending[e] = true;
+#ifdef EVENTLOOP
+                note(e)
+#endif
             :: else
             fi;
             e++
@@ -121,6 +171,12 @@ inline hand_over(taking) {      /* handoff_pass() */
         :: !(taking) && nempty(ready) && n_idle > 0 && ((relaxed && n_taken > 0) || n_woken > 0) /* or not yet */
         :: taking || empty(ready) || n_idle == 0
         fi;
+#ifdef EVENTLOOP
+        if
+        :: nempty(ready) -> rouse()
+        :: empty(ready)
+        fi;
+#endif
         look = n_returned > 0
     };
 #ifndef NO_SECOND_LOOK
@@ -170,7 +226,11 @@ active [CLIENTS] proctype client() {
     byte sent = 0;
 
     do
-    :: sent < REQUESTS -> atomic { in_socket[_pid]++; edge[_pid] = true; sent++ }
+    :: sent < REQUESTS ->
+        atomic { in_socket[_pid]++; edge[_pid] = true; sent++ };
+#ifdef EVENTLOOP
+        atomic { parts[_pid]++; edge[_pid] = true }
+#endif
     :: sent == REQUESTS -> break
     od
 }
@@ -220,6 +280,7 @@ inline pop_ready() {
     fi
 }
 
+#ifndef EVENTLOOP
 active [WORKERS] proctype worker() {
     byte k, e, c, me = _pid - CLIENTS - 1;
     bool look, got;
@@ -272,3 +333,89 @@ active [WORKERS] proctype worker() {
         fi
     od
 }
+#else
+
+inline finish(c) {             /* front_finish(): the ownership ends in the same step as what the event loop waits for */
+    atomic {
+        owner[c] = RETURNED;
+        wanted[c] = false;
+        moved[c] = false;
+        n_returned++;
+        n_taken--;
+        answered++;
+        tell[0] = in_buffer[c] > 0 || pending[c]
+    };
+    if
+    :: tell[0] -> ring = true
+    :: else
+    fi
+}
+
+inline go_on(c) {              /* a task: reads, and without the second part says that it waits */
+    waits = false;
+    do
+    :: waits -> break
+    :: !waits ->
+        if
+        :: atomic { parts[c] > 0 -> parts[c]-- }; finish(c); waits = true
+        :: atomic { parts[c] == 0 -> skip };   /* -EAGAIN; the part may come before the next step */
+            atomic {           /* front_await() */
+#ifndef NO_SEEN
+                if
+                :: seen[c] -> seen[c] = false
+                :: !seen[c] -> wanted[c] = true; waits = true
+                fi
+#else
+                wanted[c] = true;
+                waits = true
+#endif
+            }
+        fi
+    od
+}
+
+active proctype eventloop() {
+    byte k, e, c;
+    bool look, news, waits;
+
+    do
+    :: answered == ALL -> break
+    :: answered < ALL ->
+        progress = true;       /* it looks */
+        atomic { news = ANY_EVENTLOOP_NEWS };
+        if
+        :: atomic { !lead -> lead = true; doing = LEADING };
+#ifndef NO_FRESH_NEWS
+            atomic { news = ANY_EVENTLOOP_NEWS };
+#endif
+            do
+            :: turn(!news, true);
+                atomic { news = ANY_EVENTLOOP_NEWS };
+                if
+                :: news || answered == ALL -> break
+                :: !news && answered < ALL
+                fi
+            od;
+            doing = BUSY;
+            lead = false
+        :: atomic { lead -> skip };
+            if
+#ifdef NO_RECHECK
+            :: atomic { !news -> doing = ASLEEP };
+#else
+            :: atomic { !ANY_EVENTLOOP_NEWS -> doing = ASLEEP };
+#endif
+                wake || answered == ALL;
+                atomic { wake = false; doing = BUSY }
+            :: atomic { ANY_EVENTLOOP_NEWS -> skip }
+            fi
+        fi;
+        do
+        :: atomic { moved[0] -> moved[0] = false; c = 0 }; go_on(c)
+        :: atomic { moved[CLIENTS - 1] -> moved[CLIENTS - 1] = false; c = CLIENTS - 1 }; go_on(c)
+        :: atomic { nempty(ready) -> ready ? c; owner[c] = TAKEN; wanted[c] = false; n_taken++ }; go_on(c)
+        :: atomic { !ANY_EVENTLOOP_NEWS -> break }
+        od
+    od
+}
+#endif

@@ -1,4 +1,4 @@
-"""The hand-over of connections between the loop and the workers, in every order of its steps (Spin, handover.pml)."""
+"""The hand-over of connections between the loop and who serves, in every order of its steps (Spin, handover.pml)."""
 
 from __future__ import annotations
 
@@ -39,6 +39,19 @@ def check(folder: Path, **definitions: int) -> tuple[int, str]:
 def test_each_request_is_answered(tmp_path: Path, clients: int, requests: int, workers: int) -> None:
     errors, report = check(tmp_path, CLIENTS=clients, REQUESTS=requests, WORKERS=workers)
     assert errors == 0, report
+
+
+@pytest.mark.parametrize(("clients", "requests"), [(1, 2), (2, 1)])
+def test_each_request_is_answered_by_an_event_loop(tmp_path: Path, clients: int, requests: int) -> None:
+    errors, report = check(tmp_path, EVENTLOOP=1, CLIENTS=clients, REQUESTS=requests, WORKERS=1)
+    assert errors == 0, report
+
+
+@pytest.mark.parametrize("without", ["NO_SEEN", "NO_TOLD", "NO_ROUSE", "NO_RECHECK", "NO_FRESH_NEWS"])
+def test_a_rule_of_the_event_loop_less_would_be_noticed(tmp_path: Path, without: str) -> None:
+    errors, report = check(tmp_path, EVENTLOOP=1, CLIENTS=1, REQUESTS=2, WORKERS=1, **{without: 1})
+    assert errors > 0, report
+    assert "invalid end state" in report
 
 
 @pytest.mark.parametrize("without", ["NO_PENDING", "NO_PIPELINE", "NO_SECOND_LOOK"])
