@@ -14,6 +14,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from pkg.asgi.exchange import HTTPExchange
@@ -89,15 +90,18 @@ class EventLoop:
             raise self._error
 
     def open(self) -> None:
-        """Takes requests from now on."""
-        opened = threading.Event()
+        """Takes requests from now on.  Raises OSError if there is no descriptor left for it."""
+        opened: Future[None] = Future()
 
         def attach() -> None:
-            self._selector.attach(self._front, self._serve)
-            opened.set()
+            try:
+                self._selector.attach(self._front, self._serve)
+                opened.set_result(None)
+            except OSError as error:
+                opened.set_exception(error)
 
         self.loop.call_soon_threadsafe(attach)
-        opened.wait()
+        opened.result()
 
     def end(self, timeout: float) -> None:
         """Lets tasks finish, and the application shut down, in at most `timeout` seconds; then cancels what is left.
@@ -172,23 +176,39 @@ class EventLoop:
             scope = exchange.scope(self._scopes[request.listener], self._root_path)
             scope["state"] = self._state.copy()
             await self._app(scope, exchange.receive, exchange.send)
-            if not exchange.has_ended and not exchange.has_left:
+            if not (exchange.has_ended or exchange.has_left or self._front.is_foreign):
                 raise ResponseError("the application has returned without a complete response")
-        except asyncio.CancelledError:
-            if not exchange.has_ended:
-                _log.warning("%s %s: the task has been cancelled", request.method, request.target)
-            raise
         except BaseException as error:  # SystemExit in the application ends the request and not the event loop
+            if self._is_cancelled(error):
+                if not exchange.has_ended:
+                    _log.warning("%s %s: the task has been cancelled", request.method, request.target)
+                raise
+            self._end_child(error)
             if exchange.has_left or (exchange.is_finished and not exchange.has_ended):
                 level = logging.DEBUG if isinstance(error, ClientDisconnected) else logging.INFO
                 _log.log(level, "%s %s: after the client had left: %r", request.method, request.target, error)
             else:
                 self._failed(request, request.client_address)
+        else:
+            self._end_child(None)
         finally:
             exchange.finish()
             self.on_end(exchange)
             self._exchanges.discard(exchange)
             exchange.task = None
+
+    def _end_child(self, error: BaseException | None) -> None:
+        """Ends this process if the application has forked it: a child must not return into the event loop."""
+        if self._front.is_foreign:
+            from pkg.child import end
+
+            end(error)
+
+    @staticmethod
+    def _is_cancelled(error: BaseException) -> bool:
+        """Whether somebody has cancelled the task; a library may also raise this of its own accord."""
+        task = asyncio.current_task()
+        return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
     def on_end(self, exchange: HTTPExchange) -> None:
         """Called at the end of a response, and again at the end of the task."""

@@ -47,6 +47,11 @@ async def app(scope, receive, send):
             pass
         print("left", flush=True)
         return
+    elif path == "fork":
+        child = os.fork()
+        if child == 0:
+            return
+        body = repr(os.waitpid(child, 0)[1]).encode()
     elif path == "server":
         body = repr(scope["server"]).encode()
     await send({"type": "http.response.start", "status": 200, "headers": PLAIN})
@@ -185,6 +190,13 @@ def test_the_deadline_of_the_drain_tells_streams_to_end(tmp_path: Path) -> None:
         time.sleep(0.1)
         assert end(process) == 1
         assert "left" in process.printed() and "shut down" in process.printed()
+
+
+def test_a_process_that_a_request_forks_does_not_serve_on(tmp_path: Path) -> None:
+    with served(tmp_path) as process, Connection(process.address) as c:
+        assert c.request("GET", "/fork").body == b"0"
+        assert c.request("GET", "/").body == b"pool"
+        assert end(process) == 0
 
 
 @pytest.mark.parametrize(("interface", "code"), [("wsgi", 3), ("asgi", 0)])
