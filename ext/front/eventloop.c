@@ -205,5 +205,7 @@ bool eventloop_rouse(front *f)
 {
     int asleep = EVENTLOOP_ASLEEP;
 
-    return atomic_compare_exchange_strong(&f->eventloop.state, &asleep, EVENTLOOP_BUSY);
+    /* It falls asleep with the mutex held, so a plain look is enough where there is none. */
+    return atomic_load_explicit(&f->eventloop.state, memory_order_relaxed) == EVENTLOOP_ASLEEP &&
+           atomic_compare_exchange_strong(&f->eventloop.state, &asleep, EVENTLOOP_BUSY);
 }
