@@ -350,6 +350,8 @@ class Exchange:
         The client gets 408, 413 or 400 for a body that is late, too large or malformed; for the application it has
         left.
         """
+    def dismiss(self) -> None:
+        """Makes next_message() say after the body that the client has left; the response may still be completed."""
     def wait_on(self, waited: float) -> bool:
         """Counts `waited` seconds of waiting for more of the body; ends the request with 408 if they are too many.
 

@@ -94,6 +94,7 @@ cdef class Exchange:
     cdef bint body_given           # the end of the request's body
     cdef readonly bint has_ended   # the application has sent its last message
     cdef readonly bint is_reading  # next_message() waits for more of the body
+    cdef bint dismissed            # the application is told that the client has left, although it has not
     cdef readonly bint has_left    # the application has been told that the client has left, before the end of the response
     cdef public bint is_recorded   # free for the host
 
@@ -135,7 +136,7 @@ cdef class Exchange:
         self.is_reading = False
         while request.conn is not NULL:
             if self.body_given:
-                if x.front_is_gone(request.conn) or not self.awaits(x.FRONT_LEFT):
+                if self.dismissed or x.front_is_gone(request.conn) or not self.awaits(x.FRONT_LEFT):
                     break
                 return None
             if request.whole_body is not None:
@@ -187,6 +188,10 @@ cdef class Exchange:
             return True
         self.refuse(c.FRONT_E_LATE)
         return False
+
+    def dismiss(self):
+        """Makes next_message() say after the body that the client has left; the response may still be completed."""
+        self.dismissed = True
 
     # -------------------------------------------------------------- response
 

@@ -103,6 +103,17 @@ class EventLoop:
         self.loop.call_soon_threadsafe(attach)
         opened.result()
 
+    def end_streams(self) -> None:
+        """Tells each request that has not ended that its client has left.  It may still respond."""
+
+        def dismiss() -> None:
+            for exchange in self._exchanges:
+                exchange.dismiss()
+                exchange.wake()
+
+        with contextlib.suppress(AttributeError, RuntimeError):  # as in end()
+            self.loop.call_soon_threadsafe(dismiss)
+
     def end(self, timeout: float) -> None:
         """Lets tasks finish, and the application shut down, in at most `timeout` seconds; then cancels what is left.
 

@@ -5,7 +5,8 @@ It ends requests and connections; what else the process has is closed by `Servic
       0 s     the front sees the signal by itself: /readyz 503 `shutdown`, `Connection: close` on every response
       |       drain_delay (0 after SIGINT, cut short by a second signal): new requests are still accepted and served
       v       no new handshakes, the backlog is accepted, the listener closes; idle connections get one more second
-      |       drain_timeout: requests in flight finish; 1 s before its end, stacks and requests are logged
+      |       drain_timeout: requests in flight finish; 2 s before its end, or after half of it, streams of ASGI
+      |       applications are told to end; 1 s before its end, stacks and requests are logged
       v       remaining requests are aborted
 """
 
@@ -30,6 +31,7 @@ __all__ = ["GIVE_UP", "Drained", "drain"]
 
 _log = logging.getLogger("pkg.service")
 
+STREAMS_END = 2.0  # seconds before the deadline of the drain, when streams are told to end
 LAST_WORDS = 1.0  # seconds before the deadline of the drain, when stacks are logged
 GIVE_UP = 1.5  # seconds after the deadline, when the process ends in any case (grace_period leaves 2 until SIGKILL)
 
@@ -63,10 +65,11 @@ def drain(
     delay: float,
     timeout: float,
     say: Callable[[str], None],
+    end_streams: Callable[[], None] | None = None,
 ) -> Drained:
     """Makes readiness fail, stops accepting after `delay` seconds, and gives requests another `timeout` seconds.
 
-    `say` is called with a reason one second before requests are aborted, if there are any.
+    `say` is called with a reason one second before requests are aborted, if there are any; `end_streams` before that.
     """
     front = server.front
     assert front is not None
@@ -92,7 +95,10 @@ def drain(
     server.close_listener()
     deadline = time.monotonic() + timeout
     aborted = 0
-    if not server.join(max(0.0, timeout - LAST_WORDS)):
+    has_ended = False
+    if end_streams is not None and not (has_ended := server.join(max(timeout / 2, timeout - STREAMS_END))):
+        end_streams()
+    if not has_ended and not server.join(max(0.0, deadline - LAST_WORDS - time.monotonic())):
         _warn(front, deadline, say)
         if not server.join(max(0.0, deadline - time.monotonic())):
             aborted = -front.stats().aborted

@@ -417,6 +417,7 @@ class Service:
             delay=s.drain_delay,
             timeout=s.drain_timeout,
             say=self._last_words,
+            end_streams=self.eventloop.end_streams if self.eventloop is not None else None,
         )
         self._close_parts(self.signals.at + s.drain_delay + s.drain_timeout - time.monotonic())
         _has_lasting_threads()
