@@ -1,6 +1,6 @@
 """A Python microservice, and a host for one: truthful health probes, a PostgreSQL pool, a drain that loses no request.
 
-It is not a framework: the application is an `http.server` handler class or a WSGI callable.
+It is not a framework: the application is a WSGI or ASGI callable, or an `http.server` handler class.
 
     connection(timeout=None)        a pooled database connection, for a `with` block
     check(name, interval=5, ...)    decorator: registers a readiness check

@@ -66,7 +66,7 @@ def load(spec: str) -> Any:
     except (Exception, SystemExit) as error:
         raise _import_failed(spec, error) from error
     if not callable(app):
-        raise StartupError(f"APP {spec!r} is neither a WSGI callable nor a handler class")
+        raise StartupError(f"APP {spec!r} is neither a WSGI or ASGI callable nor a handler class")
     return app
 
 

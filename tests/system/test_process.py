@@ -120,7 +120,7 @@ def test_an_occupied_port_of_ipv6(tmp_path: Path) -> None:
     [
         ("nowhere:app", 3, "no module named 'nowhere'"),
         ("application:missing", 3, "has no attribute 'missing'"),
-        ("application:text", 3, "neither a WSGI callable nor a handler class"),
+        ("application:text", 3, "neither a WSGI or ASGI callable nor a handler class"),
         ("application:broken()", 3, "ZeroDivisionError"),
         ("broken:app", 3, "ValueError: on import"),
         ("broken_later:app", 3, "with a thread"),
