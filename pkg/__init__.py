@@ -5,6 +5,7 @@ It is not a framework: the application is a WSGI or ASGI callable, or an `http.s
     connection(timeout=None)        a pooled database connection, for a `with` block
     check(name, interval=5, ...)    decorator: registers a readiness check
     set_ready(ready, reason="")     takes this instance out of rotation, or puts it back
+    draining()                      whether the service has been told to stop
     running(DATABASE_URL=...)       the pool and the checks for code that is not served, for a `with` block
     fail_liveness(reason)           makes the liveness page fail, so that the platform restarts the process
     Server, RequestHandler          the server and its handler class, usable like those of `http.server`
@@ -20,7 +21,7 @@ TYPE_CHECKING = False  # importing typing would take a quarter of the time of a 
 if TYPE_CHECKING:
     from typing import Any
 
-    from pkg.api import check, connection, fail_liveness, set_ready
+    from pkg.api import check, connection, draining, fail_liveness, set_ready
     from pkg.errors import (
         BodyError,
         ClientDisconnected,
@@ -48,6 +49,7 @@ __all__ = [
     "StartupError",
     "check",
     "connection",
+    "draining",
     "fail_liveness",
     "running",
     "set_ready",
@@ -58,6 +60,7 @@ _HOMES = {
     "Server": "http.server",
     "check": "api",
     "connection": "api",
+    "draining": "api",
     "fail_liveness": "api",
     "running": "service.outside",
     "set_ready": "api",

@@ -29,11 +29,13 @@ if TYPE_CHECKING:
         def database(self) -> Database | None: ...
         @property
         def checker(self) -> Checker | None: ...
+        @property
+        def is_draining(self) -> bool: ...
         def in_child(self) -> None:
             """Called in a process that the application has forked."""
 
 
-__all__ = ["check", "connection", "fail_liveness", "set_ready"]
+__all__ = ["check", "connection", "draining", "fail_liveness", "set_ready"]
 
 _current: Parts | None = None
 _is_child = _is_watching = False
@@ -125,6 +127,14 @@ def set_ready(ready: bool, reason: str = "") -> None:
     checker = current().checker
     assert checker is not None
     checker.set_ready(ready, reason)
+
+
+def draining() -> bool:
+    """Whether the service has been told to stop; a stream without an end should end soon then.
+
+    Raises NotRunningError where no service runs.
+    """
+    return current().is_draining
 
 
 def fail_liveness(reason: str) -> None:

@@ -43,6 +43,10 @@ class _Parts:
             if self.database is not None:
                 self.database.close()
 
+    @property
+    def is_draining(self) -> bool:
+        return False
+
     def in_child(self) -> None:
         self.checker.in_child()
 

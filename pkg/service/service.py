@@ -128,6 +128,10 @@ class Service:
             self.admin.prime()
         self.signals.drain.wait()
 
+    @property
+    def is_draining(self) -> bool:
+        return self.lifecycle.phase in (Phase.DRAINING, Phase.STOPPED)
+
     def in_child(self) -> None:
         """Called in a process that the application has forked: closes and stops there what belongs to this one.
 

@@ -17,6 +17,7 @@ from tests.support.processes import Process, ask, free_port, running
 
 APPLICATION = """
 import asyncio, os, time
+import pkg
 
 PLAIN = [(b"content-type", b"text/plain")]
 
@@ -52,6 +53,13 @@ async def app(scope, receive, send):
         await send({"type": "http.response.body", "body": b"begun, ", "more_body": True})
         while (await receive())["type"] != "http.disconnect":
             pass
+        await send({"type": "http.response.body", "body": b"ended"})
+        return
+    elif path == "asks":
+        await send({"type": "http.response.start", "status": 200})
+        while not pkg.draining():
+            await send({"type": "http.response.body", "body": b".", "more_body": True})
+            await asyncio.sleep(0.01)
         await send({"type": "http.response.body", "body": b"ended"})
         return
     elif path == "fork":
@@ -203,6 +211,16 @@ def test_streams_are_told_to_end_before_the_deadline_of_the_drain(tmp_path: Path
         c.send(b"GET /wait/60 HTTP/1.1\r\nHost: x\r\n\r\n")
         time.sleep(0.1)
         assert end(process) == 1
+
+
+def test_a_stream_may_ask_whether_it_should_end(tmp_path: Path) -> None:
+    with served(tmp_path) as process, Connection(process.address) as c:
+        c.send(b"GET /asks HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_for(lambda: c._fill() and b"." in c._buffer)
+        began = time.monotonic()
+        assert end(process) == 0
+        assert time.monotonic() - began < 5 * SLOWNESS
+        assert c.receive().body.endswith(b".ended")
 
 
 def test_a_process_that_a_request_forks_does_not_serve_on(tmp_path: Path) -> None:
