@@ -346,7 +346,7 @@ static void a_slow_reader_delays_nobody(void)
     say(&slow, "GET /big HTTP/1.1\r\nHost: x\r\n\r\n");
     for (int i = 0; i < 100; i++)
         REQUIRE(ask(&c, "/echo").status == 200);
-    REQUIRE(atomic_load(&h.tasks) == 1);
+    EVENTUALLY(atomic_load(&h.tasks) == 1); /* the last one may not have ended when its client has the response */
     reply a = hear(&slow);
     REQUIRE(a.intact && a.body_len == BIG);
     EVENTUALLY(atomic_load(&h.tasks) == 0);
