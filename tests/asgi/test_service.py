@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -68,7 +69,7 @@ async def app(scope, receive, send):
             return
         body = repr(os.waitpid(child, 0)[1]).encode()
     elif path == "server":
-        body = repr(scope["server"]).encode()
+        body = repr((scope["server"], scope["client"])).encode()
     await send({"type": "http.response.start", "status": 200, "headers": PLAIN})
     await send({"type": "http.response.body", "body": body})
     if path == "after":
@@ -213,6 +214,19 @@ def test_streams_are_told_to_end_before_the_deadline_of_the_drain(tmp_path: Path
         assert end(process) == 1
 
 
+def test_server_and_client_of_a_unix_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with served(tmp_path, "--listen", f"unix:{path}", ready=False) as process:
+        process.await_message("^serving ")
+        with socket.socket(socket.AF_UNIX) as c:
+            c.settimeout(10 * SLOWNESS)
+            c.connect(path)
+            c.sendall(b"GET /server HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            answer = b"".join(iter(lambda: c.recv(65536), b""))
+        assert answer.endswith(repr(((path, None), None)).encode())
+        assert end(process) == 0
+
+
 def test_a_stream_may_ask_whether_it_should_end(tmp_path: Path) -> None:
     with served(tmp_path) as process, Connection(process.address) as c:
         c.send(b"GET /asks HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -234,7 +248,7 @@ def test_a_process_that_a_request_forks_does_not_serve_on(tmp_path: Path) -> Non
 def test_the_setting_decides_what_an_application_is(tmp_path: Path, interface: str, code: int) -> None:
     with served(tmp_path, "--interface", interface, ready=code == 0) as process:
         if code == 0:
-            assert get(process.address, "/server").body == repr(process.address).encode()
+            assert get(process.address, "/server").body.startswith(f"({process.address!r}, ('127.0.0.1', ".encode())
             assert end(process) == 0
         else:
             assert process.process.wait(15 * SLOWNESS) == code
