@@ -202,11 +202,14 @@ cdef class Exchange:
             raise ClientDisconnected("the client has closed the connection")
         return 0
 
-    def put(self, dict message not None):
+    def put(self, given):
         """Takes a message of send().  is_full then says whether flush() has to take the rest; until it has, there must not
         be another message."""
         cdef Response response = self.response
         cdef Py_buffer view
+        if not isinstance(given, dict):
+            raise ResponseError(f"the message is {type(given).__name__}, not dict")
+        cdef dict message = <dict>given   # or a class of its own, which Cython's own check does not allow
         kind = message.get("type")
         if self.has_ended:
             raise ResponseError("a message was sent after the end of the response")
@@ -240,7 +243,10 @@ cdef class Exchange:
             if response is not None:
                 raise ResponseError("http.response.start was sent twice")
             self.must_be_there()
-            self.response = self.start(message)
+            response = self.start(message)
+            if self.response is not None:   # it was sent by what made the headers
+                raise ResponseError("http.response.start was sent twice")
+            self.response = response
         elif isinstance(kind, str):
             raise ResponseError(f"the message {kind!r} is not known for HTTP")
         else:
@@ -249,11 +255,12 @@ cdef class Exchange:
 
     cdef Response start(self, dict message):
         cdef Response response = Response.__new__(Response, self.request)
-        status = message.get("status")
-        if not isinstance(status, int) or not 200 <= status <= 999:
-            raise ResponseError(f"{status!r} is not a final status code")
-        line = status_lines.get(status) or f"{int(status)}".encode()
-        response.begin(status, line, len(line))
+        given = message.get("status")
+        cdef long long status = given if isinstance(given, int) else 0   # a class of its own may say anything of its value
+        if not 200 <= status <= 999:
+            raise ResponseError(f"{given!r} is not a final status code")
+        line = status_lines.get(status) or f"{status}".encode()
+        response.begin(<int>status, line, len(line))
         for name, value in message.get("headers") or ():
             if type(name) is not bytes or type(value) is not bytes:
                 raise ResponseError(f"the header {name!r} is not a pair of bytes")
