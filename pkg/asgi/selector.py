@@ -5,9 +5,10 @@ It serves nothing itself: what the front has is given to whoever has attached it
 
 from __future__ import annotations
 
+import os
 import selectors
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pkg._core import News
 
@@ -42,10 +43,21 @@ class FrontSelector(selectors.EpollSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         front = self._front
-        if front is None or front.is_foreign:  # in a forked child the front does not wait
+        if front is None:
             return super().select(timeout)
+        if front.is_foreign:
+            self._end_child()
         news = front.wait(-1.0 if timeout is None else timeout if timeout > 0.0 else 0.0)
         if news & FOR_US:
             assert self._serve is not None
             self._serve(news)
         return super().select(0) if news & OTHERS else []
+
+    def _end_child(self) -> NoReturn:
+        """Ends this process, which the application has forked and which goes on in the event loop of its parent.
+
+        It would run the tasks of the parent's requests once more, over the same sockets of databases and other servers.
+        """
+        from pkg.child import end
+
+        end(RuntimeError(f"process {os.getpid()}, forked while a request was served, must not wait in the event loop"))
