@@ -133,13 +133,31 @@ class EventLoop:
     def _run(self) -> None:
         try:
             with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(self._selector)) as runner:
-                runner.run(self._main())
+                self._run_until(runner.get_loop())
         except BaseException as error:
             if self._has_started.is_set():
                 _log.critical("the event loop has ended", exc_info=True)
             self._error = error
         finally:
             self._has_started.set()
+
+    def _run_until(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Runs until _main() has ended, although the application can end each call of run_forever(): with stop(), and
+        with a SystemExit or KeyboardInterrupt in a callback or in a task of its own.
+        """
+        main = loop.create_task(self._main(), name="event-loop")
+        main.add_done_callback(lambda _: loop.stop())
+        while not main.done():
+            try:
+                loop.run_forever()
+            except (SystemExit, KeyboardInterrupt) as error:
+                if main.done() or not self._has_started.is_set():
+                    raise
+                _log.critical("a callback or task has raised %r; requests are served on", error, exc_info=True)
+            else:
+                if not main.done():
+                    _log.error("the application has called stop() of the event loop; requests are served on")
+        main.result()
 
     async def _main(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -153,18 +171,31 @@ class EventLoop:
             starts.cancel()
             return
         starts.result()
+        end.cancel()
         self._has_started.set()
-        await end
+        while not self._end.is_set():
+            # Some applications cancel all tasks that there are, and this is one of them.
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._end.wait()
+        until = self.loop.time() + self._end_timeout
+        while not await self._ends(lifespan, until):
+            pass
+        # What asyncio.Runner cancels may never have run, and then does not give its connection back.
+        for exchange in self._exchanges:
+            exchange.finish()
+
+    async def _ends(self, lifespan: Lifespan, until: float) -> bool:
+        """Waits for requests and for the application's shutdown.  False: the application has cancelled this."""
         try:
-            async with asyncio.timeout(self._end_timeout):
+            async with asyncio.timeout_at(until):
                 while tasks := [exchange.task for exchange in self._exchanges if exchange.task is not None]:
                     await asyncio.wait(tasks)
                 await lifespan.shutdown()
         except TimeoutError:
             _log.warning("the application has not shut down in time")
-        # What asyncio.Runner cancels may never have run, and then does not give its connection back.
-        for exchange in self._exchanges:
-            exchange.finish()
+        except asyncio.CancelledError:
+            return False
+        return True
 
     # -------------------------------------------------------------- requests
 
@@ -190,11 +221,11 @@ class EventLoop:
             if not (exchange.has_ended or exchange.has_left or self._front.is_foreign):
                 raise ResponseError("the application has returned without a complete response")
         except BaseException as error:  # SystemExit in the application ends the request and not the event loop
+            self._end_child(error)
             if self._is_cancelled(error):
                 if not exchange.has_ended:
                     _log.warning("%s %s: the task has been cancelled", request.method, request.target)
                 raise
-            self._end_child(error)
             if exchange.has_left or (exchange.is_finished and not exchange.has_ended):
                 level = logging.DEBUG if isinstance(error, ClientDisconnected) else logging.INFO
                 _log.log(level, "%s %s: after the client had left: %r", request.method, request.target, error)

@@ -73,8 +73,8 @@ class Lifespan:
             _log.info("the application has no lifespan")
 
     async def shutdown(self) -> None:
-        """Waits for the application to shut down; logs why it did not."""
-        if self._phase is not Phase.STARTED or self._task is None:
+        """Waits for the application to shut down; logs why it did not.  Once more after a cancellation."""
+        if self._phase not in (Phase.STARTED, Phase.STOPPING) or self._task is None:
             return
         self._phase = Phase.STOPPING
         self._stopping.set()

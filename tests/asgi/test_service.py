@@ -126,6 +126,28 @@ def test_a_failed_startup_is_exit_3_with_its_message(tmp_path: Path) -> None:
         assert "the application's startup failed: no such queue" in process.everything()
 
 
+CANCELS = """
+import asyncio
+async def app(scope, receive, send):
+    assert scope["type"] == "lifespan"
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await asyncio.sleep(0.1)
+    print("shut down", flush=True)
+    await send({"type": "lifespan.shutdown.complete"})
+"""
+
+
+def test_a_shutdown_that_cancels_all_tasks_is_waited_for(tmp_path: Path) -> None:
+    with running(tmp_path, CANCELS, kind=Printing, PKG_ADMIN="off") as process:
+        assert end(process) == 0
+        assert process.printed() == ["shut down"]
+        assert all(line["severity"] == "INFO" for line in process.lines())
+
+
 def test_without_a_lifespan_the_setting_decides(tmp_path: Path) -> None:
     source = "async def app(scope, receive, send):\n    assert scope['type'] == 'http'\n"
     with running(tmp_path, source, "--lifespan", "on", ready=False, PKG_ADMIN="off") as process:
