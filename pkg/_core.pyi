@@ -1,5 +1,6 @@
 """The interface of the C extension, documented.  Its theory is in ext/front/front.h and ext/http/http1.h."""
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -316,6 +317,32 @@ class FileWrapper:
     def __iter__(self) -> Iterator[bytes]: ...
     def __next__(self) -> bytes: ...
 
+class Tasks:
+    """The tasks of an event loop's requests.
+
+    `host`: the event loop, with `loop`, `handle(exchange)`, the coroutine function of a task, and `watch(exchange)`.
+    `kind`: a subclass of Exchange.  `addresses`: the scope's `server` for each listener.  `state`: copied for each
+    request.  `on_request`, `on_response`: called with each request in its task before the application, and at the end
+    of the response.
+    """
+
+    host: Any
+    exchanges: set[Any]
+    """Those of requests whose task has not ended with its first step."""
+    def __init__(
+        self,
+        host: Any,
+        kind: type[Exchange],
+        *,
+        addresses: Iterable[tuple[str, int | None]],
+        root_path: str = "",
+        state: dict[str, Any],
+        on_request: Callable[[Request], object] | None = None,
+        on_response: Callable[[Request], object] | None = None,
+    ) -> None: ...
+    def start(self, requests: list[Request]) -> None:
+        """Makes a task for each, which takes its first step at once.  For the loop's thread, outside of any task."""
+
 class Exchange:
     """The messages of one request of an ASGI application (HTTP).  Nothing here waits.
 
@@ -323,8 +350,11 @@ class Exchange:
     connection is given back with the end of the response.
     """
 
-    def __init__(self, request: Request, *args: Any) -> None: ...
+    def __init__(self, request: Request, tasks: Tasks) -> None: ...
     request: Request
+    tasks: Tasks
+    task: asyncio.Task[None] | None
+    """Its task, if it has not ended with its first step."""
     taken: int
     """Bytes of the response that had to wait, and that the client has taken since."""
     has_ended: bool
@@ -333,8 +363,12 @@ class Exchange:
     """next_message() has returned `http.disconnect` before the end of the response."""
     is_reading: bool
     """next_message() has returned None, because more of the body has to arrive."""
-    is_recorded: bool
-    """Free for the host; False at first."""
+    waiting: list[asyncio.Future[None]]
+    """Those that wait for wake()."""
+    readers: int
+    written_for: float
+    mark: int
+    """Free for the host, and so are the two before it; 0 at first."""
     has_started: bool
     """A part of the response may have been sent."""
     is_finished: bool
@@ -342,8 +376,14 @@ class Exchange:
     is_full: bool
     """flush() must be called before the next put()."""
 
-    def scope(self, base: dict[str, Any], root_path: str = "") -> dict[str, Any]:
-        """A new scope.  `base`: its items that are the same for all requests of a listener."""
+    def begin(self) -> dict[str, Any]:
+        """The scope.  Called once, in the task."""
+    def conclude(self) -> None:
+        """The application has returned.  Raises ResponseError if it has not sent a complete response."""
+    def close(self) -> None:
+        """The task ends; a response that is not complete is cut off."""
+    def wake(self) -> None:
+        """Lets all that wait try again."""
     def next_message(self) -> dict[str, Any] | None:
         """What `receive` returns, or None: wait.
 
@@ -357,8 +397,11 @@ class Exchange:
 
         Whether the client keeps up.
         """
-    def put(self, message: dict[str, Any]) -> None:
-        """Takes a message of `send`.  Raises ResponseError if HTTP does not allow it, and ClientDisconnected."""
+    def put(self, message: dict[str, Any]) -> bool | None:
+        """Takes a message of `send`.  Raises ResponseError if HTTP does not allow it, and ClientDisconnected.
+
+        False: all of it has been sent; True: flush() has to send the rest; None: not taken, because of a former rest.
+        """
     def flush(self) -> bool:
         """Sends what the socket did not take; False: wait.  Raises ClientDisconnected."""
     def send_on(self, taken: int) -> bool:

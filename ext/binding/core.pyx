@@ -8,8 +8,9 @@ interpreter lock is crossed in `with nogil:` blocks around one C call.
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.contextvars cimport PyContextVar_Set
+from cpython.contextvars cimport PyContext_Enter, PyContext_Exit, PyContextVar_Set
 from cpython.dict cimport PyDict_Copy, PyDict_SetDefault
+from cpython.object cimport PyObject_Call
 from cpython.unicode cimport PyUnicode_DecodeLatin1
 from libc.errno cimport EAGAIN, EALREADY, EINVAL, EIO, ENOBUFS, ENOMEM, EPIPE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
@@ -59,7 +60,7 @@ include "response.pxi"
 include "environ.pxi"
 include "asgi.pxi"
 
-__all__ = ["Body", "Exchange", "Front", "News", "Request", "Response", "Stage", "WSGIHandler", "parse_head", "watch_over",
+__all__ = ["Body", "Exchange", "Front", "News", "Request", "Response", "Stage", "Tasks", "WSGIHandler", "parse_head", "watch_over",
            "ChunkedDecoder", "NewIds", "ParseError", "new_request_id"]
 
 

@@ -17,10 +17,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from pkg._core import Tasks
 from pkg.asgi.exchange import HTTPExchange
 from pkg.asgi.lifespan import Lifespan
 from pkg.asgi.selector import FrontSelector
-from pkg.errors import ClientDisconnected, ResponseError
+from pkg.errors import ClientDisconnected
 
 if TYPE_CHECKING:
     from pkg._core import Front, Request
@@ -61,7 +62,7 @@ class EventLoop:
         self.thread = threading.Thread(target=self._run, name="event-loop", daemon=True)
         self._app = app
         self._front = front
-        self._scopes = [{"type": "http", "server": address} for address in addresses]
+        self._addresses = addresses
         self._root_path = root_path
         self._lifespan_mode = lifespan
         self._on_request = on_request
@@ -69,7 +70,7 @@ class EventLoop:
         self._failed = failed
         self._write_timeout = write_timeout
         self._look_every = min(1.0, body_timeout / 2, write_timeout / 2)
-        self._exchanges: set[HTTPExchange] = set()  # of requests whose task has not ended
+        self._tasks: Tasks
         self._watched: set[HTTPExchange] = set()  # those that wait for their client
         self._error: BaseException | None = None  # why the start has failed
         self._has_started = threading.Event()
@@ -107,7 +108,7 @@ class EventLoop:
         """Tells each request that has not ended that its client has left.  It may still respond."""
 
         def dismiss() -> None:
-            for exchange in self._exchanges:
+            for exchange in self._tasks.exchanges:
                 exchange.dismiss()
                 exchange.wake()
 
@@ -163,7 +164,15 @@ class EventLoop:
         self.loop = asyncio.get_running_loop()
         self._end = asyncio.Event()
         lifespan = Lifespan(self._app, self._lifespan_mode)
-        self._state = lifespan.state
+        self._tasks = Tasks(
+            self,
+            HTTPExchange,
+            addresses=self._addresses,
+            root_path=self._root_path,
+            state=lifespan.state,
+            on_request=self._on_request,
+            on_response=self._on_response,
+        )
         end = asyncio.ensure_future(self._end.wait())
         starts = asyncio.ensure_future(lifespan.startup())
         await asyncio.wait((end, starts), return_when=asyncio.FIRST_COMPLETED)
@@ -181,14 +190,14 @@ class EventLoop:
         while not await self._ends(lifespan, until):
             pass
         # What asyncio.Runner cancels may never have run, and then does not give its connection back.
-        for exchange in self._exchanges:
+        for exchange in self._tasks.exchanges:
             exchange.finish()
 
     async def _ends(self, lifespan: Lifespan, until: float) -> bool:
         """Waits for requests and for the application's shutdown.  False: the application has cancelled this."""
         try:
             async with asyncio.timeout_at(until):
-                while tasks := [exchange.task for exchange in self._exchanges if exchange.task is not None]:
+                while tasks := [exchange.task for exchange in self._tasks.exchanges if exchange.task is not None]:
                     await asyncio.wait(tasks)
                 await lifespan.shutdown()
         except TimeoutError:
@@ -204,24 +213,16 @@ class EventLoop:
         front = self._front
         for exchange in front.moved():
             exchange.wake()
-        for request in front.accept(MOST_AT_ONCE):
-            exchange = HTTPExchange(request, self)
-            self._exchanges.add(exchange)
-            exchange.task = self.loop.create_task(self._handle(exchange))
+        self._tasks.start(front.accept(MOST_AT_ONCE))
 
-    async def _handle(self, exchange: HTTPExchange) -> None:
+    async def handle(self, exchange: HTTPExchange) -> None:
         """The task of one request."""
-        request = exchange.request
         try:
-            if self._on_request is not None:
-                self._on_request(request)
-            scope = exchange.scope(self._scopes[request.listener], self._root_path)
-            scope["state"] = self._state.copy()
-            await self._app(scope, exchange.receive, exchange.send)
-            if not (exchange.has_ended or exchange.has_left or self._front.is_foreign):
-                raise ResponseError("the application has returned without a complete response")
+            await self._app(exchange.begin(), exchange.receive, exchange.send)
+            exchange.conclude()
         except BaseException as error:  # SystemExit in the application ends the request and not the event loop
             self._end_child(error)
+            request = exchange.request
             if self._is_cancelled(error):
                 if not exchange.has_ended:
                     _log.warning("%s %s: the task has been cancelled", request.method, request.target)
@@ -231,13 +232,8 @@ class EventLoop:
                 _log.log(level, "%s %s: after the client had left: %r", request.method, request.target, error)
             else:
                 self._failed(request, request.client_address)
-        else:
-            self._end_child(None)
         finally:
-            exchange.finish()
-            self.on_end(exchange)
-            self._exchanges.discard(exchange)
-            exchange.task = None
+            exchange.close()
 
     def _end_child(self, error: BaseException | None) -> None:
         """Ends this process if the application has forked it: a child must not return into the event loop."""
@@ -251,16 +247,6 @@ class EventLoop:
         """Whether somebody has cancelled the task; a library may also raise this of its own accord."""
         task = asyncio.current_task()
         return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
-
-    def on_end(self, exchange: HTTPExchange) -> None:
-        """Called at the end of a response, and again at the end of the task."""
-        request, on_response = exchange.request, self._on_response
-        if on_response is not None and request.is_finished and not exchange.is_recorded:
-            exchange.is_recorded = True
-            try:
-                on_response(request)
-            except Exception:
-                _log.exception("%s %s: handling the end of the request failed", request.method, request.target)
 
     # -------------------------------------------------------------- slow clients
 

@@ -1,0 +1,210 @@
+"""The task of a request, and what an application may do with its receive() and send() beside awaiting them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import json
+import warnings
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from pkg.http.server import Server
+from tests.support.client import Connection
+from tests.support.servers import serving_asgi
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+START: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": []}
+DISCONNECT = {"type": "http.disconnect"}
+mark = contextvars.ContextVar("mark", default="unset")
+
+
+async def first_step(scope: Scope, receive: Receive, send: Send) -> Any:
+    """Runs in a task of its own, with a context of its own."""
+    task = asyncio.current_task()
+    assert task is not None and task in asyncio.all_tasks() and not task.done()
+    before = mark.get()
+    mark.set("set")
+    return [before, anyio.get_current_task().id == id(task), asyncio.get_running_loop() is task.get_loop()]
+
+
+async def later_steps(scope: Scope, receive: Receive, send: Send) -> Any:
+    mark.set("mine")
+    task = asyncio.current_task()
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await asyncio.sleep(0.001)
+    return [mark.get(), asyncio.current_task() is task, task in asyncio.all_tasks()]
+
+
+async def calls_soon(scope: Scope, receive: Receive, send: Send) -> Any:
+    """The loop's own call_soon is there, in the first step as well."""
+    called = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    handle = loop.call_soon(called.set)
+    loop.call_soon(called.clear).cancel()
+    await called.wait()
+    return [type(handle).__name__, "call_soon" in vars(loop)]
+
+
+async def times_out(scope: Scope, receive: Receive, send: Send) -> Any:
+    """asyncio.timeout() cancels the task of the request."""
+    await receive()
+    try:
+        async with asyncio.timeout(0.01):
+            await receive()
+    except TimeoutError:
+        return "timeout"
+
+
+async def uses_anyio(scope: Scope, receive: Receive, send: Send) -> Any:
+    """Which finds out that this is asyncio, cancels in its own way, and starts functions of its own tasks."""
+    found = []
+
+    async def take() -> None:
+        found.append((await receive())["type"])
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(take)
+    with anyio.move_on_after(0.01) as scope_of_time:
+        await receive()
+    async with anyio.create_task_group() as group:
+        group.start_soon(send, START)
+    message = await anyio.to_thread.run_sync(lambda: {"type": "http.response.body", "body": b'"anyio"'})
+    assert found == ["http.request"] and scope_of_time.cancelled_caught
+    await send(message)
+
+
+async def receives_in_a_task(scope: Scope, receive: Receive, send: Send) -> Any:
+    task = asyncio.create_task(receive())  # type: ignore[arg-type]
+    return (await task)["type"]
+
+
+async def waits_for_receive(scope: Scope, receive: Receive, send: Send) -> Any:
+    """Also after the body, where it only ends with the response."""
+    first = await asyncio.wait_for(receive(), 10)
+    try:
+        await asyncio.wait_for(receive(), 0.01)
+    except TimeoutError:
+        return first["type"]
+
+
+async def shields_receive(scope: Scope, receive: Receive, send: Send) -> Any:
+    await receive()
+    inner = asyncio.ensure_future(receive())
+    try:
+        await asyncio.wait_for(asyncio.shield(inner), 0.01)
+    except TimeoutError:
+        return inner.done() or inner
+
+
+async def cancels_receive(scope: Scope, receive: Receive, send: Send) -> Any:
+    """A receive() that is cancelled takes nothing away from the next one."""
+    await receive()
+    task = asyncio.create_task(receive())  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    task.cancel()
+    result = await asyncio.gather(task, return_exceptions=True)
+    return [type(result[0]).__name__, asyncio.create_task(receive())]  # type: ignore[arg-type]
+
+
+async def two_receive(scope: Scope, receive: Receive, send: Send) -> Any:
+    await receive()
+    return [asyncio.create_task(receive()), asyncio.create_task(receive())]  # type: ignore[arg-type]
+
+
+async def forgets_to_await(scope: Scope, receive: Receive, send: Send) -> Any:
+    """What is not awaited has not happened: the start is sent once, the message is still there, and Python says so."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        send(START)
+        send({"type": "http.response.body", "body": b"forgotten"})
+        receive()
+        gc.collect()
+    return [len([w for w in found if "never awaited" in str(w.message)]), (await receive())["type"]]
+
+
+async def sends_in_tasks(scope: Scope, receive: Receive, send: Send) -> Any:
+    await asyncio.create_task(send(START))  # type: ignore[arg-type]
+    await asyncio.wait_for(asyncio.shield(send({"type": "http.response.body", "body": b'"sent"'})), 10)
+
+
+CASES: dict[str, tuple[Any, Any]] = {
+    "first_step": (first_step, ["unset", True, True]),
+    "later_steps": (later_steps, ["mine", True, True]),
+    "calls_soon": (calls_soon, ["Handle", False]),
+    "times_out": (times_out, "timeout"),
+    "uses_anyio": (uses_anyio, "anyio"),
+    "receives_in_a_task": (receives_in_a_task, "http.request"),
+    "waits_for_receive": (waits_for_receive, "http.request"),
+    "shields_receive": (shields_receive, DISCONNECT),
+    "cancels_receive": (cancels_receive, ["CancelledError", DISCONNECT]),
+    "two_receive": (two_receive, [DISCONNECT, DISCONNECT]),
+    "forgets_to_await": (forgets_to_await, [3, "http.request"]),
+    "sends_in_tasks": (sends_in_tasks, "sent"),
+}
+ended: dict[str, Any] = {}  # what the tasks that a case has left have returned
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    name = scope["path"].strip("/")
+    if name == "ended":
+        while (answer := ended.pop(scope["query_string"].decode(), None)) is None:
+            await asyncio.sleep(0.001)  # they end after the response
+    elif (answer := await CASES[name][0](scope, receive, send)) is None:
+        return
+    tasks = [part for part in (answer if isinstance(answer, list) else [answer]) if isinstance(part, asyncio.Future)]
+    body = json.dumps(None if tasks else answer).encode()
+    await send(START)
+    await send({"type": "http.response.body", "body": body})
+    if tasks:
+        parts = [await part if part in tasks else part for part in (answer if isinstance(answer, list) else [answer])]
+        ended[name] = parts if isinstance(answer, list) else parts[0]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving_asgi(app) as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_an_application_may_do(server: Server, name: str) -> None:
+    expected = CASES[name][1]
+    with Connection(server.server_address) as c:
+        for _ in range(2):  # the second one finds what the first one has left behind
+            answer = json.loads(c.request("GET", f"/{name}").body)
+            if answer is None:
+                answer = json.loads(c.request("GET", f"/ended?{name}").body)
+            assert answer == expected
+
+
+@pytest.mark.parametrize("what", ["debug", "task factory"])
+def test_what_wants_to_see_every_task(what: str) -> None:
+    """asyncio's debug mode, and a factory of tasks that an application has set, see those of requests as well."""
+    made: list[str] = []
+
+    def factory(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        made.append(coro.__qualname__)
+        return asyncio.Task(coro, loop=loop, **options)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        if what == "debug":
+            loop.set_debug(True)
+        else:
+            loop.set_task_factory(factory)
+        await send(START)
+        await send({"type": "http.response.body", "body": repr(len(made)).encode()})
+
+    with serving_asgi(app) as server, Connection(server.server_address) as c:
+        bodies = [c.request("GET", "/").body for _ in range(3)]
+    assert bodies == ([b"0"] * 3 if what == "debug" else [b"0", b"1", b"2"])
