@@ -175,9 +175,15 @@ class Front:
 
         `timeout`: seconds; negative: for ever.
         """
+    def serve_by_reader(self) -> int:
+        """In place of both, for an event loop that waits elsewhere: the descriptor that it has to watch."""
+    def look(self) -> int:
+        """To be called when that descriptor is readable: what there is to do, a set of `News`.  Does not wait."""
+    def settle(self) -> int:
+        """To be called when that has been done: what has come meanwhile.  Once it returns 0, the descriptor tells."""
     @property
     def eventloop_looks(self) -> int:
-        """How often the event loop has called wait(); -1 while it waits there."""
+        """How often the event loop has asked for work; -1 while it waits for some."""
     def accept(self, most: int) -> list[Request]:
         """At most so many requests that are ready.  Does not wait."""
     def moved(self) -> list[Any]:

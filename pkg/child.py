@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from pkg.errors import ClientDisconnected
 
-__all__ = ["end"]
+__all__ = ["end", "end_in_loop"]
 
 
 def end(error: BaseException | None) -> NoReturn:
@@ -43,3 +43,11 @@ def end(error: BaseException | None) -> NoReturn:
             os.write(2, text.encode("utf-8", "backslashreplace"))
     finally:
         os._exit(code)
+
+
+def end_in_loop() -> NoReturn:
+    """Ends this process, which the application has forked and which goes on in the event loop of its parent.
+
+    It would run the tasks of the parent's requests once more, over the same sockets of databases and other servers.
+    """
+    end(RuntimeError(f"process {os.getpid()}, forked while a request was served, must not wait in the event loop"))

@@ -305,6 +305,15 @@ cdef class Front:
             news = x.front_wait(self._front, longest)
         return news
 
+    def serve_by_reader(self):
+        return check(x.front_serve_by_reader(self._front))
+
+    def look(self):
+        return x.front_look(self._front)
+
+    def settle(self):
+        return x.front_settle(self._front)
+
     @property
     def eventloop_looks(self):
         return x.front_eventloop_looks(self._front)

@@ -78,6 +78,9 @@ cdef extern from "front/exchange.h" nogil:
 
     int front_serve_by_eventloop(front *f, int epoll_fd)
     unsigned front_wait(front *f, int64_t timeout)
+    int front_serve_by_reader(front *f)
+    unsigned front_look(front *f)
+    unsigned front_settle(front *f)
     int64_t front_eventloop_looks(const front *f)
     int front_await(front *f, front_conn *c, unsigned what, void *tag)
     void *front_moved(front *f)

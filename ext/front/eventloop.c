@@ -12,21 +12,46 @@
 #define LEAD_SHORTEST (100 * MILLISECOND) /* a pause of the garbage collector is forgotten soon */
 #define LEAD_LONGEST (3200 * MILLISECOND)
 #define CALM SECOND /* after so long without a delay, the next one is the first again */
+#define OFTEN 16 /* looks of one that waits elsewhere, */
+#define WINDOW (10 * MILLISECOND) /* within such a time, after which it leads */
 
 void eventloop_init(front *f)
 {
-    f->eventloop.outer_fd = f->eventloop.wake_fd = -1;
+    f->eventloop.outer_fd = f->eventloop.wake_fd = f->eventloop.watched_fd = -1;
 }
 
-int eventloop_open(front *f, int outer_fd)
+static int open_with(front *f, int outer_fd, int watched_fd)
 {
     if (f->eventloop.wake_fd != -1)
         return -EALREADY;
     if ((f->eventloop.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) == -1)
         return -errno;
     f->eventloop.outer_fd = outer_fd;
+    f->eventloop.watched_fd = watched_fd;
+    if (watched_fd != -1) {
+        struct epoll_event wakes = {.events = EPOLLIN};
+        if (epoll_ctl(watched_fd, EPOLL_CTL_ADD, f->eventloop.wake_fd, &wakes) == -1)
+            return -errno;
+    }
     atomic_store(&f->eventloop.state, EVENTLOOP_BUSY);
     return FRONT_OK;
+}
+
+int eventloop_open(front *f, int outer_fd)
+{
+    return open_with(f, outer_fd, -1);
+}
+
+int eventloop_open_elsewhere(front *f)
+{
+    int watched_fd = epoll_create1(EPOLL_CLOEXEC);
+
+    if (watched_fd == -1)
+        return -errno;
+    int rv = open_with(f, -1, watched_fd);
+    if (rv != FRONT_OK && f->eventloop.watched_fd != watched_fd)
+        close(watched_fd);
+    return rv != FRONT_OK ? rv : watched_fd;
 }
 
 int64_t eventloop_looks(const front *f)
@@ -40,13 +65,14 @@ void eventloop_free(front *f)
 {
     if (f->eventloop.wake_fd != -1)
         close(f->eventloop.wake_fd);
+    if (f->eventloop.watched_fd != -1)
+        close(f->eventloop.watched_fd);
 }
 
 void eventloop_disown(front *f)
 {
-    if (f->eventloop.wake_fd != -1)
-        close(f->eventloop.wake_fd);
-    f->eventloop.wake_fd = -1;
+    eventloop_free(f);
+    f->eventloop.wake_fd = f->eventloop.watched_fd = -1;
 }
 
 /* -------------------------------------------------------------------------- its side */
@@ -82,6 +108,16 @@ void eventloop_begin_sleep(front *f)
     atomic_store(&f->eventloop.state, EVENTLOOP_ASLEEP);
 }
 
+bool eventloop_may_lead(const front *f)
+{
+    return atomic_load_explicit(&f->eventloop.may_lead, memory_order_relaxed);
+}
+
+void eventloop_heed(front *f)
+{
+    (void)!read(f->eventloop.wake_fd, &(uint64_t){0}, sizeof(uint64_t));
+}
+
 void eventloop_sleep(front *f, int64_t timeout)
 {
     struct pollfd p[2] = {{.fd = f->eventloop.outer_fd, .events = POLLIN}, {.fd = f->eventloop.wake_fd, .events = POLLIN}};
@@ -92,7 +128,7 @@ void eventloop_sleep(front *f, int64_t timeout)
         if (p[0].revents != 0)
             atomic_store_explicit(&f->eventloop.has_others, true, memory_order_relaxed);
         if (p[1].revents != 0)
-            (void)!read(f->eventloop.wake_fd, &(uint64_t){0}, sizeof(uint64_t));
+            eventloop_heed(f);
     }
     /* Whoever has woken it meanwhile has said so; the byte that may follow ends the next sleep at once. */
     atomic_compare_exchange_strong(&f->eventloop.state, &asleep, EVENTLOOP_BUSY);
@@ -158,6 +194,35 @@ void eventloop_on_outer(front *f)
     atomic_store_explicit(&f->eventloop.has_others, true, memory_order_relaxed);
 }
 
+void eventloop_take_lead(front *f)
+{
+    if (!eventloop_may_lead(f))
+        return;
+    epoll_ctl(f->eventloop.watched_fd, EPOLL_CTL_DEL, f->epoll_fd, NULL);
+    atomic_store_explicit(&f->eventloop.may_lead, false, memory_order_relaxed);
+}
+
+/* Whether one that waits elsewhere leads from now on, because it looks so often. */
+static bool is_let_lead(front *f, uint64_t looks)
+{
+    struct front_eventloop *e = &f->eventloop;
+    struct epoll_event turns = {.events = EPOLLIN};
+    int64_t now = clock_now();
+
+    if (now - e->window > WINDOW) {
+        e->window = now;
+        e->seen_looks = looks;
+        return false;
+    }
+    if (looks - e->seen_looks < OFTEN || now < e->leads_until ||
+        epoll_ctl(e->watched_fd, EPOLL_CTL_ADD, f->epoll_fd, &turns) == -1)
+        return false;
+    e->seen_looks = looks;
+    e->was_given_time = true;
+    atomic_store_explicit(&e->may_lead, true, memory_order_relaxed);
+    return true;
+}
+
 bool eventloop_keeps_up(front *f)
 {
     struct front_eventloop *e = &f->eventloop;
@@ -165,6 +230,8 @@ bool eventloop_keeps_up(front *f)
     bool has_looked = looks != e->seen_looks, had_time = e->was_given_time;
     int64_t now = clock_now();
 
+    if (e->watched_fd != -1 && !eventloop_may_lead(f))
+        return is_let_lead(f, looks);
     e->seen_looks = looks;
     e->was_given_time = false;
     if (now < e->leads_until)
@@ -173,6 +240,7 @@ bool eventloop_keeps_up(front *f)
         e->was_given_time = true;
         return true;
     }
+    eventloop_take_lead(f);
     if (atomic_load(&e->state) == EVENTLOOP_ASLEEP) /* it is not needed */
         return false;
     int64_t last = now - e->leads_until < CALM ? atomic_load_explicit(&e->lead_time, memory_order_relaxed) : 0;

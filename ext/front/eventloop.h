@@ -27,20 +27,34 @@
  *
  *      BUSY --front_wait()--> LEADING --something to do--> BUSY       the loop was free
  *      BUSY --front_wait()--> ASLEEP --woken, or timeout--> BUSY      somebody else leads
+ *
+ * One that waits elsewhere
+ * ------------------------
+ * libuv has no place for a wait of ours, so uvloop watches a descriptor (`watched_fd`, an epoll descriptor with `wake_fd` in it)
+ * and calls front_look() when it is readable, and front_settle() when it has served what there was.  In between it is BUSY and
+ * nobody rings; otherwise it is ASLEEP, whatever else it runs.
+ *
+ *      ASLEEP --front_look()--> BUSY --front_settle(), nothing is left--> ASLEEP
+ *
+ * The front's own thread leads, and rings.  But each ring, and the change of threads, costs more than a short request takes
+ * (4 us of 15).  When the event loop looks often, the front's own thread therefore lets it lead: it adds the front's epoll
+ * descriptor to `watched_fd`, naps, and the event loop turns the front's loop itself within front_look(), without waiting.
+ * When a nap passes in which it has not looked, the front's own thread takes that away again.
  */
 #ifndef EVENTLOOP_H
 #define EVENTLOOP_H
 
 #include "state.h"
 
-/* Whether an event loop serves, and not workers.  Any thread; never changes back. */
+/* Whether an event loop serves, and not workers.  Any thread; never changes back.  The descriptors were set before it did. */
 static inline bool eventloop_serves(const front *f)
 {
-    return atomic_load_explicit(&f->eventloop.state, memory_order_relaxed) != EVENTLOOP_ABSENT;
+    return atomic_load_explicit(&f->eventloop.state, memory_order_acquire) != EVENTLOOP_ABSENT;
 }
 
 int64_t eventloop_looks(const front *f); /* front_eventloop_looks() */
 int eventloop_open(front *f, int outer_fd); /* once.  FRONT_OK or a negative errno */
+int eventloop_open_elsewhere(front *f);     /* instead: the descriptor that it has to watch */
 void eventloop_init(front *f);
 void eventloop_free(front *f);
 void eventloop_disown(front *f); /* in a forked child */
@@ -53,6 +67,8 @@ void eventloop_return(front *f);
 bool eventloop_has_others(front *f);  /* whether asyncio has events of its own; asked once */
 void eventloop_begin_sleep(front *f); /* M, when there is nothing to do */
 void eventloop_sleep(front *f, int64_t timeout); /* nanoseconds; < 0: until it is woken */
+bool eventloop_may_lead(const front *f);         /* for one that waits elsewhere: whether it turns the loop itself */
+void eventloop_heed(front *f);                   /* it has been woken, and its descriptor is no longer readable for that */
 
 front_conn *eventloop_moved(front *f); /* M: the next one in `moved`, or NULL */
 bool eventloop_await(front_conn *c, unsigned what); /* M: whether it has to wait, and will be told; false: it has been seen */
@@ -64,6 +80,7 @@ void eventloop_end(front *f, front_conn *c);        /* M: no longer */
 void eventloop_on_outer(front *f); /* L: the outer descriptor is readable */
 /* L, for the front's own thread: whether the event loop comes back soon, so that this thread need not lead. */
 bool eventloop_keeps_up(front *f);
+void eventloop_take_lead(front *f); /* L: one that waits elsewhere does not lead any more */
 
 /* M, and so are the next two: the connection's socket has had these events (enum front_progress). */
 void eventloop_note(front *f, front_conn *c, unsigned events);

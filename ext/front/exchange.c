@@ -451,6 +451,21 @@ unsigned front_wait(front *f, int64_t timeout)
     return leader_wait(f, timeout);
 }
 
+int front_serve_by_reader(front *f)
+{
+    return f->foreign ? -EPIPE : eventloop_open_elsewhere(f);
+}
+
+unsigned front_look(front *f)
+{
+    return leader_look(f);
+}
+
+unsigned front_settle(front *f)
+{
+    return leader_settle(f);
+}
+
 int64_t front_eventloop_looks(const front *f)
 {
     return eventloop_looks(f);

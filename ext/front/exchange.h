@@ -69,7 +69,13 @@ enum front_progress {
 int front_serve_by_eventloop(front *f, int epoll_fd);
 /* Waits, and leads meanwhile, until there is something to do: a set of enum front_news.  nanoseconds; < 0: forever */
 unsigned front_wait(front *f, int64_t timeout);
-/* How often it has called front_wait(); -1 while it is waiting there, or if there is none.  From any thread. */
+/* In place of these two, for an event loop that waits elsewhere: the descriptor that it has to watch, or a negative errno. */
+int front_serve_by_reader(front *f);
+/* To be called when that descriptor is readable, and whenever something has been served: what there is to do now, a set of
+ * enum front_news.  Neither waits.  After front_settle() has returned 0 the descriptor tells of what comes. */
+unsigned front_look(front *f);
+unsigned front_settle(front *f);
+/* How often it has asked for work; -1 while it waits for some, or if there is none.  From any thread. */
 int64_t front_eventloop_looks(const front *f);
 /* FRONT_AGAIN: front_moved() will return `tag` once, when one of `what` (enum front_progress) has happened.  FRONT_OK: it has
  * happened already.  Or a negative errno. */

@@ -67,6 +67,7 @@ static void stop_workers(front *f)
     if (handoff_is_closed(f)) /* front_run() may be called again */
         return;
     spool_stop(f);
+    eventloop_take_lead(f);
     handoff_close(f, handoff_workers(f) + conn_lost(f));
 }
 
@@ -200,6 +201,34 @@ static unsigned lead_for_eventloop(front *f, int64_t until)
             news |= FRONT_OTHERS;
     } while (news == 0 && atomic_load(&f->stage) != FRONT_STOPPED && time_left(until) != 0);
     return news;
+}
+
+/* It counts as awake before it looks, so that what it finds does not wake it.  A ring is taken before the last question: taken
+ * afterwards, it might be that of something which has come in between. */
+unsigned leader_look(front *f)
+{
+    bool leads = false;
+
+    if (f->foreign)
+        return 0;
+    eventloop_look(f);
+    eventloop_return(f);
+    if (eventloop_may_lead(f) && atomic_load(&f->stage) != FRONT_STOPPED && pthread_mutex_trylock(&f->leader.lead) == 0) {
+        if (f->leader.error == FRONT_OK)
+            leads = (f->leader.error = loop_turn(f, 0, HANDOFF_TAKING)) == FRONT_OK;
+        pthread_mutex_unlock(&f->leader.lead);
+    }
+    if (!leads || handoff_news(f, false) == 0) /* what has made its descriptor readable was not the front's, but a ring */
+        eventloop_heed(f);
+    return handoff_news(f, true);
+}
+
+unsigned leader_settle(front *f)
+{
+    if (f->foreign)
+        return 0;
+    eventloop_look(f);
+    return handoff_news(f, true);
 }
 
 unsigned leader_wait(front *f, int64_t timeout)

@@ -11,6 +11,8 @@
 front_conn *leader_take(front *f, int64_t timeout, bool *closed);
 
 unsigned leader_wait(front *f, int64_t timeout); /* front_wait() */
+unsigned leader_look(front *f);                  /* front_look() */
+unsigned leader_settle(front *f);                /* front_settle() */
 
 static inline void leader_init(front *f)
 {

@@ -213,7 +213,7 @@ enum eventloop_state {
     EVENTLOOP_ABSENT,  /* workers serve */
     EVENTLOOP_BUSY,    /* running the application */
     EVENTLOOP_LEADING, /* waiting, as the leader */
-    EVENTLOOP_ASLEEP,  /* waiting while another thread leads; it must be woken */
+    EVENTLOOP_ASLEEP,  /* waiting while another thread leads, or anywhere else; it must be woken */
 };
 
 /* eventloop.c: the event loop that serves in place of workers. */
@@ -221,11 +221,14 @@ struct front_eventloop {
     _Atomic int state;       /* enum eventloop_state */
     int outer_fd, wake_fd;   /* asyncio's epoll descriptor, and an eventfd; -1: none */
     bool is_watched;         /* L: the front's epoll descriptor reports outer_fd */
+    int watched_fd;          /* of one that waits elsewhere: the epoll descriptor that it watches, or -1; */
+    atomic_bool may_lead;    /* and that reports the front's, written by L */
     atomic_bool has_others;  /* outer_fd was readable */
     front_conn *moved_first, *moved_last; /* M */
     _Atomic uint64_t looks;  /* how often it has asked for work */
     uint64_t seen_looks;     /* L, and so are all that follow: of the front's own thread, the same at its last look; */
     bool was_given_time;     /* it has napped since, for the event loop to come back; */
+    int64_t window;          /* when it began to count the looks of one that waits elsewhere; */
     int64_t leads_until;     /* until when it leads itself because that did not happen, */
     _Atomic int64_t lead_time; /* and for how long then; any thread may read it */
 };

@@ -1,7 +1,7 @@
 """EventLoop: the thread that runs an ASGI application, one task for each request.
 
       start()    the thread; the application's startup, while requests wait in the front
-      open()     requests are taken: the thread leads the front while it is idle (FrontSelector)
+      open()     requests are taken: the thread leads the front while it is idle (FrontSelector, FrontReader)
       end()      tasks that still run finish, the application's shutdown, everything else is cancelled
 
 It ends no connection: the front does, and the drain decides when.
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pkg._core import Tasks
 from pkg.asgi.exchange import HTTPExchange
 from pkg.asgi.lifespan import Lifespan
+from pkg.asgi.reader import FrontReader
 from pkg.asgi.selector import FrontSelector
 from pkg.errors import ClientDisconnected
 
@@ -41,7 +42,7 @@ class EventLoop:
     `addresses`: the scope's `server` for each listener.  `root_path`: the path under which a proxy publishes the
     application.  `on_request`, `on_response`: called with each request before the application, and at the end of the
     response.  `failed(request, client_address)`: called while what the application has raised is being handled.
-    `body_timeout`, `write_timeout`: of the front, in seconds.
+    `body_timeout`, `write_timeout`: of the front, in seconds.  `new_loop`: makes an event loop in place of asyncio's.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class EventLoop:
         failed: Callable[[Request, Any], object],
         body_timeout: float = 30.0,
         write_timeout: float = 30.0,
+        new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
     ) -> None:
         self.loop: asyncio.AbstractEventLoop
         self.thread = threading.Thread(target=self._run, name="event-loop", daemon=True)
@@ -74,7 +76,7 @@ class EventLoop:
         self._watched: set[HTTPExchange] = set()  # those that wait for their client
         self._error: BaseException | None = None  # why the start has failed
         self._has_started = threading.Event()
-        self._selector = FrontSelector()
+        self._wait = FrontSelector() if new_loop is None else FrontReader(new_loop)
         self._end: asyncio.Event
         self._end_timeout = 0.0
 
@@ -96,7 +98,7 @@ class EventLoop:
 
         def attach() -> None:
             try:
-                self._selector.attach(self._front, self._serve)
+                self._wait.attach(self.loop, self._front, self._serve)
                 opened.set_result(None)
             except OSError as error:
                 opened.set_exception(error)
@@ -133,7 +135,7 @@ class EventLoop:
 
     def _run(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(self._selector)) as runner:
+            with asyncio.Runner(loop_factory=self._wait.new_loop) as runner:
                 self._run_until(runner.get_loop())
         except BaseException as error:
             if self._has_started.is_set():
@@ -209,7 +211,7 @@ class EventLoop:
     # -------------------------------------------------------------- requests
 
     def _serve(self, news: int) -> None:
-        """Called by the selector: tasks that are made here run in the same turn."""
+        """Called by whoever waits for the front: tasks that are made here run in the same turn."""
         front = self._front
         for exchange in front.moved():
             exchange.wake()

@@ -5,10 +5,10 @@ It serves nothing itself: what the front has is given to whoever has attached it
 
 from __future__ import annotations
 
-import os
+import asyncio
 import selectors
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from pkg._core import News
 
@@ -32,7 +32,10 @@ class FrontSelector(selectors.EpollSelector):
         self._front: Front | None = None
         self._serve: Callable[[int], object] | None = None
 
-    def attach(self, front: Front, serve: Callable[[int], object]) -> None:
+    def new_loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.SelectorEventLoop(self)
+
+    def attach(self, loop: asyncio.AbstractEventLoop, front: Front, serve: Callable[[int], object]) -> None:
         """Calls serve(news) from now on, a set of `News`, when the front has requests or connections can go on.
 
         For the thread of the event loop.  `serve` must not raise.
@@ -46,18 +49,11 @@ class FrontSelector(selectors.EpollSelector):
         if front is None:
             return super().select(timeout)
         if front.is_foreign:
-            self._end_child()
+            from pkg.child import end_in_loop
+
+            end_in_loop()
         news = front.wait(-1.0 if timeout is None else timeout if timeout > 0.0 else 0.0)
         if news & FOR_US:
             assert self._serve is not None
             self._serve(news)
         return super().select(0) if news & OTHERS else []
-
-    def _end_child(self) -> NoReturn:
-        """Ends this process, which the application has forked and which goes on in the event loop of its parent.
-
-        It would run the tasks of the parent's requests once more, over the same sockets of databases and other servers.
-        """
-        from pkg.child import end
-
-        end(RuntimeError(f"process {os.getpid()}, forked while a request was served, must not wait in the event loop"))

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["DISTRIBUTION", "conflict", "driver", "loaded_driver", "show_driver", "version", "why_no_driver"]
+__all__ = [
+    "DISTRIBUTION",
+    "conflict",
+    "driver",
+    "loaded_driver",
+    "show_driver",
+    "version",
+    "why_no_driver",
+    "why_no_uvloop",
+]
 
 DISTRIBUTION = "pkg-service"  # on the package index, `pkg` is another project
 
@@ -84,6 +93,13 @@ def _describe(psycopg: ModuleType) -> dict[str, str]:
 def show_driver(found: dict[str, str]) -> str:
     """The same as one line of text."""
     return f"psycopg {found['version']} ({found['implementation']}), libpq {found['libpq']}"
+
+
+def why_no_uvloop(error: ImportError) -> str:
+    """One line about what uvloop's ImportError means and what to install."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "uvloop":
+        return f"it is not installed: pip install '{DISTRIBUTION}[uvloop]'"
+    return f"it cannot be loaded: {' '.join(str(error).split())}"
 
 
 def why_no_driver(error: ImportError) -> str:

@@ -323,6 +323,7 @@ class Service:
             failed=server.handle_error,
             body_timeout=s.body_timeout,
             write_timeout=s.write_timeout,
+            new_loop=_loop_factory(s.loop),
         )
         self._stuck = StuckEventLoop(server.front, s.stuck_timeout, clock=server.front.clock)
         self.eventloop.start()
@@ -525,6 +526,21 @@ def open_database(settings: Settings, checker: Checker) -> Database:
         database.close(timeout=0.2)
         raise
     return database
+
+
+def _loop_factory(loop: str) -> Callable[[], Any] | None:
+    """What makes the event loop that the setting names; None: asyncio's own."""
+    if loop == "asyncio":
+        return None
+    try:
+        import uvloop
+    except ImportError as error:
+        if loop == "uvloop":
+            from pkg.diagnostics.installation import why_no_uvloop
+
+            raise StartupError(f"loop is uvloop, but {why_no_uvloop(error)}") from error
+        return None
+    return uvloop.new_event_loop
 
 
 @contextlib.contextmanager

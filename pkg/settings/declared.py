@@ -119,6 +119,11 @@ class Settings:
         "Whether an ASGI application is told of its start and end. auto serves one that does not want to be told; with "
         "on, the process exits with 3 instead.",
     )
+    loop = Setting(
+        choice("auto", "asyncio", "uvloop"),
+        "auto",
+        "Event loop of an ASGI application. auto means uvloop if it is installed, and asyncio otherwise.",
+    )
     script_name = Setting(
         PATH_PREFIX,
         "",

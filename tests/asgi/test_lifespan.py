@@ -10,6 +10,7 @@ import pytest
 
 from pkg.asgi.lifespan import Lifespan
 from pkg.errors import StartupError
+from tests.support.servers import loop_factory
 
 
 def application(startup: str = "complete", shutdown: str = "complete", heard: list[Any] | None = None) -> Any:
@@ -35,7 +36,8 @@ def run(app: Any, mode: str = "auto") -> dict[str, Any]:
         await lifespan.shutdown()
         return lifespan.state
 
-    return asyncio.run(asyncio.wait_for(main(), 10))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(asyncio.wait_for(main(), 10))
 
 
 @pytest.mark.parametrize("mode", ["auto", "on"])

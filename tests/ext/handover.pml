@@ -13,6 +13,9 @@
  * With EVENTLOOP an event loop serves in place of the workers (eventloop.h).  Each request then has a second part, which may
  * come at any time after its head, and for which the event loop must not wait with its other requests.  Of its rules, five can
  * be taken away: NO_SEEN, NO_TOLD, NO_ROUSE, NO_RECHECK, NO_FRESH_NEWS.
+ *
+ * With ELSEWHERE in addition, that event loop waits elsewhere, for its eventfd, and while it may lead for the front's epoll.
+ * Of its rules, two can be taken away: NO_HEEDING_FIRST, NO_SETTLING.
  */
 #ifndef CLIENTS
 #define CLIENTS 2
@@ -54,6 +57,7 @@ bool wanted[CLIENTS];          /* M: the event loop waits for one */
 bool moved[CLIENTS];           /* M: it is to be told of one */
 mtype doing = BUSY;            /* the event loop; M */
 bool wake;                     /* its eventfd */
+bool may_lead;                 /* what it waits for elsewhere includes the front's epoll; written with leader.lead held */
 #define HAS_MOVED (moved[0] || moved[CLIENTS - 1])
 #define ANY_EVENTLOOP_NEWS (len(ready) > 0 || HAS_MOVED)
 
@@ -244,8 +248,15 @@ active proctype front() {
     :: answered < ALL ->
         atomic {
             if
+#ifdef ELSEWHERE
+            :: may_lead -> relaxed = true                     /* it has looked, or is given time */
+            :: !progress -> may_lead = false; relaxed = false /* taken away */
+            :: !may_lead -> relaxed = false
+            :: progress && !may_lead -> may_lead = true; relaxed = true
+#else
             :: progress -> relaxed = true
             :: relaxed = false /* none, or long ones */
+#endif
             fi;
             progress = false
         };
@@ -374,6 +385,52 @@ inline go_on(c) {              /* a task: reads, and without the second part say
     od
 }
 
+#ifdef ELSEWHERE
+active proctype eventloop() {
+    byte k, e, c;
+    bool look, led, news, waits;
+
+    wake = true;               /* it begins with front_settle(), which finds no less */
+    do
+    :: answered == ALL -> break
+    :: answered < ALL ->       /* elsewhere; then front_look() */
+        (wake || (may_lead && (ring || edge[0] || edge[CLIENTS - 1])) || answered == ALL);
+        progress = true;
+        doing = BUSY;
+        if
+        :: atomic { may_lead && !lead -> lead = true }; turn(false, true); lead = false; led = true
+        :: atomic { lead || !may_lead -> led = false }
+        fi;
+#ifndef NO_HEEDING_FIRST
+        if
+        :: atomic { !led || !ANY_EVENTLOOP_NEWS -> skip }; wake = false
+        :: atomic { led && ANY_EVENTLOOP_NEWS -> skip }
+        fi;
+#endif
+        atomic {
+            news = ANY_EVENTLOOP_NEWS;
+            if
+            :: !news -> doing = ASLEEP
+            :: news
+            fi
+        };
+#ifdef NO_HEEDING_FIRST
+        wake = false;
+#endif
+        do
+        :: !news -> break
+        :: atomic { news && moved[0] -> moved[0] = false; c = 0 }; go_on(c)
+        :: atomic { news && moved[CLIENTS - 1] -> moved[CLIENTS - 1] = false; c = CLIENTS - 1 }; go_on(c)
+        :: atomic { news && nempty(ready) -> ready ? c; owner[c] = TAKEN; wanted[c] = false; n_taken++ }; go_on(c)
+#ifdef NO_SETTLING
+        :: atomic { news && !ANY_EVENTLOOP_NEWS -> skip }; doing = ASLEEP; break
+#else
+        :: atomic { news && !ANY_EVENTLOOP_NEWS -> doing = ASLEEP; break } /* front_settle() */
+#endif
+        od
+    od
+}
+#else
 active proctype eventloop() {
     byte k, e, c;
     bool look, news, waits;
@@ -418,4 +475,5 @@ active proctype eventloop() {
         od
     od
 }
+#endif
 #endif

@@ -1,6 +1,6 @@
 /*
  * test_front_eventloop.c - an event loop in place of workers: it waits for no client, is told when a connection can go on,
- * leads while it is idle, and is not waited for while it is blocked.
+ * leads while it is idle, and is not waited for while it is blocked.  Most of it also for one that waits elsewhere.
  *
  *     cc -g -fsanitize=thread -Iext tests/ext/test_front_eventloop.c ext/{http,front}/?*.c -pthread && ./a.out [NAME]
  */
@@ -29,10 +29,12 @@ typedef struct task {
     bool began, keep_alive;
 } task;
 
+static bool elsewhere; /* the event loop does not wait in front_wait(), but for a descriptor */
+
 typedef struct {
     rig r;
     pthread_t thread;
-    int outer, poke; /* its epoll descriptor, and what it watches there */
+    int outer, poke, watched; /* its epoll descriptor, and what it watches there */
     atomic_bool stops, fails;
     atomic_int tasks, left, pokes, turns, blocked, moves, parts;
     task *first;
@@ -168,6 +170,38 @@ static void accept_requests(host *h)
     }
 }
 
+static void serve(host *h, unsigned news)
+{
+    if (news & FRONT_MOVED)
+        for (task *t; (t = front_moved(h->r.f)) != NULL;) {
+            atomic_fetch_add(&h->moves, 1);
+            go_on(h, t);
+        }
+    if (news & FRONT_REQUESTS)
+        accept_requests(h);
+}
+
+static void *host_run_elsewhere(void *arg)
+{
+    host *h = arg;
+    uint64_t n;
+
+    rig_is_server = true;
+    while (!atomic_load(&h->stops) || h->first != NULL) {
+        struct epoll_event e;
+        int waits = epoll_wait(h->outer, &e, 1, atomic_load(&h->stops) ? 10 : -1);
+        atomic_fetch_add(&h->turns, 1);
+        if (waits == 1 && e.data.fd == h->poke) {
+            if (read(h->poke, &n, sizeof n) == sizeof n)
+                atomic_fetch_add(&h->pokes, 1);
+        } else if (waits == 1) {
+            for (unsigned news = front_look(h->r.f); news != 0; news = front_settle(h->r.f))
+                serve(h, news);
+        }
+    }
+    return NULL;
+}
+
 static void *host_run(void *arg)
 {
     host *h = arg;
@@ -177,13 +211,7 @@ static void *host_run(void *arg)
     while (!atomic_load(&h->stops) || h->first != NULL) {
         unsigned news = front_wait(h->r.f, atomic_load(&h->stops) ? 10 * MS : -1);
         atomic_fetch_add(&h->turns, 1);
-        if (news & FRONT_MOVED)
-            for (task *t; (t = front_moved(h->r.f)) != NULL;) {
-                atomic_fetch_add(&h->moves, 1);
-                go_on(h, t);
-            }
-        if (news & FRONT_REQUESTS)
-            accept_requests(h);
+        serve(h, news);
         struct epoll_event e;
         if ((news & FRONT_OTHERS) && epoll_wait(h->outer, &e, 1, 0) == 1 && read(h->poke, &n, sizeof n) == sizeof n)
             atomic_fetch_add(&h->pokes, 1);
@@ -198,6 +226,7 @@ static void host_start(host *h, const front_limits *limits)
     memset(h, 0, sizeof *h);
     h->outer = epoll_create1(EPOLL_CLOEXEC);
     h->poke = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    e.data.fd = h->poke;
     REQUIRE(epoll_ctl(h->outer, EPOLL_CTL_ADD, h->poke, &e) == 0);
     h->big = malloc(BIG);
     REQUIRE(h->big != NULL);
@@ -205,9 +234,17 @@ static void host_start(host *h, const front_limits *limits)
         h->big[i] = rig_byte(i);
     rig_start(&h->r, limits, 0);
     rig_publish(&h->r);
-    REQUIRE(front_serve_by_eventloop(h->r.f, h->outer) == FRONT_OK);
-    REQUIRE(front_serve_by_eventloop(h->r.f, h->outer) == -EALREADY);
-    REQUIRE(pthread_create(&h->thread, NULL, host_run, h) == 0);
+    if (elsewhere) {
+        e.data.fd = h->watched = front_serve_by_reader(h->r.f);
+        REQUIRE(h->watched >= 0);
+        REQUIRE(front_serve_by_reader(h->r.f) == -EALREADY);
+        REQUIRE(front_settle(h->r.f) == 0);
+        REQUIRE(epoll_ctl(h->outer, EPOLL_CTL_ADD, h->watched, &e) == 0);
+    } else {
+        REQUIRE(front_serve_by_eventloop(h->r.f, h->outer) == FRONT_OK);
+        REQUIRE(front_serve_by_eventloop(h->r.f, h->outer) == -EALREADY);
+    }
+    REQUIRE(pthread_create(&h->thread, NULL, elsewhere ? host_run_elsewhere : host_run, h) == 0);
 }
 
 static void poke(host *h)
@@ -238,7 +275,8 @@ static reply ask(client *c, const char *path)
 /* Lets the event loop become the leader: it is idle, and its last turn was short. */
 static void let_it_lead(host *h, client *c)
 {
-    EVENTUALLY((ask(c, "/echo"), atomic_load(&h->r.f->eventloop.state) == EVENTLOOP_LEADING));
+    EVENTUALLY((ask(c, "/echo"), elsewhere ? atomic_load(&h->r.f->eventloop.may_lead)
+                                           : atomic_load(&h->r.f->eventloop.state) == EVENTLOOP_LEADING));
 }
 
 /* ------------------------------------------------------------------------------- */
@@ -587,6 +625,45 @@ static void many_at_a_time(void)
     host_end(&h);
 }
 
+/* One that waits elsewhere leads while there is much to do, and only then. */
+static void it_leads_while_it_is_loaded(void)
+{
+    host h;
+    client c;
+
+    elsewhere = true;
+    host_start(&h, NULL);
+    dial(&h.r, &c);
+    for (int i = 0; i < 3; i++) {
+        let_it_lead(&h, &c);
+        EVENTUALLY(!atomic_load(&h.r.f->eventloop.may_lead));
+        usleep(10000);
+        int before = atomic_load(&h.turns);
+        for (int j = 0; j < 50; j++)
+            REQUIRE(strcmp(ask(&c, "/healthz").body, "ok") == 0);
+        REQUIRE(atomic_load(&h.turns) == before);
+    }
+    hang_up(&c);
+    rig_settle(&h.r);
+    host_end(&h);
+}
+
+/* The same for one that waits elsewhere. */
+#define ELSEWHERE(name) \
+    static void name##_elsewhere(void) \
+    { \
+        elsewhere = true; \
+        name(); \
+    }
+ELSEWHERE(requests_are_answered)
+ELSEWHERE(bodies_come_as_they_are_sent)
+ELSEWHERE(a_slow_reader_delays_nobody)
+ELSEWHERE(it_is_told_that_a_client_has_left)
+ELSEWHERE(its_own_events_reach_it)
+ELSEWHERE(probes_are_answered_while_it_is_blocked)
+ELSEWHERE(the_end_is_told)
+ELSEWHERE(many_at_a_time)
+
 static const test tests[] = {
     {"requests_are_answered", requests_are_answered, 0},
     {"bodies_come_as_they_are_sent", bodies_come_as_they_are_sent, 0},
@@ -601,6 +678,15 @@ static const test tests[] = {
     {"it_does_not_lead_back_and_forth", it_does_not_lead_back_and_forth, 0},
     {"the_end_is_told", the_end_is_told, 0},
     {"many_at_a_time", many_at_a_time, 0},
+    {"it_leads_while_it_is_loaded", it_leads_while_it_is_loaded, 0},
+    {"requests_are_answered_elsewhere", requests_are_answered_elsewhere, 0},
+    {"bodies_come_as_they_are_sent_elsewhere", bodies_come_as_they_are_sent_elsewhere, 0},
+    {"a_slow_reader_delays_nobody_elsewhere", a_slow_reader_delays_nobody_elsewhere, 0},
+    {"it_is_told_that_a_client_has_left_elsewhere", it_is_told_that_a_client_has_left_elsewhere, 0},
+    {"its_own_events_reach_it_elsewhere", its_own_events_reach_it_elsewhere, 0},
+    {"probes_are_answered_while_it_is_blocked_elsewhere", probes_are_answered_while_it_is_blocked_elsewhere, 0},
+    {"the_end_is_told_elsewhere", the_end_is_told_elsewhere, 0},
+    {"many_at_a_time_elsewhere", many_at_a_time_elsewhere, 0},
     {NULL, NULL, 0},
 };
 

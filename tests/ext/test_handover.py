@@ -54,6 +54,24 @@ def test_a_rule_of_the_event_loop_less_would_be_noticed(tmp_path: Path, without:
     assert "invalid end state" in report
 
 
+@pytest.mark.parametrize(("clients", "requests"), [pytest.param(1, 2, marks=pytest.mark.long), (2, 1)])
+def test_each_request_is_answered_by_an_event_loop_that_waits_elsewhere(
+    tmp_path: Path, clients: int, requests: int
+) -> None:
+    errors, report = check(tmp_path, EVENTLOOP=1, ELSEWHERE=1, CLIENTS=clients, REQUESTS=requests, WORKERS=1)
+    assert errors == 0, report
+
+
+@pytest.mark.parametrize(
+    "without",
+    ["NO_HEEDING_FIRST", *(pytest.param(rule, marks=pytest.mark.long) for rule in ("NO_ROUSE", "NO_SETTLING"))],
+)
+def test_a_rule_of_waiting_elsewhere_less_would_be_noticed(tmp_path: Path, without: str) -> None:
+    errors, report = check(tmp_path, EVENTLOOP=1, ELSEWHERE=1, CLIENTS=1, REQUESTS=2, WORKERS=1, **{without: 1})
+    assert errors > 0, report
+    assert "invalid end state" in report
+
+
 @pytest.mark.parametrize("without", ["NO_PENDING", "NO_PIPELINE", "NO_SECOND_LOOK"])
 def test_a_rule_less_would_be_noticed(tmp_path: Path, without: str) -> None:
     errors, report = check(tmp_path, CLIENTS=1, REQUESTS=3, **{without: 1})

@@ -55,6 +55,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "app": "",
         "interface": "auto",
         "lifespan": "auto",
+        "loop": "auto",
         "script_name": "",
         "reload": "false",
         "threads": "8",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -48,6 +49,15 @@ def serving_app(app: Any, script_name: str = "", **options: Any) -> Iterator[Ser
         yield server
 
 
+def loop_factory() -> Any:
+    """What makes uvloop's event loop where TEST_LOOP names it; None: asyncio's."""
+    if os.environ.get("TEST_LOOP") != "uvloop":
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
 @contextlib.contextmanager
 def serving_asgi(app: Any, *, root_path: str = "", proxies: Any = (), **options: Any) -> Iterator[Server]:
     """The same with an ASGI application, whose event loop must have ended as well."""
@@ -64,6 +74,7 @@ def serving_asgi(app: Any, *, root_path: str = "", proxies: Any = (), **options:
             failed=server.handle_error,
             body_timeout=options.get("body_timeout", 30.0),
             write_timeout=options.get("write_timeout", 30.0),
+            new_loop=loop_factory(),
         )
         eventloop.start()
         eventloop.open()
