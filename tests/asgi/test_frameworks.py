@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.client import SLOWNESS, Connection, wait_for
+from tests.support.client import SLOWNESS, Answer, Connection, wait_for
+from tests.support.faults.postgres import Postgres
 from tests.support.processes import Process, ask
+
+BOUNDARY = "boundary-of-this-test"
 
 
 @contextlib.contextmanager
@@ -30,12 +33,92 @@ def served(directory: Path, app: str, *arguments: str, **environ: str) -> Iterat
         process.kill()
 
 
-@pytest.fixture(scope="module", params=["app", "plain"])
-def starlette(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """With BaseHTTPMiddleware, which runs the application in a task of its own, and without any."""
-    pytest.importorskip("starlette")
-    with served(tmp_path_factory.mktemp("starlette"), f"starlette_app:{request.param}") as process:
+@pytest.fixture(scope="module")
+def database() -> Iterator[Postgres]:
+    with Postgres() as server:
+        yield server
+
+
+@contextlib.contextmanager
+def with_pool(database: Postgres, directory: Path, app: str, name: str, **environ: str) -> Iterator[Process]:
+    """Its connections have that name, and are closed at the end."""
+    with served(directory, app, DATABASE_URL=f"{database.url}?application_name={name}", **environ) as process:
         yield process
+    wait_for(lambda: database.sql("select count(*) from pg_stat_activity where application_name = %s", name) == 0)
+
+
+@pytest.fixture(scope="module", params=["app", "plain"])
+def starlette(
+    request: pytest.FixtureRequest, database: Postgres, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Process]:
+    """With BaseHTTPMiddleware, which runs the application in a task of its own, and the service's pool beside its own;
+    and without either."""
+    pytest.importorskip("starlette")
+    folder, environ = tmp_path_factory.mktemp("starlette"), {"PKG_POOL": "off"} if request.param == "plain" else {}
+    with with_pool(database, folder, f"starlette_app:{request.param}", "starlette", **environ) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def fastapi(database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    pytest.importorskip("fastapi")
+    folder = tmp_path_factory.mktemp("fastapi")
+    with with_pool(database, folder, "fastapi_app:app", "fastapi", PKG_POOL="off") as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def django(database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    pytest.importorskip("django")
+    with with_pool(database, tmp_path_factory.mktemp("django"), "django_app:create_asgi()", "django") as process:
+        yield process
+
+
+def post_form(address: tuple[str, int], target: str, data: bytes, *, chunked: bool = False) -> Answer:
+    """Sends a field and a file as multipart/form-data."""
+    body = b"".join(
+        (
+            f"--{BOUNDARY}\r\nContent-Disposition: form-data; name=note\r\n\r\na note\r\n".encode(),
+            f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="n\u00e4me.bin"\r\n'.encode(),
+            b"Content-Type: application/octet-stream\r\n\r\n" + data + b"\r\n",
+            f"--{BOUNDARY}--\r\n".encode(),
+        )
+    )
+    kind = f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n"
+    with Connection(address) as c:
+        if not chunked:
+            return c.request("POST", target, kind, body)
+        c.send(f"POST {target} HTTP/1.1\r\nHost: x\r\n{kind}Transfer-Encoding: chunked\r\n\r\n".encode())
+        for begin in range(0, len(body), 50_000):
+            part = body[begin : begin + 50_000]
+            c.send(b"%x\r\n%s\r\n" % (len(part), part))
+        c.send(b"0\r\n\r\n")
+        return c.receive()
+
+
+def uploads(address: tuple[str, int], target: str, *, chunked: bool = True) -> None:
+    """Small, and larger than what a framework keeps in memory."""
+    for size in (0, 1000, 3_000_000):
+        data = hashlib.shake_128(b"upload").digest(size)
+        for is_chunked in {False, chunked}:
+            answer = post_form(address, target, data, chunked=is_chunked)
+            assert (answer.status, json.loads(answer.body)) == (
+                200,
+                {
+                    "note": "a note",
+                    "filename": "n\u00e4me.bin",
+                    "size": size,
+                    "sha256": hashlib.sha256(data).hexdigest(),
+                },
+            )
+
+
+def queries(address: tuple[str, int], target: str) -> set[int]:
+    """Twenty at the same time, through a pool of at most four connections; the backends that have answered."""
+    with ThreadPoolExecutor(20) as clients:
+        answers = list(clients.map(lambda n: ask(address, f"{target}?n={n}"), range(20)))
+    assert [(status, json.loads(text)["number"]) for status, _, text in answers] == [(200, n + 1) for n in range(20)]
+    return {json.loads(text)["pid"] for _, _, text in answers}
 
 
 def test_starlette_answers(starlette: Process) -> None:
@@ -82,9 +165,43 @@ def test_an_exception_is_500_and_a_record(starlette: Process) -> None:
     assert ask(starlette.address, "/")[0] == 200
 
 
-def test_a_mounted_application_below_a_proxy(tmp_path: Path) -> None:
+def test_queries_through_a_pool_of_starlette_s_lifespan(starlette: Process, database: Postgres) -> None:
+    """It has its connections again after the server has lost them all."""
+    assert 1 < len(queries(starlette.address, "/database")) <= 4
+    query = "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity where application_name = 'starlette'"
+    assert database.sql(query) > 0
+    wait_for(lambda: ask(starlette.address, "/database?n=1")[0] == 200)
+    wait_for(lambda: ask(starlette.address, "/readyz")[0] == 200)  # of the service's own pool, if there is one
+    assert 1 < len(queries(starlette.address, "/database")) <= 4
+
+
+def test_starlette_reads_forms(starlette: Process) -> None:
+    uploads(starlette.address, "/form")
+
+
+def test_starlette_streams_what_a_thread_makes(starlette: Process) -> None:
+    with Connection(starlette.address) as c:
+        for count in (0, 1, 500):
+            expected = "".join(f"line {n}\n" for n in range(count)).encode()
+            assert c.request("GET", f"/lines?n={count}").body == expected
+
+
+def test_starlette_sends_files(starlette: Process) -> None:
+    text = Path(__file__).parents[1].joinpath("support/apps/starlette_app.py").read_bytes()
+    with Connection(starlette.address) as c:
+        whole = c.request("GET", "/file")
+        assert (whole.status, whole.body, whole.header("content-length")) == (200, text, str(len(text)))
+        assert c.request("HEAD", "/file").header("content-length") == str(len(text))
+        part = c.request("GET", "/file", "Range: bytes=3-9\r\n")
+        assert (part.status, part.body) == (206, text[3:10])
+        parts = c.request("GET", "/file", "Range: bytes=0-1,5-6\r\n")
+        assert (parts.status, parts.body.count(text[5:7]) > 0) == (206, True)
+        assert c.request("GET", "/file", f"Range: bytes={len(text)}-\r\n").status == 416
+
+
+def test_a_mounted_application_below_a_proxy(tmp_path: Path, database: Postgres) -> None:
     pytest.importorskip("starlette")
-    with served(tmp_path, "starlette_app:app", SCRIPT_NAME="/v1") as process:
+    with served(tmp_path, "starlette_app:app", SCRIPT_NAME="/v1", DATABASE_URL=database.url) as process:
         for target in ("/v1/", "/", "/v1/mounted/", "/mounted/"):
             status, headers, text = ask(process.address, target)
             path = target if target.startswith("/v1") else f"/v1{target}"
@@ -92,9 +209,8 @@ def test_a_mounted_application_below_a_proxy(tmp_path: Path) -> None:
             assert headers["x-stamp"] == "stamped"
 
 
-def test_fastapi(tmp_path: Path) -> None:
-    pytest.importorskip("fastapi")
-    with served(tmp_path, "fastapi_app:app") as process, Connection(process.address) as c:
+def test_fastapi(fastapi: Process) -> None:
+    with Connection(fastapi.address) as c:
         assert json.loads(c.request("GET", "/").body) == {"hello": "fastapi"}
         item = json.dumps({"name": "milk", "price": 1.5}).encode()
         answer = c.request("POST", "/items", "Content-Type: application/json\r\n", item)
@@ -104,20 +220,41 @@ def test_fastapi(tmp_path: Path) -> None:
         assert "/items" in json.loads(c.request("GET", "/openapi.json").body)["paths"]
 
 
-def test_functions_of_fastapi_run_in_threads_at_the_same_time(tmp_path: Path) -> None:
-    pytest.importorskip("fastapi")
-    with served(tmp_path, "fastapi_app:app") as process, ThreadPoolExecutor(20) as clients:
+def test_functions_of_fastapi_run_in_threads_at_the_same_time(fastapi: Process) -> None:
+    with ThreadPoolExecutor(20) as clients:
         began = time.monotonic()
-        answers = list(clients.map(lambda _: ask(process.address, "/thread"), range(20)))
+        answers = list(clients.map(lambda _: ask(fastapi.address, "/thread"), range(20)))
         assert time.monotonic() - began < 0.9 * SLOWNESS
         assert {(status, json.loads(text)["main"]) for status, _, text in answers} == {(200, False)}
 
 
-def test_django(tmp_path: Path) -> None:
+def test_a_dependency_of_fastapi_that_yields_a_connection(fastapi: Process) -> None:
+    assert 1 < len(queries(fastapi.address, "/database")) <= 4
+    wait_for(lambda: json.loads(ask(fastapi.address, "/events")[2]).count("returned") == 20)
+
+
+def test_fastapi_reads_forms(fastapi: Process) -> None:
+    uploads(fastapi.address, "/form")
+    assert ask(fastapi.address, "/form", "POST", body=b"note=a")[0] == 422
+
+
+def test_fastapi_streams(fastapi: Process) -> None:
+    with Connection(fastapi.address) as c:
+        assert c.request("GET", "/lines?n=2").body == b"line 0\nline 1\n"
+        answer = c.request("GET", "/sse", "Last-Event-ID: 6\r\n")
+        assert answer.header("content-type") == "text/event-stream; charset=utf-8"
+        assert [line for line in answer.body.split(b"\n") if line.startswith(b"id:")] == [b"id: 7", b"id: 8", b"id: 9"]
+
+
+def test_background_tasks_of_fastapi(fastapi: Process) -> None:
+    assert ask(fastapi.address, "/notify/me", "POST")[0] == 200
+    wait_for(lambda: "mail to me" in json.loads(ask(fastapi.address, "/events")[2]))
+
+
+def test_django(django: Process) -> None:
     """Which has no lifespan."""
-    pytest.importorskip("django")
-    with served(tmp_path, "django_app:create_asgi()") as process, Connection(process.address) as c:
-        assert "the application has no lifespan" in process.messages()
+    with Connection(django.address) as c:
+        assert "the application has no lifespan" in django.messages()
         for _ in range(2):
             assert c.request("GET", "/").body == b"hello"
         data = b"x" * 3_000_000
@@ -126,4 +263,31 @@ def test_django(tmp_path: Path) -> None:
         assert json.loads(c.request("GET", "/path/a%20b").body) == {"text": "a b"}
         assert c.request("GET", "/missing").status == 404
         assert c.request("GET", "/fail").status == 500
-        assert ask(process.address, "/")[0] == 200
+        assert c.request("GET", "/stream?n=2").body == b"line 0\nline 1\n"
+        text = Path(__file__).parents[1].joinpath("support/apps/django_app.py").read_bytes()
+        assert c.request("GET", "/file").body == text
+        assert ask(django.address, "/")[0] == 200
+
+
+def test_asynchronous_queries_of_django(django: Process) -> None:
+    with ThreadPoolExecutor(10) as clients:
+        answers = list(clients.map(lambda _: ask(django.address, "/rows"), range(10)))
+    assert {(status, text) for status, _, text in answers} == {
+        (200, json.dumps({"names": ["postgres", "template0", "template1"]}))
+    }
+
+
+def test_a_pool_that_django_opens_with_the_first_request(django: Process) -> None:
+    assert 1 < len(queries(django.address, "/pooled")) <= 4
+
+
+def test_django_reads_forms(django: Process) -> None:
+    """Not those in chunks: its parser wants a length (MultiPartParser)."""
+    uploads(django.address, "/upload", chunked=False)
+
+
+def test_django_cancels_a_view_whose_client_has_left(django: Process) -> None:
+    with Connection(django.address) as c:
+        c.send(b"GET /ticks HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_for(lambda: c._fill() and b"data: 3" in c._buffer)
+    wait_for(lambda: json.loads(ask(django.address, "/events")[2]) == ["cancelled"])

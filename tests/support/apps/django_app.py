@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import hashlib
+import itertools
 import json as json_module
-from collections.abc import Iterator
+import os
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import django
@@ -20,6 +24,7 @@ from django.http import (
     StreamingHttpResponse,
 )
 from django.urls import path as url
+from psycopg.conninfo import conninfo_to_dict
 
 import pkg
 
@@ -98,17 +103,93 @@ def database(request: HttpRequest) -> JsonResponse:
         return JsonResponse({"sum": conn.execute("select %s::int + %s::int", (40, 2)).fetchone()[0]})
 
 
+async def rows(request: HttpRequest) -> JsonResponse:
+    """Django's own asynchronous queries, over its connections to DATABASE_URL."""
+    names = [row.name async for row in _model().objects.order_by("name")]
+    return JsonResponse({"names": names})
+
+
+async def pooled(request: HttpRequest) -> JsonResponse:
+    """A pool beside Django's, opened with the first request, as there is no lifespan."""
+    import psycopg_pool
+
+    if "pool" not in _kept:
+        pool = psycopg_pool.AsyncConnectionPool(os.environ["DATABASE_URL"], min_size=2, max_size=4, open=False)
+        _kept["pool"] = asyncio.ensure_future(_opened(pool))
+    pool = await _kept["pool"]
+    async with pool.connection() as conn:
+        cursor = await conn.execute("SELECT %s::int + 1, pg_backend_pid(), pg_sleep(0.02)", [request.GET["n"]])
+        number, pid, _ = await cursor.fetchone()
+        return JsonResponse({"number": number, "pid": pid})
+
+
+async def _opened(pool: Any) -> Any:
+    await pool.open()
+    return pool
+
+
+_kept: dict[str, Any] = {}
+events: list[str] = []
+
+
+async def ticks(request: HttpRequest) -> StreamingHttpResponse:
+    """Server-sent events without an end; Django cancels the task when the client leaves."""
+
+    async def parts() -> AsyncIterator[str]:
+        try:
+            for number in itertools.count():
+                yield f"data: {number}\n\n"
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            events.append("cancelled")
+            raise
+
+    return StreamingHttpResponse(parts(), content_type="text/event-stream")
+
+
+async def told(request: HttpRequest) -> JsonResponse:
+    return JsonResponse(events, safe=False)
+
+
 urlpatterns = [
     url("", index),
     *(url(v.__name__, v) for v in (form, upload, raw, stream, file, cookies, missing, fail, json, database)),
     url("redirect", redirected),
+    *(url(v.__name__, v) for v in (rows, pooled, ticks)),
+    url("events", told),
     url("path/<str:text>", path),
 ]
+
+
+def _databases(address: str | None) -> dict[str, Any]:
+    if address is None:
+        return {}
+    parts = conninfo_to_dict(address)
+    given = {name.upper(): parts[key] for name, key in (("user", "user"), ("password", "password"), ("host", "host"))}
+    own = {"ENGINE": "django.db.backends.postgresql", "NAME": parts["dbname"], "PORT": parts["port"]}
+    return {"default": given | own | {"OPTIONS": {"pool": {"min_size": 1, "max_size": 4}}}}
+
+
+@functools.cache
+def _model() -> Any:
+    """A table that every PostgreSQL has; a model can be declared when Django is set up."""
+    from django.db import models
+
+    class Database(models.Model):
+        name = models.CharField(db_column="datname", primary_key=True)
+
+        class Meta:
+            app_label = "tests"
+            db_table = "pg_database"
+            managed = False
+
+    return Database
 
 
 def _configure() -> None:
     settings.configure(
         ALLOWED_HOSTS=["*"],
+        DATABASES=_databases(os.environ.get("DATABASE_URL")),
         DATA_UPLOAD_MAX_MEMORY_SIZE=100 << 20,
         LOGGING_CONFIG=None,
         MIDDLEWARE=["django.middleware.common.CommonMiddleware"],

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import hashlib
+import os
 import threading
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, HTTPException
+import psycopg
+import psycopg_pool
+from fastapi import BackgroundTasks, Depends, FastAPI, Form, HTTPException, Request, UploadFile
+from fastapi.responses import StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
-state: dict[str, str] = {}
+state: dict[str, Any] = {}
 
 
 @contextlib.asynccontextmanager
 async def lifespan(app: Any) -> AsyncIterator[None]:
     state["name"] = "fastapi"
-    yield
+    async with psycopg_pool.AsyncConnectionPool(os.environ["DATABASE_URL"], min_size=2, max_size=4, open=False) as pool:
+        state["pool"] = pool
+        yield
     state.clear()
 
 
@@ -53,3 +62,64 @@ def in_thread() -> dict[str, bool]:
 @app.get("/missing")
 async def missing() -> None:
     raise HTTPException(404, "not here")
+
+
+events: list[str] = []
+
+
+async def connection() -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    """A dependency with `yield`: its connection goes back to the pool after the response."""
+    async with state["pool"].connection() as conn:
+        yield conn
+    events.append("returned")
+
+
+@app.get("/database")
+async def database(n: int, conn: Annotated[psycopg.AsyncConnection[Any], Depends(connection)]) -> dict[str, int]:
+    cursor = await conn.execute("SELECT %s::int + 1, pg_backend_pid(), pg_sleep(0.02)", [n])
+    number, pid, _ = await cursor.fetchone()  # type: ignore[misc]
+    return {"number": number, "pid": pid}
+
+
+@app.post("/form")
+async def form(note: Annotated[str, Form()], file: UploadFile) -> dict[str, Any]:
+    data = await file.read()
+    return {
+        "note": note,
+        "filename": file.filename,
+        "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+@app.get("/sse", response_class=EventSourceResponse)
+async def sse(request: Request) -> AsyncIterable[ServerSentEvent]:
+    first = int(request.headers.get("last-event-id", "-1")) + 1
+    for number in range(first, first + 3):
+        yield ServerSentEvent(data={"number": number}, id=str(number))
+        await asyncio.sleep(0.01)
+
+
+@app.get("/lines")
+async def lines(n: int) -> StreamingResponse:
+    async def parts() -> AsyncIterator[str]:
+        for number in range(n):
+            yield f"line {number}\n"
+
+    return StreamingResponse(parts(), media_type="text/plain")
+
+
+def write_down(text: str) -> None:
+    """Runs in one of anyio's threads, after the response."""
+    events.append(text)
+
+
+@app.post("/notify/{address}")
+async def notify(address: str, tasks: BackgroundTasks) -> dict[str, str]:
+    tasks.add_task(write_down, f"mail to {address}")
+    return {"message": "sent in the background"}
+
+
+@app.get("/events")
+async def told() -> list[str]:
+    return events

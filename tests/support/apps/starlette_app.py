@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psycopg_pool
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
 
 events: list[str] = []
@@ -21,7 +23,9 @@ events: list[str] = []
 
 @contextlib.asynccontextmanager
 async def lifespan(app: Any) -> AsyncIterator[dict[str, Any]]:
-    yield {"name": "starlette"}
+    """With a pool of its own, whose connections are opened by the event loop."""
+    async with psycopg_pool.AsyncConnectionPool(os.environ["DATABASE_URL"], min_size=2, max_size=4, open=False) as pool:
+        yield {"name": "starlette", "pool": pool}
 
 
 async def hello(request: Request) -> PlainTextResponse:
@@ -60,6 +64,37 @@ async def background(request: Request) -> PlainTextResponse:
     return PlainTextResponse("at once", background=BackgroundTask(later))
 
 
+async def database(request: Request) -> JSONResponse:
+    async with request.state.pool.connection() as conn:
+        cursor = await conn.execute("SELECT %s::int + 1, pg_backend_pid(), pg_sleep(0.02)", [request.query_params["n"]])
+        number, pid, _ = await cursor.fetchone()
+        return JSONResponse({"number": number, "pid": pid})
+
+
+async def form(request: Request) -> JSONResponse:
+    """multipart/form-data, of which a long file is spooled by Starlette."""
+    async with request.form() as fields:
+        data = await fields["file"].read()
+        return JSONResponse(
+            {
+                "note": fields["note"],
+                "filename": fields["file"].filename,
+                "size": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        )
+
+
+async def lines(request: Request) -> StreamingResponse:
+    """Of a generator in a thread, between which and the event loop each line goes to and fro."""
+    return StreamingResponse(f"line {number}\n" for number in range(int(request.query_params["n"])))
+
+
+async def file(request: Request) -> FileResponse:
+    """Which knows HEAD, ranges and conditions."""
+    return FileResponse(__file__)
+
+
 async def told(request: Request) -> JSONResponse:
     return JSONResponse(events)
 
@@ -81,6 +116,10 @@ pages = [
     Route("/sse", sse),
     Route("/background", background),
     Route("/events", told),
+    Route("/database", database),
+    Route("/form", form, methods=["POST"]),
+    Route("/lines", lines),
+    Route("/file", file),
     Route("/fails", fails),
 ]
 app = Starlette(routes=[*pages, Mount("/mounted", routes=pages)], lifespan=lifespan, middleware=[Middleware(Stamp)])
