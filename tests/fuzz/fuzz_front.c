@@ -67,58 +67,110 @@ static const front_limits LIMITS = {
 
 /* ------------------------------------------------------------------------------------------------ the server */
 
-/* The first byte of a target after the slash chooses what the worker does; the response says what it was given. */
-static void serve(front_request *q)
-{
-    char method[32], target[64], body[256], out[512 + PADDING], mode;
-    const http1_head *h = q->head;
-    bool keep_alive = h->keep_alive;
-    unsigned status = 200, sum = 0;
-    ssize_t n = 0, total = 0;
-    static _Thread_local char buf[700];
+/* A request in the hands of whoever serves it. */
+typedef struct {
+    front_conn *conn;
+    char method[32], target[64], mode;
+    bool keep_alive;
+    unsigned status, sum;
+    ssize_t total;
+    char out[512 + PADDING]; /* the response */
+    size_t out_len, sent;
+} job;
 
-    snprintf(method, sizeof method, "%.*s", h->method.len < 20 ? (int)h->method.len : 20, q->data + h->method.pos);
-    snprintf(target, sizeof target, "%.*s", h->target.len < 40 ? (int)h->target.len : 40, q->data + h->target.pos);
-    mode = h->target.len > 1 ? target[1] : 'r';
-    if (mode != 'i') { /* 'i': ignores the body */
-        while ((n = front_read(the_front, q->conn, buf, mode == 's' ? 7 : sizeof buf, true)) > 0) {
-            for (ssize_t i = 0; i < n; i++)
-                sum = sum * 31 + (unsigned char)buf[i];
-            total += n;
-        }
-        if (n < 0) {
-            status = 400;
-            keep_alive = false;
-        }
+/* The first byte of a target after the slash chooses what is done; the response says what was received. */
+static void job_begin(job *j, const front_request *q)
+{
+    const http1_head *h = q->head;
+
+    *j = (job){.conn = q->conn, .keep_alive = h->keep_alive, .status = 200};
+    snprintf(j->method, sizeof j->method, "%.*s", h->method.len < 20 ? (int)h->method.len : 20, q->data + h->method.pos);
+    snprintf(j->target, sizeof j->target, "%.*s", h->target.len < 40 ? (int)h->target.len : 40, q->data + h->target.pos);
+    j->mode = h->target.len > 1 ? j->target[1] : 'r';
+}
+
+/* Reads the body, or a part of it.  0: done; or the error of front_read(), which a client's mistake is not. */
+static int job_read(job *j, bool wait)
+{
+    static _Thread_local char buf[700];
+    ssize_t n;
+
+    if (j->mode == 'i') /* ignores the body */
+        return 0;
+    while ((n = front_read(the_front, j->conn, buf, j->mode == 's' ? 7 : sizeof buf, wait)) > 0) {
+        for (ssize_t i = 0; i < n; i++)
+            j->sum = j->sum * 31 + (unsigned char)buf[i];
+        j->total += n;
     }
-    if (mode == 'c' || front_body_pending(q->conn))
-        keep_alive = false;
-    int body_len = snprintf(body, sizeof body, "%s %s %zd %x", method, target, n < 0 ? -1 : total, n < 0 ? 0 : sum);
-    int padding = mode == 'w' ? PADDING : 0; /* 'w': a large response */
-    int len = snprintf(out, sizeof out, "HTTP/1.1 %u W\r\nContent-Length: %d\r\n%s\r\n%s", status, body_len + padding,
-                       keep_alive ? "" : "Connection: close\r\n", body);
-    memset(out + len, 'w', (size_t)padding);
-    struct iovec iov = {.iov_base = out, .iov_len = (size_t)(len + padding)};
-    int rv = front_send(the_front, q->conn, &iov, 1, SIZE_MAX, true);
-    iov = (struct iovec){.iov_base = out, .iov_len = 0};
-    int state = front_send(the_front, q->conn, &iov, 1, 0, false);
+    if (n == -EAGAIN)
+        return -EAGAIN;
+    if (n < 0) {
+        j->status = 400;
+        j->keep_alive = false;
+        j->total = -1;
+        j->sum = 0;
+    }
+    return 0;
+}
+
+static void job_prepare(job *j)
+{
+    char body[256];
+
+    if (j->mode == 'c' || front_body_pending(j->conn))
+        j->keep_alive = false;
+    int body_len = snprintf(body, sizeof body, "%s %s %zd %x", j->method, j->target, j->total, j->sum);
+    int padding = j->mode == 'w' ? PADDING : 0; /* 'w': a large response */
+    int len = snprintf(j->out, sizeof j->out, "HTTP/1.1 %u W\r\nContent-Length: %d\r\n%s\r\n%s", j->status, body_len + padding,
+                       j->keep_alive ? "" : "Connection: close\r\n", body);
+    memset(j->out + len, 'w', (size_t)padding);
+    j->out_len = (size_t)(len + padding);
+}
+
+static int job_send(job *j, size_t keep, bool wait)
+{
+    struct iovec iov = {.iov_base = j->out + j->sent, .iov_len = j->out_len - j->sent};
+    int rv = front_send(the_front, j->conn, &iov, 1, keep, wait);
+
+    j->sent = j->out_len - iov.iov_len;
+    return rv;
+}
+
+/* `rv`: what job_send() has returned. */
+static void job_end(job *j, int rv)
+{
+    struct iovec iov = {.iov_base = j->out, .iov_len = 0};
+    int state = front_send(the_front, j->conn, &iov, 1, 0, false);
+
     CHECK(state == (rv == FRONT_OK ? state == -EALREADY ? -EALREADY : FRONT_OK : -EPIPE));
     if (state != FRONT_OK) {
         iov.iov_len = 1;
-        CHECK(front_send(the_front, q->conn, &iov, 1, SIZE_MAX, true) == state);
+        CHECK(front_send(the_front, j->conn, &iov, 1, SIZE_MAX, false) == state);
     }
-    front_finish(the_front, q->conn, keep_alive, rv != FRONT_OK, rv == FRONT_OK ? status : 0);
+    front_finish(the_front, j->conn, j->keep_alive, rv != FRONT_OK, rv == FRONT_OK ? j->status : 0);
 }
+
+#ifndef SERVE /* fuzz_eventloop.c has its own */
+#define SERVE work
+#define SERVERS 2
 
 static void *work(void *unused)
 {
     front_request q;
+    job j;
 
     (void)unused;
-    while (front_take(the_front, &q, -1) == FRONT_OK)
-        serve(&q);
+    while (front_take(the_front, &q, -1) == FRONT_OK) {
+        job_begin(&j, &q);
+        job_read(&j, true);
+        job_prepare(&j);
+        job_end(&j, job_send(&j, SIZE_MAX, true));
+    }
     return NULL;
 }
+#else
+static void *SERVE(void *);
+#endif
 
 static void *loop(void *unused)
 {
@@ -148,8 +200,8 @@ static void start(void)
             CHECK(pages_set_answer(t, 0, (enum pages_set)s, (enum pages_format)k, 200, headers, sizeof headers - 1, "ok", 2) == 0);
     front_publish(the_front, t);
     CHECK(pthread_create(&thread, NULL, loop, NULL) == 0);
-    for (int i = 0; i < 2; i++)
-        CHECK(pthread_create(&thread, NULL, work, NULL) == 0);
+    for (int i = 0; i < SERVERS; i++)
+        CHECK(pthread_create(&thread, NULL, SERVE, NULL) == 0);
 }
 
 /* ------------------------------------------------------------------------------------------------ the clients */

@@ -26,7 +26,8 @@ def has_libfuzzer(clang: str) -> bool:
 
 def main(arguments: list[str]) -> int:
     seconds = int(arguments[0]) if arguments else 60
-    targets = arguments[1:] or sorted(p.stem.removeprefix("fuzz_") for p in HERE.glob("fuzz_*.c"))
+    targets_there = sorted(p.stem.removeprefix("fuzz_") for p in HERE.glob("fuzz_*.c"))
+    targets = arguments[1:] or targets_there
     clang = shutil.which("clang")
     if clang is None or not has_libfuzzer(clang):
         needed = "apt-get install --install-recommends clang"
@@ -40,14 +41,15 @@ def main(arguments: list[str]) -> int:
             source = HERE / f"fuzz_{target}.c"
             text = source.read_text()
             core = [path for path in sorted(EXT.glob("*/*.c")) if f'#include "{path.relative_to(EXT)}"' not in text]
+            relatives = [other for other in targets_there if f'#include "fuzz_{other}.c"' in text]
             flags = ["-std=gnu11", "-g", "-O1", "-fno-sanitize-recover=all", sanitizers, f"-I{EXT}", "-pthread"]
             subprocess.run([clang, *flags, source, *core, "-o", program], check=True)
             # New inputs go to a folder of their own: the corpus in the repository stays small and chosen.
             found = Path(folder) / f"{target}-found"
             found.mkdir()
-            corpus = HERE / "corpus" / target
+            corpora = [corpus for name in (target, *relatives) if (corpus := HERE / "corpus" / name).is_dir()]
             findings = Path(tempfile.mkdtemp(prefix=f"fuzz-{target}-"))
-            command = [program, found, *([corpus] if corpus.is_dir() else []), f"-max_total_time={seconds}"]
+            command = [program, found, *corpora, f"-max_total_time={seconds}"]
             command += [
                 "-max_len=8192",
                 "-timeout=10",
