@@ -19,7 +19,16 @@ SUITES = [
     "tests/http/test_handler.py",
     "tests/http/test_forwarded.py",
     "tests/http/test_response_head.py",
+    # Of the event loop, where threads and owners change; all of it takes a minute more.
+    "tests/asgi/test_http.py::test_a_body_comes_as_it_is_sent",
+    "tests/asgi/test_http.py::test_the_application_is_told_at_once_that_the_client_has_left",
+    "tests/asgi/test_http.py::test_a_rest_that_fits_into_its_buffer_does_not_hold_the_task",
+    "tests/asgi/test_http.py::test_a_reader_that_stops_is_given_up",
+    "tests/asgi/test_http.py::test_many_requests_run_at_a_time",
+    "tests/asgi/test_http.py::test_pipelined_requests_are_answered_in_order",
+    "tests/asgi/test_http.py::test_threads_and_other_descriptors_work_beside_the_front",
 ]
+ALL_OF_THE_EVENT_LOOP = ["tests/asgi"]
 # The library that must come first in a process whose main program is not instrumented; what a report ends the run with.
 SANITIZERS = {
     "address,undefined": (["libasan.so", "libubsan.so"], "__asan_init"),
@@ -36,10 +45,16 @@ def library(name: str) -> str:
     return path
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
-def test_extension(sanitizer: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "suites",
+    [
+        pytest.param(SUITES, id="sample", marks=pytest.mark.slow),
+        pytest.param(ALL_OF_THE_EVENT_LOOP, id="asgi", marks=pytest.mark.long),
+    ],
+)
+def test_extension(suites: list[str], sanitizer: str, tmp_path: Path) -> None:
     libraries, symbol = SANITIZERS[sanitizer]
     ignored = shutil.ignore_patterns("*.so", "__pycache__", "corpus")
     for name in ("pkg", "ext", "tests"):
@@ -83,10 +98,10 @@ def test_extension(sanitizer: str, tmp_path: Path) -> None:
         "timeout=600",
         "-s",
         "-m",
-        "not slow",
+        "not slow and not long",
         "-p",
         "no:cacheprovider",
-        *SUITES,
+        *suites,
     ]
     for _ in range(3):
         run = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)

@@ -32,13 +32,18 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+# The environment of a service in a test has nothing else; the second half is for an extension with sanitizers.
+INHERITED = ("PATH", "PYTHONPATH", "HOME", "LANG")
+INHERITED += ("LD_PRELOAD", "PYTHONMALLOC", "ASAN_OPTIONS", "TSAN_OPTIONS", "UBSAN_OPTIONS")
+
+
 class Process:
     """A running service.  `lines()`: its log records; `errors()`: its output on stderr."""
 
     def __init__(self, directory: Path, source: str, arguments: tuple[str, ...], environ: dict[str, str]) -> None:
         self._out, self._err = directory / "stdout", directory / "stderr"
         (directory / "application.py").write_text(source)
-        inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME", "LANG") if name in os.environ}
+        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         defaults = {"PORT": "0", "HOST": "127.0.0.1", "LOG_FORMAT": "json", "PKG_DRAIN_DELAY": "0"}
         with open(self._out, "wb") as out, open(self._err, "wb") as err:
             self.process = subprocess.Popen(
