@@ -83,6 +83,16 @@ class Flight(NamedTuple):
     late: bool
     """It has taken longer than request_timeout."""
 
+class Turn(NamedTuple):
+    """A slow turn of an event loop; times in seconds."""
+
+    number: int
+    """Front.eventloop_looks in this turn."""
+    took: float
+    """0 if it has not ended."""
+    waited: float
+    """How long the caller has waited for the interpreter lock since the front said so."""
+
 class Prober(NamedTuple):
     """A client of published pages; status and age are those of its last response."""
 
@@ -184,6 +194,17 @@ class Front:
     @property
     def eventloop_looks(self) -> int:
         """How often the event loop has asked for work; -1 while it waits for some."""
+    @property
+    def eventloop_turn(self) -> float:
+        """Seconds for which the event loop has been in its present turn; 0 while it waits, or if there is none.
+
+        Gaps in which the process was frozen do not count.
+        """
+    def turns(self) -> tuple[list[int], float]:
+        """How long the turns of the event loop took, as in queue_waits()."""
+    def watch_turns(self) -> Turn | None:
+        """Waits, without the interpreter lock, for a turn that takes longer than slow_callback_duration, then for its
+        end; None when the front has stopped.  For one thread, after serve_by_eventloop()."""
     def accept(self, most: int) -> list[Request]:
         """At most so many requests that are ready.  Does not wait."""
     def moved(self) -> list[Any]:

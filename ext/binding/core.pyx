@@ -122,6 +122,7 @@ def list_counters():
 
 Counters, NANOSECONDS, COUNTERS = list_counters()
 Flight = namedtuple("Flight", "method target age thread late", module="pkg._core")
+Turn = namedtuple("Turn", "number took waited", module="pkg._core")
 Prober = namedtuple("Prober", "client user_agent page count status age", module="pkg._core")
 
 
@@ -317,6 +318,24 @@ cdef class Front:
     @property
     def eventloop_looks(self):
         return x.front_eventloop_looks(self._front)
+
+    @property
+    def eventloop_turn(self):
+        return x.front_eventloop_turn(self._front) / 1e9
+
+    def turns(self):
+        cdef tally.tally_waits turns
+        x.front_turns(self._front, &turns)
+        return [turns.count[b] for b in range(tally.TALLY_WAITS)], turns.sum / 1e9
+
+    def watch_turns(self):
+        cdef c.front_turn turn
+        cdef int rv
+        with nogil:
+            rv = x.front_watch_turns(self._front, &turn)
+        if check(rv) != c.FRONT_OK:
+            return None
+        return Turn(turn.number, turn.took / 1e9, (c.front_now() - turn.at) / 1e9)
 
     def accept(self, int most):
         cdef x.front_request taken

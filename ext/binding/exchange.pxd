@@ -3,8 +3,9 @@
 from libc.stdint cimport int64_t, uint64_t
 from posix.types cimport off_t
 
-from front cimport front
+from front cimport front, front_turn
 from http1 cimport http1_head
+from tally cimport tally_waits
 
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -82,6 +83,9 @@ cdef extern from "front/exchange.h" nogil:
     unsigned front_look(front *f)
     unsigned front_settle(front *f)
     int64_t front_eventloop_looks(const front *f)
+    int64_t front_eventloop_turn(const front *f)
+    void front_turns(const front *f, tally_waits *out)
+    int front_watch_turns(front *f, front_turn *out)
     int front_await(front *f, front_conn *c, unsigned what, void *tag)
     void *front_moved(front *f)
     bint front_may_read_on(front *f, front_conn *c, int64_t waited)

@@ -68,6 +68,11 @@ cdef extern from "front/front.h" nogil:
         uint64_t thread
         bint late
 
+    ctypedef struct front_turn:
+        uint64_t number
+        int64_t took
+        int64_t at
+
     ctypedef struct front_counters:
         pass
 

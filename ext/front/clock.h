@@ -28,6 +28,11 @@ static inline int64_t clock_now(void) /* front_now() */
     return (int64_t)t.tv_sec * SECOND + t.tv_nsec;
 }
 
+static inline int64_t clock_without_gaps(const front *f, int64_t at) /* a moment, as in front_clock() */
+{
+    return at - atomic_load_explicit(&f->clock.frozen, memory_order_relaxed);
+}
+
 /* L: the line with the Date of now. */
 static inline const char *clock_date(front *f)
 {

@@ -17,13 +17,15 @@
 
 void eventloop_init(front *f)
 {
-    f->eventloop.outer_fd = f->eventloop.wake_fd = f->eventloop.watched_fd = -1;
+    f->eventloop.outer_fd = f->eventloop.wake_fd = f->eventloop.watched_fd = f->eventloop.told_fd = -1;
 }
 
 static int open_with(front *f, int outer_fd, int watched_fd)
 {
     if (f->eventloop.wake_fd != -1)
         return -EALREADY;
+    if (f->eventloop.told_fd == -1 && (f->eventloop.told_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) == -1)
+        return -errno;
     if ((f->eventloop.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) == -1)
         return -errno;
     f->eventloop.outer_fd = outer_fd;
@@ -67,19 +69,131 @@ void eventloop_free(front *f)
         close(f->eventloop.wake_fd);
     if (f->eventloop.watched_fd != -1)
         close(f->eventloop.watched_fd);
+    if (f->eventloop.told_fd != -1)
+        close(f->eventloop.told_fd);
 }
 
 void eventloop_disown(front *f)
 {
     eventloop_free(f);
-    f->eventloop.wake_fd = f->eventloop.watched_fd = -1;
+    f->eventloop.wake_fd = f->eventloop.watched_fd = f->eventloop.told_fd = -1;
+}
+
+/* -------------------------------------------------------------------------- its turns */
+
+static void begin_turn(front *f, int64_t at)
+{
+    atomic_store_explicit(&f->eventloop.began, at, memory_order_release);
+}
+
+static void tell(front *f)
+{
+    if (!f->foreign)
+        (void)!write(f->eventloop.told_fd, &(uint64_t){1}, sizeof(uint64_t));
+}
+
+int64_t eventloop_turn(const front *f)
+{
+    int64_t began = atomic_load_explicit(&f->eventloop.began, memory_order_relaxed);
+
+    if (began == 0 || atomic_load(&f->eventloop.state) != EVENTLOOP_BUSY)
+        return 0;
+    int64_t took = front_clock(f) - began;
+    return took > 0 ? took : 0;
+}
+
+void eventloop_turns(const front *f, tally_waits *out)
+{
+    tally_read_turns(&f->eventloop.turns, out);
+}
+
+int eventloop_watch_turns(front *f, front_turn *out)
+{
+    struct front_eventloop *e = &f->eventloop;
+    struct pollfd p = {.events = POLLIN};
+
+    if (atomic_load(&e->state) == EVENTLOOP_ABSENT)
+        return FRONT_CLOSED;
+    p.fd = e->told_fd;
+    while (poll(&p, 1, -1) == -1)
+        if (errno != EINTR)
+            return -errno;
+    if (atomic_load(&f->stage) == FRONT_STOPPED) /* and everybody is to know */
+        return FRONT_CLOSED;
+    (void)!read(p.fd, &(uint64_t){0}, sizeof(uint64_t));
+    out->number = atomic_load(&e->slow);
+    out->took = atomic_load(&e->slow_took);
+    out->at = clock_now();
+    return FRONT_OK;
+}
+
+void eventloop_end_watch(front *f)
+{
+    if (atomic_load(&f->eventloop.state) != EVENTLOOP_ABSENT)
+        tell(f);
+}
+
+#define STALL (20 * MILLISECOND) /* of the front's own thread; less is the scheduler's usual business */
+#define MOST_STALLS 3            /* in one turn: where CPU is always short, turns are told all the same, but later */
+
+int64_t eventloop_watch(front *f, int64_t nap)
+{
+    struct front_eventloop *e = &f->eventloop;
+    int64_t slow = f->limits.slow_callback_duration, due = INT64_MAX;
+
+    if (slow == 0)
+        return INT64_MAX;
+    /* Either this sees that it is BUSY, or whoever makes it BUSY sees that nobody looks. */
+    atomic_store(&e->watched_at, INT64_MAX);
+    bool busy = atomic_load(&e->state) == EVENTLOOP_BUSY;
+    uint64_t number = atomic_load_explicit(&e->looks, memory_order_acquire);
+    int64_t now = clock_now(), began = atomic_load_explicit(&e->began, memory_order_acquire);
+    if (busy && began != 0) {
+        if (atomic_load_explicit(&e->looks, memory_order_relaxed) != number) /* this is the beginning of another turn */
+            began = front_clock(f);
+        int64_t took = front_clock(f) - began;
+        if (number != e->watched) {
+            e->stalled = 0;
+            e->n_stalls = 0;
+        } else if (now - e->expected > STALL && e->n_stalls < MOST_STALLS) {
+            e->stalled = took; /* since when the process stood still is not known */
+            e->n_stalls++;
+        }
+        e->watched = number;
+        int64_t left = slow + e->stalled - took;
+        if (atomic_load_explicit(&e->slow, memory_order_relaxed) == number) {
+            ; /* it has been told */
+        } else if (left <= 0) {
+            atomic_store(&e->slow_took, 0);
+            atomic_store(&e->slow, number);
+            tell(f);
+        } else {
+            due = now + left;
+        }
+    }
+    e->expected = nap != 0 ? now + nap : due;
+    atomic_store(&e->watched_at, nap != 0 ? now : due);
+    return due;
 }
 
 /* -------------------------------------------------------------------------- its side */
 
-void eventloop_look(front *f)
+int64_t eventloop_look(front *f)
 {
-    atomic_fetch_add_explicit(&f->eventloop.looks, 1, memory_order_relaxed);
+    struct front_eventloop *e = &f->eventloop;
+    uint64_t number = atomic_load_explicit(&e->looks, memory_order_relaxed);
+    int64_t now = clock_now(), at = clock_without_gaps(f, now);
+    int64_t began = atomic_load_explicit(&e->began, memory_order_relaxed);
+
+    if (began != 0 && atomic_load_explicit(&e->state, memory_order_relaxed) == EVENTLOOP_BUSY)
+        tally_add_turn(&e->turns, at - began);
+    if (atomic_load_explicit(&e->slow, memory_order_relaxed) == number && number != 0) {
+        atomic_store(&e->slow_took, at > began ? at - began : 1);
+        tell(f);
+    }
+    begin_turn(f, at); /* unless it waits now */
+    atomic_store_explicit(&e->looks, number + 1, memory_order_release);
+    return now;
 }
 
 bool eventloop_lead(front *f)
@@ -93,8 +207,9 @@ bool eventloop_lead(front *f)
     return true;
 }
 
-void eventloop_return(front *f)
+void eventloop_return(front *f, int64_t now)
 {
+    begin_turn(f, clock_without_gaps(f, now));
     atomic_store(&f->eventloop.state, EVENTLOOP_BUSY);
 }
 
@@ -131,7 +246,13 @@ void eventloop_sleep(front *f, int64_t timeout)
             eventloop_heed(f);
     }
     /* Whoever has woken it meanwhile has said so; the byte that may follow ends the next sleep at once. */
-    atomic_compare_exchange_strong(&f->eventloop.state, &asleep, EVENTLOOP_BUSY);
+    int64_t now = clock_now();
+    if (!atomic_compare_exchange_strong(&f->eventloop.state, &asleep, EVENTLOOP_BUSY))
+        return;
+    begin_turn(f, clock_without_gaps(f, now));
+    int64_t slow = f->limits.slow_callback_duration;
+    if (slow != 0 && atomic_load(&f->eventloop.watched_at) - slow > now)
+        front_ring(f);
 }
 
 front_conn *eventloop_moved(front *f)
@@ -274,6 +395,9 @@ bool eventloop_rouse(front *f)
     int asleep = EVENTLOOP_ASLEEP;
 
     /* It falls asleep with the mutex held, so a plain look is enough where there is none. */
-    return atomic_load_explicit(&f->eventloop.state, memory_order_relaxed) == EVENTLOOP_ASLEEP &&
-           atomic_compare_exchange_strong(&f->eventloop.state, &asleep, EVENTLOOP_BUSY);
+    if (atomic_load_explicit(&f->eventloop.state, memory_order_relaxed) != EVENTLOOP_ASLEEP ||
+        !atomic_compare_exchange_strong(&f->eventloop.state, &asleep, EVENTLOOP_BUSY))
+        return false;
+    begin_turn(f, clock_without_gaps(f, clock_now())); /* it sees this when it takes the mutex */
+    return true;
 }

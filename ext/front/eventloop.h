@@ -28,6 +28,13 @@
  *      BUSY --front_wait()--> LEADING --something to do--> BUSY       the loop was free
  *      BUSY --front_wait()--> ASLEEP --woken, or timeout--> BUSY      somebody else leads
  *
+ * A turn is the time in which it is BUSY, from one wait to the next.  Each is counted by its length, at its end.  While one
+ * lasts, the front's own thread sees it, which naps or leads by then, and tells front_watch_turns() of a turn that lasts longer
+ * than slow_callback_duration; nobody wakes for it before.  If that thread, which needs no interpreter lock, was late itself, the
+ * process stood still or had no CPU: what the turn has taken until then is not held against it.  The one turn that it would not
+ * see begins when asyncio's own descriptors, or a timeout, end the sleep of the event loop; then it is rung, unless it looks in
+ * time anyway.
+ *
  * One that waits elsewhere
  * ------------------------
  * libuv has no place for a wait of ours, so uvloop watches a descriptor (`watched_fd`, an epoll descriptor with `wake_fd` in it)
@@ -40,6 +47,9 @@
  * (4 us of 15).  When the event loop looks often, the front's own thread therefore lets it lead: it adds the front's epoll
  * descriptor to `watched_fd`, naps, and the event loop turns the front's loop itself within front_look(), without waiting.
  * When a nap passes in which it has not looked, the front's own thread takes that away again.
+ *
+ * Its turns are those in which the front has something for it, from the ring or front_look() on.  When it runs something else,
+ * as a callback of its own, nothing is known of it until the next ring.
  */
 #ifndef EVENTLOOP_H
 #define EVENTLOOP_H
@@ -53,6 +63,10 @@ static inline bool eventloop_serves(const front *f)
 }
 
 int64_t eventloop_looks(const front *f); /* front_eventloop_looks() */
+int64_t eventloop_turn(const front *f);  /* front_eventloop_turn() */
+void eventloop_turns(const front *f, tally_waits *out); /* front_turns() */
+int eventloop_watch_turns(front *f, front_turn *out);   /* front_watch_turns() */
+void eventloop_end_watch(front *f);      /* the front has stopped */
 int eventloop_open(front *f, int outer_fd); /* once.  FRONT_OK or a negative errno */
 int eventloop_open_elsewhere(front *f);     /* instead: the descriptor that it has to watch */
 void eventloop_init(front *f);
@@ -61,9 +75,9 @@ void eventloop_disown(front *f); /* in a forked child */
 
 /* ----------------------------------------------------------------------------------------------------- its side */
 
-void eventloop_look(front *f); /* it asks for work */
+int64_t eventloop_look(front *f); /* it asks for work, and its turn ends; the time, nanoseconds */
 bool eventloop_lead(front *f); /* L: it leads from now on, until eventloop_return().  False: it cannot watch the outer one */
-void eventloop_return(front *f);
+void eventloop_return(front *f, int64_t now); /* a turn begins */
 bool eventloop_has_others(front *f);  /* whether asyncio has events of its own; asked once */
 void eventloop_begin_sleep(front *f); /* M, when there is nothing to do */
 void eventloop_sleep(front *f, int64_t timeout); /* nanoseconds; < 0: until it is woken */
@@ -81,6 +95,9 @@ void eventloop_on_outer(front *f); /* L: the outer descriptor is readable */
 /* L, for the front's own thread: whether the event loop comes back soon, so that this thread need not lead. */
 bool eventloop_keeps_up(front *f);
 void eventloop_take_lead(front *f); /* L: one that waits elsewhere does not lead any more */
+/* L, likewise: looks at the turn.  When to look at it again, nanoseconds; INT64_MAX: no need.  `nap`: how long it sleeps now if
+ * it does not lead, otherwise 0. */
+int64_t eventloop_watch(front *f, int64_t nap);
 
 /* M, and so are the next two: the connection's socket has had these events (enum front_progress). */
 void eventloop_note(front *f, front_conn *c, unsigned events);

@@ -471,6 +471,21 @@ int64_t front_eventloop_looks(const front *f)
     return eventloop_looks(f);
 }
 
+int64_t front_eventloop_turn(const front *f)
+{
+    return eventloop_turn(f);
+}
+
+void front_turns(const front *f, tally_waits *out)
+{
+    eventloop_turns(f, out);
+}
+
+int front_watch_turns(front *f, front_turn *out)
+{
+    return f->foreign ? FRONT_CLOSED : eventloop_watch_turns(f, out);
+}
+
 int front_await(front *f, front_conn *c, unsigned what, void *tag)
 {
     int rv = f->foreign ? -EPIPE : conn_watch(f, c, what & FRONT_WRITABLE ? WATCH_OUT : WATCH_IN);

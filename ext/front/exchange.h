@@ -77,6 +77,12 @@ unsigned front_look(front *f);
 unsigned front_settle(front *f);
 /* How often it has asked for work; -1 while it waits for some, or if there is none.  From any thread. */
 int64_t front_eventloop_looks(const front *f);
+/* How long it has been in this turn, without the gaps in which the process was frozen; 0 while it waits.  From any thread. */
+int64_t front_eventloop_turn(const front *f);
+void front_turns(const front *f, tally_waits *out); /* how long its turns took */
+/* Waits for the next turn that lasts longer than slow_callback_duration, or for the end of the one that it returned last.
+ * FRONT_OK, FRONT_CLOSED when the front has stopped or no event loop serves, or a negative errno.  In one thread. */
+int front_watch_turns(front *f, front_turn *out);
 /* FRONT_AGAIN: front_moved() will return `tag` once, when one of `what` (enum front_progress) has happened.  FRONT_OK: it has
  * happened already.  Or a negative errno. */
 int front_await(front *f, front_conn *c, unsigned what, void *tag);

@@ -125,6 +125,13 @@ typedef struct {
     bool late;        /* its request_timeout has passed, and the client has got 504 or a reset */
 } front_flight;
 
+/* A slow turn of an event loop (front_watch_turns). */
+typedef struct {
+    uint64_t number; /* front_eventloop_looks() in this turn */
+    int64_t took;    /* nanoseconds; 0: it has not ended */
+    int64_t at;      /* front_now() when it was told */
+} front_turn;
+
 /* On `n` sockets, at most FRONT_MAX_LISTENERS. */
 int front_open(front **out, const front_listen *sockets, unsigned n, const front_limits *limits);
 void front_close(front *f); /* only after front_run() and every worker have returned; does not close the sockets */

@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "eventloop.h"
+
 void last_words_say(const char *format, ...)
 {
     struct pollfd pfd = {.fd = STDERR_FILENO, .events = POLLOUT}; /* room for PIPE_BUF bytes, pipe(7) */
@@ -41,6 +43,8 @@ void last_words_write(front *f, const char *why)
     size_t n = front_requests(f, flights, 64);
 
     last_words_say("%s: the interpreter shows no sign of life; %zu requests in flight\n", why, n);
+    if (eventloop_turn(f) > SECOND)
+        last_words_say("  the event loop has been blocked for %.3f s\n", (double)eventloop_turn(f) / 1e9);
     for (size_t i = 0; i < n; i++)
         last_words_say("  %s %s, %.3f s, thread %llu\n", flights[i].method, quoted(flights[i].target, target, sizeof target),
                   (double)flights[i].age / 1e9, (unsigned long long)flights[i].thread);

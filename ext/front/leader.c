@@ -68,6 +68,7 @@ static void stop_workers(front *f)
         return;
     spool_stop(f);
     eventloop_take_lead(f);
+    eventloop_end_watch(f);
     handoff_close(f, handoff_workers(f) + conn_lost(f));
 }
 
@@ -75,6 +76,23 @@ static void stop_workers(front *f)
 static bool is_led_elsewhere(front *f)
 {
     return eventloop_serves(f) ? eventloop_keeps_up(f) : handoff_progresses(f);
+}
+
+static int64_t time_left(int64_t until)
+{
+    int64_t now;
+
+    return until == INT64_MAX ? -1 : (now = clock_now()) < until ? until - now : 0;
+}
+
+/* Milliseconds for loop_turn(), rounded up. */
+static int longest_turn(front *f, int64_t until)
+{
+    int due = loop_timeout(f);
+    int64_t left = time_left(until);
+
+    left = left < 0 ? INT64_MAX : (left + MILLISECOND - 1) / MILLISECOND;
+    return due < 0 ? (left > INT32_MAX ? -1 : (int)left) : due < left ? due : (int)left;
 }
 
 int front_run(front *f)
@@ -89,7 +107,8 @@ int front_run(front *f)
     f->now = clock_now();
     while (atomic_load(&f->stage) != FRONT_STOPPED && f->leader.error == 0) {
         relaxed = is_led_elsewhere(f);
-        int timeout = relaxed || napped ? 0 : loop_timeout(f);
+        int64_t look = eventloop_serves(f) ? eventloop_watch(f, relaxed ? NAP : 0) : INT64_MAX;
+        int timeout = relaxed || napped ? 0 : longest_turn(f, look);
         if (timeout != 0)
             want_short_slices(f, true); /* the event that ends the wait must be handled at once */
         int64_t before = f->now;
@@ -169,23 +188,6 @@ front_conn *leader_take(front *f, int64_t timeout, bool *closed)
 
 /* ------------------------------------------------------------------ the event loop */
 
-static int64_t time_left(int64_t until)
-{
-    int64_t now;
-
-    return until == INT64_MAX ? -1 : (now = clock_now()) < until ? until - now : 0;
-}
-
-/* Milliseconds for loop_turn(), rounded up. */
-static int longest_turn(front *f, int64_t until)
-{
-    int due = loop_timeout(f);
-    int64_t left = time_left(until);
-
-    left = left < 0 ? INT64_MAX : (left + MILLISECOND - 1) / MILLISECOND;
-    return due < 0 ? (left > INT32_MAX ? -1 : (int)left) : due < left ? due : (int)left;
-}
-
 /* Runs the loop until there is something to do for the caller.  Turns that only answer probes, or read parts of requests, do
  * not end it, so they do not need the interpreter.  What there is to do is asked as the leader: until then another thread may
  * have added to it, without a ring, because the event loop was not asleep. */
@@ -211,8 +213,7 @@ unsigned leader_look(front *f)
 
     if (f->foreign)
         return 0;
-    eventloop_look(f);
-    eventloop_return(f);
+    eventloop_return(f, eventloop_look(f));
     if (eventloop_may_lead(f) && atomic_load(&f->stage) != FRONT_STOPPED && pthread_mutex_trylock(&f->leader.lead) == 0) {
         if (f->leader.error == FRONT_OK)
             leads = (f->leader.error = loop_turn(f, 0, HANDOFF_TAKING)) == FRONT_OK;
@@ -233,17 +234,16 @@ unsigned leader_settle(front *f)
 
 unsigned leader_wait(front *f, int64_t timeout)
 {
-    int64_t until = timeout < 0 ? INT64_MAX : timeout == 0 ? 0 : clock_now() + timeout;
     unsigned news = 0;
 
     if (f->foreign)
         return FRONT_OTHERS;
-    eventloop_look(f);
+    int64_t now = eventloop_look(f), until = timeout < 0 ? INT64_MAX : timeout == 0 ? 0 : now + timeout;
     if (atomic_load(&f->stage) != FRONT_STOPPED && pthread_mutex_trylock(&f->leader.lead) == 0) {
         bool leads = f->leader.error == FRONT_OK && eventloop_lead(f);
         if (leads)
             news = lead_for_eventloop(f, until);
-        eventloop_return(f);
+        eventloop_return(f, f->now);
         leads = leads && f->leader.error == FRONT_OK;
         pthread_mutex_unlock(&f->leader.lead);
         if (leads)

@@ -231,6 +231,17 @@ struct front_eventloop {
     int64_t window;          /* when it began to count the looks of one that waits elsewhere; */
     int64_t leads_until;     /* until when it leads itself because that did not happen, */
     _Atomic int64_t lead_time; /* and for how long then; any thread may read it */
+
+    /* Its turns.  A turn is named by `looks`. */
+    _Atomic int64_t began;     /* of this one, in front_clock(); 0: there has been none */
+    tally_turns turns;         /* written by the event loop */
+    int told_fd;              /* an eventfd, to which front_watch_turns() listens; -1: none */
+    _Atomic uint64_t slow;     /* the last turn that was told as slow, */
+    _Atomic int64_t slow_took; /* and how long it took; 0: it has not ended */
+    _Atomic int64_t watched_at; /* when the front's own thread looks at the turn again at the latest */
+    uint64_t watched;          /* L: the turn that it saw at its last look, */
+    int64_t expected, stalled; /* L: when it should have looked again at the latest; how much of the turn does not count */
+    int n_stalls;              /* L: how often it was late in this turn */
 };
 
 /* probe.c: published pages, and who asked for them. */

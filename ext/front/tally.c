@@ -55,6 +55,24 @@ void tally_add_wait(tally_waits *t, int64_t wait)
     t->sum += wait > 0 ? (uint64_t)wait : 0;
 }
 
+/* Only one thread writes, so the additions need no lock. */
+void tally_add_turn(tally_turns *t, int64_t took)
+{
+    unsigned b = bucket_of(took, tally_wait_bounds, TALLY_WAITS - 1);
+    uint64_t count = atomic_load_explicit(&t->count[b], memory_order_relaxed);
+    uint64_t sum = atomic_load_explicit(&t->sum, memory_order_relaxed);
+
+    atomic_store_explicit(&t->count[b], count + 1, memory_order_relaxed);
+    atomic_store_explicit(&t->sum, sum + (took > 0 ? (uint64_t)took : 0), memory_order_relaxed);
+}
+
+void tally_read_turns(const tally_turns *t, tally_waits *out)
+{
+    for (unsigned b = 0; b < TALLY_WAITS; b++)
+        out->count[b] = atomic_load_explicit(&t->count[b], memory_order_relaxed);
+    out->sum = atomic_load_explicit(&t->sum, memory_order_relaxed);
+}
+
 /* --------------------------------------------------------------------------------------------------- probers */
 
 /* Up to 8 bytes from each end: a hash only selects the entries to compare with. */

@@ -50,6 +50,15 @@ extern const int64_t tally_wait_bounds[TALLY_WAITS - 1];
 
 void tally_add_wait(tally_waits *t, int64_t wait);
 
+/* ------------------------------------ turns of an event loop, in the same buckets: one thread writes, any thread reads */
+
+typedef struct {
+    _Atomic uint64_t count[TALLY_WAITS], sum;
+} tally_turns;
+
+void tally_add_turn(tally_turns *t, int64_t took);
+void tally_read_turns(const tally_turns *t, tally_waits *out);
+
 /* -------------------------------------------------------------------- probers: one thread writes, any thread reads */
 
 #define TALLY_PROBERS 32

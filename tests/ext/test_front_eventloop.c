@@ -36,7 +36,7 @@ typedef struct {
     pthread_t thread;
     int outer, poke, watched; /* its epoll descriptor, and what it watches there */
     atomic_bool stops, fails;
-    atomic_int tasks, left, pokes, turns, blocked, moves, parts;
+    atomic_int tasks, left, pokes, turns, blocked, moves, parts, poke_blocks;
     task *first;
     char *big;
 } host;
@@ -213,8 +213,10 @@ static void *host_run(void *arg)
         atomic_fetch_add(&h->turns, 1);
         serve(h, news);
         struct epoll_event e;
-        if ((news & FRONT_OTHERS) && epoll_wait(h->outer, &e, 1, 0) == 1 && read(h->poke, &n, sizeof n) == sizeof n)
+        if ((news & FRONT_OTHERS) && epoll_wait(h->outer, &e, 1, 0) == 1 && read(h->poke, &n, sizeof n) == sizeof n) {
             atomic_fetch_add(&h->pokes, 1);
+            usleep((useconds_t)atomic_exchange(&h->poke_blocks, 0) * 1000);
+        }
     }
     return NULL;
 }
@@ -520,6 +522,102 @@ static void probes_are_answered_while_it_is_blocked(void)
     host_end(&h);
 }
 
+/* What front_watch_turns() has told. */
+typedef struct {
+    front *f;
+    atomic_int told, ended, wrong;
+    atomic_llong took;
+} watcher;
+
+static void *watch(void *arg)
+{
+    watcher *w = arg;
+    front_turn turn;
+    int rv;
+
+    while ((rv = front_watch_turns(w->f, &turn)) == FRONT_OK)
+        if (turn.took == 0) {
+            if ((int64_t)turn.number != front_eventloop_looks(w->f) || front_eventloop_turn(w->f) < 100 * MS)
+                atomic_fetch_add(&w->wrong, 1);
+            atomic_fetch_add(&w->told, 1);
+        } else {
+            atomic_store(&w->took, turn.took);
+            atomic_fetch_add(&w->ended, 1);
+        }
+    REQUIRE(rv == FRONT_CLOSED);
+    return NULL;
+}
+
+/* Once for each turn that is longer than slow_callback_duration, while it lasts and at its end; all are counted. */
+static void slow_turns_are_told(void)
+{
+    host h;
+    client c, d;
+    watcher w = {0};
+    front_limits limits = rig_limits();
+    tally_waits turns;
+    pthread_t thread;
+
+    limits.slow_callback_duration = 100 * MS;
+    host_start(&h, &limits);
+    w.f = h.r.f;
+    REQUIRE(pthread_create(&thread, NULL, watch, &w) == 0);
+    dial(&h.r, &c);
+    dial(&h.r, &d);
+    for (int i = 1; i <= 3; i++) {
+        let_it_lead(&h, &c);
+        REQUIRE(atomic_load(&w.told) == i - 1);
+        say(&c, "GET /block/600 HTTP/1.1\r\nHost: x\r\n\r\n");
+        EVENTUALLY(atomic_load(&w.told) == i);
+        REQUIRE(atomic_load(&w.ended) == i - 1, "told only at the end");
+        REQUIRE(front_eventloop_turn(h.r.f) >= 100 * MS);
+        REQUIRE(hear(&c).status == 200);
+        EVENTUALLY(atomic_load(&w.ended) == i);
+        REQUIRE(atomic_load(&w.took) >= 600 * MS);
+        EVENTUALLY(front_eventloop_turn(h.r.f) == 0);
+    }
+    REQUIRE(atomic_load(&w.wrong) == 0);
+    front_turns(h.r.f, &turns);
+    REQUIRE(turns.count[0] > 0 && turns.sum >= 1800u * MS);
+    hang_up(&c);
+    hang_up(&d);
+    rig_settle(&h.r);
+    front_advance(h.r.f, FRONT_STOPPED);
+    pthread_join(thread, NULL);
+    host_end(&h);
+}
+
+/* Its own event begins the turn, while the front's own thread leads and sleeps. */
+static void a_slow_turn_of_its_own_is_told(void)
+{
+    host h;
+    client c;
+    watcher w = {0};
+    front_limits limits = rig_limits();
+    pthread_t thread;
+
+    limits.slow_callback_duration = 100 * MS;
+    host_start(&h, &limits);
+    w.f = h.r.f;
+    REQUIRE(pthread_create(&thread, NULL, watch, &w) == 0);
+    dial(&h.r, &c);
+    let_it_lead(&h, &c);
+    REQUIRE(ask(&c, "/block/300").status == 200);
+    EVENTUALLY(atomic_load(&w.ended) == 1);
+    hang_up(&c);
+    EVENTUALLY(atomic_load(&h.r.f->eventloop.state) == EVENTLOOP_ASLEEP);
+    usleep(20000); /* for the front's own thread to fall asleep as well */
+    atomic_store(&h.poke_blocks, 600);
+    poke(&h);
+    EVENTUALLY(atomic_load(&w.told) == 2);
+    REQUIRE(atomic_load(&w.ended) == 1, "told only at the end");
+    EVENTUALLY(atomic_load(&w.ended) == 2);
+    rig_settle(&h.r);
+    front_advance(h.r.f, FRONT_STOPPED);
+    pthread_join(thread, NULL);
+    host_end(&h);
+}
+
 /* Turns of a few milliseconds make the front's own thread lead for longer and longer, not back and forth. */
 static void it_does_not_lead_back_and_forth(void)
 {
@@ -675,6 +773,8 @@ static const test tests[] = {
     {"its_own_events_reach_it", its_own_events_reach_it, 0},
     {"probes_do_not_wake_it", probes_do_not_wake_it, 0},
     {"probes_are_answered_while_it_is_blocked", probes_are_answered_while_it_is_blocked, 0},
+    {"slow_turns_are_told", slow_turns_are_told, 0},
+    {"a_slow_turn_of_its_own_is_told", a_slow_turn_of_its_own_is_told, 0},
     {"it_does_not_lead_back_and_forth", it_does_not_lead_back_and_forth, 0},
     {"the_end_is_told", the_end_is_told, 0},
     {"many_at_a_time", many_at_a_time, 0},
