@@ -356,6 +356,11 @@ class Tasks:
     host: Any
     exchanges: set[Any]
     """Those of requests whose task has not ended with its first step."""
+    starting: list[Any] | None
+    """Those whose tasks take that step in this turn."""
+    stepping: Any
+    """The one of them whose task takes it now."""
+
     def __init__(
         self,
         host: Any,
@@ -384,6 +389,8 @@ class Exchange:
     """Its task, if it has not ended with its first step."""
     taken: int
     """Bytes of the response that had to wait, and that the client has taken since."""
+    is_closed: bool
+    """Its task has ended, or is about to."""
     has_ended: bool
     """The application has sent its last message."""
     has_left: bool

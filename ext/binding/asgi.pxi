@@ -94,6 +94,8 @@ cdef class Tasks:
 
     cdef readonly object host     # the event loop, with loop, handle() and watch()
     cdef readonly set exchanges   # of requests whose task has not ended with its first step
+    cdef readonly list starting   # those of this turn, while their tasks take that step, otherwise None
+    cdef readonly object stepping # the one of them that takes it now
     cdef object loop, handle, kind, task_type
     cdef dict options             # of Task()
     cdef object step, context     # what Task() has asked for
@@ -127,20 +129,26 @@ cdef class Tasks:
     def start(self, list requests not None):
         """Makes a task of handle(exchange) for each, and lets it take its first step.  Raises nothing."""
         cdef list exchanges = []
-        cdef object make = None
         for request in requests:
             exchanges.append(self.kind(request, self))
+        self.starting = exchanges
+        self.start_all(exchanges)
+        self.starting = self.stepping = None
+
+    cdef int start_all(self, list exchanges) except -1:
+        cdef object make = None
         if self.loop.get_task_factory() is not None or self.loop.get_debug():
             make = self.loop.create_task
         elif "eager_start" not in self.options:
-            self.step_at_once(exchanges)
-            return
+            return self.step_at_once(exchanges)
         for exchange in exchanges:
+            self.stepping = exchange
             try:
                 coroutine = self.handle(exchange)
                 self.keep(exchange, self.make(coroutine) if make is None else make(coroutine))
             except BaseException:
                 self.give_up(exchange)
+        return 0
 
     cdef object make(self, coroutine):
         return PyObject_Call(self.task_type, (coroutine,), self.options)
@@ -175,6 +183,7 @@ cdef class Tasks:
         del self.loop.call_soon
         for i in range(len(tasks)):
             if steps[i] is not None:
+                self.stepping = exchanges[i]
                 PyContext_Enter(contexts[i])
                 try:
                     steps[i]()
@@ -216,7 +225,7 @@ cdef class Exchange:
     cdef bint dismissed            # the application is told that the client has left, although it has not
     cdef readonly bint has_left    # the application has been told that the client has left, before the end of the response
     cdef bint is_recorded          # on_response has been called
-    cdef bint is_closed
+    cdef readonly bint is_closed   # its task has nothing left to do for it
     cdef public object task        # if it has not ended with its first step
     cdef list _waiting             # futures that wake() ends; None: never used
     cdef public int readers        # how many tasks wait for next_message(); of the host, and so are the next two

@@ -39,7 +39,7 @@
     DURATION(queue_timeout, 10 * FRONT_SECOND, 0, INT64_MAX)                                                                 \
     DURATION(linger_timeout, 5 * FRONT_SECOND, 0, INT64_MAX)                                                                 \
     DURATION(request_timeout, 0, 0, INT64_MAX)                       /* from front_take() on; 0: none; then 504, or a cut */ \
-    DURATION(slow_callback_duration, FRONT_SECOND / 10, 0, INT64_MAX) /* of an event loop's turn; 0: none is slow */         \
+    DURATION(slow_callback_duration, 1 * FRONT_SECOND / 10, 0, INT64_MAX) /* of an event loop's turn; 0: none is slow */     \
     FLAG(stream_bodies, false, 0, 1)                                 /* a long body goes to its worker as it arrives */      \
     FLAG(proxy_optional, false, 0, 1)                                /* the PROXY header of `proxies` may be missing */
 

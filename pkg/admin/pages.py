@@ -11,13 +11,13 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from pkg.admin import statusz
 from pkg.admin.reply import Problem, Reply, accepts, json_reply, text
-from pkg.diagnostics import metrics, stacks
+from pkg.diagnostics import metrics, stacks, tasks
 from pkg.diagnostics.memory import MAX_SECONDS as MAX_TRACING
 from pkg.diagnostics.memory import Memory
 from pkg.diagnostics.profile import MAX_HZ, MAX_SECONDS, Busy, Profiler
@@ -29,6 +29,7 @@ __all__ = ["Pages", "Query"]
 _log = logging.getLogger("pkg.admin")
 
 MAX_LEVEL_SECONDS = 3600.0
+MAX_MEMBERS = 20  # of a group of tasks that are named
 
 
 class Query(NamedTuple):
@@ -78,6 +79,7 @@ class Pages:
             "/metrics": ("GET", self._metrics, "metrics for Prometheus"),
             "/debug/threads": ("GET", self._threads_page, "every thread's stack, grouped by stack"),
             "/debug/requests": ("GET", self._requests, "requests in flight, and where each one is"),
+            "/debug/tasks": ("GET", self._tasks, "asyncio's tasks of an ASGI application, and what each waits for"),
             "/debug/pool": ("GET", self._pool, "the database pool"),
             "/debug/profile": (
                 "GET",
@@ -100,7 +102,7 @@ class Pages:
     def prime(self) -> None:
         """Renders the important pages once, so that everything they import is loaded while there are free
         descriptors."""
-        for path in ("/statusz", "/metrics", "/debug/threads", "/debug/requests"):
+        for path in ("/statusz", "/metrics", "/debug/threads", "/debug/requests", "/debug/tasks"):
             with contextlib.suppress(Exception):  # reported when somebody requests the page
                 self.answer("GET", path, "")
 
@@ -159,7 +161,7 @@ class Pages:
 
     def _threads_page(self, query: Query) -> Reply:
         taken = stacks.capture()
-        requests = {request.thread: request for request in self._status.requests(taken) if request.thread}
+        requests = {r.thread: r for r in self._status.requests(taken) if r.thread and not r.tasks}
         if query.form == "json":
             return json_reply(
                 [
@@ -169,7 +171,7 @@ class Pages:
                         "daemon": stack.daemon,
                         "state": stack.state,
                         "cpu": stack.cpu,
-                        "request": request._asdict() if (request := requests.get(stack.native_id)) else None,
+                        "request": request.document() if (request := requests.get(stack.native_id)) else None,
                         "frames": [{**frame._asdict(), "source": frame.source} for frame in stack.frames],
                     }
                     for stack in taken
@@ -189,14 +191,23 @@ class Pages:
     def _requests(self, query: Query) -> Reply:
         found = self._status.requests()
         if query.form == "json":
-            return json_reply([request._asdict() for request in found])
+            return json_reply([request.document() for request in found])
         if not found:
             return text("no request is in flight\n")
         rows = [("AGE", "REQUEST", "WORKER", "STATE", "WHERE")]
         for r in found:
             where = " — ".join(filter(None, (r.at, r.source)))
             rows.append((f"{r.age:.3f} s", f"{r.method} {r.target}", r.worker or "-", r.state, where))
-        return text("\n".join(statusz.columns(rows)) + "\n")
+        lines = statusz.columns(rows) + _groups([task for request in found for task in request.tasks])
+        return text("\n".join(lines) + "\n")
+
+    def _tasks(self, query: Query) -> Reply:
+        found = self._status.tasks()
+        if query.form == "json":
+            return json_reply(None if found is None else [task.document() for task in found])
+        if found is None:
+            return text("there is no event loop: the application is not an ASGI application, or has not started\n")
+        return text("\n".join([f"{len(found)} tasks", *_groups(found)]) + "\n")
 
     def _pool(self, query: Query) -> Reply:
         pool = self._status.pool()
@@ -305,6 +316,22 @@ class _Levels:
             if self._usual is None:
                 return level, level, None
             return level, self._usual, round(max(0.0, self._until - time.monotonic()), 1)
+
+
+def _groups(found: Iterable[tasks.TaskState]) -> list[str]:
+    """Tasks as lines of text: those that wait at the same place together."""
+    lines = []
+    for members in tasks.grouped(found):
+        first = members[0]
+        what = "1 task" if len(members) == 1 else f"{len(members)} tasks"
+        lines += ["", f"{what}, {first.state}"]
+        for task in members[:MAX_MEMBERS]:
+            of = f", of {task.serves} for {task.serves.age:.1f} s" if task.serves is not None else ""
+            lines.append("  " + printable(f"{task.name}{of}"))
+        if len(members) > MAX_MEMBERS:
+            lines.append(f"  and {len(members) - MAX_MEMBERS} more")
+        lines.append(tasks.text(first))
+    return lines
 
 
 def _form(wanted: str, accept: str) -> str:

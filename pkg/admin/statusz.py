@@ -171,9 +171,19 @@ def _health(health: HealthReport) -> Section:
 def _work(d: Snapshot) -> Rows:
     workers, front, latency = d.workers, d.front, d.latency
     full = workers.busy >= workers.threads
+    queued = Cell(number(front.queued), "warn" if front.queued else "")
     rows = [
         (Cell("workers busy"), Cell(f"{workers.busy} of {workers.threads}", "warn" if full else "")),
-        (Cell("waiting for a worker"), Cell(number(front.queued), "warn" if front.queued else "")),
+        (Cell("waiting for a worker"), queued),
+    ]
+    if d.eventloop is not None:
+        blocked = d.eventloop.blocked
+        rows = [
+            (Cell("event loop"), Cell(f"blocked for {seconds(blocked)}", "bad") if blocked else Cell("not blocked")),
+            (Cell("tasks"), Cell(number(d.eventloop.tasks))),
+            (Cell("waiting for the event loop"), queued),
+        ]
+    rows += [
         (Cell("requests served"), Cell(number(front.served))),
         (Cell("aborted, shed, timed out"), Cell(" / ".join(map(number, (front.aborted, front.shed, front.timeouts))))),
     ]

@@ -210,6 +210,19 @@ class EventLoop:
 
     # -------------------------------------------------------------- requests
 
+    def serving(self) -> list[tuple[Request, asyncio.Task[None] | None]]:
+        """Each request whose task has not ended, and that task.  From any thread."""
+        tasks = getattr(self, "_tasks", None)
+        if tasks is None:
+            return []
+        found = {id(exchange): exchange for exchange in (*tuple(tasks.exchanges), *(tasks.starting or ()))}
+        stepping = tasks.stepping  # its task may not be known yet
+        return [
+            (exchange.request, asyncio.current_task(self.loop) if exchange is stepping else exchange.task)
+            for exchange in found.values()
+            if not exchange.is_closed
+        ]
+
     def _serve(self, news: int) -> None:
         """Called by whoever waits for the front: tasks that are made here run in the same turn."""
         front = self._front

@@ -24,6 +24,7 @@ PAGES = {
     ),
     "threads": ("GET", "/debug/threads", "show every thread's stack"),
     "requests": ("GET", "/debug/requests", "show requests in flight"),
+    "tasks": ("GET", "/debug/tasks", "show the tasks of an ASGI application's event loop"),
     "pool": ("GET", "/debug/pool", "show the database pool"),
     "metrics": ("GET", "/metrics", "show metrics in Prometheus' text format or JSON"),
     "memory": ("GET", "/debug/memory", "show what allocated memory; --seconds turns tracing (tracemalloc) on"),

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pkg.diagnostics import stacks
+from pkg.diagnostics import stacks, tasks
 from pkg.logs.output import last_words
 
 if TYPE_CHECKING:
@@ -21,19 +21,25 @@ __all__ = ["Late", "say"]
 _log = logging.getLogger("pkg.lastwords")
 
 FLUSH_TIMEOUT = 0.5
+MAX_REQUESTS = 100  # that are logged
+MAX_NAMES = 20  # of tasks at the same place
 _TOO_LONG = "%s %s took longer than %g s (request_timeout)"
 
 
 def say(why: str, status: Status, flush: Callable[[float], bool]) -> None:
-    """Logs the requests in flight and every thread's stack; threads with the same stack are grouped.
+    """Logs the requests in flight, where each of their tasks waits, and every thread's stack; tasks and threads at the
+    same place are grouped.
 
     `why`: the reason, for the first line.  `flush(timeout)` flushes the log; if it
     fails, the stacks are written to stderr.
     """
     taken = stacks.capture()
+    blocked = status.blocked()
     requests = status.requests(taken)
     _log.critical("%s: %d requests in flight", why, len(requests))
-    for request in requests:
+    if blocked is not None:
+        _log.critical("%s", blocked)
+    for request in requests[:MAX_REQUESTS]:
         where = f", at {request.at}" if request.at else ""
         _log.critical(
             "in flight: %s %s for %.1f s, %s%s",
@@ -43,13 +49,21 @@ def say(why: str, status: Status, flush: Callable[[float], bool]) -> None:
             request.worker or request.state,
             where,
         )
+    for alike in tasks.grouped(task for request in requests for task in request.tasks):
+        names = ", ".join(f"{task.name} ({task.serves})" for task in alike[:MAX_NAMES])
+        if len(alike) > MAX_NAMES:
+            names += f" and {len(alike) - MAX_NAMES} more"
+        _say("task %s", names, tasks.text(alike[0], indent=""))
     for members, frames in stacks.grouped(taken):
-        names = ", ".join(stack.name for stack in members)
-        record = _log.makeRecord(_log.name, logging.CRITICAL, __file__, 0, "stack of %s", (names,), None)
-        record.stack_info = stacks.text(frames, indent="")
-        _log.handle(record)
+        _say("stack of %s", ", ".join(stack.name for stack in members), stacks.text(frames, indent=""))
     if not flush(FLUSH_TIMEOUT):
         faulthandler.dump_traceback(last_words(), all_threads=True)
+
+
+def _say(text: str, names: str, stack: str) -> None:
+    record = _log.makeRecord(_log.name, logging.CRITICAL, __file__, 0, text, (names,), None)
+    record.stack_info = stack
+    _log.handle(record)
 
 
 class Late:

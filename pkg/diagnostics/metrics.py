@@ -206,6 +206,23 @@ def _add_front(page: Exposition, stats: Counters, threads: int) -> None:
     page.family("pkg_workers_busy", "gauge", "Worker threads busy with a request.", workers_busy(stats, threads))
 
 
+def _add_eventloop(page: Exposition, front: Any) -> None:
+    from pkg._core import QUEUE_WAIT_BOUNDS
+
+    page.histogram(
+        "pkg_event_loop_lag_seconds",
+        "Time that the event loop was busy from one wait to the next; what comes meanwhile waits.",
+        QUEUE_WAIT_BOUNDS,
+        [({}, *front.turns())],
+    )
+    page.family(
+        "pkg_event_loop_blocked_seconds",
+        "gauge",
+        "Time for which the event loop has been busy now; 0 while it waits.",
+        round(front.eventloop_turn, 6),
+    )
+
+
 def _add_listeners(page: Exposition, listening: Sequence[Listening]) -> None:
     def samples(values: Iterable[float | None]) -> list[tuple[str, Labels, float]]:
         named = zip(listening, values, strict=True)
@@ -315,9 +332,10 @@ def collect(
     proxy_waits: tuple[Sequence[int], float] | None = None,
     listening: Sequence[Listening] = (),
     version: str = "",
+    is_asgi: bool = False,
 ) -> Exposition:
     """The whole page.  `front` has stats(), durations() and queue_waits(); `health` is the checker's report;
-    `listening`: how each listener is."""
+    `listening`: how each listener is; `is_asgi`: whether an event loop serves."""
     from pkg import _core
 
     page = Exposition()
@@ -341,6 +359,8 @@ def collect(
             _core.QUEUE_WAIT_BOUNDS,
             [({}, *proxy_waits)],
         )
+    if is_asgi:
+        _add_eventloop(page, front)
     _add_front(page, front.stats(), threads)
     _add_listeners(page, listening)
     if pool is not None:

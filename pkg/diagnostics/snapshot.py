@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pkg.diagnostics import installation, metrics, stacks
+from pkg.diagnostics import blocked, installation, metrics, stacks, tasks
 
 if TYPE_CHECKING:
     from pkg._core import Counters, Prober
@@ -26,11 +26,13 @@ __all__ = ["InFlight", "Snapshot", "Status", "diagnose"]
 
 # Thresholds of the findings.
 LONG_REQUEST = 5.0  # seconds
+LONG_TURN = 1.0  # of an event loop
 LONG_START = 10.0
 SLOW_INTERPRETER = 0.05
 MANY_DESCRIPTORS = 0.9  # of the limit
 MUCH_MEMORY = 0.9
 MAX_PLACES = 5
+SLOW_TURN = 0.1  # of an event loop, if the setting is off
 
 
 class InFlight(NamedTuple):
@@ -44,6 +46,10 @@ class InFlight(NamedTuple):
     state: str
     at: str | None  # the current place in the application, and its line of source
     source: str | None
+    tasks: Sequence[tasks.TaskState] = ()  # of an event loop: those of this request
+
+    def document(self) -> dict[str, Any]:
+        return self._asdict() | {"tasks": [task.document() for task in self.tasks]}
 
 
 class ServiceState(NamedTuple):
@@ -68,6 +74,16 @@ class Workers(NamedTuple):
     threads: int
     alive: int
     busy: int
+
+
+class EventLoopState(NamedTuple):
+    """`blocked`: seconds for which it has been in one turn, 0 unless that is long; where, and in which task."""
+
+    tasks: int
+    blocked: float
+    at: str | None
+    source: str | None
+    task: str | None
 
 
 class Latency(NamedTuple):
@@ -107,6 +123,7 @@ class Snapshot(NamedTuple):
     process: Mapping[str, float]
     logs: LogLines
     settings: Sequence[Mapping[str, str]]
+    eventloop: EventLoopState | None = None  # of an ASGI application
     findings: Sequence[Finding] = ()
 
     def document(self) -> dict[str, Any]:
@@ -116,7 +133,8 @@ class Snapshot(NamedTuple):
             "service": self.service._asdict(),
             "health": self.health.document(),
             "workers": self.workers._asdict(),
-            "requests": [request._asdict() for request in self.requests],
+            "eventloop": self.eventloop._asdict() if self.eventloop is not None else None,
+            "requests": [request.document() for request in self.requests],
             "pool": self.pool,
             "front": self.front._asdict(),
             "listening": [listener._asdict() for listener in self.listening],
@@ -133,8 +151,9 @@ class Status:
     """Collects the state from the parts.
 
     `front` has stats(), requests(), durations(), queue_waits() and probers(); `checker` has report().
-    `database()` returns the database, which has stats(), or None.  `alive()` returns the number of running workers.
-    `proxy_waits()` returns how long requests have been at proxies, or is None if none are trusted.
+    `database()` returns the database, which has stats(), or None.  `eventloop()` returns the event loop of an ASGI
+    application, or None; `slow`: the seconds after which a turn of it counts as blocked.  `alive()` returns the number
+    of running workers.  `proxy_waits()` returns how long requests have been at proxies, or is None if none are trusted.
     `listening()` returns how each listener is.
     `settings`: rows with secrets redacted.  `began`: monotonic time of the start.
     """
@@ -149,6 +168,8 @@ class Status:
         database: Callable[[], Any],
         logs: Sink,
         alive: Callable[[], int],
+        eventloop: Callable[[], Any] = lambda: None,
+        slow: float = 0.0,
         proxy_waits: Callable[[], tuple[Sequence[int], float]] | None = None,
         listening: Callable[[], Sequence[metrics.Listening]] = list,
         app: str = "",
@@ -159,6 +180,8 @@ class Status:
         self.front = front
         self.threads = threads
         self._alive = alive
+        self.eventloop = eventloop
+        self._slow = slow or SLOW_TURN
         self._proxy_waits = proxy_waits
         self.listening = listening
         self.lifecycle = lifecycle
@@ -192,10 +215,27 @@ class Status:
             proxy_waits=self._proxy_waits() if self._proxy_waits is not None else None,
             listening=self.listening(),
             version=self.version,
+            is_asgi=self.eventloop() is not None,
         )
+
+    def blocked(self) -> blocked.Blocked | None:
+        """Where the event loop of an ASGI application is blocked, if it is."""
+        eventloop = self._loop()
+        return blocked.look(self.front, eventloop, self._slow) if eventloop is not None else None
+
+    def tasks(self) -> list[tasks.TaskState] | None:
+        """The tasks of the event loop; None if there is none."""
+        eventloop = self._loop()
+        return tasks.capture(eventloop) if eventloop is not None else None
+
+    def _loop(self) -> Any:
+        eventloop = self.eventloop()
+        return eventloop if eventloop is not None and hasattr(eventloop, "loop") else None
 
     def requests(self, taken: Iterable[stacks.Stack] | None = None) -> list[InFlight]:
         """Requests in flight, the oldest first, each with its current place in the application."""
+        if (eventloop := self._loop()) is not None:
+            return self._requests_of(eventloop)
         by_thread = {stack.native_id: stack for stack in (stacks.capture() if taken is None else taken)}
         found = []
         for request in sorted(self.front.requests(), key=lambda request: -request.age):
@@ -214,6 +254,50 @@ class Status:
                 )
             )
         return found
+
+    def _requests_of(self, eventloop: Any) -> list[InFlight]:
+        """Those of an event loop: by its own list, as one thread serves many, and those that wait for it."""
+        serving = tasks.serving(eventloop)
+        by_request: dict[int, list[tasks.TaskState]] = {}
+        for task in tasks.capture(eventloop, serving):
+            by_request.setdefault(id(task.serves), []).append(task)
+        found = []
+        for request in serving:
+            own = by_request.get(id(request), [])
+            at = tasks.best_place(own)
+            state = next((s for s in ("running", "ready", "waiting") if any(task.state == s for task in own)), "ready")
+            found.append(
+                InFlight(
+                    method=request.method,
+                    target=request.target,
+                    age=round(request.age, 3),
+                    worker=eventloop.thread.name,
+                    thread=eventloop.thread.native_id,
+                    state=f"{state}, has responded" if request.has_ended else state,
+                    at=str(at) if at is not None else None,
+                    source=at.source or None if at is not None else None,
+                    tasks=own,
+                )
+            )
+        for waiting in self.front.requests():
+            if not waiting.thread:
+                age = round(waiting.age, 3)
+                found.append(InFlight(waiting.method, waiting.target, age, None, None, "queued", None, None))
+        return sorted(found, key=lambda request: -request.age)
+
+    def _eventloop_state(self) -> EventLoopState | None:
+        eventloop = self._loop()
+        if eventloop is None:
+            return None
+        now = self.blocked()
+        at = now.place if now is not None else None
+        return EventLoopState(
+            tasks=tasks.count(eventloop),
+            blocked=round(now.seconds, 3) if now is not None else 0.0,
+            at=str(at) if at is not None else None,
+            source=at.source or None if at is not None else None,
+            task=now.whose if now is not None else None,
+        )
 
     def collect(self) -> Snapshot:
         """Everything that /statusz shows."""
@@ -249,6 +333,7 @@ class Status:
             process={**metrics.process(), **_memory_limit(), "interpreter_delay_seconds": _interpreter_delay()},
             logs=self.logs.stats(),
             settings=self.settings,
+            eventloop=self._eventloop_state(),
         )
         return snapshot._replace(findings=diagnose(snapshot))
 
@@ -312,6 +397,7 @@ def diagnose(snapshot: Snapshot) -> list[Finding]:
     found = [
         *_of_service(snapshot),
         *_of_health(snapshot),
+        *_of_eventloop(snapshot),
         *_of_workers(snapshot),
         *_of_pool(snapshot),
         *_of_process(snapshot),
@@ -345,8 +431,26 @@ def _of_health(snapshot: Snapshot) -> Iterable[Finding]:
         yield Finding(level, f"check {state.name} {what}{lasted}: {state.reason}", page)
 
 
+def _of_eventloop(snapshot: Snapshot) -> Iterable[Finding]:
+    eventloop = snapshot.eventloop
+    if eventloop is None or not eventloop.blocked:
+        return
+    place = eventloop.at or "an unknown place"
+    if eventloop.source:
+        place = f"{place.partition(' in ')[0]}: {eventloop.source}"
+    text = f"the event loop has been blocked for {eventloop.blocked:.1f} s at {place}, in {eventloop.task}"
+    queued = sum(request.state == "queued" for request in snapshot.requests)
+    others = len(snapshot.requests) - queued
+    if snapshot.requests:
+        text += f"; {_times(others, 'request')} in flight and {queued} queued, the oldest for "
+        text += f"{snapshot.requests[0].age:.1f} s"
+    yield Finding("error" if eventloop.blocked > LONG_TURN else "warning", text, "/debug/requests")
+
+
 def _of_workers(snapshot: Snapshot) -> Iterable[Finding]:
     workers, requests = snapshot.workers, snapshot.requests
+    if snapshot.eventloop is not None:
+        return
     if snapshot.service.phase == "ready" and workers.alive < workers.threads:
         text = f"only {workers.alive} of {_times(workers.threads, 'worker')} are running; the others have ended"
         yield Finding("error", text, "/debug/threads")

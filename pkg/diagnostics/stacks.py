@@ -10,11 +10,11 @@ import os
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import FrameType
 from typing import NamedTuple
 
-__all__ = ["Frame", "Stack", "capture", "grouped", "place", "text", "walk"]
+__all__ = ["Frame", "Stack", "capture", "grouped", "is_library", "is_own", "place", "place_of", "text", "walk"]
 
 MAX_DEPTH = 128  # innermost frames of a stack that are kept
 
@@ -72,6 +72,11 @@ def is_own(file: str) -> bool:
     return file.startswith(_LIBRARIES) and not any(mark in file for mark in _OTHERS)
 
 
+def is_library(file: str) -> bool:
+    """Whether a file belongs to an installed package."""
+    return any(mark in file for mark in _OTHERS)
+
+
 def walk(frame: FrameType | None) -> tuple[Frame, ...]:
     """The calls of a stack, outermost first."""
     frames: list[Frame] = []
@@ -120,7 +125,12 @@ def _parts(name: str) -> list[str]:
 
 def place(stack: Stack) -> Frame | None:
     """Where the application is in a stack: the innermost frame of its own code, otherwise of a package it uses."""
-    foreign = [frame for frame in reversed(stack.frames) if not is_own(frame.file)]
+    return place_of(stack.frames)
+
+
+def place_of(frames: Sequence[Frame]) -> Frame | None:
+    """The same for frames, the innermost last."""
+    foreign = [frame for frame in reversed(frames) if not is_own(frame.file)]
     own = (frame for frame in foreign if not any(mark in frame.file for mark in _OTHERS))
     return next(own, foreign[0] if foreign else None)
 

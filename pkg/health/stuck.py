@@ -37,18 +37,16 @@ class StuckWorkers:
 
 
 class StuckEventLoop:
-    """Detects that the event loop of an ASGI application has been in the same turn for more than `timeout` seconds."""
+    """Detects that the event loop of an ASGI application has been in the same turn for more than `timeout` seconds.
 
-    def __init__(self, front: Any, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._front, self._timeout, self._clock = front, timeout, clock
-        self._looks = -1
-        self._since = clock()
+    `where()` says where it is blocked, as in "at app.py:41: time.sleep(3), in GET /slow"; or "".
+    """
+
+    def __init__(self, front: Any, timeout: float, where: Callable[[], str] = lambda: "") -> None:
+        self._front, self._timeout, self._where = front, timeout, where
 
     def __call__(self) -> str | None:
-        """The reason if it is blocked now, otherwise None.  Call it about once a second."""
-        looks, now = self._front.eventloop_looks, self._clock()
-        if looks < 0 or looks != self._looks:
-            self._looks, self._since = looks, now
-        if now - self._since <= self._timeout:
+        """The reason if it is blocked now, otherwise None."""
+        if self._front.eventloop_turn <= self._timeout:
             return None
-        return f"the event loop has been blocked for more than {self._timeout:g} s"
+        return f"the event loop has been blocked for more than {self._timeout:g} s {self._where()}".rstrip()

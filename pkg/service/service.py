@@ -272,7 +272,7 @@ class Service:
         if self.eventloop is None:
             server.host(handler)
         else:
-            self.eventloop.open()
+            self._open_eventloop()
         self.checker.startup_done()
 
     def _end_child(self, error: BaseException | None) -> None:
@@ -325,8 +325,21 @@ class Service:
             write_timeout=s.write_timeout,
             new_loop=_loop_factory(s.loop),
         )
-        self._stuck = StuckEventLoop(server.front, s.stuck_timeout, clock=server.front.clock)
+        self._stuck = StuckEventLoop(server.front, s.stuck_timeout, where=self._where_blocked)
         self.eventloop.start()
+
+    def _open_eventloop(self) -> None:
+        from pkg.diagnostics.blocked import Watcher
+
+        assert self.eventloop is not None and self.server is not None
+        self.eventloop.open()
+        if self.settings.slow_callback_duration:
+            Watcher(self.server.front, self.eventloop).start()
+
+    def _where_blocked(self) -> str:
+        """Where the event loop is blocked, or ""."""
+        blocked = self.status.blocked()
+        return blocked.where if blocked is not None else ""
 
     def _tell_of_shadows(self, app: Any) -> None:
         from pkg.service.routes import own_routes
@@ -381,6 +394,8 @@ class Service:
             lifecycle=self.lifecycle,
             checker=self.checker,
             database=lambda: self.database,
+            eventloop=lambda: self.eventloop,
+            slow=s.slow_callback_duration,
             proxy_waits=self.request_start.waits if self.request_start is not None else None,
             logs=self.logs,
             app=s.app,

@@ -386,6 +386,16 @@ class Settings:
         least_if_on=1.0,
     )
 
+    slow_callback_duration = Setting(
+        DURATION,
+        0.1,
+        "Maximum time that one turn of an ASGI application's event loop takes; beyond it, a warning names the line "
+        "that blocks it. 0 turns it off.",
+        0.0,
+        _HOUR,
+        least_if_on=0.005,
+    )
+
     liveness_path = Setting(
         PAGE,
         "/healthz",

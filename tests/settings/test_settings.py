@@ -96,6 +96,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "grace_period": "30s",
         "liveness_timeout": "30s",
         "stuck_timeout": "0s",
+        "slow_callback_duration": "100ms",
         "liveness_path": "/healthz",
         "readiness_path": "/readyz",
         "log_level": "info",

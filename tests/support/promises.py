@@ -284,6 +284,9 @@ class _Front:
     def queue_waits(self) -> tuple[list[int], float]:
         return [1] * (len(_core.QUEUE_WAIT_BOUNDS) + 1), 1.0
 
+    turns = queue_waits
+    eventloop_turn = 0.0
+
 
 def metric_families() -> dict[str, Any]:
     """Each family by the name that a query has for it, with its type and its labels; values where they are fixed."""
@@ -299,6 +302,7 @@ def metric_families() -> dict[str, Any]:
         pool=dict.fromkeys(_POOL_STATS, 0),
         logs=LogLines(0, 0, 0),
         proxy_waits=_Front(stats).queue_waits(),
+        is_asgi=True,
     )
     found = {}
     for family in page.document():

@@ -1,0 +1,243 @@
+"""A drill: which line blocks the event loop of a FastAPI application, found over HTTP and logs alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.client import SLOWNESS, Answer, get, wait_for
+from tests.support.processes import Process, ask, free_port, running
+
+SOURCE = """
+import asyncio, ctypes, gc, re, time
+from contextlib import asynccontextmanager
+from fastapi import Depends, FastAPI
+
+hold_the_lock = ctypes.PyDLL(None).usleep
+kept = [[number] for number in range(100_000)]
+
+async def ticks():
+    while True:
+        await asyncio.sleep(3600)
+
+@asynccontextmanager
+async def lifespan(app):
+    task = asyncio.create_task(ticks(), name="ticks")
+    yield
+    task.cancel()
+
+app = FastAPI(lifespan=lifespan)
+
+@app.get("/sleep/{seconds}")
+async def sleep(seconds: float):
+    time.sleep(seconds)
+
+async def current_user():
+    time.sleep(0.3)
+
+@app.get("/depends")
+async def depends(_: None = Depends(current_user)):
+    pass
+
+@app.get("/burn")
+async def burn():
+    end = time.monotonic() + 0.3
+    while time.monotonic() < end: pass
+
+@app.get("/holds")
+async def holds():
+    hold_the_lock(300_000)
+
+@app.get("/regex")
+async def regex():
+    re.match("(a+)+$", "a" * 25 + "b")
+
+@app.get("/collect")
+async def collect():
+    end = time.monotonic() + 0.3
+    while time.monotonic() < end:
+        gc.collect()
+
+async def rows():
+    await asyncio.get_running_loop().create_future()
+    yield 1
+
+@app.get("/rows")
+async def read_rows():
+    async for row in rows():
+        pass
+"""
+BLOCKED = "the event loop has been blocked for "
+# These hold the interpreter lock; another thread may get it first, and then the line is not seen.
+HOLDING = ("/holds", "/regex")
+MOST_TRIES = 20
+
+
+class Drill:
+    """The service, its admin listener, and what the log says of blocked turns."""
+
+    def __init__(self, process: Process, admin: int) -> None:
+        self.process, self.admin = process, ("127.0.0.1", admin)
+
+    def page(self, path: str) -> str:
+        return ask(self.admin, path)[2]
+
+    def warnings(self) -> list[dict[str, Any]]:
+        return [line for line in self.process.lines() if BLOCKED in line["message"] and line["logger"] == "pkg.asgi"]
+
+
+@pytest.fixture(scope="module")
+def drill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
+    admin = free_port()
+    environ = {"PKG_ADMIN": f"127.0.0.1:{admin}", "PKG_STUCK_TIMEOUT": "1s", "PKG_DRAIN_TIMEOUT": "2s"}
+    with running(tmp_path_factory.mktemp("drill"), SOURCE, **environ) as process:
+        yield Drill(process, admin)
+
+
+class Asking(threading.Thread):
+    """A request in a thread of its own."""
+
+    def __init__(self, drill: Drill, target: str) -> None:
+        super().__init__(daemon=True)
+        self._address, self._target = drill.process.address, target
+        self.answer: Answer
+        self.start()
+
+    def run(self) -> None:
+        with contextlib.suppress(EOFError):
+            self.answer = get(self._address, self._target)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("/sleep/0.3", "time.sleep(seconds)"),
+        ("/depends", "time.sleep(0.3)"),
+        ("/burn", "while time.monotonic() < end: pass"),
+        ("/holds", "hold_the_lock(300_000)"),
+        ("/regex", """re.match("(a+)+$", "a" * 25 + "b")"""),
+    ],
+)
+def test_the_log_names_the_line(drill: Drill, path: str, source: str) -> None:
+    answers = []
+    for _ in range(MOST_TRIES if path in HOLDING else 1):
+        asking = Asking(drill, path)
+        probes = 0
+        while asking.is_alive():
+            probes += ask(drill.process.address, "/healthz")[0] == 200
+            time.sleep(0.02)
+        assert asking.answer.status == 200 and probes >= 2
+        answers.append(asking.answer.header("x-request-id"))
+        if path in HOLDING:
+            drill.process.await_message(f"^GET {path} 200")
+            if any(line["message"].count(f"GET {path}") for line in drill.warnings()):
+                break
+            drill.process.await_message("the line was not seen, because the interpreter lock was held")
+    pattern = f"{BLOCKED}[0-9.]+ s at application.py:[0-9]+: {re.escape(source)}, in GET {path}"
+    (record,) = wait_for(lambda: [line for line in drill.warnings() if line["message"].count(f"GET {path}")])
+    assert re.match(pattern, record["message"]), record["message"]
+    assert record["severity"] == "WARNING" and record["request_id"] == answers[-1]
+    number = int(re.search("application.py:([0-9]+)", record["message"])[1])  # type: ignore[index]
+    assert SOURCE.splitlines()[number - 1].strip() == source
+    assert source in record["code.stacktrace"]
+    assert ("the interpreter lock was held" in record["message"]) == (path in ("/holds", "/regex"))
+
+
+def test_a_place_is_named_once_a_minute(drill: Drill) -> None:
+    assert get(drill.process.address, "/sleep/0.15").status == 200
+    assert get(drill.process.address, "/depends").status == 200
+    assert not [line for line in drill.warnings() if line["message"].endswith("GET /sleep/0.15")]
+
+
+def test_the_garbage_collector_is_not_the_line_in_which_it_ran(drill: Drill) -> None:
+    assert get(drill.process.address, "/collect").status == 200
+    (record,) = wait_for(lambda: [line for line in drill.warnings() if "GET /collect" in line["message"]])
+    assert re.search(r"s by the garbage collector, which took [0-9.]+ s, in GET /collect", record["message"])
+
+
+def test_the_pages_say_it_while_it_lasts(drill: Drill) -> None:
+    """And what waits; then liveness fails, as stuck_timeout says, for the same reason."""
+    first = Asking(drill, "/sleep/2.5")
+    place = r"application.py:[0-9]+: time.sleep\(seconds\), in GET /sleep/2.5"
+    wait_for(lambda: "GET /sleep/2.5" in drill.page("/debug/requests"))
+    second = Asking(drill, "/docs")
+    finding = rf"error: {BLOCKED}[0-9.]+ s at {place}; 1 request in flight and 1 queued, the oldest for [0-9.]+ s"
+    wait_for(lambda: re.search(finding, drill.page("/statusz")), 2.0)
+    document = json.loads(drill.page("/statusz?format=json"))["eventloop"]
+    assert document["blocked"] > 0.5 and document["source"] == "time.sleep(seconds)" and document["tasks"] >= 3
+    metrics = drill.page("/metrics")
+    assert float(re.search("^pkg_event_loop_blocked_seconds (.*)$", metrics, re.M)[1]) > 0.5  # type: ignore[index]
+    wait_for(lambda: ask(drill.process.address, "/healthz")[0] == 503, 2.0)
+    assert first.is_alive()
+    assert re.search(f"workers +failed +{BLOCKED}more than 1 s at {place}", drill.page("/statusz"))
+    first.join()
+    second.join()
+    assert (first.answer.status, second.answer.status) == (200, 200)
+    drill.process.await_message(f"liveness fails: {BLOCKED}more than 1 s at {place}")
+    wait_for(lambda: ask(drill.process.address, "/healthz")[0] == 200)
+    assert BLOCKED not in drill.page("/statusz").partition("\nHealth\n")[0]
+
+
+def test_turns_are_counted(drill: Drill) -> None:
+    metrics = drill.page("/metrics")
+    counts = {
+        le: int(n) for le, n in re.findall(r'^pkg_event_loop_lag_seconds_bucket{le="(.*)"} (\d+)$', metrics, re.M)
+    }
+    assert counts["0.1"] >= 1 and counts["+Inf"] - counts["0.25"] >= 5
+    assert float(re.search("^pkg_event_loop_blocked_seconds (.*)$", metrics, re.M)[1]) == 0  # type: ignore[index]
+
+
+def test_where_each_task_waits_and_last_words(drill: Drill) -> None:
+    """Ends the service."""
+    asking = [Asking(drill, "/rows") for _ in range(2)]
+    chain = (
+        r"(?s)application.py:[0-9]+ in read_rows\n +async for row in rows\(\):\n.*in rows\n.*which waits for a future"
+    )
+    page = wait_for(lambda: "2 tasks, waiting" in (text := drill.page("/debug/requests")) and text)
+    assert re.search(r"GET /rows +event-loop +waiting +application.py:[0-9]+ in rows", page)
+    assert re.search(chain, page)
+    page = drill.page("/debug/tasks")
+    assert re.search(r"(?s)  ticks\n +application.py:[0-9]+ in ticks\n +await asyncio.sleep\(3600\)", page)
+    names = [task["name"] for task in json.loads(drill.page("/debug/tasks?format=json"))]
+    assert {"ticks", "lifespan"} < set(names)
+    drill.process.process.send_signal(signal.SIGTERM)
+    drill.process.await_message(r"^in flight: GET /rows for [0-9.]+ s, event-loop, at application.py:[0-9]+ in rows")
+    words = wait_for(lambda: [x for x in drill.process.lines() if re.match(r"task .*\(GET /rows\)", x["message"])])
+    assert re.search(chain.replace(" +", " *"), words[0]["code.stacktrace"])
+    assert drill.process.process.wait(15 * SLOWNESS) == 1
+    for thread in asking:
+        thread.join()
+
+
+def test_time_in_which_the_process_stood_still_is_not_held_against_a_line(tmp_path: Path) -> None:
+    """Nor is a turn that is shorter than the setting."""
+    source = """
+import time
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    time.sleep(float(scope["path"][1:]))
+    await send({"type": "http.response.start", "status": 200})
+    await send({"type": "http.response.body"})
+"""
+    environ = {"PKG_SLOW_CALLBACK_DURATION": "500ms", "PKG_ADMIN": "off"}
+    with running(tmp_path, source, **environ) as process:
+        drill = Drill(process, 0)
+        asking = Asking(drill, "/0.35")
+        time.sleep(0.15)
+        process.process.send_signal(signal.SIGSTOP)
+        time.sleep(0.8)
+        process.process.send_signal(signal.SIGCONT)
+        asking.join()
+        assert asking.answer.status == 200
+        assert get(process.address, "/0.8").status == 200
+        wait_for(drill.warnings)
+        assert [re.search("GET (.*)$", line["message"])[1] for line in drill.warnings()] == ["/0.8"]  # type: ignore[index]
