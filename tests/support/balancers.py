@@ -87,6 +87,13 @@ NGINX_BLOCKS = """\
             proxy_connect_timeout 500ms;
             {directive}
         }}
+        location /socket {{
+            proxy_pass http://instances;
+            proxy_http_version 1.1;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection upgrade;
+            proxy_connect_timeout 500ms;
+        }}
     }}
 """
 

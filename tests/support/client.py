@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 # Factor for all timeouts, because sanitizers make everything ten times slower or more.
@@ -71,8 +72,8 @@ class Connection:
         self._buffer += data
         return bool(data)
 
-    def receive(self, method: str = "GET") -> Answer:
-        """The next final response.  Raises EOFError if the connection closes before it is complete."""
+    def receive_head(self) -> Answer:
+        """The head of the next final response, whose body follows.  Raises EOFError if the connection closes before."""
         interim = []
         while True:
             while b"\r\n\r\n" not in self._buffer:
@@ -87,17 +88,27 @@ class Connection:
             if answer.status >= 200:
                 break
             interim.append(answer.status)
+        return answer
+
+    def receive(self, method: str = "GET") -> Answer:
+        """The next final response.  Raises EOFError if the connection closes before it is complete."""
+        answer = self.receive_head()
+        answer.body = b"".join(self.parts(answer, method))
+        return answer
+
+    def parts(self, answer: Answer, method: str = "GET") -> Iterator[bytes]:
+        """The body of a response whose head has been read, as it comes: in its chunks, or the whole of it."""
         if method == "HEAD" or answer.status in (204, 304):
-            return answer
+            return
         if answer.header("transfer-encoding") == "chunked":
-            answer.body = self._chunked()
+            yield from self._chunks()
         elif (length := answer.header("content-length")) is not None:
-            answer.body = self._exactly(int(length))
+            yield self._exactly(int(length))
         else:
             while self._fill():
                 pass
-            answer.body, self._buffer = self._buffer, b""
-        return answer
+            body, self._buffer = self._buffer, b""
+            yield body
 
     def _exactly(self, size: int) -> bytes:
         parts, have = [self._buffer], len(self._buffer)
@@ -111,8 +122,7 @@ class Connection:
         self._buffer = whole[size:]
         return whole[:size]
 
-    def _chunked(self) -> bytes:
-        out = b""
+    def _chunks(self) -> Iterator[bytes]:
         while True:
             while b"\r\n" not in self._buffer:
                 if not self._fill():
@@ -122,8 +132,8 @@ class Connection:
             data = self._exactly(size + 2)
             assert data.endswith(b"\r\n")
             if size == 0:
-                return out
-            out += data[:-2]
+                return
+            yield data[:-2]
 
     def is_closed(self, within: float = 2.0) -> bool:
         """Whether the server has sent FIN or RST, and no more data."""

@@ -17,9 +17,10 @@ APP = "tests.support.rolling_application:app"
 
 
 class Instances:
-    """Starts instances of `APP`, with the settings `environ` besides those of every test."""
+    """Starts instances of the application, with the settings `environ` besides those of every test."""
 
-    def __init__(self, folder: Path, **environ: str) -> None:
+    def __init__(self, folder: Path, app: str = APP, **environ: str) -> None:
+        self._app = app
         self._log, self._folder = folder / "log", folder
         self._environ = {name: value for name, value in os.environ.items() if not name.startswith(("PKG_", "LISTEN_"))}
         self._environ |= {"HOST": "127.0.0.1", "PKG_ADMIN": "off", "LOG_FORMAT": "json", "PKG_ACCESS_LOG": "false"}
@@ -30,7 +31,7 @@ class Instances:
         """`passed`: sockets that the instance inherits under their numbers here."""
         with open(self._log, "ab") as out:
             return subprocess.Popen(
-                [*unprivileged(), sys.executable, "-m", "pkg", APP],
+                [*unprivileged(), sys.executable, "-m", "pkg", self._app],
                 env=self._environ | environ,
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,

@@ -26,6 +26,7 @@ from tests.support.balancers import Balancer, haproxy, nginx
 from tests.support.client import get, wait_for
 from tests.support.load import Load, Tally, loading
 from tests.support.places import Place, tcp_places
+from tests.support.streams import Streamed, Streams, streaming
 
 INTERVAL = 0.1  # seconds between HAProxy's checks
 PATIENCE = 60  # seconds to wait for anything
@@ -43,6 +44,7 @@ class Outcome:
     codes: list[int] = field(default_factory=list)  # exit codes
     ends: list[float] = field(default_factory=list)  # seconds from SIGTERM to exit
     logs: dict[str, str] = field(default_factory=dict)
+    streams: dict[str, dict[str, Streamed]] = field(default_factory=dict)  # by where they go to and path
 
     def total(self, balancer: str) -> Tally:
         return sum(self.tallies[balancer].values(), Tally())
@@ -61,6 +63,10 @@ class Outcome:
             self.codes + other.codes,
             self.ends + other.ends,
             {name: self.logs.get(name, "") + text for name, text in other.logs.items()},
+            {
+                name: {path: self.streams.get(name, {}).get(path, Streamed()) + more for path, more in theirs.items()}
+                for name, theirs in other.streams.items()
+            },
         )
 
 
@@ -125,18 +131,20 @@ def roll(
     places: Sequence[Place] = (),
     each: int = 2,
     pause: float = 0.01,
+    streams: tuple[str, ...] = (),
 ) -> Outcome:
     """Restarts both instances `rounds` times.
 
     `stop`: the signal that asks for a graceful end; `check`: the page that is 200 while an instance wants traffic;
     `pairs`: how many pairs of instances, each behind balancers of its own, share the rounds and run at the same time;
-    `places`: where they serve, two for each pair; ports if none are given.
+    `places`: where they serve, two for each pair; ports if none are given.  `streams`: paths of streams that are held
+    open through each balancer, and to one instance directly.
     """
     places = places or tcp_places(2 * pairs)
 
     def one(number: int) -> Outcome:
         share = rounds // pairs + (number < rounds % pairs)
-        return _roll(start, places[2 * number : 2 * number + 2], share, stop, check, say, each, pause)
+        return _roll(start, places[2 * number : 2 * number + 2], share, stop, check, say, each, pause, streams)
 
     with ThreadPoolExecutor(pairs) as pool:
         return sum(pool.map(one, range(pairs)), Outcome())
@@ -151,6 +159,7 @@ def _roll(
     say: Callable[[str], object],
     each: int,
     pause: float,
+    streams: tuple[str, ...],
 ) -> Outcome:
     outcome = Outcome(rounds)
     instances = _Instances(start, stop, check, outcome)
@@ -167,6 +176,10 @@ def _roll(
         loads: dict[str, Load] = {
             b.name: stack.enter_context(loading(b.address, each=each, pause=pause)) for b in balancers
         }
+        open_to = {b.name: b.address for b in balancers} | {"direct": places[0].address} if streams else {}
+        opened: dict[str, Streams] = {
+            name: stack.enter_context(streaming(address, streams)) for name, address in open_to.items()
+        }
         began = time.monotonic()
         for number in range(rounds):
             for place in places:
@@ -177,6 +190,7 @@ def _roll(
             outcome.tallies[name] = load.finish()
         outcome.seconds = time.monotonic() - began
         instances.await_ends()
+        outcome.streams = {name: found.finish() for name, found in opened.items()}
         outcome.logs = {b.name: b.log() for b in balancers}
     return outcome
 
@@ -200,4 +214,6 @@ def table(outcome: Outcome) -> str:
                 f"{name:8}{client:18}{t.sent:8}{t.answered:10}{t.lost.total():6}"
                 f"  {p50:6.1f} {p99:6.1f} {top:6.0f}     {how}"
             )
+    for name, found in outcome.streams.items():
+        lines += [f"{name:8}{path:18}{streamed}" for path, streamed in found.items()]
     return "\n".join(lines)

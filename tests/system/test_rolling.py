@@ -64,3 +64,30 @@ def test_no_request_is_lost(
     assert outcome.codes == [0] * (2 * rounds)
     assert "could not be stopped" not in instances.log()
     assert left == sorted(Path(place.path).name for place in places if place.path)  # of those killed at the end
+
+
+@pytest.mark.parametrize(
+    ("rounds", "pairs"),
+    [
+        pytest.param(2, 1, id="few", marks=pytest.mark.slow),
+        pytest.param(12, 2, id="dozen", marks=LONG),
+    ],
+)
+def test_streams_end_in_order(rounds: int, pairs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of an ASGI application, by HAProxy and nginx and directly, beside requests of which none is lost."""
+    app = "tests.support.streaming_application:app"
+    instances = Instances(tmp_path, app, PKG_DRAIN_DELAY=str(DRAIN_DELAY), PKG_DRAIN_TIMEOUT="3s")
+    paths = ("/events", "/patient")
+    outcome = roll(
+        lambda place: instances.start(PORT=str(place.port)), rounds=rounds, pairs=pairs, pause=0.02, streams=paths
+    )
+    with capsys.disabled():
+        print(f"\n{rounds} rolling restarts in {outcome.seconds:.0f} s, {describe()}\n{table(outcome)}")
+    for name in ("haproxy", "nginx"):
+        total = outcome.total(name)
+        assert (total.sent, total.lost) == (total.answered, {}), outcome.logs[name][-3000:] + instances.log()[-3000:]
+    for name, found in outcome.streams.items():
+        for path, streamed in found.items():
+            assert streamed.lost == {}, (name, path, str(streamed), instances.log()[-3000:])
+            assert streamed.ended.total() >= rounds
+    assert outcome.codes == [0] * (2 * rounds), instances.log()[-3000:]
