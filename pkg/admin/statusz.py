@@ -15,7 +15,7 @@ from pkg.logs.records import printable
 
 if TYPE_CHECKING:
     from pkg._core import Counters
-    from pkg.diagnostics.metrics import Listening
+    from pkg.diagnostics.metrics import Executor, Listening
     from pkg.diagnostics.snapshot import Snapshot
     from pkg.health.report import HealthReport
 
@@ -125,6 +125,8 @@ def _sections(d: Snapshot) -> Iterable[Section]:
         ("address", "serves", "connections accepted", "waiting in the kernel's queue"),
         _listening(d.listening),
     )
+    if d.executors:
+        yield Section("Threads beside the event loop", ("of", "busy", "calls that wait"), _executors(d.executors))
     yield Section("Front", (), _front(d.front))
     yield Section("Process", (), _process(d))
     yield Section(
@@ -243,6 +245,17 @@ def _listening(listening: Sequence[Listening]) -> Rows:
             )
         rows.append((Cell(listener.name), Cell(serves), Cell(number(listener.accepted)), waiting))
     return rows
+
+
+def _executors(executors: Sequence[Executor]) -> Rows:
+    return [
+        (
+            Cell("run_in_executor" if executor.name == "asyncio" else executor.name),
+            Cell(f"{executor.busy} of at most {executor.size}", "warn" if executor.queued else ""),
+            Cell(number(executor.queued), "warn" if executor.queued else ""),
+        )
+        for executor in executors
+    ]
 
 
 def _front(front: Counters) -> Rows:

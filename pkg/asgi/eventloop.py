@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pkg._core import Tasks
 from pkg.asgi.exchange import HTTPExchange
+from pkg.asgi.executors import Executors
 from pkg.asgi.lifespan import Lifespan
 from pkg.asgi.reader import FrontReader
 from pkg.asgi.selector import FrontSelector
@@ -43,6 +44,7 @@ class EventLoop:
     application.  `on_request`, `on_response`: called with each request before the application, and at the end of the
     response.  `failed(request, client_address)`: called while what the application has raised is being handled.
     `body_timeout`, `write_timeout`: of the front, in seconds.  `new_loop`: makes an event loop in place of asyncio's.
+    `threads`: of each executor.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class EventLoop:
         body_timeout: float = 30.0,
         write_timeout: float = 30.0,
         new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
+        threads: int | None = None,
     ) -> None:
         self.loop: asyncio.AbstractEventLoop
+        self.executors = Executors(threads)
         self.thread = threading.Thread(target=self._run, name="event-loop", daemon=True)
         self._app = app
         self._front = front
@@ -164,6 +168,7 @@ class EventLoop:
 
     async def _main(self) -> None:
         self.loop = asyncio.get_running_loop()
+        self.executors.open()
         self._end = asyncio.Event()
         lifespan = Lifespan(self._app, self._lifespan_mode)
         self._tasks = Tasks(
@@ -183,6 +188,7 @@ class EventLoop:
             return
         starts.result()
         end.cancel()
+        self.executors.adopt()  # the application may have imported anyio meanwhile
         self._has_started.set()
         while not self._end.is_set():
             # Some applications cancel all tasks that there are, and this is one of them.

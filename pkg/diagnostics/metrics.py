@@ -48,6 +48,18 @@ class Listening(NamedTuple):
     limit: int | None
 
 
+class Executor(NamedTuple):
+    """Threads beside the event loop of an ASGI application, of run_in_executor() (asyncio) or of anyio.
+
+    `size`: the maximum number of threads.  `queued`: calls that wait for one.
+    """
+
+    name: str
+    size: float
+    busy: int
+    queued: int
+
+
 class Exposition:
     """The page: families in the order in which they are added."""
 
@@ -248,6 +260,20 @@ def _add_listeners(page: Exposition, listening: Sequence[Listening]) -> None:
     )
 
 
+def _add_executors(page: Exposition, executors: Sequence[Executor]) -> None:
+    for name, help, values in (
+        (
+            "pkg_executor_threads",
+            "Maximum number of threads beside the event loop, by executor.",
+            [e.size for e in executors],
+        ),
+        ("pkg_executor_threads_busy", "Threads busy with a call, by executor.", [e.busy for e in executors]),
+        ("pkg_executor_queue_length", "Calls that wait for a thread, by executor.", [e.queued for e in executors]),
+    ):
+        samples = [("", {"executor": e.name}, value) for e, value in zip(executors, values, strict=True)]
+        page.family(name, "gauge", help, samples)
+
+
 def workers_busy(stats: Counters, threads: int) -> int:
     """Workers on a request, from the counters of the front."""
     return int(max(0, min(threads, stats.in_flight - stats.queued)))
@@ -331,11 +357,13 @@ def collect(
     logs: LogLines | None = None,
     proxy_waits: tuple[Sequence[int], float] | None = None,
     listening: Sequence[Listening] = (),
+    executors: Sequence[Executor] = (),
     version: str = "",
     is_asgi: bool = False,
 ) -> Exposition:
     """The whole page.  `front` has stats(), durations() and queue_waits(); `health` is the checker's report;
-    `listening`: how each listener is; `is_asgi`: whether an event loop serves."""
+    `listening`: how each listener is; `executors`: how the threads beside an event loop are; `is_asgi`: whether an
+    event loop serves."""
     from pkg import _core
 
     page = Exposition()
@@ -363,6 +391,7 @@ def collect(
         _add_eventloop(page, front)
     _add_front(page, front.stats(), threads)
     _add_listeners(page, listening)
+    _add_executors(page, executors)
     if pool is not None:
         _add_pool(page, pool)
     if health is not None:

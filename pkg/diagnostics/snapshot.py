@@ -124,6 +124,7 @@ class Snapshot(NamedTuple):
     logs: LogLines
     settings: Sequence[Mapping[str, str]]
     eventloop: EventLoopState | None = None  # of an ASGI application
+    executors: Sequence[metrics.Executor] = ()
     findings: Sequence[Finding] = ()
 
     def document(self) -> dict[str, Any]:
@@ -138,6 +139,7 @@ class Snapshot(NamedTuple):
             "pool": self.pool,
             "front": self.front._asdict(),
             "listening": [listener._asdict() for listener in self.listening],
+            "executors": [executor._asdict() for executor in self.executors],
             "latency": latency,
             "probers": [prober._asdict() for prober in self.probers],
             "process": self.process,
@@ -154,7 +156,7 @@ class Status:
     `database()` returns the database, which has stats(), or None.  `eventloop()` returns the event loop of an ASGI
     application, or None; `slow`: the seconds after which a turn of it counts as blocked.  `alive()` returns the number
     of running workers.  `proxy_waits()` returns how long requests have been at proxies, or is None if none are trusted.
-    `listening()` returns how each listener is.
+    `listening()` returns how each listener is, `executors()` how the threads beside an event loop are.
     `settings`: rows with secrets redacted.  `began`: monotonic time of the start.
     """
 
@@ -172,6 +174,7 @@ class Status:
         slow: float = 0.0,
         proxy_waits: Callable[[], tuple[Sequence[int], float]] | None = None,
         listening: Callable[[], Sequence[metrics.Listening]] = list,
+        executors: Callable[[], Sequence[metrics.Executor]] = tuple,
         app: str = "",
         address: str = "",
         settings: Sequence[Mapping[str, str]] = (),
@@ -184,6 +187,7 @@ class Status:
         self._slow = slow or SLOW_TURN
         self._proxy_waits = proxy_waits
         self.listening = listening
+        self.executors = executors
         self.lifecycle = lifecycle
         self.app = app
         self.address = address
@@ -214,6 +218,7 @@ class Status:
             logs=self.logs.stats(),
             proxy_waits=self._proxy_waits() if self._proxy_waits is not None else None,
             listening=self.listening(),
+            executors=self.executors(),
             version=self.version,
             is_asgi=self.eventloop() is not None,
         )
@@ -328,6 +333,7 @@ class Status:
             pool=self.pool(),
             front=stats,
             listening=self.listening(),
+            executors=self.executors(),
             latency=_latency(self.front.durations()),
             probers=sorted(self.front.probers(), key=lambda prober: prober.age),
             process={**metrics.process(), **_memory_limit(), "interpreter_delay_seconds": _interpreter_delay()},
@@ -399,6 +405,7 @@ def diagnose(snapshot: Snapshot) -> list[Finding]:
         *_of_health(snapshot),
         *_of_eventloop(snapshot),
         *_of_workers(snapshot),
+        *_of_executors(snapshot),
         *_of_pool(snapshot),
         *_of_process(snapshot),
         *_of_past(snapshot),
@@ -480,6 +487,15 @@ def _of_workers(snapshot: Snapshot) -> Iterable[Finding]:
         else:
             text = f"{len(there)} workers have been serving {what} for up to {oldest.age:.0f} s, at {place}"
         yield Finding("warning", text, "/debug/threads")
+
+
+def _of_executors(snapshot: Snapshot) -> Iterable[Finding]:
+    for executor in snapshot.executors:
+        if executor.queued:
+            threads = f"all {_times(executor.size, 'thread')} of {executor.name}"
+            calls = f"{_times(executor.queued, 'call')} {'waits' if executor.queued == 1 else 'wait'}"
+            text = f"{threads} {'is' if executor.size == 1 else 'are'} busy and {calls}"
+            yield Finding("warning", text, "/debug/threads")
 
 
 def _of_pool(snapshot: Snapshot) -> Iterable[Finding]:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pkg.admin.pages import Pages
     from pkg.asgi.eventloop import EventLoop
     from pkg.database.database import Database
-    from pkg.diagnostics.metrics import Listening
+    from pkg.diagnostics.metrics import Executor, Listening
     from pkg.diagnostics.snapshot import Status
     from pkg.health.checks import Checker
     from pkg.http.request_start import RequestStart
@@ -324,6 +324,7 @@ class Service:
             body_timeout=s.body_timeout,
             write_timeout=s.write_timeout,
             new_loop=_loop_factory(s.loop),
+            threads=s.threads if s.origin("threads") != "default" else None,
         )
         self._stuck = StuckEventLoop(server.front, s.stuck_timeout, where=self._where_blocked)
         self.eventloop.start()
@@ -401,6 +402,7 @@ class Service:
             app=s.app,
             address=self.addresses,
             listening=self._listening,
+            executors=self._executors,
             settings=[{"name": row.name, "value": row.value, "origin": row.origin} for row in s.describe()],
             began=self.started,
         )
@@ -419,6 +421,11 @@ class Service:
             )
             for place, listener in enumerate(self.server.listeners)
         ]
+
+    def _executors(self) -> list[Executor]:
+        from pkg.diagnostics.metrics import Executor
+
+        return [Executor(*stats) for stats in self.eventloop.executors.stats()] if self.eventloop is not None else []
 
     def _open_database(self) -> None:
         assert self.checker is not None

@@ -140,7 +140,9 @@ class Settings:
     threads = Setting(
         INTEGER,
         8,
-        "Number of worker threads. At most this many requests run at once; the rest queue.",
+        "Number of worker threads. At most this many requests run at once; the rest queue. "
+        "For an ASGI application it is the number of threads of run_in_executor and of anyio, which have limits of "
+        "their own unless it is set.",
         1,
         1024,
         basic=True,

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 
 __all__ = ["advice", "warning"]
 
-_WORKERS = "one process serves requests, in PKG_THREADS threads; for more cores run more containers"
+_WORKERS = "one process serves requests, in PKG_THREADS threads or an event loop; for more cores run more containers"
 _TLS = "no counterpart: let a proxy in front terminate TLS"
 _ADDRESS = "HOST and PORT, or PKG_LISTEN for several addresses, unix:PATH and fd:N"
 _PROXIES = "PKG_TRUSTED_PROXIES"
-_ASGI = "no counterpart: there is one event loop, asyncio's, and no WebSocket"
+_ASGI = "no counterpart: HTTP is the server's own, and there is no WebSocket"
 _FORM = "APP is module:attribute, or module:factory() for a factory"
 _FOLDER = "modules are imported from the current directory and PYTHONPATH"
 _PLATFORM = "no counterpart: the platform that starts the process (a container, systemd) decides this"
@@ -36,7 +36,10 @@ _TIMEOUT = "PKG_REQUEST_TIMEOUT limits one request (504); PKG_STUCK_TIMEOUT dete
 _INSTEAD: dict[str, str] = {
     # gunicorn
     **dict.fromkeys(("-w", "--workers"), _WORKERS),
-    **dict.fromkeys(("-k", "--worker-class"), "there is one kind of worker, a thread: PKG_THREADS"),
+    **dict.fromkeys(
+        ("-k", "--worker-class"),
+        "not needed: WSGI applications run in PKG_THREADS threads, ASGI applications in an event loop",
+    ),
     **dict.fromkeys(("-b", "--bind"), _ADDRESS),
     **dict.fromkeys(("-t", "--timeout"), _TIMEOUT),
     "--graceful-timeout": "PKG_DRAIN_TIMEOUT",
@@ -61,7 +64,7 @@ _INSTEAD: dict[str, str] = {
     # uvicorn
     "--uds": "PKG_LISTEN, as unix:PATH",
     "--fd": "PKG_LISTEN, as fd:N",
-    **dict.fromkeys(("--loop", "--http", "--ws"), _ASGI),
+    **dict.fromkeys(("--http", "--ws"), _ASGI),
     "--root-path": "SCRIPT_NAME",
     "--proxy-headers": _PROXIES,
     "--factory": _FORM,

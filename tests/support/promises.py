@@ -303,6 +303,7 @@ def metric_families() -> dict[str, Any]:
         logs=LogLines(0, 0, 0),
         proxy_waits=_Front(stats).queue_waits(),
         is_asgi=True,
+        executors=[metrics.Executor("asyncio", 1, 0, 0)],
     )
     found = {}
     for family in page.document():
