@@ -77,7 +77,7 @@ LEVELS = {
 OWN = ("pkg", "wsgi.errors", "psycopg.pool")
 # The loggers below "pkg", no matter whether the module that uses them has been imported.
 _BELOW = (
-    *("admin", "database", "handler", "health", "lastwords", "loader", "logs", "server", "service", "signals"),
+    *("admin", "asgi", "database", "handler", "health", "lastwords", "loader", "logs", "server", "service", "signals"),
     "uncaught",
 )
 
