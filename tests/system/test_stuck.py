@@ -410,7 +410,7 @@ def test_stacks_on_sigusr1(tmp_path: Path) -> None:
         drill.send("/wait")
         wait_for(lambda: any("in wait" in str(r["at"]) for r in drill.json("/debug/requests")))
         drill.service.process.send_signal(signal.SIGUSR1)
-        wait_for(lambda: "in wait" in drill.service.errors() and "Current thread" in drill.service.errors())
+        wait_for(lambda: "in wait" in drill.service.errors() and "in serve_forever" in drill.service.errors())
         assert drill.probe() == (200, "ok")
 
 
