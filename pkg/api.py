@@ -101,6 +101,9 @@ def check(
 ) -> Callable[[Callable[[], object]], Callable[[], object]]:
     """Makes the decorated function a readiness check, which fails by raising an exception or by returning False.
 
+    It runs in a thread of its own.  A coroutine function runs on the event loop of an ASGI application, from the end of
+    its startup on, and otherwise in an event loop of its own.
+
     `interval`: seconds between two runs.  `timeout`: seconds after which a run has failed.  `required`: whether a
     failure makes the service unready; otherwise it is only degraded.  Raises ValueError for a name or a number out of
     range.

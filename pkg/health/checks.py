@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
 
+from pkg.health.coroutines import Coroutines, Gone, Overran, is_coroutine_function
 from pkg.health.pages import LIVENESS, READINESS, Answers, HealthPage, Result, State, pages_of, verdict_of
 from pkg.health.report import CheckRuns, HealthReport
 
@@ -52,20 +53,18 @@ class Degraded(NamedTuple):
 
 
 def _judge(outcome: Any) -> Result:
-    """The result of a probe that has returned.  Returning False, or a coroutine by mistake, is a failure as well."""
+    """The result of a probe that has returned.  Returning False is a failure as well."""
     if isinstance(outcome, Degraded):
         return Result("degraded", outcome.reason)
     if outcome is False:
         return Result("failed", "returned False")
-    if hasattr(outcome, "__await__"):
-        if hasattr(outcome, "close"):
-            outcome.close()  # otherwise the interpreter warns that it was never awaited
-        return Result("failed", "returned a coroutine; a check must be an ordinary function")
     return Result("ok")
 
 
 def _reason(error: BaseException) -> str:
     """One line."""
+    if isinstance(error, Overran):
+        return str(error)
     if not isinstance(error, Exception):
         return type(error).__name__
     try:
@@ -75,7 +74,8 @@ def _reason(error: BaseException) -> str:
 
 
 class Check:
-    """A readiness check: `probe()` fails by raising or by returning False; Degraded and any other value pass.
+    """A readiness check: `probe()` fails by raising or by returning False; Degraded and any other value pass.  It may
+    be a coroutine function.
 
     It runs every `interval` seconds (twice as often while it fails), and fails if it takes longer than `timeout`
     seconds.  If it is not `required`, a failure makes the service degraded instead of unready.
@@ -106,6 +106,7 @@ class Check:
         self.required = required
         self.failures = failures
         self.recoveries = recoveries
+        self.is_coroutine = is_coroutine_function(probe)
 
         self.status = "pending"
         self.reason = "no result yet"
@@ -169,7 +170,8 @@ class Checker:
     an alias of `/healthz`, but not of another `liveness_path`.  `stuck()` returns a reason if all workers are stuck.
     `last_words(reason)` is called before liveness fails for the first time, since the process may be killed for it.
     Each of `notices` is called regularly and logs what it has found.  `frozen()` returns the seconds for which the
-    process has been frozen so far, and `clock()` the monotonic time without them.
+    process has been frozen so far, and `clock()` the monotonic time without them.  `coroutines` runs checks that are
+    coroutine functions; by default each in an event loop of its own.
     """
 
     def __init__(
@@ -186,6 +188,7 @@ class Checker:
         notices: Sequence[Callable[[], object]] = (),
         clock: Callable[[], float] = time.monotonic,
         frozen: Callable[[], float] = lambda: 0.0,
+        coroutines: Coroutines | None = None,
     ) -> None:
         self._publish, self._renew_page = publish, renew
         self._pages: dict[str, HealthPage] = {}
@@ -200,6 +203,10 @@ class Checker:
         self._clock = clock
         self._frozen = frozen
         self._frozen_so_far = 0.0
+        if coroutines is None:
+            coroutines = Coroutines()
+            coroutines.open()
+        self._coroutines = coroutines
         self._lock = threading.RLock()
         self._checks: dict[str, Check] = {}
         self._started = self._stopping = self._proved = self._is_child = False
@@ -320,7 +327,10 @@ class Checker:
             check._began, check._overdue = self._clock(), 0
             frozen = self._frozen()
         try:
-            result = _judge(check.probe())
+            outcome = check.probe()
+            if hasattr(outcome, "__await__"):
+                outcome = self._coroutines.run(check.name, outcome, check.timeout)
+            result = _judge(outcome)
             failure: BaseException | None = None
         except BaseException as error:  # SystemExit in a probe must not end its thread
             failure = error
@@ -332,6 +342,8 @@ class Checker:
         with self._lock:
             now = self._clock()
             check.duration, check._began = now - check._began, None
+            if isinstance(failure, Gone):
+                return
             check.runs += 1
             outdated = check._outdated
             if frozen != self._frozen():
@@ -340,7 +352,7 @@ class Checker:
                     return
             else:
                 check._outdated = False
-            if check._overdue == 0 and check.duration > check.timeout:
+            if check._overdue == 0 and check.duration > check.timeout and not isinstance(failure, Overran):
                 result = Result("failed", f"took {check.duration:.1f} s, longer than {check.timeout:g} s")
             elif check._overdue:
                 return  # it has been counted as failed already, and the result is outdated
@@ -351,6 +363,8 @@ class Checker:
 
     def _run_check(self, check: Check) -> None:
         jitter = random.Random()
+        while check.is_coroutine and not self._stopping and not self._coroutines.wait(TICK):
+            pass  # there is no event loop for it yet
         while not self._stopping:
             began = time.monotonic()
             try:
@@ -385,14 +399,17 @@ class Checker:
             for check in self._checks.values():
                 if check._began is not None and now - check._began > check.timeout + check._overdue * check.interval:
                     check._overdue += 1
-                    check.take(Result("failed", f"has been hanging for {now - check._began:.1f} s"), now)
+                    reason = f"has been hanging for {now - check._began:.1f} s"
+                    if check.is_coroutine and (why := self._coroutines.why()):
+                        reason += f": {why}"
+                    check.take(Result("failed", reason), now)
                 elif check.passes and now - check.last > check.stale_after:
                     check._bad = check.failures
                     check.take(Result("failed", f"stale: no result for {now - check.last:.1f} s"), now)
-            reason = self._stuck() if self._stuck is not None else None
-            if reason and self._workers.status == "ok":
-                self._mourn(reason)
-            self._workers = Result("failed", reason) if reason else Result("ok")
+            stuck = self._stuck() if self._stuck is not None else None
+            if stuck and self._workers.status == "ok":
+                self._mourn(stuck)
+            self._workers = Result("failed", stuck) if stuck else Result("ok")
             self.refresh()
             self._renew(LIVENESS, self._liveness_timeout)
             self._renew_readiness()

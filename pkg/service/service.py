@@ -157,6 +157,7 @@ class Service:
 
     def _start(self) -> None:
         from pkg.health.checks import Checker
+        from pkg.health.coroutines import Coroutines
         from pkg.health.stuck import StuckWorkers
 
         try:
@@ -225,6 +226,7 @@ class Service:
             from pkg.diagnostics.last_words import Late
 
             notices.append(Late(front, s.request_timeout))
+        self.coroutines = Coroutines()
         self.checker = Checker(
             publish=front.publish,
             renew=front.renew,
@@ -237,6 +239,7 @@ class Service:
             notices=notices,
             clock=front.clock,
             frozen=lambda: front.frozen,
+            coroutines=self.coroutines,
         )
         if self.notify is not None:
             built_in = {"startup", "shutdown", "application"}
@@ -273,6 +276,8 @@ class Service:
             server.host(handler)
         else:
             self._open_eventloop()
+        loop = self.eventloop.loop if self.eventloop is not None else None
+        self.coroutines.open(loop, self._why_blocked)
         self.checker.startup_done()
 
     def _end_child(self, error: BaseException | None) -> None:
@@ -336,6 +341,10 @@ class Service:
         self.eventloop.open()
         if self.settings.slow_callback_duration:
             Watcher(self.server.front, self.eventloop).start()
+
+    def _why_blocked(self) -> str:
+        """That the event loop is blocked, and where, or ""."""
+        return str(self.status.blocked() or "")
 
     def _where_blocked(self) -> str:
         """Where the event loop is blocked, or ""."""

@@ -381,8 +381,8 @@ class Settings:
     stuck_timeout = Setting(
         DURATION,
         0.0,
-        "Maximum time that every worker thread may spend on its request without one of "
-        "them finishing; then /healthz returns 503. 0 turns it off.",
+        "Maximum time that every worker thread may spend on its request without one of them finishing, or an ASGI "
+        "application's event loop on one turn; then /healthz returns 503. 0 turns it off.",
         0.0,
         _DAY,
         least_if_on=1.0,

@@ -268,15 +268,10 @@ class Unspeakable(Exception):
         raise ValueError("no words")
 
 
-async def forgotten() -> None:
-    """A check that nobody would await."""
-
-
 @pytest.mark.parametrize(
     ("probe", "reason"),
     [
         (lambda: False, "returned False"),
-        (forgotten, "returned a coroutine; a check must be an ordinary function"),
         (Mock(side_effect=Unspeakable), "Unspeakable"),
     ],
 )
