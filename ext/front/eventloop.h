@@ -43,6 +43,8 @@
  *
  *      ASLEEP --front_look()--> BUSY --front_settle(), nothing is left--> ASLEEP
  *
+ * So that it is seen when anything else blocks it, the front's own thread asks for a look if there has been none for a while.
+ *
  * The front's own thread leads, and rings.  But each ring, and the change of threads, costs more than a short request takes
  * (4 us of 15).  When the event loop looks often, the front's own thread therefore lets it lead: it adds the front's epoll
  * descriptor to `watched_fd`, naps, and the event loop turns the front's loop itself within front_look(), without waiting.

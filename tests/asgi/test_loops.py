@@ -25,6 +25,9 @@ async def app(scope, receive, send):
         await asyncio.sleep(float(seconds))
     elif path == "block":
         time.sleep(float(seconds))
+    elif path == "later":  # not in the step that begins with the request
+        await asyncio.sleep(0.05)
+        time.sleep(float(seconds))
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
     body = type(asyncio.get_running_loop()).__module__ + (" uvloop" if "uvloop" in sys.modules else "")
     await send({"type": "http.response.body", "body": body.encode()})
@@ -92,3 +95,13 @@ def test_without_uvloop(tmp_path: Path) -> None:
         assert process.process.wait(15 * SLOWNESS) == 3
         wait_for(lambda: "loop is uvloop, but it is not installed: pip install" in process.errors())
         assert "Traceback" not in process.errors()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_it_is_seen_that_a_timer_blocks_it(tmp_path: Path, loop: str) -> None:
+    """While no request waits, which the event loop would be asked to take."""
+    pytest.importorskip("uvloop")
+    with running(tmp_path, APPLICATION, PKG_ADMIN="off", PKG_LOOP=loop) as process:
+        assert get(process.address, "/later/1").status == 200
+        wait_for(lambda: any("time.sleep(float(seconds)), in GET /later/1" in text for text in process.messages()))
+        assert process.stop() == 0
