@@ -83,6 +83,15 @@ cdef dict make_scope(Request request, dict base, str root_path):
     return scope
 
 
+cdef int end_child_in_loop(Exchange exchange) except -1:
+    """Ends this process if it is a child that the first step of a task has forked, and which then waits for something: the
+    other requests are those of the parent."""
+    if c.front_is_foreign(exchange.request.front._front):
+        from pkg.child import end_in_loop
+        end_in_loop()
+    return 0
+
+
 @cython.final
 cdef class Tasks:
     """The tasks of an event loop's requests: what they have in common, and how they begin.
@@ -148,6 +157,7 @@ cdef class Tasks:
                 self.keep(exchange, self.make(coroutine) if make is None else make(coroutine))
             except BaseException:
                 self.give_up(exchange)
+            end_child_in_loop(exchange)
         return 0
 
     cdef object make(self, coroutine):
@@ -191,9 +201,7 @@ cdef class Tasks:
                     self.loop.call_exception_handler({"message": "the step of a task has failed", "exception": error})
                 PyContext_Exit(contexts[i])
             self.keep(exchanges[i], tasks[i])
-            exchange = exchanges[i]
-            if c.front_is_foreign(exchange.request.front._front):   # the others are those of the parent
-                break
+            end_child_in_loop(exchanges[i])
         return 0
 
     def take_step(self, callback, *args, context=None):
