@@ -77,7 +77,7 @@ class EventLoop:
         self._write_timeout = write_timeout
         self._look_every = min(1.0, body_timeout / 2, write_timeout / 2)
         self._tasks: Tasks
-        self._watched: set[HTTPExchange] = set()  # those that wait for their client
+        self._watched: dict[HTTPExchange, float] = {}  # those that wait for their client, and since when
         self._error: BaseException | None = None  # why the start has failed
         self._has_started = threading.Event()
         self._wait = FrontSelector() if new_loop is None else FrontReader(new_loop)
@@ -274,15 +274,16 @@ class EventLoop:
     def watch(self, exchange: HTTPExchange) -> None:
         """Holds its client to the pace while it is waited for."""
         if not self._watched:
-            self.loop.call_later(self._look_every, self._look, self.loop.time())
-        self._watched.add(exchange)
+            self.loop.call_later(self._look_every, self._look)
+        self._watched.setdefault(exchange, self.loop.time())
 
-    def _look(self, before: float) -> None:
+    def _look(self) -> None:
         now = self.loop.time()
-        # No client is to blame for the time in which the process was frozen, or the event loop was blocked.
-        waited = min(now - before, 2 * self._look_every)
-        for exchange in list(self._watched):
-            if not exchange.keep_pace(waited, self._write_timeout):
-                self._watched.discard(exchange)
+        for exchange, since in list(self._watched.items()):
+            # No client is to blame for the time in which the process was frozen, or the event loop was blocked.
+            if exchange.keep_pace(min(now - since, 2 * self._look_every), self._write_timeout):
+                self._watched[exchange] = now
+            else:
+                del self._watched[exchange]
         if self._watched:
-            self.loop.call_later(self._look_every, self._look, now)
+            self.loop.call_later(self._look_every, self._look)

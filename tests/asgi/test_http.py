@@ -477,20 +477,29 @@ def test_a_rest_that_fits_into_its_buffer_does_not_hold_the_task() -> None:
         assert len(c.receive().body) == 16_000_000
 
 
-def test_a_reader_that_stops_is_given_up() -> None:
-    errors: list[BaseException] = []
+def test_readers_that_stop_are_given_up_but_not_too_soon() -> None:
+    waited: list[float] = []
+    long = b"x" * 20_000_000
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await respond(send, b"x" * 64_000_000)
-        except OSError as error:
-            errors.append(error)
+        began = time.monotonic()
+        with pytest.raises(OSError):
+            await respond(send, long)
+        waited.append(time.monotonic() - began)
 
-    with serving_asgi(app, write_timeout=0.3) as server, Connection(server.server_address) as c:
-        c.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        wait_for(lambda: errors)
-        with pytest.raises((EOFError, ConnectionResetError)):
-            c.receive()
+    with (
+        serving_asgi(app, write_timeout=0.4) as server,
+        Connection(server.server_address) as first,
+        Connection(server.server_address) as second,
+    ):
+        first.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(0.15)  # readers are looked at together
+        second.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_for(lambda: len(waited) == 2)
+        assert min(waited) >= 0.4
+        for c in (first, second):
+            with pytest.raises((EOFError, ConnectionResetError)):
+                c.receive()
 
 
 # ------------------------------------------------------------------------------ tasks

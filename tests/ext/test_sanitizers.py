@@ -23,7 +23,7 @@ SUITES = [
     "tests/asgi/test_http.py::test_a_body_comes_as_it_is_sent",
     "tests/asgi/test_http.py::test_the_application_is_told_at_once_that_the_client_has_left",
     "tests/asgi/test_http.py::test_a_rest_that_fits_into_its_buffer_does_not_hold_the_task",
-    "tests/asgi/test_http.py::test_a_reader_that_stops_is_given_up",
+    "tests/asgi/test_http.py::test_readers_that_stop_are_given_up_but_not_too_soon",
     "tests/asgi/test_http.py::test_many_requests_run_at_a_time",
     "tests/asgi/test_http.py::test_pipelined_requests_are_answered_in_order",
     "tests/asgi/test_http.py::test_threads_and_other_descriptors_work_beside_the_front",
