@@ -31,6 +31,11 @@ cdef inline bytes bytes_at(const char *data, http1.http1_span span):
     return PyBytes_FromStringAndSize(data + span.pos, span.len)
 
 
+cdef inline bint says(kind, const char *text, Py_ssize_t length) noexcept:
+    return (isinstance(kind, str) and PyUnicode_GET_LENGTH(kind) == length and PyUnicode_KIND(kind) == PyUnicode_1BYTE_KIND
+            and memcmp(PyUnicode_DATA(kind), text, length) == 0)
+
+
 cdef str decode_path(const char *text, size_t length):
     """Percent-decoded, then UTF-8; what is none becomes U+FFFD."""
     cdef size_t i
@@ -40,15 +45,21 @@ cdef str decode_path(const char *text, size_t length):
     return PyUnicode_DecodeLatin1(text, <Py_ssize_t>length, NULL)
 
 
-cdef dict make_scope(Request request, dict base, str root_path):
-    """`base`: what is the same for all requests of a listener.  If it has all keys, its copy need not grow."""
+cdef dict make_base(server, str root_path):
+    """A scope with all keys, so that a copy need not grow, and with what most requests have."""
+    keys = ("asgi", "path", "raw_path", "headers", "client", "extensions", "state")
+    return {"type": "http", "http_version": "1.1", "method": "GET", "scheme": "http", "query_string": b"", "server": server,
+            "root_path": root_path, **dict.fromkeys(keys)}
+
+
+cdef dict make_scope(Request request, dict base, dict state):
     cdef const char *data = request.raw
     cdef http1.http1_head *head = &request.head
     cdef http1.http1_header *header
     cdef dict scope = PyDict_Copy(base)
     cdef list headers = []
     cdef bytes name, raw_path
-    cdef str path
+    cdef str path, root_path = <str>scope["root_path"]
     cdef int i
     for i in range(head.n_headers):
         header = &head.headers[i]
@@ -68,18 +79,23 @@ cdef dict make_scope(Request request, dict base, str root_path):
     if root_path and not (path.startswith(root_path) and path[len(root_path):len(root_path) + 1] in ("", "/")):
         path = root_path + path
         raw_path = root_path.encode() + raw_path
+    if head.minor == 0:
+        scope["http_version"] = "1.0"
+    if head.method_id != http1.HTTP1_GET:
+        scope["method"] = method_names[head.method_id] or text_at(data, head.method)
+    if request.scheme is not None:
+        scope["scheme"] = request.scheme
+    if head.query.len:
+        scope["query_string"] = bytes_at(data, head.query)
     scope["asgi"] = PyDict_Copy(asgi_versions)
-    scope["http_version"] = "1.1" if head.minor else "1.0"
-    scope["method"] = method_names[head.method_id] or text_at(data, head.method)
-    scope["scheme"] = "http" if request.scheme is None else request.scheme
     scope["path"] = path
     scope["raw_path"] = raw_path
-    scope["query_string"] = bytes_at(data, head.query) if head.query.len else b""
-    scope["root_path"] = root_path
     scope["headers"] = headers
     client = get_address(request)
-    scope["client"] = client if client[0] else None
+    if client[0]:
+        scope["client"] = client
     scope["extensions"] = {}
+    scope["state"] = PyDict_Copy(state)
     return scope
 
 
@@ -109,7 +125,6 @@ cdef class Tasks:
     cdef dict options             # of Task()
     cdef object step, context     # what Task() has asked for
     cdef list bases               # of scopes, for each listener
-    cdef str root_path
     cdef dict state
     cdef object on_request, on_response
 
@@ -127,10 +142,7 @@ cdef class Tasks:
             self.options = {"loop": host.loop, "eager_start": True}
         else:
             self.options = {"loop": host.loop, "name": "request"}   # by default a number, which costs more
-        keys = ("asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "headers",
-                "client", "extensions", "state")
-        self.bases = [{"type": "http", "server": address, **dict.fromkeys(keys)} for address in addresses]
-        self.root_path = root_path
+        self.bases = [make_base(address, root_path) for address in addresses]
         self.state = state
         self.on_request = on_request
         self.on_response = on_response
@@ -250,12 +262,11 @@ cdef class Exchange:
     def begin(self):
         """The scope.  To be called in the task, as the observer of requests may set context variables."""
         cdef Tasks tasks = self.tasks
-        cdef dict scope
-        if tasks.on_request is not None:
+        if type(tasks.on_request) is NewIds:   # directly, without Python
+            (<NewIds>tasks.on_request).give(self.request)
+        elif tasks.on_request is not None:
             tasks.on_request(self.request)
-        scope = make_scope(self.request, <dict>tasks.bases[self.request.listener], tasks.root_path)
-        scope["state"] = PyDict_Copy(tasks.state)
-        return scope
+        return make_scope(self.request, <dict>tasks.bases[self.request.listener], tasks.state)
 
     def conclude(self):
         """The application has returned.  Raises ResponseError if the response is not complete."""
@@ -413,7 +424,7 @@ cdef class Exchange:
         kind = message.get("type")
         if self.has_ended:
             raise ResponseError("a message was sent after the end of the response")
-        if kind == "http.response.body":
+        if says(kind, b"http.response.body", 18):
             if response is None:
                 raise ResponseError("http.response.body was sent before http.response.start")
             self.must_be_there()
@@ -441,7 +452,7 @@ cdef class Exchange:
                 return True
             if last:
                 self.on_end()
-        elif kind == "http.response.start":
+        elif says(kind, b"http.response.start", 19):
             if response is not None:
                 raise ResponseError("http.response.start was sent twice")
             self.must_be_there()

@@ -20,13 +20,17 @@ cdef class NewIds:
         self.read = read
 
     def __call__(self, Request request not None):
+        self.give(request)
+
+    cdef int give(self, Request request) except -1:
         cdef char[ids.REQUEST_ID_SIZE] text
         cdef bytes name
         for name in self.names:
             if find_header(request, name, len(name)) is not NULL:
                 self.read(request)
-                return
+                return 0
         ids.request_id_new(text)
         request.request_id = PyBytes_FromStringAndSize(text, ids.REQUEST_ID_SIZE)
         request.context = ("", "", PyUnicode_DecodeLatin1(text, ids.REQUEST_ID_SIZE, NULL))
         PyContextVar_Set(self.context, request.context)
+        return 0
