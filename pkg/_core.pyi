@@ -1,7 +1,7 @@
 """The interface of the C extension, documented.  Its theory is in ext/front/front.h and ext/http/http1.h."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -348,9 +348,10 @@ class Tasks:
     """The tasks of an event loop's requests.
 
     `host`: the event loop, with `loop`, `handle(exchange)`, the coroutine function of a task, and `watch(exchange)`.
-    `kind`: a subclass of Exchange.  `addresses`: the scope's `server` for each listener.  `state`: copied for each
-    request.  `on_request`, `on_response`: called with each request in its task before the application, and at the end
-    of the response.
+    `receive(exchange)` and `send(exchange, message)` are coroutine functions: the first is what the application gets;
+    the second waits until flush() has sent what is left, and then sends `message`, if it is not None.  `addresses`: the
+    scope's `server` for each listener.  `state`: copied for each request.  `on_request`, `on_response`: called with
+    each request in its task before the application, and at the end of the response.
     """
 
     host: Any
@@ -364,7 +365,8 @@ class Tasks:
     def __init__(
         self,
         host: Any,
-        kind: type[Exchange],
+        receive: Callable[[Exchange], Coroutine[Any, Any, dict[str, Any]]],
+        send: Callable[[Exchange, dict[str, Any] | None], Coroutine[Any, Any, None]],
         *,
         addresses: Iterable[tuple[str, int | None]],
         root_path: str = "",
@@ -400,9 +402,7 @@ class Exchange:
     waiting: list[asyncio.Future[None]]
     """Those that wait for wake()."""
     readers: int
-    written_for: float
-    mark: int
-    """Free for the host, and so are the two before it; 0 at first."""
+    """How many wait for next_message(); counted by the host."""
     has_started: bool
     """A part of the response may have been sent."""
     is_finished: bool
@@ -418,6 +418,10 @@ class Exchange:
         """The task ends; a response that is not complete is cut off."""
     def wake(self) -> None:
         """Lets all that wait try again."""
+    def receive(self) -> Coroutine[Any, Any, dict[str, Any]]:
+        """For the application, as send().  After the body it waits until the client leaves or the response ends."""
+    def send(self, message: dict[str, Any]) -> Awaitable[None]:
+        """Acts when it is first awaited."""
     def next_message(self) -> dict[str, Any] | None:
         """What `receive` returns, or None: wait.
 
@@ -438,6 +442,13 @@ class Exchange:
         """
     def flush(self) -> bool:
         """Sends what the socket did not take; False: wait.  Raises ClientDisconnected."""
+    def begin_period(self) -> None:
+        """A write_timeout begins, in which the client has to take something."""
+    def keep_pace(self, seconds: float, write_timeout: float) -> bool:
+        """Counts `seconds` of waiting for the client, and gives it up if it does not keep up.
+
+        Whether it still has to be watched.
+        """
     def send_on(self, taken: int) -> bool:
         """A write_timeout has passed, in which `taken` bytes were taken; cuts the response if they are too few.
 

@@ -31,6 +31,13 @@ cdef inline bytes bytes_at(const char *data, http1.http1_span span):
     return PyBytes_FromStringAndSize(data + span.pos, span.len)
 
 
+cdef enum taking:   # what has become of a message of send()
+    TAKING_FAILED = -1
+    SENT
+    FULL_NOW      # flush() has to send the rest
+    FULL_BEFORE   # it has not been taken
+
+
 cdef inline bint says(kind, const char *text, Py_ssize_t length) noexcept:
     return (isinstance(kind, str) and PyUnicode_GET_LENGTH(kind) == length and PyUnicode_KIND(kind) == PyUnicode_1BYTE_KIND
             and memcmp(PyUnicode_DATA(kind), text, length) == 0)
@@ -121,14 +128,14 @@ cdef class Tasks:
     cdef readonly set exchanges   # of requests whose task has not ended with its first step
     cdef readonly list starting   # those of this turn, while their tasks take that step, otherwise None
     cdef readonly object stepping # the one of them that takes it now
-    cdef object loop, handle, kind, task_type
+    cdef object loop, handle, receive, send, task_type
     cdef dict options             # of Task()
-    cdef object step, context     # what Task() has asked for
+    cdef object step_type, step, context   # what Task() has asked for
     cdef list bases               # of scopes, for each listener
     cdef dict state
     cdef object on_request, on_response
 
-    def __init__(self, host, kind, *, addresses, str root_path not None="", dict state not None, on_request=None,
+    def __init__(self, host, receive, send, *, addresses, str root_path not None="", dict state not None, on_request=None,
                  on_response=None):
         import asyncio
 
@@ -136,7 +143,8 @@ cdef class Tasks:
         self.host = host
         self.loop = host.loop
         self.handle = host.handle
-        self.kind = kind
+        self.receive = receive
+        self.send = send
         self.task_type = asyncio.Task
         if sys.version_info >= (3, 12):
             self.options = {"loop": host.loop, "eager_start": True}
@@ -146,12 +154,19 @@ cdef class Tasks:
         self.state = state
         self.on_request = on_request
         self.on_response = on_response
+        for function in (Exchange.receive, Exchange.send):   # frameworks ask whether they are
+            if sys.version_info >= (3, 12):
+                import inspect
+
+                inspect.markcoroutinefunction(function)
+            else:
+                function._is_coroutine = asyncio.coroutines._is_coroutine
 
     def start(self, list requests not None):
         """Makes a task of handle(exchange) for each, and lets it take its first step.  Raises nothing."""
         cdef list exchanges = []
         for request in requests:
-            exchanges.append(self.kind(request, self))
+            exchanges.append(Exchange(request, self))
         self.starting = exchanges
         self.start_all(exchanges)
         self.starting = self.stepping = None
@@ -189,7 +204,6 @@ cdef class Tasks:
 
     cdef int step_at_once(self, list exchanges) except -1:
         cdef list tasks = [], steps = [], contexts = []
-        cdef Exchange exchange
         cdef Py_ssize_t i
         self.loop.call_soon = self.take_step
         for exchange in exchanges:
@@ -213,19 +227,98 @@ cdef class Tasks:
                     self.loop.call_exception_handler({"message": "the step of a task has failed", "exception": error})
                 PyContext_Exit(contexts[i])
             self.keep(exchanges[i], tasks[i])
+            tasks[i] = steps[i] = contexts[i] = None   # what has ended gives way to the next
             end_child_in_loop(exchanges[i])
         return 0
 
     def take_step(self, callback, *args, context=None):
         """Stands in for the loop's call_soon() while a task is made.  Whatever else happens meanwhile, as by the garbage
         collector, is passed on."""
-        if self.step is None and not args and context is not None and type(callback).__name__ == "TaskStepMethWrapper":
+        if type(callback) is not self.step_type and type(callback).__name__ == "TaskStepMethWrapper":
+            self.step_type = type(callback)   # it has no public name
+        if type(callback) is self.step_type and self.step is None and not args and context is not None:
             self.step = callback
             self.context = context
             return None
         return type(self.loop).call_soon(self.loop, callback, *args, context=context)
 
 
+@cython.freelist(16)
+@cython.final
+cdef class Sending:
+    """What send() returns: it acts when it is first awaited, as a coroutine does, and has what tasks need of one.
+
+    Most messages are sent at once; that costs a third of a coroutine.  Otherwise `rest`, a coroutine, waits for the client.
+    """
+
+    cdef Exchange exchange   # None: it has been awaited
+    cdef object message
+    cdef object rest
+
+    def __dealloc__(self):
+        if self.exchange is not None:
+            PyErr_WarnEx(RuntimeWarning, b"send() was never awaited", 1)
+
+    cdef bint is_sent(self) except -1:
+        """Sends; False: `rest` is needed."""
+        cdef Exchange exchange = self.exchange
+        cdef taking taken
+        message = self.message
+        if exchange is None:
+            raise RuntimeError("cannot reuse already awaited coroutine")
+        self.exchange = self.message = None
+        taken = exchange.take(message)
+        if taken == SENT:
+            return True
+        self.rest = exchange.tasks.send(exchange, message if taken == FULL_BEFORE else None)
+        return False
+
+    def __await__(self):
+        return self
+
+    def __next__(self):
+        if self.rest is None and self.is_sent():
+            raise StopIteration
+        return self.rest.send(None)
+
+    def send(self, value):
+        return next(self) if value is None or self.rest is None else self.rest.send(value)
+
+    def throw(self, *error):
+        if self.rest is None:
+            if self.exchange is None:
+                raise RuntimeError("cannot reuse already awaited coroutine")
+            self.rest = self.exchange.tasks.send(self.exchange, self.message)   # it ends without having begun
+            self.exchange = self.message = None
+        return self.rest.throw(*error)
+
+    def close(self):
+        self.exchange = self.message = None
+        if self.rest is not None:
+            self.rest.close()
+
+    # For asyncio's repr() of tasks, and for whoever looks for the place in which one waits.
+
+    __name__ = __qualname__ = "send"
+
+    @property
+    def cr_await(self):
+        return self.rest
+
+    @property
+    def cr_frame(self):
+        return None
+
+    @property
+    def cr_running(self):
+        return False
+
+    @property
+    def cr_suspended(self):
+        return self.rest is not None
+
+
+@cython.freelist(16)
 cdef class Exchange:
     """The messages of one request.
 
@@ -248,9 +341,9 @@ cdef class Exchange:
     cdef readonly bint is_closed   # its task has nothing left to do for it
     cdef public object task        # if it has not ended with its first step
     cdef list _waiting             # futures that wake() ends; None: never used
-    cdef public int readers        # how many tasks wait for next_message(); of the host, and so are the next two
-    cdef public double written_for # seconds that the client has had to take what is left of a response
-    cdef public uint64_t mark      # `taken` when that time began
+    cdef public int readers        # how many tasks wait for next_message(); of the host
+    cdef double written_for        # seconds that the client has had to take what is left of a response
+    cdef uint64_t mark             # `taken` when that time began
 
     def __cinit__(self, Request request not None, Tasks tasks not None):
         if request.front is None:
@@ -278,7 +371,7 @@ cdef class Exchange:
     def close(self):
         """The end of the task."""
         self.is_closed = True
-        self.finish()
+        self.give_back()
         self.record()
         if self.task is not None:
             self.task = None
@@ -297,7 +390,7 @@ cdef class Exchange:
 
     cdef int on_end(self) except -1:
         """The response is complete; with it there is nothing left to receive."""
-        self.finish()
+        self.give_back()
         self.record()
         if self._waiting is not None:
             self.wake()
@@ -329,6 +422,25 @@ cdef class Exchange:
     @property
     def is_full(self):
         return self.request.unsent is not None
+
+    # What the application gets; marked as coroutine functions by Tasks.
+
+    @cython.binding(True)
+    def receive(self):
+        """The next message.  After the body it waits until the client leaves, or the response is complete."""
+        return self.tasks.receive(self)
+
+    @cython.binding(True)
+    def send(self, message):
+        """Sends a message; waits until the client, or its buffer, has taken all of it.
+
+        Raises ClientDisconnected, an OSError, if the client does not take it any more, and ResponseError for what HTTP does
+        not allow; nothing of that message has been sent then.
+        """
+        cdef Sending sending = Sending.__new__(Sending)
+        sending.exchange = self
+        sending.message = message
+        return sending
 
     # --------------------------------------------------------------- request
 
@@ -387,7 +499,7 @@ cdef class Exchange:
                     response.end(texts[failure.status])
         except ClientDisconnected:
             pass
-        self.finish()
+        self.give_back()
         return 0
 
     def wait_on(self, double waited):
@@ -402,6 +514,32 @@ cdef class Exchange:
         """Makes next_message() say after the body that the client has left; the response may still be completed."""
         self.dismissed = True
 
+    def keep_pace(self, double seconds, double write_timeout):
+        """Counts `seconds` of waiting for the client, and gives it up if it does not keep up.  Whether it still has to be
+        watched."""
+        cdef bint is_watched = False
+        if self.is_finished:
+            return False
+        if self.is_reading and self.readers:
+            is_watched = True
+            if not self.wait_on(seconds):
+                self.wake()
+                return False
+        if self.is_full:
+            is_watched = True
+            self.written_for += seconds
+            if self.written_for >= write_timeout:
+                if not self.send_on(self.taken - self.mark):
+                    self.wake()
+                    return False
+                self.begin_period()
+        return is_watched
+
+    def begin_period(self):
+        """A write_timeout begins, in which the client has to take something."""
+        self.written_for = 0
+        self.mark = self.taken
+
     # -------------------------------------------------------------- response
 
     cdef int must_be_there(self) except -1:
@@ -411,13 +549,16 @@ cdef class Exchange:
             raise ClientDisconnected("the client has closed the connection")
         return 0
 
-    def put(self, given):
+    def put(self, message):
         """Takes a message of send().  None: not yet, as is_full; False: all of it has been sent; True: flush() has to send the
         rest."""
+        return (False, True, None)[<int>self.take(message)]
+
+    cdef taking take(self, given) except TAKING_FAILED:
         cdef Response response = self.response
         cdef Py_buffer view
         if self.request.unsent is not None:
-            return None
+            return FULL_BEFORE
         if not isinstance(given, dict):
             raise ResponseError(f"the message is {type(given).__name__}, not dict")
         cdef dict message = <dict>given   # or a class of its own, which Cython's own check does not allow
@@ -449,7 +590,7 @@ cdef class Exchange:
                 raise
             self.has_ended = last
             if self.request.unsent is not None:
-                return True
+                return FULL_NOW
             if last:
                 self.on_end()
         elif says(kind, b"http.response.start", 19):
@@ -464,7 +605,7 @@ cdef class Exchange:
             raise ResponseError(f"the message {kind!r} is not known for HTTP")
         else:
             raise ResponseError("the message has no type")
-        return False
+        return SENT
 
     cdef Response start(self, dict message):
         cdef Response response = Response.__new__(Response, self.request)
@@ -526,8 +667,12 @@ cdef class Exchange:
         return 0
 
     def finish(self):
+        self.give_back()
+
+    cdef int give_back(self) except -1:
         """Gives the connection back.  A response that is not complete is cut off."""
         if self.request.unsent is not None or self.request.status == 0:
             self.abort()
         else:
             finish_request(self.request, True, not self.request.answered)
+        return 0

@@ -47,6 +47,7 @@ from pkg.errors import (
 log = logging.getLogger("pkg.server")
 
 cdef extern from "Python.h":
+    int PyErr_WarnEx(object category, const char *message, Py_ssize_t level) except -1
     int PyUnicode_KIND(object text)
     void *PyUnicode_DATA(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)

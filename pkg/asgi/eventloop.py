@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from pkg._core import Tasks
-from pkg.asgi.exchange import HTTPExchange
+from pkg.asgi.exchange import receive, send
 from pkg.asgi.executors import Executors
 from pkg.asgi.lifespan import Lifespan
 from pkg.asgi.reader import FrontReader
@@ -26,7 +26,7 @@ from pkg.asgi.selector import FrontSelector
 from pkg.errors import ClientDisconnected
 
 if TYPE_CHECKING:
-    from pkg._core import Front, Request
+    from pkg._core import Exchange, Front, Request
 
 __all__ = ["EventLoop"]
 
@@ -77,7 +77,7 @@ class EventLoop:
         self._write_timeout = write_timeout
         self._look_every = min(1.0, body_timeout / 2, write_timeout / 2)
         self._tasks: Tasks
-        self._watched: dict[HTTPExchange, float] = {}  # those that wait for their client, and since when
+        self._watched: dict[Exchange, float] = {}  # those that wait for their client, and since when
         self._error: BaseException | None = None  # why the start has failed
         self._has_started = threading.Event()
         self._wait = FrontSelector() if new_loop is None else FrontReader(new_loop)
@@ -173,7 +173,8 @@ class EventLoop:
         lifespan = Lifespan(self._app, self._lifespan_mode)
         self._tasks = Tasks(
             self,
-            HTTPExchange,
+            receive,
+            send,
             addresses=self._addresses,
             root_path=self._root_path,
             state=lifespan.state,
@@ -236,7 +237,7 @@ class EventLoop:
             exchange.wake()
         self._tasks.start(front.accept(MOST_AT_ONCE))
 
-    async def handle(self, exchange: HTTPExchange) -> None:
+    async def handle(self, exchange: Exchange) -> None:
         """The task of one request."""
         try:
             await self._app(exchange.begin(), exchange.receive, exchange.send)
@@ -271,7 +272,7 @@ class EventLoop:
 
     # -------------------------------------------------------------- slow clients
 
-    def watch(self, exchange: HTTPExchange) -> None:
+    def watch(self, exchange: Exchange) -> None:
         """Holds its client to the pace while it is waited for."""
         if not self._watched:
             self.loop.call_later(self._look_every, self._look)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import inspect
 import json
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,8 +13,10 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import asgiref.sync
 import pytest
 
+from pkg.errors import ResponseError
 from pkg.http.server import Server
 from tests.support.client import Connection
 from tests.support.servers import serving_asgi
@@ -132,6 +135,45 @@ async def forgets_to_await(scope: Scope, receive: Receive, send: Send) -> Any:
     return [len([w for w in found if "never awaited" in str(w.message)]), (await receive())["type"]]
 
 
+async def sends_twice(scope: Scope, receive: Receive, send: Send) -> Any:
+    """What has been awaited cannot be awaited again, and nothing is sent twice."""
+    sending = send(START)
+    await sending
+    try:
+        await sending
+    except RuntimeError as error:
+        await send({"type": "http.response.body", "body": json.dumps(str(error)).encode()})
+
+
+async def sends_by_hand(scope: Scope, receive: Receive, send: Send) -> Any:
+    """As Python itself uses coroutines: closed or thrown into before it has begun, nothing has been sent."""
+    sending: Any = send({"type": "http.response.body", "body": b"closed"})
+    sending.close()
+    sending = send({"type": "http.response.body", "body": b"thrown"})
+    try:
+        sending.throw(KeyError("thrown"))
+    except KeyError:
+        sending = send({"type": "nonsense"})
+    try:
+        sending.send(None)
+    except ResponseError as error:
+        return str(error)
+
+
+async def is_inspected(scope: Scope, receive: Receive, send: Send) -> Any:
+    """Frameworks ask what they have got before they call or await it."""
+    sending = send({"type": "http.response.body"})
+    coroutine = receive()
+    found = [
+        *(asyncio.iscoroutinefunction(function) for function in (receive, send)),
+        *(asgiref.sync.iscoroutinefunction(function) for function in (receive, send)),
+        *(asyncio.iscoroutine(one) and inspect.isawaitable(one) for one in (coroutine, sending)),
+    ]
+    coroutine.close()  # type: ignore[attr-defined]
+    sending.close()  # type: ignore[attr-defined]
+    return found
+
+
 async def sends_in_tasks(scope: Scope, receive: Receive, send: Send) -> Any:
     await asyncio.create_task(send(START))  # type: ignore[arg-type]
     await asyncio.wait_for(asyncio.shield(send({"type": "http.response.body", "body": b'"sent"'})), 10)
@@ -149,6 +191,9 @@ CASES: dict[str, tuple[Any, Any]] = {
     "cancels_receive": (cancels_receive, ["CancelledError", DISCONNECT]),
     "two_receive": (two_receive, [DISCONNECT, DISCONNECT]),
     "forgets_to_await": (forgets_to_await, [3, "http.request"]),
+    "sends_twice": (sends_twice, "cannot reuse already awaited coroutine"),
+    "sends_by_hand": (sends_by_hand, "the message 'nonsense' is not known for HTTP"),
+    "is_inspected": (is_inspected, [True] * 6),
     "sends_in_tasks": (sends_in_tasks, "sent"),
 }
 ended: dict[str, Any] = {}  # what the tasks that a case has left have returned
