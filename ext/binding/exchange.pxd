@@ -88,5 +88,7 @@ cdef extern from "front/exchange.h" nogil:
     int front_watch_turns(front *f, front_turn *out)
     int front_await(front *f, front_conn *c, unsigned what, void *tag)
     void *front_moved(front *f)
+    int front_switch(front *f, front_conn *c)
+    bint front_is_dry(const front_conn *c)
     bint front_may_read_on(front *f, front_conn *c, int64_t waited)
     bint front_may_send_on(front *f, front_conn *c, uint64_t taken)

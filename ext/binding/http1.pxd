@@ -83,6 +83,7 @@ cdef extern from "http/http1.h" nogil:
         bint has_length
         bint chunked
         bint keep_alive
+        bint upgrade
         bint expect_continue
         bint has_query
         bint bad_host

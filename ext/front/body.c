@@ -37,6 +37,20 @@ int buffer_grow(front *f, front_conn *c, size_t wanted, size_t max)
     return FRONT_OK;
 }
 
+void buffer_keep_head(front *f, front_conn *c)
+{
+    size_t cap = c->in->cap, size = c->in->head_len;
+    buffer *b = realloc(c->in, sizeof *b + size);
+
+    if (b == NULL)
+        return;
+    if (cap > BUFFER_SIZE)
+        buffers_return(f, cap - (size > BUFFER_SIZE ? size : BUFFER_SIZE));
+    b->cap = b->len = b->raw = size;
+    b->body_len = c->body_given = 0;
+    c->in = b;
+}
+
 int body_decode(front *f, front_conn *c)
 {
     buffer *b = c->in;

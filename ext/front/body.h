@@ -40,12 +40,17 @@ static inline void buffers_expect_no_more(front *f, size_t bytes)
     buffers_return(f, bytes);
 }
 
+#define BUFFER_SIZE 2048 /* first block: large enough for nearly every head, small enough for 10,000 slow clients */
+
 /* Adds `more` bytes to those of all buffers.  False if there is no room for them. */
 bool buffers_reserve(front *f, size_t more);
 
 /* Grows c->in to at least `wanted` bytes and twice its size, but at most `max` bytes.
  * FRONT_OK, -ENOBUFS (budget or max), -ENOMEM. */
 int buffer_grow(front *f, front_conn *c, size_t wanted, size_t max);
+
+/* Keeps only the head in c->in, in as little memory as it needs. */
+void buffer_keep_head(front *f, front_conn *c);
 
 /* Decodes [raw, len) of the buffer in place; sets c->complete at the end of the body.
  * FRONT_OK or FRONT_E_*. */

@@ -30,7 +30,6 @@
 #define OVERFLOW 128 /* connections beyond the limit: for probes, and for requests until they have a place */
 #define OVERFLOW_TIMEOUT SECOND
 #define GATHER SECOND    /* time limit for a body to gather in its socket */
-#define BUFFER_SIZE 2048 /* first block: large enough for nearly every head, small enough for 10,000 slow clients */
 
 static void conn_end(front *f, front_conn *c);
 static void conn_flush(front *f, front_conn *c);
@@ -176,7 +175,7 @@ static void buffer_drop(front *f, front_conn *c)
     if (b->cap > BUFFER_SIZE) {
         buffers_return(f, b->cap - BUFFER_SIZE);
         free(b);
-    } else if (f->table.n_spare < SPARES) {
+    } else if (b->cap == BUFFER_SIZE && f->table.n_spare < SPARES) {
         b->next = f->table.spare;
         f->table.spare = b;
         f->table.n_spare++;

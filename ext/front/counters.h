@@ -19,6 +19,8 @@
     STATE(in_flight, "http_server_active_requests",                                                                        \
           "Requests in flight, including those that wait for a worker thread.")                                            \
     STATE(connections, "pkg_connections", "Client connections open now.")                                                  \
+    STATE(websockets, "pkg_websockets", "WebSockets open now; they do not count as requests in flight.")                   \
+    EVENT(websockets_opened, "pkg_websockets_opened", "WebSockets that the application has accepted.")                     \
     EVENT(accepted, "pkg_connections_accepted", "Client connections accepted.")                                            \
     EVENT(closed, "pkg_connections_closed", "Client connections closed; accepted minus closed are open.")                  \
     EVENT(resets, "pkg_connection_resets", "Connections that clients reset.")                                              \

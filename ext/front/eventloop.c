@@ -286,6 +286,7 @@ front_conn *eventloop_moved(front *f)
         f->eventloop.moved_last = NULL;
     c->next_moved = NULL;
     c->is_moved = false;
+    c->seen &= FRONT_LEFT; /* it tries again now, and finds what these edges were for */
     return c;
 }
 

@@ -9,7 +9,8 @@
  * sees then puts it into the list `moved`, from which the event loop takes it in its next turn.
  *
  *      `seen`    what has happened to the connection since the event loop last asked: sockets are edge-triggered, so an edge
- *                between a read that found nothing and front_await() must not be lost
+ *                between a read that found nothing and front_await() must not be lost; those before it takes the connection
+ *                from `moved` do not count
  *      `wanted`  what the event loop waits for; empty while the connection is in `moved`
  *
  * Both, and the list, are guarded by the queue's mutex; front_finish() ends them in the same step as the ownership.

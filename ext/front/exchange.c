@@ -131,6 +131,8 @@ static ssize_t read_plain(front *f, front_conn *c, char *buf, size_t len)
 {
     ssize_t n = io_read(c->fd, buf, len < c->body_left ? len : (size_t)c->body_left);
 
+    if (c->switched) /* epoll(7): a short read has emptied the socket */
+        c->read_dry = n > 0 && (size_t)n < len;
     if (n > 0) {
         count_add(&f->count.bytes_in, (uint64_t)n);
         c->body_left -= (uint64_t)n;
@@ -166,6 +168,14 @@ static int read_chunked(front *f, front_conn *c)
     return body_decode(f, c);
 }
 
+/* A connection of raw bytes may be silent for hours, so it has no buffer. */
+static void keep_head(front *f, front_conn *c)
+{
+    handoff_lock(f); /* front_requests() may be reading */
+    buffer_keep_head(f, c);
+    handoff_unlock(f);
+}
+
 ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait)
 {
     if (len == 0)
@@ -183,6 +193,8 @@ ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait)
                 there = len;
             memcpy(buf, c->in->data + c->in->head_len + c->body_given, there);
             c->body_given += there;
+            if (c->switched && c->body_given == c->in->body_len)
+                keep_head(f, c);
             return (ssize_t)there;
         }
         if (c->complete)
@@ -505,6 +517,31 @@ void *front_moved(front *f)
     front_conn *c = eventloop_moved(f);
     handoff_unlock(f);
     return c != NULL ? c->tag : NULL;
+}
+
+int front_switch(front *f, front_conn *c)
+{
+    buffer *b = c->in;
+
+    if (f->foreign || !may_answer(f, c))
+        return -EPIPE;
+    if (b->head.chunked || b->head.content_length > 0 || b->head.minor == 0 || c->switched)
+        return -EINVAL;
+    handoff_switch(f, c);
+    b->body_len = b->len - b->raw; /* what follows the head */
+    b->raw = b->len;
+    c->body_given = 0;
+    c->body_left = UINT64_MAX; /* no end */
+    c->chunked = c->read_dry = false;
+    atomic_store(&c->complete, false);
+    if (b->body_len == 0)
+        keep_head(f, c);
+    return FRONT_OK;
+}
+
+bool front_is_dry(const front_conn *c)
+{
+    return c->read_dry;
 }
 
 bool front_may_read_on(front *f, front_conn *c, int64_t waited)

@@ -87,6 +87,11 @@ int front_watch_turns(front *f, front_turn *out);
  * happened already.  Or a negative errno. */
 int front_await(front *f, front_conn *c, unsigned what, void *tag);
 void *front_moved(front *f); /* NULL: no more */
+/* From now on the connection has raw bytes in both directions: front_read() returns whatever comes, beginning with what has
+ * come already, and FRONT_E_TRUNCATED at the end; no time limit ends it.  The caller has to send 101 (Switching Protocols), and
+ * to close the connection in the end.  FRONT_OK; -EINVAL for a request of HTTP/1.0 or one with a body; -EPIPE if it was cut off. */
+int front_switch(front *f, front_conn *c);
+bool front_is_dry(const front_conn *c); /* whether the last front_read() of such a connection has left nothing in the socket */
 /* What waiting in front_read() and front_send() does beside it: `waited` nanoseconds have been spent waiting for more of the
  * body; since the last call, one write_timeout ago, the client has taken `taken` bytes of the response.  Whether to go on; a
  * client that does not keep up is given up. */

@@ -155,6 +155,21 @@ bool handoff_pass(front *f, enum handoff_waking waking, front_conn **refused)
     return returned;
 }
 
+void handoff_switch(front *f, front_conn *c)
+{
+    pthread_mutex_lock(&f->queue.mutex);
+    list_remove(&f->queue.taken, c);
+    f->queue.n_taken--;
+    f->queue.n_late -= c->late;
+    c->late = false;
+    c->switched = true;
+    list_push(&f->queue.switched, c);
+    f->queue.n_switched++;
+    tally_add(&f->queue.durations, c->in->head.method_id, 101, clock_now() - c->arrived); /* of the handshake */
+    pthread_mutex_unlock(&f->queue.mutex);
+    count_add(&f->count.websockets_opened, 1);
+}
+
 bool handoff_return(front *f, front_conn *c, const handoff_result *result, int *fd)
 {
     const buffer *b = c->in;
@@ -172,10 +187,13 @@ bool handoff_return(front *f, front_conn *c, const handoff_result *result, int *
         else
             count_add(&f->count.served, 1);
     }
-    if (!result->is_answered)
+    if (!result->is_answered && !c->switched)
         tally_add(&f->queue.durations, b->head.method_id, result->status, result->end - c->arrived);
-    list_remove(&f->queue.taken, c);
-    f->queue.n_taken--;
+    list_remove(c->switched ? &f->queue.switched : &f->queue.taken, c);
+    if (c->switched)
+        f->queue.n_switched--;
+    else
+        f->queue.n_taken--;
     f->queue.n_late -= c->late;
     c->late = false;
     if (result->abort || (c->close && !c->linger && !result->rest && b->raw == b->len)) {
@@ -187,7 +205,8 @@ bool handoff_return(front *f, front_conn *c, const handoff_result *result, int *
     if (c->with_eventloop)
         eventloop_end(f, c);
     f->queue.n_finished++;
-    f->queue.service_time += (took - f->queue.service_time) / 8;
+    if (!c->switched)
+        f->queue.service_time += (took - f->queue.service_time) / 8;
     /* The loop must look soon at a connection that may have more in its socket without a further edge, or must be closed. */
     bool ring = result->rest || handoff_has_held(f) || atomic_load(&f->stage) >= FRONT_CLOSING ||
                 (c->fd != -1 && (c->close || c->pending || !c->read_dry || b->raw < b->len));
@@ -324,11 +343,12 @@ void handoff_close(front *f, uint64_t lost)
     count_add(&f->count.aborted, lost);
     while (f->queue.idle_workers != NULL)
         handoff_rouse(pop_idle(f));
-    for (front_conn *c = f->queue.taken.first; c != NULL; c = c->next) {
-        atomic_store(&c->gone, true);
-        io_cut(c->fd);
-        eventloop_note(f, c, FRONT_READABLE | FRONT_WRITABLE | FRONT_LEFT);
-    }
+    for (int pass = 0; pass < 2; pass++)
+        for (front_conn *c = pass == 0 ? f->queue.taken.first : f->queue.switched.first; c != NULL; c = c->next) {
+            atomic_store(&c->gone, true);
+            io_cut(c->fd);
+            eventloop_note(f, c, FRONT_READABLE | FRONT_WRITABLE | FRONT_LEFT);
+        }
     bool sleeps = eventloop_rouse(f);
     pthread_mutex_unlock(&f->queue.mutex);
     eventloop_ring(f, sleeps);
@@ -350,6 +370,7 @@ void handoff_count(front *f, front_counters *out)
     out->late = f->queue.n_late;
     out->in_flight = f->queue.n_ready + f->queue.n_taken; /* requests that are finished but not yet taken back do not count */
     out->finished = f->queue.n_finished;
+    out->websockets = f->queue.n_switched;
     pthread_mutex_unlock(&f->queue.mutex);
 }
 
@@ -369,8 +390,9 @@ size_t front_requests(front *f, front_flight *out, size_t max)
     if (f->foreign)
         return 0;
     pthread_mutex_lock(&f->queue.mutex);
-    for (int pass = 0; pass < 2; pass++)
-        for (front_conn *c = pass == 0 ? f->queue.taken.first : f->queue.ready.first; c != NULL && n < max; c = c->next, n++) {
+    const conn_list *lists[] = {&f->queue.taken, &f->queue.ready, &f->queue.switched};
+    for (int pass = 0; pass < 3; pass++)
+        for (front_conn *c = lists[pass]->first; c != NULL && n < max; c = c->next, n++) {
             const buffer *b = c->in;
             const http1_head *h = &b->head;
             copy_text(out[n].method, sizeof out[n].method, b->data + h->method.pos, h->method.len);

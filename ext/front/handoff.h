@@ -151,6 +151,9 @@ static inline void handoff_rouse(waiter *w)
         handoff_wake(w);
 }
 
+/* What was a request is a connection of raw bytes from now on. */
+void handoff_switch(front *f, front_conn *c);
+
 /* How the worker leaves a request that it gives back. */
 typedef struct {
     bool abort;       /* cut off */

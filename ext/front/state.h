@@ -90,6 +90,7 @@ struct front_conn {
     bool unread;                    /* L: handed over before the whole body had arrived */
     bool read_dry;                  /* O: the loop's last read left nothing in the socket */
     bool chunked;                   /* O: body framing */
+    bool switched;                  /* O: raw bytes in both directions, after 101; in queue.switched */
     atomic_bool expect, complete;   /* O: 100 (Continue) must be sent; the whole body has been read from the socket.  An
                                      * application may read the body in one thread and respond in another */
     bool close;                     /* O: close when the response has been sent */
@@ -199,6 +200,8 @@ struct front_queue {
 
     pthread_mutex_t mutex;
     conn_list ready, taken, returned; /* M */
+    conn_list switched;      /* M: no longer requests: they have no deadline, and do not count as in flight */
+    uint32_t n_switched;     /* M */
     uint32_t n_ready, n_taken, n_late, n_idle_workers, n_woken; /* M */
     waiter *idle_workers;    /* M: the last to fall asleep is the first to wake */
     uint64_t n_finished, seen_finished; /* M: requests finished by workers; the same at the last look */

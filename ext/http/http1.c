@@ -154,7 +154,7 @@ struct facts {
     bool transfer_encoding; /* present */
     bool chunked_last;      /* chunked is the last coding so far */
     bool other_coding, bad_coding;
-    bool close, keep_alive; /* options of Connection */
+    bool close, keep_alive, upgrade; /* options of Connection */
     bool expect_continue, expect_other;
 };
 
@@ -221,6 +221,8 @@ static COLD void on_connection(struct facts *facts, const uint8_t *p, const uint
             facts->close = true;
         else if (IS(option, option_end, "keep-alive"))
             facts->keep_alive = true;
+        else if (IS(option, option_end, "upgrade"))
+            facts->upgrade = true;
     }
 }
 
@@ -285,6 +287,7 @@ ALWAYS_INLINE int conclude(const struct facts *facts, http1_head *head) {
 
     /* RFC 9112 9.3 */
     head->keep_alive = !facts->close && (head->minor || facts->keep_alive);
+    head->upgrade = facts->upgrade;
 
     /* RFC 9110 10.1.1: ignored in HTTP/1.0; without a body there is nothing to continue with. */
     if (head->minor) {

@@ -128,6 +128,7 @@ typedef struct {
     uint8_t minor;             /* 0 or 1; HTTP/1.2 and up count as 1 (RFC 9110 2.5) */
     bool has_length, chunked;  /* never both; if neither, there is no body */
     bool keep_alive;           /* the peer's wish, by version and Connection (RFC 9112 9.3) */
+    bool upgrade;              /* Connection names Upgrade (RFC 9110 7.8); what to is not looked at */
     bool expect_continue;      /* the peer waits for 100 before it sends its body; false without a body */
     bool has_query;            /* there is a '?', even if nothing follows it */
     bool bad_host;             /* Host is not a uri-host[:port].  RFC 9112 3.2 requires 400, but probes send any text

@@ -468,8 +468,8 @@ active proctype eventloop() {
             fi
         fi;
         do
-        :: atomic { moved[0] -> moved[0] = false; c = 0 }; go_on(c)
-        :: atomic { moved[CLIENTS - 1] -> moved[CLIENTS - 1] = false; c = CLIENTS - 1 }; go_on(c)
+        :: atomic { moved[0] -> moved[0] = false; seen[0] = false; c = 0 }; go_on(c)
+        :: atomic { moved[CLIENTS - 1] -> moved[CLIENTS - 1] = false; seen[CLIENTS - 1] = false; c = CLIENTS - 1 }; go_on(c)
         :: atomic { nempty(ready) -> ready ? c; owner[c] = TAKEN; wanted[c] = false; n_taken++ }; go_on(c)
         :: atomic { !ANY_EVENTLOOP_NEWS -> break }
         od

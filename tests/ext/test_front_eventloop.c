@@ -18,6 +18,7 @@
  *   /parts   answers each part of the body, as it comes, by its length: "<3>"
  *   /big     sends BIG bytes
  *   /watch   waits until the client has left
+ *   /switch  becomes a connection of raw bytes, which come back; "." ends it
  *   /block/N blocks the event loop for N ms before it answers
  */
 typedef struct task {
@@ -27,6 +28,8 @@ typedef struct task {
     uint64_t hash, length;
     size_t sent;
     bool began, keep_alive;
+    char *bytes; /* of /switch, on their way back */
+    size_t n_bytes;
 } task;
 
 static bool elsewhere; /* the event loop does not wait in front_wait(), but for a descriptor */
@@ -50,6 +53,7 @@ static void task_end(host *h, task *t, bool ok)
         h->first = t->next;
     if (t->next != NULL)
         t->next->prev = t->prev;
+    free(t->bytes);
     free(t);
     atomic_fetch_sub(&h->tasks, 1);
 }
@@ -97,6 +101,39 @@ static void answer(host *h, task *t)
     task_end(h, t, put(h, t, text, (size_t)len, SIZE_MAX) == 1);
 }
 
+static void switch_protocols(host *h, task *t)
+{
+    static const char head[] = "HTTP/1.1 101 X\r\n\r\n";
+    bool ends = false;
+
+    if (!t->began) {
+        int rv = front_switch(h->r.f, t->c);
+        if (rv == FRONT_OK)
+            put_short(h, t, head, sizeof head - 1);
+        if (rv != FRONT_OK || (t->bytes = malloc(65536)) == NULL) {
+            answer(h, t);
+            return;
+        }
+        t->began = true;
+    }
+    for (;;) {
+        int rv = put(h, t, t->bytes, t->n_bytes, 0);
+        if (rv == 0)
+            return;
+        ends = ends || (t->n_bytes > 0 && t->bytes[t->n_bytes - 1] == '.');
+        t->n_bytes = 0;
+        ssize_t n = rv == 1 && !ends ? front_read(h->r.f, t->c, t->bytes, 65536, false) : 0;
+        if (n > 0) {
+            t->n_bytes = (size_t)n;
+        } else if (n != -EAGAIN) {
+            task_end(h, t, rv == 1);
+            return;
+        }
+        if ((n == -EAGAIN || front_is_dry(t->c)) && t->n_bytes == 0 && awaits(h, t, FRONT_READABLE | FRONT_LEFT))
+            return;
+    }
+}
+
 static void go_on(host *h, task *t)
 {
     static char buf[65536];
@@ -112,6 +149,10 @@ static void go_on(host *h, task *t)
         int rv = put(h, t, h->big, BIG, 0);
         if (rv != 0)
             task_end(h, t, rv == 1);
+        return;
+    }
+    if (strcmp(t->path, "/switch") == 0) {
+        switch_protocols(h, t);
         return;
     }
     if (strcmp(t->path, "/watch") == 0) {
@@ -762,6 +803,158 @@ ELSEWHERE(probes_are_answered_while_it_is_blocked)
 ELSEWHERE(the_end_is_told)
 ELSEWHERE(many_at_a_time)
 
+/* ------------------------------------------------------------------------------- raw bytes after 101 */
+
+static void hear_bytes(client *c, const char *expected)
+{
+    size_t len = strlen(expected);
+
+    while (c->len < len)
+        REQUIRE(receive(c, front_now() + PATIENCE) > 0);
+    REQUIRE(memcmp(c->buf, expected, len) == 0, "%s", c->buf);
+    take(c, len);
+}
+
+static void bytes_after_101_are_no_http(void)
+{
+    host h;
+    client c;
+    front_flight flights[2];
+
+    host_start(&h, NULL);
+    for (int i = 0; i < 20; i++) {
+        dial(&h.r, &c);
+        say(&c, "GET /echo HTTP/1.1\r\nHost: x\r\n\r\nGET /switch HTTP/1.1\r\nHost: x\r\n\r\n");
+        say(&c, "GET /healthz HTTP/1.1\r\n\r\n"); /* before 101 */
+        REQUIRE(hear(&c).status == 200);
+        REQUIRE(hear_any(&c, true).status == 101);
+        hear_bytes(&c, "GET /healthz HTTP/1.1\r\n\r\n");
+        for (int k = 0; k < 20; k++) {
+            say(&c, k % 2 ? "GET / HTTP/1.1\r\n\r\n" : "x");
+            hear_bytes(&c, k % 2 ? "GET / HTTP/1.1\r\n\r\n" : "x");
+        }
+        front_counters n = rig_count(&h.r);
+        REQUIRE(n.in_flight == 0 && n.websockets == 1 && n.buffered == 0);
+        REQUIRE(front_requests(h.r.f, flights, 2) == 1 && strcmp(flights[0].target, "/switch") == 0);
+        if (i % 4 == 0)
+            reset(&c);
+        else if (i % 4 == 1)
+            shutdown(c.fd, SHUT_WR);
+        else if (i % 4 == 2)
+            say(&c, ".");
+        if (i % 4 == 2)
+            hear_bytes(&c, ".");
+        if (i % 4 == 1 || i % 4 == 2)
+            hear_end(&c);
+        if (i % 4 != 0)
+            hang_up(&c);
+    }
+    rig_settle(&h.r);
+    REQUIRE(rig_count(&h.r).websockets == 0 && rig_count(&h.r).websockets_opened == 20);
+    host_end(&h);
+}
+
+/* Much of it in both directions, also before 101; a client that sends and does not read yet delays nobody. */
+static void much_after_101(void)
+{
+    enum { MUCH = 8 << 20 };
+    host h;
+    client c, d;
+    static char got[65536];
+
+    host_start(&h, NULL);
+    dial(&h.r, &d);
+    dial(&h.r, &c);
+    say(&c, "GET /switch HTTP/1.1\r\nHost: x\r\n\r\n");
+    size_t sent = 0, received = 0;
+    while (received < MUCH) {
+        ssize_t n = sent < MUCH ? send(c.fd, h.big + sent, MUCH - sent < 100000 ? MUCH - sent : 100000, MSG_NOSIGNAL | MSG_DONTWAIT) : -1;
+        if (n > 0) {
+            sent += (size_t)n;
+            continue;
+        }
+        if (received == 0 && c.len == 0) {
+            REQUIRE(hear_any(&c, true).status == 101);
+            REQUIRE(ask(&d, "/echo").status == 200);
+        }
+        size_t from = c.len;
+        memcpy(got, c.buf, from);
+        take(&c, from);
+        if (from == 0) {
+            n = recv(c.fd, got, sizeof got, 0);
+            REQUIRE(n > 0);
+            from = (size_t)n;
+        }
+        REQUIRE(memcmp(got, h.big + received, from) == 0);
+        received += from;
+    }
+    REQUIRE(rig_count(&h.r).buffered == 0);
+    hang_up(&c);
+    hang_up(&d);
+    rig_settle(&h.r);
+    host_end(&h);
+}
+
+static void only_a_request_without_a_body_switches(void)
+{
+    host h;
+    client c;
+
+    host_start(&h, NULL);
+    dial(&h.r, &c);
+    say(&c, "POST /switch HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc");
+    REQUIRE(hear(&c).status == 200);
+    say(&c, "POST /switch HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
+    REQUIRE(hear(&c).status == 200);
+    say(&c, "GET /switch HTTP/1.0\r\nHost: x\r\n\r\n");
+    REQUIRE(hear(&c).status == 200);
+    hang_up(&c);
+    rig_settle(&h.r);
+    REQUIRE(rig_count(&h.r).websockets_opened == 0);
+    host_end(&h);
+}
+
+static void no_time_limit_ends_raw_bytes(void)
+{
+    host h;
+    client c, d;
+    front_limits limits = rig_limits();
+
+    limits.request_timeout = limits.idle_timeout = limits.body_timeout = limits.write_timeout = 100 * MS;
+    host_start(&h, &limits);
+    dial(&h.r, &c);
+    say(&c, "GET /switch HTTP/1.1\r\nHost: x\r\n\r\n");
+    REQUIRE(hear_any(&c, true).status == 101);
+    for (int i = 0; i < 3; i++) {
+        usleep(200000);
+        dial(&h.r, &d);
+        REQUIRE(ask(&d, "/echo").status == 200);
+        hang_up(&d);
+    }
+    say(&c, "x");
+    hear_bytes(&c, "x");
+    REQUIRE(rig_count(&h.r).request_timeouts == 0);
+    hang_up(&c);
+    rig_settle(&h.r);
+    host_end(&h);
+}
+
+static void the_end_is_told_to_raw_bytes(void)
+{
+    host h;
+    client c;
+
+    host_start(&h, NULL);
+    dial(&h.r, &c);
+    say(&c, "GET /switch HTTP/1.1\r\nHost: x\r\n\r\n");
+    REQUIRE(hear_any(&c, true).status == 101);
+    front_advance(h.r.f, FRONT_STOPPED);
+    EVENTUALLY(atomic_load(&h.tasks) == 0);
+    REQUIRE(rig_count(&h.r).aborted == 1, "%llu", (unsigned long long)rig_count(&h.r).aborted);
+    hang_up(&c);
+    host_end(&h);
+}
+
 static const test tests[] = {
     {"requests_are_answered", requests_are_answered, 0},
     {"bodies_come_as_they_are_sent", bodies_come_as_they_are_sent, 0},
@@ -787,6 +980,11 @@ static const test tests[] = {
     {"probes_are_answered_while_it_is_blocked_elsewhere", probes_are_answered_while_it_is_blocked_elsewhere, 0},
     {"the_end_is_told_elsewhere", the_end_is_told_elsewhere, 0},
     {"many_at_a_time_elsewhere", many_at_a_time_elsewhere, 0},
+    {"bytes_after_101_are_no_http", bytes_after_101_are_no_http, 0},
+    {"much_after_101", much_after_101, 0},
+    {"only_a_request_without_a_body_switches", only_a_request_without_a_body_switches, 0},
+    {"no_time_limit_ends_raw_bytes", no_time_limit_ends_raw_bytes, 0},
+    {"the_end_is_told_to_raw_bytes", the_end_is_told_to_raw_bytes, 0},
     {NULL, NULL, 0},
 };
 
