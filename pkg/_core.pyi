@@ -45,6 +45,8 @@ class Counters(NamedTuple):
 
     in_flight: int
     connections: int
+    websockets: int
+    websockets_opened: int
     accepted: int
     closed: int
     resets: int
@@ -261,6 +263,8 @@ class Request:
     body_size: int | None
     """Bytes of the body if known: announced, or completely received."""
     chunked: bool
+    asks_for_websocket: bool
+    """The fields Connection and Upgrade name a WebSocket; nothing else has been looked at."""
     expects_continue: bool
     head_bytes: bytes
     client_address: tuple[str, int]
@@ -456,6 +460,37 @@ class Exchange:
         """
     def finish(self) -> None:
         """Gives the connection back, if that has not happened; a response that is not complete is cut off."""
+
+class Channel(Exchange):
+    """An exchange that may become a connection of raw bytes, for a WebSocket.  Nothing here waits."""
+
+    is_open: bool
+    """101 has been sent, and the connection has not been given back."""
+    is_waiting: bool
+    """read() has said that Front.moved() will return this object; whoever is told so clears it."""
+
+    def switch(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Sends 101 (Switching Protocols) with these fields; Date, Connection and X-Request-Id are added.
+
+        Raises ResponseError for a field that HTTP does not allow, and ClientDisconnected.
+        """
+    def has_gone(self) -> bool:
+        """Whether the client has sent FIN or reset the connection; if not, Front.moved() will tell."""
+    def read(self, most: int = 65536) -> bytes | None:
+        """What has arrived, at most 64 KiB.  None: nothing has; b"": nothing more will.
+
+        Sets is_waiting if there is nothing left to read.
+        """
+    def put_frame(self, first: int, data: Any) -> None:
+        """Sends a frame of a server; `first`: its first byte, `data`: bytes-like, or str.
+
+        If is_full, flush() has to take the rest before the next one.  Raises ClientDisconnected, and ResponseError for
+        a str that UTF-8 cannot encode.
+        """
+    def put_bytes(self, data: bytes) -> None:
+        """Sends bytes as they are; otherwise as put_frame()."""
+    def end(self, last: bytes = b"", abort: bool = False) -> None:
+        """Sends what is left, and `last`, and gives the connection back, which closes it; `abort`: resets it."""
 
 class WSGIHandler:
     """A handler with the parameters (request, client_address, server) that runs a WSGI application.

@@ -166,7 +166,10 @@ cdef class Tasks:
         """Makes a task of handle(exchange) for each, and lets it take its first step.  Raises nothing."""
         cdef list exchanges = []
         for request in requests:
-            exchanges.append(Exchange(request, self))
+            if (<Request>request).head.upgrade and request.asks_for_websocket:
+                self.host.start_websocket(request)
+            else:
+                exchanges.append(Exchange(request, self))
         self.starting = exchanges
         self.start_all(exchanges)
         self.starting = self.stepping = None

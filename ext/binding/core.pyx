@@ -11,7 +11,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.contextvars cimport PyContext_Enter, PyContext_Exit, PyContextVar_Set
 from cpython.dict cimport PyDict_Copy, PyDict_SetDefault
 from cpython.object cimport PyObject_Call
-from cpython.unicode cimport PyUnicode_DecodeLatin1
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeLatin1
 from libc.errno cimport EAGAIN, EALREADY, EINVAL, EIO, ENOBUFS, ENOMEM, EPIPE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
@@ -60,8 +60,9 @@ include "ids.pxi"
 include "response.pxi"
 include "environ.pxi"
 include "asgi.pxi"
+include "websocket.pxi"
 
-__all__ = ["Body", "Exchange", "Front", "News", "Request", "Response", "Stage", "Tasks", "WSGIHandler", "parse_head", "watch_over",
+__all__ = ["Body", "Channel", "Exchange", "Front", "News", "Request", "Response", "Stage", "Tasks", "WSGIHandler", "parse_head", "watch_over",
            "ChunkedDecoder", "NewIds", "ParseError", "new_request_id"]
 
 

@@ -113,6 +113,15 @@ cdef class Request:
         return received_size(self)
 
     @property
+    def asks_for_websocket(self):
+        cdef http1.http1_header *found
+        if not self.head.upgrade:
+            return False
+        found = find_header(self, b"upgrade", 7)
+        return found is not NULL and text_is_name(<const char *>PyBytes_AS_STRING(self.raw) + found.value.pos,
+                                                  found.value.len, b"websocket", 9)
+
+    @property
     def chunked(self):
         return self.head.chunked
 

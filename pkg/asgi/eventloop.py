@@ -11,22 +11,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from pkg._core import Tasks
+from pkg._core import Exchange, Tasks
 from pkg.asgi.exchange import receive, send
 from pkg.asgi.executors import Executors
+from pkg.asgi.keepalive import Keepalive, WebSocketRules
 from pkg.asgi.lifespan import Lifespan
 from pkg.asgi.reader import FrontReader
 from pkg.asgi.selector import FrontSelector
 from pkg.errors import ClientDisconnected
 
 if TYPE_CHECKING:
-    from pkg._core import Exchange, Front, Request
+    from pkg._core import Front, Request
+    from pkg.asgi.websocket import WebSocketExchange
 
 __all__ = ["EventLoop"]
 
@@ -62,6 +65,7 @@ class EventLoop:
         write_timeout: float = 30.0,
         new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
         threads: int | None = None,
+        websockets: WebSocketRules | None = None,
     ) -> None:
         self.loop: asyncio.AbstractEventLoop
         self.executors = Executors(threads)
@@ -78,6 +82,8 @@ class EventLoop:
         self._look_every = min(1.0, body_timeout / 2, write_timeout / 2)
         self._tasks: Tasks
         self._watched: dict[Exchange, float] = {}  # those that wait for their client, and since when
+        self.websocket_rules = websockets or WebSocketRules()
+        self._has_no_websockets = False  # as the library is missing, which has been logged
         self._error: BaseException | None = None  # why the start has failed
         self._has_started = threading.Event()
         self._wait = FrontSelector() if new_loop is None else FrontReader(new_loop)
@@ -256,6 +262,76 @@ class EventLoop:
                 self._failed(request, request.client_address)
         finally:
             exchange.close()
+
+    def start_websocket(self, request: Request) -> None:
+        """Makes the task of a request for a WebSocket.  What only they need is imported with the first of them."""
+        try:
+            if self._has_no_websockets:
+                raise ImportError
+            from pkg.asgi.websocket import WebSocketExchange
+        except ImportError as error:
+            if not self._has_no_websockets:
+                self._has_no_websockets = True
+                hint = "pip install 'pkg-service[websockets]'"
+                _log.error("clients that ask for a WebSocket get 501, because of: %s; %s", error, hint)
+            exchange = Exchange(request, self._tasks)
+            self._tasks.exchanges.add(exchange)
+            exchange.task = self.loop.create_task(self._refuse_websocket(exchange))
+        else:
+            websocket = WebSocketExchange(request, self._tasks)
+            self._tasks.exchanges.add(websocket)
+            websocket.task = self.loop.create_task(self._handle_websocket(websocket))
+
+    async def _handle_websocket(self, exchange: WebSocketExchange) -> None:
+        """The task of one WebSocket.  The connection may live longer, until the client has answered the close frame."""
+        try:
+            scope = exchange.begin()
+            if (refusal := exchange.refusal()) is not None:
+                await exchange.refuse(*refusal)
+                return
+            await self._app(scope, exchange.receive, exchange.send)
+            self._end_child(None)
+            exchange.conclude()
+        except BaseException as error:  # as in handle()
+            self._end_child(error)
+            exchange.has_failed = True
+            request = exchange.request
+            if self._is_cancelled(error):
+                if exchange.is_open:
+                    _log.warning("%s %s: the task has been cancelled", request.method, request.target)
+                raise
+            if exchange.is_over:
+                level = logging.DEBUG if isinstance(error, ClientDisconnected) else logging.INFO
+                _log.log(level, "%s %s: after its end: %r", request.method, request.target, error)
+            elif exchange.was_accepted:
+                _log.error("%s %s failed", request.method, request.target, exc_info=error)
+            else:
+                self._failed(request, request.client_address)
+        finally:
+            exchange.close()
+
+    async def _refuse_websocket(self, exchange: Exchange) -> None:
+        try:
+            exchange.begin()
+            exchange.request.keep_alive = False
+            text = (b"content-type", b"text/plain; charset=utf-8")
+            await exchange.send({"type": "http.response.start", "status": 501, "headers": [text]})
+            await exchange.send({"type": "http.response.body", "body": b"this server has no WebSockets\n"})
+        except ClientDisconnected:
+            pass
+        finally:
+            exchange.close()
+
+    @functools.cached_property
+    def keepalive(self) -> Keepalive:
+        """The clock of all WebSockets; created with the first of them."""
+        rules = self.websocket_rules
+        return Keepalive(self.loop, interval=rules.ping_interval, timeout=rules.ping_timeout)
+
+    def end_websockets(self, seconds: float) -> None:
+        """Closes all WebSockets with 1001, in the course of so many seconds."""
+        with contextlib.suppress(AttributeError, RuntimeError):  # as in end()
+            self.loop.call_soon_threadsafe(lambda: self.keepalive.drain(seconds))
 
     def _end_child(self, error: BaseException | None) -> None:
         """Ends this process if the application has forked it: a child must not return into the event loop."""

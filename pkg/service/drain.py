@@ -5,7 +5,8 @@ It ends requests and connections; what else the process has is closed by `Servic
       0 s     the front sees the signal by itself: /readyz 503 `shutdown`, `Connection: close` on every response
       |       drain_delay (0 after SIGINT, cut short by a second signal): new requests are still accepted and served
       v       no new handshakes, the backlog is accepted, the listener closes; idle connections get one more second
-      |       drain_timeout: requests in flight finish; 2 s before its end, or after half of it, streams of ASGI
+      |       drain_timeout: requests in flight finish; in its first half WebSockets are closed one by one;
+      |       2 s before its end, or after half of it, streams of ASGI
       |       applications are told to end; 1 s before its end, stacks and requests are logged
       v       remaining requests are aborted
 """
@@ -66,10 +67,12 @@ def drain(
     timeout: float,
     say: Callable[[str], None],
     end_streams: Callable[[], None] | None = None,
+    end_websockets: Callable[[float], None] | None = None,
 ) -> Drained:
     """Makes readiness fail, stops accepting after `delay` seconds, and gives requests another `timeout` seconds.
 
-    `say` is called with a reason one second before requests are aborted, if there are any; `end_streams` before that.
+    `say` is called with a reason one second before requests are aborted, if there are any; `end_streams` before that,
+    and `end_websockets` when the listener closes, with the seconds over which to spread it.
     """
     front = server.front
     assert front is not None
@@ -93,6 +96,8 @@ def drain(
     if delay:
         signals.hurry.wait(begun + delay - time.monotonic())
     server.close_listener()
+    if end_websockets is not None:
+        end_websockets(timeout / 2)
     deadline = time.monotonic() + timeout
     aborted = 0
     has_ended = False

@@ -313,6 +313,7 @@ class Service:
     def _start_eventloop(self, app: Any) -> None:
         """Returns when the application has started."""
         from pkg.asgi.eventloop import EventLoop
+        from pkg.asgi.keepalive import WebSocketRules
         from pkg.health.stuck import StuckEventLoop
 
         s, server = self.settings, self.server
@@ -330,6 +331,12 @@ class Service:
             write_timeout=s.write_timeout,
             new_loop=_loop_factory(s.loop),
             threads=s.threads if s.origin("threads") != "default" else None,
+            websockets=WebSocketRules(
+                max_size=s.max_message_size,
+                compression=s.websocket_compression,
+                ping_interval=s.websocket_ping_interval,
+                ping_timeout=s.websocket_ping_timeout,
+            ),
         )
         self._stuck = StuckEventLoop(server.front, s.stuck_timeout, where=self._where_blocked)
         self.eventloop.start()
@@ -454,6 +461,7 @@ class Service:
             timeout=s.drain_timeout,
             say=self._last_words,
             end_streams=self.eventloop.end_streams if self.eventloop is not None else None,
+            end_websockets=self.eventloop.end_websockets if self.eventloop is not None else None,
         )
         self._close_parts(self.signals.at + s.drain_delay + s.drain_timeout - time.monotonic())
         _has_lasting_threads()

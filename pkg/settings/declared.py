@@ -346,6 +346,37 @@ class Settings:
         _DAY,
     )
 
+    max_message_size = Setting(
+        SIZE,
+        16 * _MIB,
+        "Maximum size of a WebSocket message from a client, also when it is unpacked; "
+        "a larger one closes the WebSocket with 1009.",
+        _KIB,
+        _GIB,
+    )
+    websocket_compression = Setting(
+        BOOLEAN,
+        True,
+        "Compress long messages of WebSockets whose clients offer it (permessage-deflate).",
+    )
+    websocket_ping_interval = Setting(
+        DURATION,
+        20.0,
+        "Time between two pings of a WebSocket. 0 turns them off.",
+        0.0,
+        _DAY,
+        least_if_on=1.0,
+    )
+    websocket_ping_timeout = Setting(
+        DURATION,
+        20.0,
+        "Maximum time after a ping in which nothing comes from the client; then the WebSocket is closed. "
+        "0 turns it off.",
+        0.0,
+        _DAY,
+        least_if_on=1.0,
+    )
+
     drain_delay = Setting(
         DURATION,
         5.0,

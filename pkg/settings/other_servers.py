@@ -16,7 +16,7 @@ _WORKERS = "one process serves requests, in PKG_THREADS threads or an event loop
 _TLS = "no counterpart: let a proxy in front terminate TLS"
 _ADDRESS = "HOST and PORT, or PKG_LISTEN for several addresses, unix:PATH and fd:N"
 _PROXIES = "PKG_TRUSTED_PROXIES"
-_ASGI = "no counterpart: HTTP is the server's own, and there is no WebSocket"
+_ASGI = "no counterpart: HTTP is the server's own, and WebSockets need the extra `websockets`"
 _FORM = "APP is module:attribute, or module:factory() for a factory"
 _FOLDER = "modules are imported from the current directory and PYTHONPATH"
 _PLATFORM = "no counterpart: the platform that starts the process (a container, systemd) decides this"
@@ -65,6 +65,11 @@ _INSTEAD: dict[str, str] = {
     "--uds": "PKG_LISTEN, as unix:PATH",
     "--fd": "PKG_LISTEN, as fd:N",
     **dict.fromkeys(("--http", "--ws"), _ASGI),
+    "--ws-max-size": "PKG_MAX_MESSAGE_SIZE",
+    "--ws-max-queue": "no counterpart: what waits for the application is bounded",
+    "--ws-ping-interval": "PKG_WEBSOCKET_PING_INTERVAL",
+    "--ws-ping-timeout": "PKG_WEBSOCKET_PING_TIMEOUT",
+    "--ws-per-message-deflate": "PKG_WEBSOCKET_COMPRESSION",
     "--root-path": "SCRIPT_NAME",
     "--proxy-headers": _PROXIES,
     "--factory": _FORM,

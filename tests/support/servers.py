@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pkg.asgi.eventloop import EventLoop
+from pkg.asgi.keepalive import WebSocketRules
 from pkg.http.listeners import open_listeners
 from pkg.http.request_ids import observers
 from pkg.http.server import Server
@@ -59,8 +60,16 @@ def loop_factory() -> Any:
 
 
 @contextlib.contextmanager
-def serving_asgi(app: Any, *, root_path: str = "", proxies: Any = (), **options: Any) -> Iterator[Server]:
-    """The same with an ASGI application, whose event loop must have ended as well."""
+def serving_asgi(
+    app: Any,
+    *,
+    root_path: str = "",
+    proxies: Any = (),
+    websockets: WebSocketRules | None = None,
+    prepare: Callable[[EventLoop], object] | None = None,
+    **options: Any,
+) -> Iterator[Server]:
+    """The same with an ASGI application, whose event loop must have ended as well; `prepare` gets it first."""
     on_request, _ = observers(access_log=False, proxies=proxies)
     with serving(None, **options) as server:
         assert server.front is not None
@@ -75,7 +84,10 @@ def serving_asgi(app: Any, *, root_path: str = "", proxies: Any = (), **options:
             body_timeout=options.get("body_timeout", 30.0),
             write_timeout=options.get("write_timeout", 30.0),
             new_loop=loop_factory(),
+            websockets=websockets,
         )
+        if prepare is not None:
+            prepare(eventloop)
         eventloop.start()
         eventloop.open()
         try:
