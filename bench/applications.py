@@ -9,6 +9,12 @@
     /busy      50 ms of CPU
     /hold      holds the interpreter lock for 3 s, burning CPU, as a C extension may
 
+and only as ASGI, in the event loop:
+
+    /loop/block      sleeps for 3 s
+    /loop/hold       /hold
+    /loop/callbacks  2 s of CPU in callbacks of 0.1 to 10 ms
+
 The WSGI side is one function because that is the least all servers can host; work is the same code on both sides.
 """
 
@@ -90,6 +96,10 @@ WORK: dict[str, Callable[[], bytes]] = {
     "/busy": _busy,
     "/hold": _hold,
 }
+IN_LOOP: dict[str, Callable[[], bytes]] = {
+    "/loop/block": lambda: b"%r" % time.sleep(HOLD),  # type: ignore[func-returns-value]
+    "/loop/hold": _hold,
+}
 AT_ONCE = {"/", "/healthz", "/64k"}  # served by the ASGI application in its loop; other paths go to threads
 
 
@@ -114,6 +124,20 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(THREADS)
 
 
+async def _callbacks() -> bytes:
+    import asyncio
+
+    end = time.monotonic() + 2
+    for length in itertools.cycle((0.0001, 0.0003, 0.001, 0.003, 0.01)):
+        until = time.monotonic() + length
+        while time.monotonic() < until:
+            pass
+        await asyncio.sleep(0)
+        if time.monotonic() > end:
+            break
+    return b"done"
+
+
 async def asgi(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     path = scope["path"]
     if path in AT_ONCE:
@@ -125,6 +149,10 @@ async def asgi(scope: dict[str, Any], receive: Receive, send: Send) -> None:
             size += len(message.get("body", b""))
             more = message.get("more_body", False)
         body = b"%d" % size
+    elif path == "/loop/callbacks":
+        body = await _callbacks()
+    elif path in IN_LOOP:
+        body = IN_LOOP[path]()
     else:
         import asyncio  # imported here, so that WSGI servers do not have it in memory
 

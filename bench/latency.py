@@ -5,22 +5,31 @@
     slow clients  10,000 connections that send one byte of a request a second
     frozen        PostgreSQL stopped by SIGSTOP: it accepts and never answers; 8 clients query; both probes are asked
 
+and of servers with an event loop, the ASGI application beside its probes:
+
+    blocked       one request that sleeps for 3 s in the event loop, then a second of rest, again and again
+    callbacks     CPU in callbacks of 0.1 to 10 ms, without an end
+    lock held     as above, in the event loop
+
 A probe is a new connection every 20 ms, however long earlier ones take, as an orchestrator asks.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import resource
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from bench.database import postgres
 from bench.environment import Missing
 from bench.load import Background, Crowd, Probes, read_probes, start_probes
+from bench.peers import BY_NAME
 from bench.servers import Running, get
 from bench.session import Session
 
@@ -37,14 +46,15 @@ def _saturated(session: Session, server: Running) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _lock_held(session: Session, server: Running) -> Iterator[dict[str, Any]]:
+def _again(target: str, rest: float, session: Session, server: Running) -> Iterator[dict[str, Any]]:
+    """One request after the other, with so many seconds between them."""
     end = threading.Event()
 
     def hold() -> None:
         while not end.is_set():
             with contextlib.suppress(OSError, http.client.HTTPException):
-                get(server.port, "/hold", timeout=60)
-            end.wait(1)
+                get(server.port, target, timeout=60)
+            end.wait(rest)
 
     thread = threading.Thread(target=hold, daemon=True)
     thread.start()
@@ -87,11 +97,43 @@ def _noted(session: Session, what: str) -> Iterator[None]:
         session.missing[what] = str(error) or type(error).__name__
 
 
+# Servers that run the application in an event loop.
+EVENT_LOOPS = (
+    replace(
+        BY_NAME["pkg"], name="pkg-asgi", title="pkg (ASGI)",
+        command=lambda port, folder: [
+            word.replace(":wsgi", ":asgi") for word in BY_NAME["pkg"].command(port, folder)
+        ],
+    ),
+    BY_NAME["uvicorn"],
+)  # fmt: skip
+
+
+def _event_loops(session: Session) -> list[dict[str, Any]]:
+    out = []
+    for case, trouble in (
+        ("event loop blocked", functools.partial(_again, "/loop/block", 1)),
+        ("callbacks", functools.partial(_again, "/loop/callbacks", 0)),
+        ("lock held by the event loop", functools.partial(_again, "/loop/hold", 1)),
+    ):
+        for peer in EVENT_LOOPS:
+            if peer is not EVENT_LOOPS[0] and peer not in session.peers:
+                continue
+            session.say(f"probe latency, {case}: {peer.title}")
+            server = session.start(peer)
+            if server is not None:
+                with _noted(session, f"{peer.name}, {case}"), server, trouble(session, server) as facts:
+                    seconds = 4 if session.quick else 8
+                    seen = read_probes(start_probes(server.port, "/healthz", seconds, INTERVAL, TIMEOUT), TIMEOUT)
+                    out.append({"case": case, "server": peer.name, "path": "/healthz", **facts, **_record(seen)})
+    return out
+
+
 def run(session: Session) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for case, trouble, seconds, quick in (
         ("saturated", _saturated, 3 if session.quick else 6, "pkg gunicorn granian"),
-        ("lock held", _lock_held, 4 if session.quick else 8, "pkg gunicorn granian"),
+        ("lock held", functools.partial(_again, "/hold", 1), 4 if session.quick else 8, "pkg gunicorn granian"),
         ("slow clients", _slow_clients, 3 if session.quick else 6, "pkg gunicorn"),
     ):
         for peer in session.choose(hosts=True, quick=quick):
@@ -101,6 +143,7 @@ def run(session: Session) -> list[dict[str, Any]]:
                 with _noted(session, f"{peer.name}, {case}"), server, trouble(session, server) as facts:
                     seen = read_probes(start_probes(server.port, "/healthz", seconds, INTERVAL, TIMEOUT), TIMEOUT)
                     out.append({"case": case, "server": peer.name, "path": "/healthz", **facts, **_record(seen)})
+    out += _event_loops(session)
     with postgres(session) as database:
         for peer in session.choose(hosts=True, quick="pkg gunicorn") if database is not None else []:
             session.say(f"probe latency, database frozen: {peer.title}")

@@ -17,12 +17,18 @@ END = "<!-- bench: end -->"
 Results = dict[str, Any]
 Row = dict[str, Any]
 
+LOOP_CASES = {
+    "event loop blocked": "blocked for 3 s",
+    "callbacks": "callbacks of 0.1 to 10 ms",
+    "lock held by the event loop": "lock held for 3 s",
+}
+
 
 def terminal(results: Results) -> str:
     """All tables."""
     parts = [
-        goals(results), latency(results), probes(results), hosting(results), footprint(results), parsing(results),
-        overhead(results), notes(results), settings(results),
+        goals(results), latency(results), event_loops(results), probes(results), hosting(results), footprint(results),
+        parsing(results), overhead(results), notes(results), settings(results),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part)
 
@@ -32,7 +38,7 @@ def page(results: Results) -> str:
     pictures = [f"![{alt}](../bench/{name}.svg)" for name, alt, section in (
         ("latency", "how long a health probe waits under load", "latency"),
         ("throughput", "requests per second of CPU", "hosting")) if results.get(section)]  # fmt: skip
-    tables = [latency, hosting, probes, footprint, parsing, overhead]
+    tables = [latency, event_loops, hosting, probes, footprint, parsing, overhead]
     how = notes(results)
     parts = [
         goals(results), *pictures, *(table(results) for table in tables), how and f"## How it was measured\n\n{how}",
@@ -72,6 +78,11 @@ def goals(results: Results) -> str:
             others = [v for (name, c, path), v in waits.items() if name != "pkg" and (c, path) == (case, "/healthz")]
             beside = f"; the others {_duration(min(others))} to {_duration(max(others))}" if others else ""
             judge(f"Probe p99, {words}", "under 5 ms", _duration(ours) + beside, ours < 5)
+    for case in LOOP_CASES:
+        if (ours := waits.get(("pkg-asgi", case, "/healthz"))) is not None:
+            theirs = waits.get(("uvicorn", case, "/healthz"))
+            beside = f"; {_title('uvicorn')} {_duration(theirs)}" if theirs else ""
+            judge(f"Probe p99, {case}", "under 5 ms", _duration(ours) + beside, ours < 5)
 
     hosted: dict[str, dict[str, float]] = {}
     for row in results.get("hosting", []):
@@ -143,6 +154,19 @@ def latency(results: Results) -> str:
         for name in _servers(rows)
     ]  # fmt: skip
     return _table("Probe latency, p50 / p99", ["server", *(title for _, _, title in cases)], body)
+
+
+def event_loops(results: Results) -> str:
+    rows = [r for r in results.get("latency", []) if r["case"] in LOOP_CASES]
+    found = {(r["server"], r["case"]): r for r in rows}
+    names = {"pkg-asgi": "pkg (ASGI)", "uvicorn": _title("uvicorn")}
+    body = [
+        [title, *(_waits(found.get((name, case))) for case in LOOP_CASES)]
+        for name, title in names.items() if any(r["server"] == name for r in rows)
+    ]  # fmt: skip
+    return (
+        _table("Probe latency beside an event loop, p50 / p99", ["server", *LOOP_CASES.values()], body) if rows else ""
+    )
 
 
 def _waits(row: Row | None) -> str:

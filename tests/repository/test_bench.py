@@ -69,6 +69,20 @@ def test_a_probe_without_an_answer_is_in_the_table() -> None:
     assert ["gunicorn gthread", "1.6 s / 5.0 s, 7% unanswered"] in cells(report.latency(SMALL))
 
 
+def test_probes_beside_an_event_loop_have_a_table_of_their_own() -> None:
+    rows = [
+        {**SMALL["latency"][0], "server": name, "case": case, "ms": {"p50": 0.2, "p99": p99}}
+        for name, p99 in (("pkg-asgi", 2.0), ("uvicorn", 3000.0))
+        for case in ("event loop blocked", "callbacks")
+    ]
+    table = cells(report.event_loops({"latency": rows}))
+    assert ["pkg (ASGI)", "0.20 ms / 2.0 ms", "0.20 ms / 2.0 ms", ""] in table
+    assert ["Probe p99, callbacks", "under 5 ms", "2.0 ms; uvicorn (ASGI) 3.0 s", "yes"] in cells(
+        report.goals({"latency": rows})
+    )
+    assert report.event_loops(SMALL) == ""
+
+
 def test_report_command(tmp_path: Path) -> None:
     """The tables stand between the markers, the rest of the page as it was; the pictures are XML."""
     (tmp_path / "results.json").write_text(json.dumps(SMALL))
