@@ -434,6 +434,11 @@ class Exchange:
         """
     def dismiss(self) -> None:
         """Makes next_message() say after the body that the client has left; the response may still be completed."""
+    def end_stream(self) -> bool:
+        """Ends a response of server-sent events in order; whether it was one that had not ended.
+
+        Whatever the application sends after it raises ClientDisconnected.
+        """
     def wait_on(self, waited: float) -> bool:
         """Counts `waited` seconds of waiting for more of the body; ends the request with 408 if they are too many.
 

@@ -374,6 +374,8 @@ cdef class Exchange:
     def close(self):
         """The end of the task."""
         self.is_closed = True
+        if self.dismissed and self.has_left:   # an application that was told so does not complete its response
+            self.end_stream()
         self.give_back()
         self.record()
         if self.task is not None:
@@ -542,6 +544,22 @@ cdef class Exchange:
         """A write_timeout begins, in which the client has to take something."""
         self.written_for = 0
         self.mark = self.taken
+
+    def end_stream(self):
+        """Ends a response of server-sent events, so that its client sees it end in order; whether it was one that had not
+        ended.  Such a stream has no end of its own; any other response would look complete."""
+        cdef Response response = self.response
+        if response is None or self.has_ended or self.request.conn is NULL or self.request.unsent is not None:
+            return False
+        if response.length >= 0 or b"\r\ncontent-type: text/event-stream" not in response.head[:response.head_len].lower():
+            return False
+        self.has_left = True   # what the application still sends raises
+        try:
+            response.emit(NULL, 0, True)
+        except (ClientDisconnected, ResponseError):
+            pass
+        self.on_end()
+        return True
 
     # -------------------------------------------------------------- response
 

@@ -39,6 +39,9 @@ _log = logging.getLogger("pkg.asgi")
 # thread leads; the others wait in the queue, as they would here.
 MOST_AT_ONCE = 16
 
+LEAST_SHUTDOWN = 0.2  # seconds for the application's shutdown, even if requests have taken all the time there was
+STREAMS_PATIENCE = 0.3  # seconds in which streams may end by themselves when they have been told to
+
 
 class EventLoop:
     """Serves an ASGI application in a thread of its own.
@@ -117,12 +120,22 @@ class EventLoop:
         opened.result()
 
     def end_streams(self) -> None:
-        """Tells each request that has not ended that its client has left.  It may still respond."""
+        """Tells each request that has not ended that its client has left.  It may still respond.
+
+        Many streams never ask (Starlette's only send).  Those of server-sent events are ended a little later, and their
+        tasks are cancelled, as they may wait long for the next event; their clients connect again.
+        """
 
         def dismiss() -> None:
             for exchange in self._tasks.exchanges:
                 exchange.dismiss()
                 exchange.wake()
+            self.loop.call_later(STREAMS_PATIENCE, end)
+
+        def end() -> None:
+            for exchange in list(self._tasks.exchanges):
+                if exchange.end_stream() and exchange.task is not None:
+                    exchange.task.cancel()
 
         with contextlib.suppress(AttributeError, RuntimeError):  # as in end()
             self.loop.call_soon_threadsafe(dismiss)
@@ -211,9 +224,11 @@ class EventLoop:
     async def _ends(self, lifespan: Lifespan, until: float) -> bool:
         """Waits for requests and for the application's shutdown.  False: the application has cancelled this."""
         try:
-            async with asyncio.timeout_at(until):
-                while tasks := [exchange.task for exchange in self._tasks.exchanges if exchange.task is not None]:
-                    await asyncio.wait(tasks)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    while tasks := [exchange.task for exchange in self._tasks.exchanges if exchange.task is not None]:
+                        await asyncio.wait(tasks)
+            async with asyncio.timeout_at(max(until, self.loop.time() + LEAST_SHUTDOWN)):
                 await lifespan.shutdown()
         except TimeoutError:
             _log.warning("the application has not shut down in time")
@@ -252,7 +267,7 @@ class EventLoop:
             self._end_child(error)
             request = exchange.request
             if self._is_cancelled(error):
-                if not exchange.has_ended:
+                if not exchange.has_ended and not exchange.has_left:
                     _log.warning("%s %s: the task has been cancelled", request.method, request.target)
                 raise
             if exchange.has_left or (exchange.is_finished and not exchange.has_ended):

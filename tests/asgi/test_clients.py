@@ -26,7 +26,7 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     with running(folder, "", app="tests.support.apps.clients_app:app", PKG_ADMIN="off") as process:
         yield process
         assert process.stop() == 0, process.errors()
-        assert [line for line in process.lines() if line["severity"] not in ("DEBUG", "INFO")] == []
+        assert process.faults() == []
 
 
 @pytest.fixture

@@ -291,3 +291,43 @@ def test_django_cancels_a_view_whose_client_has_left(django: Process) -> None:
         c.send(b"GET /ticks HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_for(lambda: c._fill() and b"data: 3" in c._buffer)
     wait_for(lambda: json.loads(ask(django.address, "/events")[2]) == ["cancelled"])
+
+
+ENDLESS = {
+    "starlette": ("starlette_app:plain", "/sse"),
+    "BaseHTTPMiddleware": ("starlette_app:app", "/sse"),
+    "fastapi": ("fastapi_app:app", "/ticks"),
+    "sse-starlette": ("sse_starlette_app:app", "/ticks"),
+    "django": ("django_app:create_asgi()", "/ticks"),
+}
+
+
+def test_events_without_an_end_are_ended_in_order_by_the_drain(tmp_path: Path, database: Postgres) -> None:
+    """None of these frameworks ends them by itself: some never ask, and some leave a response whose client has left.
+
+    The application shuts down after them, and there is nothing to warn of.
+    """
+    for module in ("starlette", "fastapi", "sse_starlette", "django"):
+        pytest.importorskip(module)
+    with contextlib.ExitStack() as stack:
+        processes = {}
+        for name, (app, _) in ENDLESS.items():
+            (tmp_path / name).mkdir()
+            environ = {"PKG_ADMIN": "off", "PKG_POOL": "off", "PKG_DRAIN_TIMEOUT": "3s", "DATABASE_URL": database.url}
+            processes[name] = Process(tmp_path / name, "", (f"tests.support.apps.{app}",), environ)
+            stack.callback(processes[name].kill)
+        streams, heads = {}, {}
+        for name, process in processes.items():
+            match = process.await_message(r"^serving .* on (.*):(\d+) after", 30)
+            streams[name] = c = stack.enter_context(Connection((match[1], int(match[2]))))
+            c.send(f"GET {ENDLESS[name][1]} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            heads[name] = c.receive_head()
+        for process in processes.values():
+            process.process.terminate()
+        for name, c in streams.items():
+            assert b"data: 3" in b"".join(c.parts(heads[name])), name  # with the last chunk
+            c.close()
+        for name, process in processes.items():
+            assert process.process.wait(15 * SLOWNESS) == 0, (name, process.messages())
+            assert process.faults() == [], name
+            assert "1 served while draining, 0 aborted" in process.messages()[-1], name

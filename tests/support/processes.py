@@ -68,6 +68,14 @@ class Process:
     def messages(self) -> list[str]:
         return [line["message"] for line in self.lines()]
 
+    def faults(self) -> list[str]:
+        """Messages of its warnings and errors, except of an event loop that was late, as any is on a busy machine."""
+        return [
+            line["message"]
+            for line in self.lines()
+            if line["severity"] not in ("DEBUG", "INFO") and "event loop has been blocked" not in line["message"]
+        ]
+
     def await_message(self, pattern: str, timeout: float = 15.0) -> re.Match[str]:
         """Waits for a log record whose message matches the pattern, and returns the match."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import os
 import threading
 import time
@@ -97,6 +98,14 @@ async def sse(request: Request) -> AsyncIterable[ServerSentEvent]:
     first = int(request.headers.get("last-event-id", "-1")) + 1
     for number in range(first, first + 3):
         yield ServerSentEvent(data={"number": number}, id=str(number))
+        await asyncio.sleep(0.01)
+
+
+@app.get("/ticks", response_class=EventSourceResponse)
+async def ticks() -> AsyncIterable[int]:
+    """Without an end."""
+    for number in itertools.count():
+        yield number
         await asyncio.sleep(0.01)
 
 
