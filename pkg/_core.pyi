@@ -25,6 +25,8 @@ class News:
     """Front.moved() has some."""
     OTHERS: int
     """The event loop's own epoll descriptor may have some."""
+    LATE: int
+    """request_timeout has cut off requests; until Front.take_late()."""
 
 class Stage:
     """The stages of a front.  It only moves forward."""
@@ -209,6 +211,8 @@ class Front:
         end; None when the front has stopped.  For one thread, after serve_by_eventloop()."""
     def accept(self, most: int) -> list[Request]:
         """At most so many requests that are ready.  Does not wait."""
+    def take_late(self) -> None:
+        """Request.becomes_late() is about to be asked of all requests."""
     def moved(self) -> list[Any]:
         """Each Exchange that waited, and whose connection can go on."""
     def publish(self, table: Sequence[HealthPage]) -> None:
@@ -252,6 +256,8 @@ class Request:
     context: Any
     request_id: bytes | None
     """Sent with the response as X-Request-Id, unless the application sets one."""
+    is_late: bool
+    """becomes_late() has returned True."""
     head_size: int
     method: str
     target: str
@@ -279,6 +285,8 @@ class Request:
     is_finished: bool
     is_gone: bool
     """The client has reset the connection."""
+    def becomes_late(self) -> bool:
+        """For an event loop: whether request_timeout has cut off the request; True only once."""
     def header(self, name: bytes, default: str | None = None) -> str | None:
         """The first header with this lower-case name, or `default`."""
     def access_line(self) -> bytes | None:

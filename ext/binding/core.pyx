@@ -77,6 +77,7 @@ class News:
     REQUESTS = x.FRONT_REQUESTS
     MOVED = x.FRONT_MOVED
     OTHERS = x.FRONT_OTHERS
+    LATE = x.FRONT_LATE
 
 
 class Stage:
@@ -348,6 +349,9 @@ cdef class Front:
             except MemoryError:
                 x.front_finish(self._front, taken.conn, False, True, 0)
         return requests
+
+    def take_late(self):
+        x.front_take_late(self._front)
 
     def moved(self):
         cdef void *tag

@@ -71,6 +71,7 @@ cdef extern from "front/exchange.h" nogil:
         FRONT_REQUESTS
         FRONT_MOVED
         FRONT_OTHERS
+        FRONT_LATE
 
     enum front_progress:
         FRONT_READABLE
@@ -90,5 +91,7 @@ cdef extern from "front/exchange.h" nogil:
     void *front_moved(front *f)
     int front_switch(front *f, front_conn *c)
     bint front_is_dry(const front_conn *c)
+    void front_take_late(front *f)
+    bint front_is_late(const front_conn *c)
     bint front_may_read_on(front *f, front_conn *c, int64_t waited)
     bint front_may_send_on(front *f, front_conn *c, uint64_t taken)

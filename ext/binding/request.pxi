@@ -53,6 +53,7 @@ cdef class Request:
     cdef int busy                    # READING and WRITING: how threads use conn without the interpreter lock
     cdef front_end end               # how conn is returned when they are done, if it could not be returned at once
     cdef public object context       # free for the host
+    cdef readonly bint is_late       # becomes_late() has returned True
     cdef bint never_waits            # an event loop serves it: what a socket does not take is kept in `unsent`
     cdef bytes unsent                # None: nothing
     cdef size_t unsent_keep          # how much of it may be left with the front
@@ -103,6 +104,12 @@ cdef class Request:
     @property
     def content_length(self):
         return self.head.content_length if self.head.has_length else None
+
+    def becomes_late(self):
+        if self.is_late or self.conn is NULL or not x.front_is_late(self.conn):
+            return False
+        self.is_late = True
+        return True
 
     @property
     def body_size(self):

@@ -290,6 +290,19 @@ front_conn *eventloop_moved(front *f)
     return c;
 }
 
+bool eventloop_has_late(const front *f)
+{
+    return f->eventloop.has_late;
+}
+
+bool eventloop_take_late(front *f)
+{
+    bool has_late = f->eventloop.has_late;
+
+    f->eventloop.has_late = false;
+    return has_late;
+}
+
 bool eventloop_await(front_conn *c, unsigned what)
 {
     if (c->seen & what) {
@@ -395,6 +408,11 @@ bool eventloop_keeps_up(front *f)
 bool eventloop_has_moved(const front *f)
 {
     return f->eventloop.moved_first != NULL;
+}
+
+void eventloop_note_late(front *f)
+{
+    f->eventloop.has_late = true;
 }
 
 void eventloop_note(front *f, front_conn *c, unsigned events)

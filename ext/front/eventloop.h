@@ -88,6 +88,8 @@ bool eventloop_may_lead(const front *f);         /* for one that waits elsewhere
 void eventloop_heed(front *f);                   /* it has been woken, and its descriptor is no longer readable for that */
 
 front_conn *eventloop_moved(front *f); /* M: the next one in `moved`, or NULL */
+bool eventloop_take_late(front *f);    /* M: whether a request has been cut off; asked once */
+bool eventloop_has_late(const front *f); /* M: the same, not asked */
 bool eventloop_await(front_conn *c, unsigned what); /* M: whether it has to wait, and will be told; false: it has been seen */
 void eventloop_begin(front_conn *c);                /* M: it owns the connection */
 void eventloop_end(front *f, front_conn *c);        /* M: no longer */
@@ -107,6 +109,7 @@ void eventloop_note(front *f, front_conn *c, unsigned events);
 /* Whether it sleeps, and eventloop_ring() must follow without the mutex.  It counts as awake from now on. */
 bool eventloop_rouse(front *f);
 bool eventloop_has_moved(const front *f);
+void eventloop_note_late(front *f); /* M: request_timeout has cut off a request of it */
 
 static inline void eventloop_ring(front *f, bool needed)
 {

@@ -544,6 +544,20 @@ bool front_is_dry(const front_conn *c)
     return c->read_dry;
 }
 
+void front_take_late(front *f)
+{
+    handoff_lock(f);
+    eventloop_take_late(f);
+    handoff_unlock(f);
+}
+
+bool front_is_late(const front_conn *c)
+{
+    int answer = atomic_load(&c->answer);
+
+    return answer == ANSWER_504 || answer == ANSWER_CUT;
+}
+
 bool front_may_read_on(front *f, front_conn *c, int64_t waited)
 {
     c->body_waited += waited;

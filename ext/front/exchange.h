@@ -56,6 +56,7 @@ enum front_news {
     FRONT_REQUESTS = 1, /* front_take() has some */
     FRONT_MOVED = 2,    /* front_moved() has some */
     FRONT_OTHERS = 4,   /* its own epoll descriptor may have some */
+    FRONT_LATE = 8,     /* request_timeout has cut off requests; until front_take_late() */
 };
 
 enum front_progress {
@@ -92,6 +93,8 @@ void *front_moved(front *f); /* NULL: no more */
  * to close the connection in the end.  FRONT_OK; -EINVAL for a request of HTTP/1.0 or one with a body; -EPIPE if it was cut off. */
 int front_switch(front *f, front_conn *c);
 bool front_is_dry(const front_conn *c); /* whether the last front_read() of such a connection has left nothing in the socket */
+void front_take_late(front *f);
+bool front_is_late(const front_conn *c); /* request_timeout has cut off the request */
 /* What waiting in front_read() and front_send() does beside it: `waited` nanoseconds have been spent waiting for more of the
  * body; since the last call, one write_timeout ago, the client has taken `taken` bytes of the response.  Whether to go on; a
  * client that does not keep up is given up. */

@@ -227,7 +227,8 @@ void handoff_note_event(front *f, front_conn *c, unsigned events)
 unsigned handoff_news(front *f, bool sleeps)
 {
     pthread_mutex_lock(&f->queue.mutex);
-    unsigned news = (f->queue.ready.first != NULL ? FRONT_REQUESTS : 0) | (eventloop_has_moved(f) ? FRONT_MOVED : 0);
+    unsigned news = (f->queue.ready.first != NULL ? FRONT_REQUESTS : 0) | (eventloop_has_moved(f) ? FRONT_MOVED : 0) |
+                    (eventloop_has_late(f) ? FRONT_LATE : 0);
     if (sleeps && news == 0)
         eventloop_begin_sleep(f);
     pthread_mutex_unlock(&f->queue.mutex);
@@ -295,8 +296,10 @@ void handoff_expire(front *f)
         count_add(&f->count.request_timeouts, 1);
         atomic_store(&c->interrupted, true);
         eventloop_note(f, c, FRONT_READABLE | FRONT_WRITABLE | FRONT_LEFT);
+        if (c->with_eventloop)
+            eventloop_note_late(f);
     }
-    bool sleeps = eventloop_has_moved(f) && eventloop_rouse(f);
+    bool sleeps = (eventloop_has_moved(f) || eventloop_has_late(f)) && eventloop_rouse(f);
     pthread_mutex_unlock(&f->queue.mutex);
     eventloop_ring(f, sleeps);
 }

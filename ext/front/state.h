@@ -228,6 +228,7 @@ struct front_eventloop {
     atomic_bool may_lead;    /* and that reports the front's, written by L */
     atomic_bool has_others;  /* outer_fd was readable */
     front_conn *moved_first, *moved_last; /* M */
+    bool has_late;           /* M: request_timeout has cut off a request, and it has not been told */
     _Atomic uint64_t looks;  /* how often it has asked for work */
     uint64_t seen_looks;     /* L, and so are all that follow: of the front's own thread, the same at its last look; */
     bool was_given_time;     /* it has napped since, for the event loop to come back; */

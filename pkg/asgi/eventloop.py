@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from pkg._core import Exchange, Tasks
+from pkg._core import Exchange, News, Tasks
 from pkg.asgi.exchange import receive, send
 from pkg.asgi.executors import Executors
 from pkg.asgi.keepalive import Keepalive, WebSocketRules
@@ -50,7 +50,8 @@ class EventLoop:
     application.  `on_request`, `on_response`: called with each request before the application, and at the end of the
     response.  `failed(request, client_address)`: called while what the application has raised is being handled.
     `body_timeout`, `write_timeout`: of the front, in seconds.  `new_loop`: makes an event loop in place of asyncio's.
-    `threads`: of each executor.
+    `threads`: of each executor.  `on_late(request, task)`: called before the task of a request is
+    cancelled that has taken too long.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class EventLoop:
         new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
         threads: int | None = None,
         websockets: WebSocketRules | None = None,
+        on_late: Callable[[Request, asyncio.Task[None]], object] | None = None,
     ) -> None:
         self.loop: asyncio.AbstractEventLoop
         self.executors = Executors(threads)
@@ -81,6 +83,7 @@ class EventLoop:
         self._on_request = on_request
         self._on_response = on_response
         self._failed = failed
+        self._on_late = on_late
         self._write_timeout = write_timeout
         self._look_every = min(1.0, body_timeout / 2, write_timeout / 2)
         self._tasks: Tasks
@@ -254,9 +257,20 @@ class EventLoop:
     def _serve(self, news: int) -> None:
         """Called by whoever waits for the front: tasks that are made here run in the same turn."""
         front = self._front
+        if news & News.LATE:
+            self._cancel_late()
         for exchange in front.moved():
             exchange.wake()
         self._tasks.start(front.accept(MOST_AT_ONCE))
+
+    def _cancel_late(self) -> None:
+        """Cancels the task of each request that request_timeout has cut off, once."""
+        self._front.take_late()
+        for exchange in list(self._tasks.exchanges):
+            if exchange.request.becomes_late() and exchange.task is not None:
+                if self._on_late is not None:
+                    self._on_late(exchange.request, exchange.task)
+                exchange.task.cancel()
 
     async def handle(self, exchange: Exchange) -> None:
         """The task of one request."""
@@ -267,7 +281,7 @@ class EventLoop:
             self._end_child(error)
             request = exchange.request
             if self._is_cancelled(error):
-                if not exchange.has_ended and not exchange.has_left:
+                if not (exchange.has_ended or exchange.has_left or request.is_late):  # or it is logged elsewhere
                     _log.warning("%s %s: the task has been cancelled", request.method, request.target)
                 raise
             if exchange.has_left or (exchange.is_finished and not exchange.has_ended):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["FrontSelector"]
 
 OTHERS = News.OTHERS
-FOR_US = News.REQUESTS | News.MOVED
+FOR_US = News.REQUESTS | News.MOVED | News.LATE
 
 
 class FrontSelector(selectors.EpollSelector):

@@ -5,6 +5,7 @@ The caller decides when to log it.
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
 import logging
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from pkg.logs.output import last_words
 if TYPE_CHECKING:
     from pkg.diagnostics.snapshot import Status
 
-__all__ = ["Late", "say"]
+__all__ = ["Late", "LateTasks", "say"]
 
 _log = logging.getLogger("pkg.lastwords")
 
@@ -66,6 +67,14 @@ def _say(text: str, names: str, stack: str) -> None:
     _log.handle(record)
 
 
+def _say_late(request: Any, timeout: float, what: str, stack: str | None) -> None:
+    target = request.target.partition("?")[0]
+    text = (_TOO_LONG + "; %s", request.method, target, timeout, what)
+    record = _log.makeRecord(_log.name, logging.ERROR, __file__, 0, text[0], text[1:], None)
+    record.stack_info = stack
+    _log.handle(record)
+
+
 class Late:
     """When called, logs each request that has taken longer than request_timeout, once, with its worker's stack."""
 
@@ -85,16 +94,8 @@ class Late:
         taken = {stack.native_id: stack for stack in stacks.capture()} if found else {}
         for request in found:
             stack = taken.get(request.thread)
-            text = (
-                _TOO_LONG + "; its worker thread is still busy",
-                request.method,
-                request.target,
-                self._timeout,
-            )
-            record = _log.makeRecord(_log.name, logging.ERROR, __file__, 0, text[0], text[1:], None)
-            if stack is not None:
-                record.stack_info = stacks.text(stack.frames, indent="")
-            _log.handle(record)
+            at = stacks.text(stack.frames, indent="") if stack is not None else None
+            _say_late(request, self._timeout, "its worker thread is still busy", at)
         if new > len(found):
             _log.error(
                 "%d requests took longer than %g s (request_timeout); their worker threads have finished since",
@@ -105,3 +106,31 @@ class Late:
     def _is_known(self, request: Any) -> bool:
         """Whether the request has been logged.  A younger request of the same thread is a new one."""
         return bool(self._known.get(request.thread, float("inf")) <= request.age)
+
+
+class LateTasks:
+    """The same for an event loop, which calls cancels() before it cancels the task of such a request.
+
+    When called, logs how many had come to their end before that, as the event loop was blocked.
+    """
+
+    def __init__(self, front: Any, timeout: float) -> None:
+        self._front, self._timeout = front, timeout
+        self._told = 0
+
+    def cancels(self, request: Any, task: asyncio.Task[Any]) -> None:
+        self._told += 1
+        _say_late(request, self._timeout, "its task is cancelled", tasks.text(tasks.of(task), indent=""))
+
+    def __call__(self) -> None:
+        stats = self._front.stats()
+        if stats.late:  # these will be cancelled
+            return
+        ended = stats.request_timeouts - self._told
+        if ended > 0:
+            self._told += ended
+            _log.error(
+                "%d requests took longer than %g s (request_timeout); their tasks have ended since",
+                ended,
+                self._timeout,
+            )

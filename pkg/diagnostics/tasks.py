@@ -23,6 +23,7 @@ __all__ = [
     "chain",
     "count",
     "grouped",
+    "of",
     "place",
     "running",
     "serving",
@@ -199,6 +200,12 @@ def capture(eventloop: Any, requests: Sequence[Serving] | None = None) -> list[T
             frames = _without_ours(frames)
         found.append(TaskState(task.get_name(), state, frames, awaits, known.of(task)))
     return found
+
+
+def of(task: asyncio.Task[Any]) -> TaskState:
+    """Where a task is that waits."""
+    frames, awaits = chain(task.get_coro())
+    return TaskState(task.get_name(), "waiting", _without_ours(frames), awaits, None)
 
 
 def place(frames: Sequence[stacks.Frame]) -> stacks.Frame | None:

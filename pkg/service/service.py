@@ -70,6 +70,7 @@ class Service:
         self.checker: Checker | None = None
         self.admin: Admin | None = None
         self.request_start: RequestStart | None = None
+        self._late: Callable[[], None]
 
     # -------------------------------------------------------------- run
 
@@ -225,7 +226,8 @@ class Service:
         if s.request_timeout:
             from pkg.diagnostics.last_words import Late
 
-            notices.append(Late(front, s.request_timeout))
+            self._late = Late(front, s.request_timeout)
+            notices.append(lambda: self._late())
         self.coroutines = Coroutines()
         self.checker = Checker(
             publish=front.publish,
@@ -318,6 +320,11 @@ class Service:
 
         s, server = self.settings, self.server
         assert server is not None and server.front is not None
+        late = None
+        if s.request_timeout:
+            from pkg.diagnostics.last_words import LateTasks
+
+            self._late = late = LateTasks(server.front, s.request_timeout)
         self.eventloop = EventLoop(
             app,
             server.front,
@@ -330,6 +337,7 @@ class Service:
             body_timeout=s.body_timeout,
             write_timeout=s.write_timeout,
             new_loop=_loop_factory(s.loop),
+            on_late=late.cancels if late is not None else None,
             threads=s.threads if s.origin("threads") != "default" else None,
             websockets=WebSocketRules(
                 max_size=s.max_message_size,

@@ -324,7 +324,7 @@ class Settings:
         DURATION,
         0.0,
         "Maximum time to serve a request. Then the client gets 504, or the connection is closed if "
-        "the response has begun, and the thread's stack is logged. 0 turns it off.",
+        "the response has begun, and the stack is logged. An ASGI task is cancelled. 0 turns it off.",
         0.0,
         _DAY,
         least_if_on=1.0,

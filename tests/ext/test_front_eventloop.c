@@ -213,6 +213,8 @@ static void accept_requests(host *h)
 
 static void serve(host *h, unsigned news)
 {
+    if (news & FRONT_LATE)
+        front_take_late(h->r.f);
     if (news & FRONT_MOVED)
         for (task *t; (t = front_moved(h->r.f)) != NULL;) {
             atomic_fetch_add(&h->moves, 1);
