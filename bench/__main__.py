@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from bench import (
+    asgi,
     environment,
     hosting,
     latency,
@@ -36,6 +37,7 @@ SECTIONS = {
     "startup": startup,
     "restarts": restarts,
     "overhead": overhead,
+    "asgi": asgi,
 }
 
 
@@ -100,7 +102,8 @@ def measure(arguments: argparse.Namespace, results: dict[str, object]) -> dict[s
         "server_cores": sorted(SERVER_CORES),
         "load_cores": sorted(LOAD_CORES),
         "versions": environment.versions(),
-        "settings": {peer.name: peer.settings() for peer in session.peers},
+        "settings": {peer.name: peer.settings() for peer in session.peers}
+        | {f"{peer.name}, ASGI": peer.settings() for peer in peers.ASGI_PEERS},
         "missing": session.missing,
     }
     return results

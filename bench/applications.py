@@ -11,6 +11,9 @@
 
 and only as ASGI, in the event loop:
 
+    /stream    64 KiB in four parts, as they come
+    /starlette /fastapi   hello world of these frameworks; JSON of the latter
+    a WebSocket on any path says what it is told
     /loop/block      sleeps for 3 s
     /loop/hold       /hold
     /loop/callbacks  2 s of CPU in callbacks of 0.1 to 10 ms
@@ -38,6 +41,7 @@ HOLD = 3.0  # seconds
 THREADS = int(os.environ.get("BENCH_THREADS", "8"))
 
 _BIG = b"0123456789abcdef" * 4096
+_QUARTER = _BIG[:16384]
 
 
 def _connection() -> contextlib.AbstractContextManager[Any]:
@@ -138,6 +142,50 @@ async def _callbacks() -> bytes:
     return b"done"
 
 
+def _starlette() -> Any:
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+
+    async def hello(request: Any) -> Any:
+        return PlainTextResponse(WORK["/"]())
+
+    return Starlette(routes=[Route("/starlette", hello)])
+
+
+def _fastapi() -> Any:
+    from fastapi import FastAPI
+
+    app = FastAPI()
+
+    @app.get("/fastapi")
+    async def hello() -> dict[str, str]:
+        return {"hello": "world"}
+
+    return app
+
+
+FRAMEWORKS: dict[str, Callable[[], Any]] = {
+    "/starlette": functools.cache(_starlette),
+    "/fastapi": functools.cache(_fastapi),
+}
+
+
+async def _stream(send: Send) -> None:
+    headers = [(b"content-type", b"application/octet-stream")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    for _ in range(4):
+        await send({"type": "http.response.body", "body": _QUARTER, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _echo(receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message["text"]})
+
+
 async def asgi(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     path = scope["path"]
     if path in AT_ONCE:
@@ -153,6 +201,15 @@ async def asgi(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         body = await _callbacks()
     elif path in IN_LOOP:
         body = IN_LOOP[path]()
+    elif path in FRAMEWORKS:
+        await FRAMEWORKS[path]()(scope, receive, send)
+        return
+    elif path == "/stream":
+        await _stream(send)
+        return
+    elif scope["type"] == "websocket":
+        await _echo(receive, send)
+        return
     else:
         import asyncio  # imported here, so that WSGI servers do not have it in memory
 

@@ -21,6 +21,7 @@ ROOT = BENCH.parent
 CACHE = BENCH / ".cache"
 VENV = BENCH / ".venv"
 PEER_PYTHON = VENV / "bin" / "python"
+PEER_PACKAGES = VENV / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 
 # Installed one at a time, so that a failed build does not affect the others.
 PACKAGES = {
@@ -36,6 +37,9 @@ PACKAGES = {
     "h11": "h11",
     "gunicorn_h1c": "gunicorn_h1c",
     "psycopg": "psycopg[binary,pool]",
+    "starlette": "starlette",
+    "fastapi": "fastapi",
+    "websockets": "websockets",
 }
 # Required commands, each with the Debian package that contains it.
 COMMANDS = {"wrk": "wrk", "nginx": "nginx-light", "valgrind": "valgrind", "haproxy": "haproxy"}

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
-from bench.applications import WORK, wsgi
+from bench.applications import WORK, asgi, wsgi
 
 
-def run_fastpysgi(port: int) -> None:
+def run_fastpysgi(port: int, app: Any = wsgi) -> None:
     import fastpysgi
 
     fastpysgi.server.max_content_length = 8 << 20
-    fastpysgi.run(wsgi, "127.0.0.1", port, loglevel=fastpysgi.LL_FATAL_ERROR)
+    fastpysgi.run(app, "127.0.0.1", port, loglevel=fastpysgi.LL_FATAL_ERROR)
+
+
+def run_fastpysgi_asgi(port: int) -> None:
+    """It sees by itself which of the two an application is."""
+    run_fastpysgi(port, asgi)
 
 
 def run_bjoern(port: int) -> None:

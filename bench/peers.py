@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bench.environment import PEER_PYTHON, VENV, Missing, command, program
+from bench.environment import PEER_PACKAGES, PEER_PYTHON, ROOT, VENV, Missing, command, program
 
 THREADS = 8
 MANY = 20_000  # connections
@@ -62,11 +62,16 @@ class Peer:
     def settings(self) -> str:
         """The command line, for the reader of the results."""
         words = self.command(0, Path("FOLDER"))
-        return " ".join([*(f"{k}={v}" for k, v in self.environment.items()), Path(words[0]).name, *words[1:]])
+        environment = [f"{name}={value}" for name, value in self.environment.items() if name != "PYTHONPATH"]
+        return " ".join([*environment, Path(words[0]).name, *words[1:]])
 
 
 def _pkg(port: int, folder: Path) -> list[str]:
-    return [sys.executable, "-m", "pkg", "bench.applications:wsgi", "--port", str(port)]
+    return [sys.executable, "-m", "pkg", APP, "--port", str(port)]
+
+
+def _pkg_asgi(port: int, folder: Path) -> list[str]:
+    return [sys.executable, "-m", "pkg", ASGI, "--port", str(port)]
 
 
 def _module(*words: str) -> Callable[[int, Path], list[str]]:
@@ -93,6 +98,7 @@ def _responder(port: int, folder: Path) -> list[str]:
 
 
 APP = "bench.applications:wsgi"
+ASGI = "bench.applications:asgi"
 
 PEERS = (
     Peer(
@@ -121,7 +127,7 @@ PEERS = (
     Peer(
         "uvicorn", "uvicorn (ASGI)",
         _module("uvicorn", "--loop=uvloop", "--http=httptools", "--no-access-log", "--log-level=critical",
-                "--timeout-keep-alive=75", "--host=127.0.0.1", "--port=PORT", "bench.applications:asgi"),
+                "--timeout-keep-alive=75", "--host=127.0.0.1", "--port=PORT", ASGI),
         "uvicorn",
         logging={"--log-level=critical": "--log-level=info", "--no-access-log": ""},
     ),
@@ -152,6 +158,25 @@ PEERS = (
     Peer("responder", "minimal C responder", _responder, threads=1, hosts=False),
 )  # fmt: skip
 BY_NAME = {peer.name: peer for peer in PEERS}
+
+# The same servers with the ASGI application.  Ours imports the frameworks of the peers' environment, like all.
+ASGI_PEERS = (
+    replace(
+        BY_NAME["pkg"], command=_pkg_asgi,
+        environment={
+            **{name: value for name, value in BY_NAME["pkg"].environment.items() if name != "PKG_THREADS"},
+            "PKG_LOOP": "asyncio", "PYTHONPATH": f"{ROOT}:{PEER_PACKAGES}",
+        },
+    ),
+    BY_NAME["uvicorn"],
+    replace(
+        BY_NAME["granian"],
+        command=_module("granian", "--interface=asgi", "--workers=1", f"--backpressure={MANY}", "--http=1",
+                        "--log-level=critical", "--no-access-log", "--host=127.0.0.1", "--port=PORT", ASGI),
+    ),
+    # Of `Connection: close` it dies (0.6).
+    replace(BY_NAME["fastpysgi"], command=_module("bench.hosts", "fastpysgi_asgi", "PORT"), closes=False),
+)  # fmt: skip
 
 
 def available(missing: dict[str, str]) -> tuple[list[Peer], dict[str, str]]:

@@ -27,8 +27,8 @@ LOOP_CASES = {
 def terminal(results: Results) -> str:
     """All tables."""
     parts = [
-        goals(results), latency(results), event_loops(results), probes(results), hosting(results), footprint(results),
-        parsing(results), overhead(results), notes(results), settings(results),
+        goals(results), latency(results), event_loops(results), probes(results), hosting(results), asgi(results),
+        footprint(results), parsing(results), overhead(results), notes(results), settings(results),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part)
 
@@ -38,7 +38,7 @@ def page(results: Results) -> str:
     pictures = [f"![{alt}](../bench/{name}.svg)" for name, alt, section in (
         ("latency", "how long a health probe waits under load", "latency"),
         ("throughput", "requests per second of CPU", "hosting")) if results.get(section)]  # fmt: skip
-    tables = [latency, event_loops, hosting, probes, footprint, parsing, overhead]
+    tables = [latency, event_loops, hosting, asgi, probes, footprint, parsing, overhead]
     how = notes(results)
     parts = [
         goals(results), *pictures, *(table(results) for table in tables), how and f"## How it was measured\n\n{how}",
@@ -107,6 +107,21 @@ def goals(results: Results) -> str:
             ours, theirs = costs["pkg"], others[best]
             judge(f"{case[0].upper()}{case[1:]}, CPU per request", f"the best other, {_title(best)}: {theirs:.1f} µs",
                   f"{ours:.1f} µs, {theirs / ours:.2f} times", ours <= theirs)  # fmt: skip
+
+    hosted = {}
+    for row in results.get("asgi", []):
+        hosted.setdefault(row["case"], {})[row["server"]] = row["cpu_us"]
+    for case, costs in hosted.items():
+        ours, others = costs.get("pkg"), [(1.0, name) for name in costs if name != "pkg"]
+        if case == "hello":
+            others = [(2.5, "uvicorn"), (1.7, "granian"), (1.0, "fastpysgi")]
+        elif others:
+            others = [min(others, key=lambda other: costs[other[1]])]
+        for factor, name in others:
+            if ours and name in costs:
+                wanted = f"{_title(name)}: {costs[name]:.1f} µs" + (f", {factor:g} times as fast" if factor > 1 else "")
+                judge(f"ASGI, {case}, CPU per {_unit(case)}", wanted,
+                      f"{ours:.1f} µs, {costs[name] / ours:.2f} times", ours * factor <= costs[name])  # fmt: skip
 
     parse = {(r["level"], r["parser"], r["case"]): r["ns"] for r in results.get("parsing", [])}
     for level, mine, theirs, factor, how in (
@@ -221,6 +236,25 @@ def hosting(results: Results) -> str:
     return _table("Hosting an application, CPU per request", ["server", "hello /s", *titles], body)
 
 
+def asgi(results: Results) -> str:
+    found = {(r["server"], r["case"]): r for r in results.get("asgi", [])}
+    cases = list(dict.fromkeys(case for _, case in found))
+
+    def cell(name: str, case: str) -> str:
+        row, ours = found.get((name, case)), found.get(("pkg", case))
+        if row is None:
+            return ""
+        ratio = f" ({row['cpu_us'] / ours['cpu_us']:.1f}x)" if ours and name != "pkg" else ""
+        return f"{row['cpu_us']:,.1f} µs{ratio}"
+
+    body = [[_title(name), *(cell(name, case) for case in cases)] for name in _servers(results.get("asgi", []))]
+    return _table("Hosting an ASGI application, CPU per request or message", ["server", *cases], body)
+
+
+def _unit(case: str) -> str:
+    return "message" if "WebSocket" in case else "request"
+
+
 def footprint(results: Results) -> str:
     memory = {r["server"]: r for r in results.get("memory", [])}
     startup = {r["server"]: r for r in results.get("startup", [])}
@@ -278,7 +312,8 @@ def settings(results: Results) -> str:
 
 def _spread(results: Results) -> str:
     """The spread of the rounds."""
-    rows = [r for r in [*results.get("probes", []), *results.get("hosting", [])] if len(r.get("rounds", ())) > 1]
+    sections = ("probes", "hosting", "asgi")
+    rows = [r for section in sections for r in results.get(section, []) if len(r.get("rounds", ())) > 1]
     if not rows:
         return ""
     middle, most = (f(r["cpu_spread"] for r in rows) for f in (statistics.median, max))

@@ -103,7 +103,7 @@ class Running:
                 break
             with contextlib.suppress(OSError, http.client.HTTPException):
                 # Not /healthz, to which our server responds before the application has been imported.
-                if get(self.port, "/", timeout=2) == 200:
+                if get(self.port, "/", timeout=2, close=self.peer.closes) == 200:
                     self.first_answer = time.monotonic() - self.started
                     return
             time.sleep(0.002)
@@ -145,11 +145,11 @@ class Running:
         self.stop()
 
 
-def get(port: int, path: str, timeout: float = 10) -> int:
-    """The status of one GET."""
+def get(port: int, path: str, timeout: float = 10, *, close: bool = True) -> int:
+    """The status of one GET.  `close`: asks the server to close the connection, instead of closing it afterwards."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
-        connection.request("GET", path, headers={"Connection": "close"})
+        connection.request("GET", path, headers={"Connection": "close"} if close else {})
         response = connection.getresponse()
         response.read()
         return response.status

@@ -34,6 +34,13 @@ SMALL: dict[str, Any] = {
         {"server": "granian", "case": "query", "connections": 32, "rate": 13_000.0, "cpu_us": 76.0},
         {"server": "uwsgi", "case": "query", "connections": 32, "rate": 11_000.0, "cpu_us": 84.0},
     ],
+    "asgi": [
+        {"server": "pkg", "case": "hello", "cpu_us": 8.0},
+        {"server": "uvicorn", "case": "hello", "cpu_us": 20.0},
+        {"server": "granian", "case": "hello", "cpu_us": 13.0},
+        {"server": "pkg", "case": "WebSocket echo", "cpu_us": 9.0},
+        {"server": "uvicorn", "case": "WebSocket echo", "cpu_us": 12.0},
+    ],
     "memory": [{"server": "pkg", "idle_rss": 20e6, "idle_pss": 18e6, "connections": 10_000, "added_rss": 30e6}],
     "startup": [{"server": "interpreter alone", "ms": 20.0}, {"server": "pkg", "ms": 160.0}],
     "restarts": [{"server": "pkg", "restarts": 100, "answered": 900_000, "lost": 0, "seconds_to_end": 1.1}],
@@ -48,6 +55,9 @@ GOALS = """\
 | Probe p99, application saturated | under 5 ms | 0.50 ms; the others 5.0 s to 5.0 s |    yes |
 | Hello world, CPU per request | granian: 12.0 µs, 1.8 times as fast | 7.0 µs, 1.7 times | **no** |
 | Query, CPU per request | the best other, granian: 76.0 µs | 80.0 µs, 0.95 times | **no** |
+| ASGI, hello, CPU per request | uvicorn (ASGI): 20.0 µs, 2.5 times as fast | 8.0 µs, 2.50 times |    yes |
+| ASGI, hello, CPU per request | granian: 13.0 µs, 1.7 times as fast | 8.0 µs, 1.62 times | **no** |
+| ASGI, WebSocket echo, CPU per message | uvicorn (ASGI): 12.0 µs | 9.0 µs, 1.33 times |    yes |
 | Memory, idle (PSS) | under 20 MB | 18 MB |    yes |
 | Memory, 10,000 idle connections | under 50 MB more | 30 MB |    yes |
 | Start to the first 200 | under 150 ms | 160 ms; the interpreter alone 20 ms | **no** |
