@@ -74,10 +74,11 @@ def test_no_request_is_lost(
     ],
 )
 def test_streams_end_in_order(rounds: int, pairs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Those of an ASGI application, by HAProxy and nginx and directly, beside requests of which none is lost."""
+    """Those of an ASGI application, and its WebSockets with 1001, by HAProxy and nginx and directly, beside requests of
+    which none is lost."""
     app = "tests.support.streaming_application:app"
     instances = Instances(tmp_path, app, PKG_DRAIN_DELAY=str(DRAIN_DELAY), PKG_DRAIN_TIMEOUT="3s")
-    paths = ("/events", "/patient")
+    paths = ("/events", "/patient", "/socket")
     outcome = roll(
         lambda place: instances.start(PORT=str(place.port)), rounds=rounds, pairs=pairs, pause=0.02, streams=paths
     )
@@ -90,4 +91,5 @@ def test_streams_end_in_order(rounds: int, pairs: int, tmp_path: Path, capsys: p
         for path, streamed in found.items():
             assert streamed.lost == {}, (name, path, str(streamed), instances.log()[-3000:])
             assert streamed.ended.total() >= rounds
+            assert set(streamed.ended) == {"1001" if path == "/socket" else "in order"}
     assert outcome.codes == [0] * (2 * rounds), instances.log()[-3000:]
