@@ -9,12 +9,16 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.client import SLOWNESS, Answer, Connection, wait_for
 from tests.support.faults.postgres import Postgres
 from tests.support.processes import Process, ask
+
+websockets = pytest.importorskip("websockets.sync.client")
+exceptions = pytest.importorskip("websockets.exceptions")
 
 BOUNDARY = "boundary-of-this-test"
 
@@ -69,8 +73,9 @@ def fastapi(database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="module")
 def django(database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    pytest.importorskip("django")
-    with with_pool(database, tmp_path_factory.mktemp("django"), "django_app:create_asgi()", "django") as process:
+    """Its ASGI handler, and Channels for WebSockets."""
+    pytest.importorskip("channels")
+    with with_pool(database, tmp_path_factory.mktemp("django"), "channels_app:create()", "django") as process:
         yield process
 
 
@@ -291,6 +296,63 @@ def test_django_cancels_a_view_whose_client_has_left(django: Process) -> None:
         c.send(b"GET /ticks HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_for(lambda: c._fill() and b"data: 3" in c._buffer)
     wait_for(lambda: json.loads(ask(django.address, "/events")[2]) == ["cancelled"])
+
+
+def dial(process: Process, target: str, **options: Any) -> Any:
+    """A WebSocket."""
+    return websockets.connect(f"ws://127.0.0.1:{process.address[1]}{target}", close_timeout=5 * SLOWNESS, **options)
+
+
+def test_websockets_of_starlette(starlette: Process) -> None:
+    """They pass BaseHTTPMiddleware by, and have the lifespan's state; a part of the application may be mounted."""
+    for target in ("/socket", "/mounted/socket"):
+        with dial(starlette, target, subprotocols=["other", "chat"]) as socket:
+            assert socket.subprotocol == "chat"
+            for text in ("a", "\u20ac" * 30_000):
+                socket.send(text)
+                assert json.loads(socket.recv()) == {"text": text, "of": "starlette", "at": target}
+            socket.send(bytes(range(256)))
+            assert socket.recv() == bytes(reversed(range(256)))
+            socket.close(4321, "enough")
+        wait_for(lambda: "disconnected 4321" in json.loads(ask(starlette.address, "/events")[2]))
+    with pytest.raises(exceptions.InvalidStatus) as refused:
+        dial(starlette, "/socket?deny=1")
+    answer = refused.value.response
+    assert (answer.status_code, answer.headers["www-authenticate"], answer.body) == (401, "Basic", b"not you")
+    with pytest.raises(exceptions.InvalidStatus) as refused:
+        dial(starlette, "/nothing")
+    assert refused.value.response.status_code == 403
+    assert ask(starlette.address, "/socket")[0] == 404
+
+
+def test_a_chat_of_fastapi(fastapi: Process) -> None:
+    with dial(fastapi, "/chat/ann?token=t") as ann, dial(fastapi, "/chat/bob?token=u") as bob:
+        for said, heard in (("hello", "hello"), ("query", "answer")):
+            ann.send(said)
+            assert ann.recv() == bob.recv() == f"ann (t): {heard}"
+        bob.close()
+        assert ann.recv() == "bob has left"
+    with pytest.raises(exceptions.InvalidStatus) as refused:
+        dial(fastapi, "/chat/carl")
+    assert refused.value.response.status_code == 403
+
+
+def test_a_room_of_channels(django: Process) -> None:
+    with dial(django, "/room/one") as first, dial(django, "/room/one") as second, dial(django, "/room/two"):
+        first.send('"hello"')
+        assert json.loads(first.recv()) == json.loads(second.recv()) == {"text": "hello", "databases": 3}
+        assert ask(django.address, "/path/beside")[2] == '{"text": "beside"}'
+        second.send('"bye"')
+        with pytest.raises(exceptions.ConnectionClosed) as closed:
+            second.recv()
+        assert closed.value.rcvd.code == 4001
+        assert json.loads(first.recv()) == {"text": "one has left with 4001"}
+    with dial(django, "/echo") as socket:
+        socket.send(b"\0\1")
+        assert socket.recv() == b"\0\1"
+    with pytest.raises(exceptions.InvalidStatus) as refused:
+        dial(django, "/room/closed")
+    assert refused.value.response.status_code == 403
 
 
 ENDLESS = {

@@ -105,7 +105,7 @@ def database(request: HttpRequest) -> JsonResponse:
 
 async def rows(request: HttpRequest) -> JsonResponse:
     """Django's own asynchronous queries, over its connections to DATABASE_URL."""
-    names = [row.name async for row in _model().objects.order_by("name")]
+    names = [row.name async for row in database_model().objects.order_by("name")]
     return JsonResponse({"names": names})
 
 
@@ -171,7 +171,7 @@ def _databases(address: str | None) -> dict[str, Any]:
 
 
 @functools.cache
-def _model() -> Any:
+def database_model() -> Any:
     """A table that every PostgreSQL has; a model can be declared when Django is set up."""
     from django.db import models
 

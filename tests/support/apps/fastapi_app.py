@@ -14,7 +14,20 @@ from typing import Annotated, Any
 
 import psycopg
 import psycopg_pool
-from fastapi import BackgroundTasks, Depends, FastAPI, Form, HTTPException, Request, UploadFile
+from fastapi import (
+    BackgroundTasks,
+    Depends,
+    FastAPI,
+    Form,
+    HTTPException,
+    Query,
+    Request,
+    UploadFile,
+    WebSocket,
+    WebSocketDisconnect,
+    WebSocketException,
+    status,
+)
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
@@ -132,3 +145,31 @@ async def notify(address: str, tasks: BackgroundTasks) -> dict[str, str]:
 @app.get("/events")
 async def told() -> list[str]:
     return events
+
+
+members: list[WebSocket] = []
+
+
+async def token(token: Annotated[str | None, Query()] = None) -> str:
+    if token is None:
+        raise WebSocketException(status.WS_1008_POLICY_VIOLATION, "no token")
+    return token
+
+
+@app.websocket("/chat/{name}")
+async def chat(websocket: WebSocket, name: str, of: Annotated[str, Depends(token)]) -> None:
+    """Sends to everybody what anybody says."""
+    await websocket.accept()
+    members.append(websocket)
+    try:
+        while True:
+            said = await websocket.receive_text()
+            if said == "query":  # while the WebSocket is open
+                async with state["pool"].connection() as conn:
+                    said = (await (await conn.execute("SELECT 'answer'")).fetchone())[0]
+            for member in members:
+                await member.send_text(f"{name} ({of}): {said}")
+    except WebSocketDisconnect:
+        members.remove(websocket)
+        for member in members:
+            await member.send_text(f"{name} has left")

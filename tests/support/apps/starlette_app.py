@@ -16,7 +16,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 events: list[str] = []
 
@@ -103,6 +104,25 @@ async def fails(request: Request) -> PlainTextResponse:
     raise ValueError("no")
 
 
+async def socket(websocket: WebSocket) -> None:
+    """Returns what it gets, of either kind; notes why it has ended."""
+    if websocket.query_params.get("deny"):
+        await websocket.send_denial_response(PlainTextResponse("not you", 401, {"www-authenticate": "Basic"}))
+        return
+    await websocket.accept("chat" if "chat" in websocket.scope["subprotocols"] else None)
+    try:
+        while True:
+            message = await websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                raise WebSocketDisconnect(message["code"], message.get("reason"))
+            if text := message.get("text"):
+                await websocket.send_json({"text": text, "of": websocket.state.name, "at": websocket.url.path})
+            else:
+                await websocket.send_bytes(message["bytes"][::-1])
+    except WebSocketDisconnect as end:
+        events.append(f"disconnected {end.code}")
+
+
 class Stamp(BaseHTTPMiddleware):
     async def dispatch(self, request: Request, call_next: Any) -> Any:
         response = await call_next(request)
@@ -120,7 +140,9 @@ pages = [
     Route("/form", form, methods=["POST"]),
     Route("/lines", lines),
     Route("/file", file),
+    WebSocketRoute("/socket", socket),
     Route("/fails", fails),
 ]
-app = Starlette(routes=[*pages, Mount("/mounted", routes=pages)], lifespan=lifespan, middleware=[Middleware(Stamp)])
-plain = Starlette(routes=pages, lifespan=lifespan)
+routes = [*pages, Mount("/mounted", routes=pages)]
+app = Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(Stamp)])
+plain = Starlette(routes=routes, lifespan=lifespan)
