@@ -41,6 +41,8 @@ def _layers(app: Any) -> Iterator[Any]:
         yield app
         own = getattr(app, "__dict__", {})
         inner = next((own[name] for name in ("application", "app", "wsgi_app") if name in own), None)
+        if "application_mapping" in own:  # Channels' ProtocolTypeRouter
+            inner = own["application_mapping"].get("http")
         app = getattr(inner, "__self__", inner)  # Flask's documentation wraps app.wsgi_app, a method
         if app is None:
             return
@@ -59,6 +61,11 @@ def _matcher(app: Any) -> Callable[[str], object] | None:
         return lambda path: (app._router.find(path) or (None,))[0]
     if module.startswith("pyramid"):
         return _pyramid(app.registry)
+    if isinstance(
+        routes := getattr(getattr(app, "router", app), "routes", None), list
+    ):  # Starlette's: FastAPI and others
+        paths = set(_starlette(routes))
+        return lambda path: path if path in paths else None
     return None
 
 
@@ -73,6 +80,18 @@ def _django() -> Callable[[str], object]:
             return None
 
     return match
+
+
+def _starlette(routes: Sequence[Any], prefix: str = "") -> Iterator[str]:
+    """The paths of all routes, also of those below a Mount, and in FastAPI's routers that are included in others."""
+    in_context = getattr(sys.modules.get("fastapi.routing"), "iter_route_contexts", None)  # where FastAPI has it
+    for route in routes if in_context is None else in_context(routes):
+        path = prefix + (getattr(route, "path", None) or "")
+        below = getattr(getattr(route, "original_route", route), "routes", None)
+        if below:
+            yield from _starlette(below, path)
+        else:
+            yield path
 
 
 def _pyramid(registry: Any) -> Callable[[str], object]:

@@ -105,6 +105,13 @@ def test_django_in_the_service(tmp_path: Path) -> None:
         assert line.startswith("the health pages hide the application's own /livez, /readyz;")
 
 
+def test_django_asgi_in_the_service(tmp_path: Path) -> None:
+    with running(tmp_path, DJANGO.replace("wsgi", "asgi"), PKG_ADMIN="off") as process:
+        (line,) = shadow_lines(process)
+        assert line.startswith("the health pages hide the application's own /livez, /readyz;")
+        assert ask(process.address, "/other")[::2] == (200, "the application's own")
+
+
 def test_a_project_whose_urls_are_broken_starts_all_the_same(tmp_path: Path) -> None:
     source = DJANGO.replace('"application_urls", ALLOWED', '"no_such_urls", ALLOWED')
     with running(tmp_path, source, PKG_ADMIN="off") as process:
@@ -169,8 +176,43 @@ def pyramid() -> Any:
     return config.make_wsgi_app()
 
 
+async def answer(request: Any) -> None: ...
+
+
+def starlette() -> Any:
+    from starlette.applications import Starlette
+    from starlette.middleware.gzip import GZipMiddleware
+    from starlette.routing import Mount, Route
+
+    below = Mount("", routes=[Route("/livez", answer)])
+    routes = [Route("/readyz/", answer), Mount("/api", routes=[Route("/healthz", answer)]), below]
+    return GZipMiddleware(Starlette(routes=[*routes, Route("/{anything:path}", answer)]))
+
+
+def fastapi() -> Any:
+    import fastapi
+
+    app, router, inner = fastapi.FastAPI(), fastapi.APIRouter(prefix="/api"), fastapi.APIRouter()
+    app.get("/readyz")(answer)
+    router.get("/healthz")(answer)
+    inner.get("/livez")(answer)
+    app.include_router(router)
+    app.include_router(inner)
+    app.get("/{anything:path}")(answer)
+    return app
+
+
+def channels() -> Any:
+    from channels.routing import ProtocolTypeRouter
+
+    return ProtocolTypeRouter({"http": starlette(), "websocket": answer})
+
+
+FRAMEWORKS = [flask, flask_wrapped, bottle, falcon, pyramid, starlette, fastapi, channels]
+
+
 @pytest.mark.filterwarnings("ignore")  # of Pyramid's own imports
-@pytest.mark.parametrize("make", [flask, flask_wrapped, bottle, falcon, pyramid], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", FRAMEWORKS, ids=lambda make: make.__name__)
 def test_routers(make: Any) -> None:
     assert own_routes(make(), PATHS) == ["/livez", "/readyz"]
 
