@@ -54,6 +54,10 @@ __all__ = ["Service", "open_database"]
 
 _log = logging.getLogger("pkg.service")
 
+# For --reload, seconds in place of a longer drain_timeout: a page that is being developed often has an endless stream
+# open, and the application should have shut down before the supervisor loses its patience, after 5 s.
+RELOAD_TIMEOUT = 3.0
+
 
 class Service:
     """One process: `run()` serves until it is told to stop, and returns the exit code."""
@@ -105,9 +109,8 @@ class Service:
                 self.server.host(_unavailable)
             self.lifecycle.advance(Phase.DRAINING, self.signals.name)
             if self.notify is not None:
-                # After SIGINT --reload may start the service again; systemd would end a unit that it believes to stop.
-                is_last = not (s.reload and self.signals.name == "SIGINT")
-                self.notify.stopping(self.signals.name, is_last=is_last)
+                # systemd would end a unit that it believes to stop.
+                self.notify.stopping(self.signals.name, is_last=not self._may_be_started_again)
             aborted = self._drain()
             self.lifecycle.advance(Phase.STOPPED)
         finally:
@@ -132,6 +135,11 @@ class Service:
     @property
     def is_draining(self) -> bool:
         return self.lifecycle.phase in (Phase.DRAINING, Phase.STOPPED)
+
+    @property
+    def _may_be_started_again(self) -> bool:
+        """By --reload, which sends SIGINT when a file has changed."""
+        return bool(self.settings.reload) and self.signals.name == "SIGINT"
 
     def in_child(self) -> None:
         """Called in a process that the application has forked: closes and stops there what belongs to this one.
@@ -461,17 +469,20 @@ class Service:
         """Ends everything in order.  Returns the number of requests that were aborted."""
         s = self.settings
         assert self.server is not None and self.checker is not None
+        timeout: float = s.drain_timeout
+        if self.eventloop is not None and self._may_be_started_again:
+            timeout = min(timeout, RELOAD_TIMEOUT)
         drained = drain(
             self.server,
             self.checker,
             self.signals,
             delay=s.drain_delay,
-            timeout=s.drain_timeout,
+            timeout=timeout,
             say=self._last_words,
             end_streams=self.eventloop.end_streams if self.eventloop is not None else None,
             end_websockets=self.eventloop.end_websockets if self.eventloop is not None else None,
         )
-        self._close_parts(self.signals.at + s.drain_delay + s.drain_timeout - time.monotonic())
+        self._close_parts(self.signals.at + s.drain_delay + timeout - time.monotonic())
         _has_lasting_threads()
         drained.log()
         return drained.aborted
