@@ -70,7 +70,9 @@ class Outcome:
         )
 
 
-class _Instances:
+class Rollout:
+    """Instances in their places, each of which can be replaced.  `outcome` gets the codes and times of their ends."""
+
     def __init__(self, start: Start, stop: signal.Signals, check: str, outcome: Outcome) -> None:
         self._start, self._stop, self._check, self._outcome = start, stop, check, outcome
         self._running: dict[Place, subprocess.Popen[bytes]] = {}
@@ -162,7 +164,7 @@ def _roll(
     streams: tuple[str, ...],
 ) -> Outcome:
     outcome = Outcome(rounds)
-    instances = _Instances(start, stop, check, outcome)
+    instances = Rollout(start, stop, check, outcome)
     with contextlib.ExitStack() as stack:
         stack.callback(instances.kill)
         for place in places:
@@ -172,7 +174,7 @@ def _roll(
             stack.enter_context(nginx(places)),
         ]
         for place in places:
-            _await(balancers, place)
+            await_place(balancers, place)
         loads: dict[str, Load] = {
             b.name: stack.enter_context(loading(b.address, each=each, pause=pause)) for b in balancers
         }
@@ -184,7 +186,7 @@ def _roll(
         for number in range(rounds):
             for place in places:
                 instances.replace(place)
-                _await(balancers, place)  # before the other one goes
+                await_place(balancers, place)  # before the other one goes
             say(f"{number + 1} of {rounds} rolling restarts after {time.monotonic() - began:.0f} s")
         for name, load in loads.items():
             outcome.tallies[name] = load.finish()
@@ -195,7 +197,8 @@ def _roll(
     return outcome
 
 
-def _await(balancers: list[Balancer], place: Place) -> None:
+def await_place(balancers: Sequence[Balancer], place: Place) -> None:
+    """Waits until all of them send requests there."""
     for balancer in balancers:
         wait_for(lambda b=balancer: b.has(place.name), PATIENCE, f"{balancer.name} with {place.address}")  # type: ignore[misc]
 
