@@ -1,4 +1,4 @@
-"""Clients that people write Python services with, before an ASGI application: httpx and aiohttp."""
+"""Clients that people write Python services with, before an ASGI application: httpx, aiohttp and websockets."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.processes import Process, running
 
+client = pytest.importorskip("websockets.asyncio.client")
+exceptions = pytest.importorskip("websockets.exceptions")
 httpx = pytest.importorskip("httpx")
 aiohttp = pytest.importorskip("aiohttp")
 
@@ -127,5 +129,62 @@ def test_aiohttp(url: str) -> None:
                 form.append(PART)
                 form.append_json({"a": 1})
             assert (await told("POST", "/upload", data=form))["size"] > len(PART)
+
+    asyncio.run(main())
+
+
+def test_websockets_of_aiohttp(url: str) -> None:
+    async def main() -> None:
+        async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(PATIENCE)) as session:
+            # A heartbeat is a ping after which a pong has to come, and `compress` permessage-deflate.
+            for options in ({}, {"compress": 15, "heartbeat": 0.2}):
+                async with session.ws_connect("/socket", **options) as socket:
+                    await socket.send_json({"a": [1] * 5000})
+                    assert await socket.receive_json() == {"a": [1] * 5000}
+                    await socket.send_bytes(PART)
+                    assert await socket.receive_bytes() == PART
+                    await socket.send_str("count 1000")
+                    assert [await socket.receive_str() for _ in range(1001)] == [*map(str, range(1000)), "count 1000"]
+                    await socket.ping(b"are you there")
+                    await asyncio.sleep(0.5 if options else 0)
+                    await socket.send_str("close 4321")
+                    message = await socket.receive()
+                    assert (message.type, message.data, message.extra) == (aiohttp.WSMsgType.CLOSE, 4321, "as asked")
+            async with session.ws_connect("/aiohttp") as socket:
+                await socket.close(code=4322, message=b"enough")
+                assert socket.close_code == 4322
+            while "/aiohttp 4322 enough" not in (await (await session.get("/hello")).json())["left"]:
+                pass
+
+    asyncio.run(main())
+
+
+def test_the_client_of_websockets(url: str) -> None:
+    """Many at a time, with pings of their own; one of them connects again whenever it is closed."""
+
+    async def talk(number: int) -> None:
+        async with client.connect(f"ws{url[4:]}/socket", ping_interval=0.1, ping_timeout=PATIENCE) as socket:
+            assert socket.response.headers["set-cookie"] == "a=b"
+            for count in range(10):
+                await socket.send(f"{number} {count}")
+                assert await socket.recv() == f"{number} {count}"
+            await socket.send([PART, PART, b"end"])  # in fragments
+            assert await socket.recv() == PART + PART + b"end"
+            await (await socket.ping())
+
+    async def again() -> None:
+        codes = []
+        async for socket in client.connect(f"ws{url[4:]}/again"):
+            try:
+                await socket.send(f"close {4000 + len(codes)}")
+                await socket.recv()
+            except exceptions.ConnectionClosed as closed:
+                codes.append((closed.rcvd.code, closed.rcvd.reason))
+                if len(codes) == 3:
+                    break
+        assert codes == [(code, "as asked") for code in (4000, 4001, 4002)]
+
+    async def main() -> None:
+        await asyncio.gather(again(), *(talk(number) for number in range(30)))
 
     asyncio.run(main())

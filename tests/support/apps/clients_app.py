@@ -17,6 +17,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
         await http(scope, receive, send)
+    elif scope["type"] == "websocket":
+        await socket(scope, receive, send)
 
 
 async def http(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -62,3 +64,19 @@ async def stream(path: str, count: int, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.body", "body": b"%1023d\n" % number, "more_body": True})
         await asyncio.sleep(0 if count <= 1000 else 0.005)
     await send({"type": "http.response.body"})
+
+
+async def socket(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """Returns what it gets; `close CODE` closes it, and `count N` sends N messages."""
+    await receive()
+    await send({"type": "websocket.accept", "headers": [(b"set-cookie", b"a=b")]})
+    while (message := await receive())["type"] != "websocket.disconnect":
+        text = message.get("text")
+        word, _, number = (text or "").partition(" ")
+        if word == "close":
+            await send({"type": "websocket.close", "code": int(number), "reason": "as asked"})
+            return
+        for value in range(int(number)) if word == "count" else ():
+            await send({"type": "websocket.send", "text": str(value)})
+        await send({"type": "websocket.send", "text": text, "bytes": message.get("bytes")})
+    left.append(f"{scope['path']} {message['code']} {message['reason']}")
