@@ -133,7 +133,8 @@ void eventloop_end_watch(front *f)
         tell(f);
 }
 
-#define STALL (20 * MILLISECOND) /* of the front's own thread; less is the scheduler's usual business */
+#define STALL (50 * MILLISECOND) /* of the front's own thread; less is the scheduler's usual business on a busy machine */
+#define SILENCE SECOND
 #define MOST_STALLS 3            /* in one turn: where CPU is always short, turns are told all the same, but later */
 
 /* What one that waits elsewhere runs without having been asked for it, as a timer, is nothing that the front knows of.  So it is
@@ -173,7 +174,8 @@ int64_t eventloop_watch(front *f, int64_t nap)
         if (number != e->watched) {
             e->stalled = 0;
             e->n_stalls = 0;
-        } else if (now - e->expected > STALL && e->n_stalls < MOST_STALLS) {
+        }
+        if (now - e->expected > STALL && e->n_stalls < MOST_STALLS) {
             e->stalled = took; /* since when the process stood still is not known */
             e->n_stalls++;
         }
@@ -194,6 +196,20 @@ int64_t eventloop_watch(front *f, int64_t nap)
     e->expected = nap != 0 ? now + nap : due;
     atomic_store(&e->watched_at, nap != 0 ? now : due);
     return due;
+}
+
+int64_t eventloop_silent_until(front *f)
+{
+    struct front_eventloop *e = &f->eventloop;
+
+    if (e->watched_fd == -1 || atomic_load(&e->state) != EVENTLOOP_ASLEEP)
+        return INT64_MAX;
+    uint64_t number = atomic_load_explicit(&e->looks, memory_order_relaxed);
+    if (number != e->heard) {
+        e->heard = number;
+        e->silent_until = clock_now() + SILENCE;
+    }
+    return e->silent_until;
 }
 
 /* -------------------------------------------------------------------------- its side */

@@ -51,8 +51,9 @@
  * descriptor to `watched_fd`, naps, and the event loop turns the front's loop itself within front_look(), without waiting.
  * When a nap passes in which it has not looked, the front's own thread takes that away again.
  *
- * Its turns are those in which the front has something for it, from the ring or front_look() on.  When it runs something else,
- * as a callback of its own, nothing is known of it until the next ring.
+ * Its turns are those in which the front has something for it, from the ring or front_look() on.  Of what else it runs nothing is
+ * known; so, while it has requests, the front's own thread rings when it has not looked for SILENCE.  That thread would wake for
+ * them once a second in any case.
  */
 #ifndef EVENTLOOP_H
 #define EVENTLOOP_H
@@ -103,6 +104,8 @@ void eventloop_take_lead(front *f); /* L: one that waits elsewhere does not lead
 /* L, likewise: looks at the turn.  When to look at it again, nanoseconds; INT64_MAX: no need.  `nap`: how long it sleeps now if
  * it does not lead, otherwise 0. */
 int64_t eventloop_watch(front *f, int64_t nap);
+/* L, likewise, while it has requests: when to ring one that waits elsewhere, to hear from it; INT64_MAX: no need. */
+int64_t eventloop_silent_until(front *f);
 
 /* M, and so are the next two: the connection's socket has had these events (enum front_progress). */
 void eventloop_note(front *f, front_conn *c, unsigned events);

@@ -248,6 +248,8 @@ struct front_eventloop {
     uint64_t watched;          /* L: the turn that it saw at its last look, */
     int64_t expected, stalled; /* L: when it should have looked again at the latest; how much of the turn does not count */
     int n_stalls;              /* L: how often it was late in this turn */
+    uint64_t heard;            /* L: of one that waits elsewhere: `looks` at the last look of that thread, */
+    int64_t silent_until;      /* L: and when it must have changed */
 };
 
 /* probe.c: published pages, and who asked for them. */

@@ -35,6 +35,7 @@ AGAIN = 60.0  # seconds after which a place is named again
 LONG = 1.0  # seconds; the end of a turn that took longer is logged as well
 MAX_PLACES = 1000  # that are remembered
 MAX_OTHERS = 5  # other threads that are named
+MOMENT = 0.01  # seconds for an idle event loop to say so
 LOCKED = 0.02  # seconds without the interpreter lock; a thread that gives it up every 5 ms is no reason for so many
 NO_IDS: Ids = ("", "", "")
 _UNSEEN = "the event loop was blocked for %.2f s; the line was not seen, because the interpreter lock was held"
@@ -49,6 +50,11 @@ class Blocked(NamedTuple):
     @property
     def place(self) -> stacks.Frame | None:
         return tasks.place(self.task.frames)
+
+    @property
+    def is_idle(self) -> bool:
+        """It runs no Python; uvloop may not have told the front yet that the turn is over."""
+        return not self.task.name and all(stacks.is_own(frame.file) for frame in self.task.frames)
 
     @property
     def where(self) -> str:
@@ -155,6 +161,8 @@ class Watcher:
             return  # it has ended before this thread could run; a line named now would be another one
         seconds = self._front.eventloop_turn
         blocked = Blocked(seconds, _running(self._eventloop))
+        if blocked.is_idle:
+            time.sleep(MOMENT)
         if self._front.eventloop_looks != turn.number:
             return
         self._unseen = None

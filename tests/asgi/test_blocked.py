@@ -18,7 +18,7 @@ from tests.support.client import SLOWNESS, Answer, get, wait_for
 from tests.support.processes import Process, ask, free_port, running
 
 SOURCE = """
-import asyncio, ctypes, gc, re, time
+import asyncio, ctypes, gc, os, re, time
 from contextlib import asynccontextmanager
 from fastapi import Depends, FastAPI
 import pkg
@@ -43,9 +43,13 @@ async def upstream():
 
 app = FastAPI(lifespan=lifespan)
 
-@app.get("/sleep/{seconds}")
-async def sleep(seconds: float):
-    time.sleep(seconds)
+@app.get("/sleep")
+async def sleep():
+    time.sleep(0.3)
+
+@app.get("/until-told")
+async def until_told():
+    while not os.path.exists("told"): time.sleep(0.01)
 
 async def current_user():
     time.sleep(0.3)
@@ -83,7 +87,6 @@ async def read_rows():
         pass
 """
 BLOCKED = "the event loop has been blocked for "
-# These hold the interpreter lock; another thread may get it first, and then the line is not seen.
 HOLDING = ("/holds", "/regex")
 MOST_TRIES = 20
 
@@ -91,8 +94,8 @@ MOST_TRIES = 20
 class Drill:
     """The service, its admin listener, and what the log says of blocked turns."""
 
-    def __init__(self, process: Process, admin: int) -> None:
-        self.process, self.admin = process, ("127.0.0.1", admin)
+    def __init__(self, process: Process, admin: int, directory: Path) -> None:
+        self.process, self.admin, self.directory = process, ("127.0.0.1", admin), directory
 
     def page(self, path: str) -> str:
         return ask(self.admin, path)[2]
@@ -105,8 +108,10 @@ class Drill:
 def drill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
     admin = free_port()
     environ = {"PKG_ADMIN": f"127.0.0.1:{admin}", "PKG_STUCK_TIMEOUT": "1s", "PKG_DRAIN_TIMEOUT": "2s"}
-    with running(tmp_path_factory.mktemp("drill"), SOURCE, **environ) as process:
-        yield Drill(process, admin)
+    environ["PKG_LOOP"] = "asyncio"
+    directory = tmp_path_factory.mktemp("drill")
+    with running(directory, SOURCE, **environ) as process:
+        yield Drill(process, admin, directory)
 
 
 class Asking(threading.Thread):
@@ -119,14 +124,14 @@ class Asking(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        with contextlib.suppress(EOFError):
+        with contextlib.suppress(EOFError, ConnectionError):
             self.answer = get(self._address, self._target)
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("/sleep/0.3", "time.sleep(seconds)"),
+        ("/sleep", "time.sleep(0.3)"),
         ("/depends", "time.sleep(0.3)"),
         ("/burn", "while time.monotonic() < end: pass"),
         ("/holds", "hold_the_lock(300_000)"),
@@ -134,59 +139,62 @@ class Asking(threading.Thread):
     ],
 )
 def test_the_log_names_the_line(drill: Drill, path: str, source: str) -> None:
+    """On a busy machine not always the first time; and whatever holds the interpreter lock may end the turn with it."""
     answers = []
-    for _ in range(MOST_TRIES if path in HOLDING else 1):
+    for _ in range(MOST_TRIES):
         asking = Asking(drill, path)
         probes = 0
         while asking.is_alive():
             probes += ask(drill.process.address, "/healthz")[0] == 200
             time.sleep(0.02)
-        assert asking.answer.status == 200 and probes >= 2
+        assert asking.answer.status == 200 and probes
         answers.append(asking.answer.header("x-request-id"))
-        if path in HOLDING:
-            drill.process.await_message(f"^GET {path} 200")
-            if any(line["message"].count(f"GET {path}") for line in drill.warnings()):
-                break
-            drill.process.await_message("the line was not seen, because the interpreter lock was held")
+        drill.process.await_message(f"^GET {path} 200")
+        if any(line["message"].count(f"GET {path}") for line in drill.warnings()):
+            break
     pattern = f"{BLOCKED}[0-9.]+ s at application.py:[0-9]+: {re.escape(source)}, in GET {path}"
-    (record,) = wait_for(lambda: [line for line in drill.warnings() if line["message"].count(f"GET {path}")])
+    (record,) = (line for line in drill.warnings() if line["message"].count(f"GET {path}"))
     assert re.match(pattern, record["message"]), record["message"]
-    assert record["severity"] == "WARNING" and record["request_id"] == answers[-1]
+    assert record["severity"] == "WARNING" and record["request_id"] in answers
     number = int(re.search("application.py:([0-9]+)", record["message"])[1])  # type: ignore[index]
     assert SOURCE.splitlines()[number - 1].strip() == source
     assert source in record["code.stacktrace"]
-    assert ("the interpreter lock was held" in record["message"]) == (path in ("/holds", "/regex"))
+    assert ("the interpreter lock was held" in record["message"]) >= (path in HOLDING)
 
 
 def test_a_place_is_named_once_a_minute(drill: Drill) -> None:
-    assert get(drill.process.address, "/sleep/0.15").status == 200
+    assert get(drill.process.address, "/sleep").status == 200
     assert get(drill.process.address, "/depends").status == 200
-    assert not [line for line in drill.warnings() if line["message"].endswith("GET /sleep/0.15")]
+    assert sum("in GET /sleep" in line["message"] for line in drill.warnings()) == 1
 
 
 def test_the_garbage_collector_is_not_the_line_in_which_it_ran(drill: Drill) -> None:
-    assert get(drill.process.address, "/collect").status == 200
-    (record,) = wait_for(lambda: [line for line in drill.warnings() if "GET /collect" in line["message"]])
+    for _ in range(MOST_TRIES):
+        assert get(drill.process.address, "/collect").status == 200
+        if found := [line for line in drill.warnings() if "GET /collect" in line["message"]]:
+            break
+    (record,) = found
     assert re.search(r"s by the garbage collector, which took [0-9.]+ s, in GET /collect", record["message"])
 
 
 def test_the_pages_say_it_while_it_lasts(drill: Drill) -> None:
     """And what waits; then a check that is a coroutine function fails, and liveness, as stuck_timeout says."""
-    first = Asking(drill, "/sleep/2.5")
-    place = r"application.py:[0-9]+: time.sleep\(seconds\), in GET /sleep/2.5"
-    wait_for(lambda: "GET /sleep/2.5" in drill.page("/debug/requests"))
+    first = Asking(drill, "/until-told")
+    line = 'while not os.path.exists("told"): time.sleep(0.01)'
+    place = f"application.py:[0-9]+: {re.escape(line)}, in GET /until-told"
+    wait_for(lambda: "GET /until-told" in drill.page("/debug/requests"))
     second = Asking(drill, "/docs")
     finding = rf"error: {BLOCKED}[0-9.]+ s at {place}; 1 request in flight and 1 queued, the oldest for [0-9.]+ s"
-    wait_for(lambda: re.search(finding, drill.page("/statusz")), 2.0)
+    wait_for(lambda: re.search(finding, drill.page("/statusz")))
     document = json.loads(drill.page("/statusz?format=json"))["eventloop"]
-    assert document["blocked"] > 0.5 and document["source"] == "time.sleep(seconds)" and document["tasks"] >= 3
+    assert document["blocked"] > 0.5 and document["source"] == line and document["tasks"] >= 3
     metrics = drill.page("/metrics")
     assert float(re.search("^pkg_event_loop_blocked_seconds (.*)$", metrics, re.M)[1]) > 0.5  # type: ignore[index]
-    wait_for(lambda: ask(drill.process.address, "/healthz")[0] == 503, 2.0)
-    assert first.is_alive()
+    wait_for(lambda: ask(drill.process.address, "/healthz")[0] == 503)
     reason = rf"/readyz/upstream +failed \(optional\) +(has been hanging for [0-9.]+ s: )?{BLOCKED}[0-9.]+ s at {place}"
-    wait_for(lambda: re.search(reason, drill.page("/statusz")), 1.0)
+    wait_for(lambda: re.search(reason, drill.page("/statusz")))
     assert re.search(f"workers +failed +{BLOCKED}more than 1 s at {place}", drill.page("/statusz"))
+    (drill.directory / "told").touch()
     first.join()
     second.join()
     assert (first.answer.status, second.answer.status) == (200, 200)
@@ -227,19 +235,25 @@ def test_where_each_task_waits_and_last_words(drill: Drill) -> None:
         thread.join()
 
 
-def test_time_in_which_the_process_stood_still_is_not_held_against_a_line(tmp_path: Path) -> None:
-    """Nor is a turn that is shorter than the setting."""
+def test_a_process_that_stood_still_and_one_that_has_to_end(tmp_path: Path) -> None:
+    """In uvloop, if it is installed.  No line is blamed for time in which the process was stopped, nor for a turn that
+    is shorter than the setting; one is, if the step before has ended; the last words of the drain say it as well."""
     source = """
-import time
+import asyncio, os, time
 async def app(scope, receive, send):
     assert scope["type"] == "http"
-    time.sleep(float(scope["path"][1:]))
+    path = scope["path"][1:]
+    if path == "later":
+        await asyncio.sleep(0.05)
+        while not os.path.exists("told"): time.sleep(0.01)
+    else:
+        time.sleep(float(path))
     await send({"type": "http.response.start", "status": 200})
     await send({"type": "http.response.body"})
 """
-    environ = {"PKG_SLOW_CALLBACK_DURATION": "500ms", "PKG_ADMIN": "off"}
+    environ = {"PKG_SLOW_CALLBACK_DURATION": "500ms", "PKG_ADMIN": "off", "PKG_DRAIN_TIMEOUT": "1s"}
     with running(tmp_path, source, **environ) as process:
-        drill = Drill(process, 0)
+        drill = Drill(process, 0, tmp_path)
         asking = Asking(drill, "/0.35")
         time.sleep(0.15)
         process.process.send_signal(signal.SIGSTOP)
@@ -247,6 +261,21 @@ async def app(scope, receive, send):
         process.process.send_signal(signal.SIGCONT)
         asking.join()
         assert asking.answer.status == 200
-        assert get(process.address, "/0.8").status == 200
+        asking = Asking(drill, "/later")
         wait_for(drill.warnings)
-        assert [re.search("GET (.*)$", line["message"])[1] for line in drill.warnings()] == ["/0.8"]  # type: ignore[index]
+        (tmp_path / "told").touch()
+        asking.join()
+        assert get(process.address, "/2").status == 200
+        wait_for(lambda: len(drill.warnings()) == 2)
+        for record, place in zip(drill.warnings(), ("time.sleep(0.01), in GET /later", "in GET /2"), strict=True):
+            assert place in record["message"]
+
+        asking = Asking(drill, "/30")
+        time.sleep(0.6)
+        process.process.send_signal(signal.SIGTERM)
+        place = "application.py:[0-9]+: time.sleep.float.path.., in GET /30"
+        process.await_message("^the drain deadline is in 1 s: 1 requests in flight")
+        process.await_message(f"^{BLOCKED}[0-9.]+ s at {place}$")
+        process.await_message("^task .* .GET /30.")
+        process.kill()
+        asking.join()

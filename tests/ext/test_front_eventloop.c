@@ -237,6 +237,7 @@ static void *host_run_elsewhere(void *arg)
         if (waits == 1 && e.data.fd == h->poke) {
             if (read(h->poke, &n, sizeof n) == sizeof n)
                 atomic_fetch_add(&h->pokes, 1);
+            usleep((useconds_t)atomic_exchange(&h->poke_blocks, 0) * 1000);
         } else if (waits == 1) {
             for (unsigned news = front_look(h->r.f); news != 0; news = front_settle(h->r.f))
                 serve(h, news);
@@ -789,6 +790,38 @@ static void it_leads_while_it_is_loaded(void)
     host_end(&h);
 }
 
+/* While one that waits elsewhere has a request, the front hears from it, also when it only has events of its own. */
+static void a_silent_one_is_rung(void)
+{
+    host h;
+    client c;
+    watcher w = {0};
+    front_limits limits = rig_limits();
+    pthread_t thread;
+
+    elsewhere = true;
+    limits.slow_callback_duration = 100 * MS;
+    host_start(&h, &limits);
+    w.f = h.r.f;
+    REQUIRE(pthread_create(&thread, NULL, watch, &w) == 0);
+    dial(&h.r, &c);
+    say(&c, "GET /watch HTTP/1.1\r\nHost: x\r\n\r\n");
+    EVENTUALLY(atomic_load(&h.tasks) == 1);
+    int64_t looks = (int64_t)atomic_load(&h.r.f->eventloop.looks);
+    EVENTUALLY((int64_t)atomic_load(&h.r.f->eventloop.looks) > looks);
+    REQUIRE(atomic_load(&w.told) == 0);
+    atomic_store(&h.poke_blocks, 3000);
+    poke(&h);
+    EVENTUALLY(atomic_load(&w.told) == 1);
+    REQUIRE(atomic_load(&w.ended) == 0, "told only at the end");
+    EVENTUALLY(atomic_load(&w.ended) == 1);
+    hang_up(&c);
+    rig_settle(&h.r);
+    front_advance(h.r.f, FRONT_STOPPED);
+    pthread_join(thread, NULL);
+    host_end(&h);
+}
+
 /* The same for one that waits elsewhere. */
 #define ELSEWHERE(name) \
     static void name##_elsewhere(void) \
@@ -974,6 +1007,7 @@ static const test tests[] = {
     {"the_end_is_told", the_end_is_told, 0},
     {"many_at_a_time", many_at_a_time, 0},
     {"it_leads_while_it_is_loaded", it_leads_while_it_is_loaded, 0},
+    {"a_silent_one_is_rung", a_silent_one_is_rung, 0},
     {"requests_are_answered_elsewhere", requests_are_answered_elsewhere, 0},
     {"bodies_come_as_they_are_sent_elsewhere", bodies_come_as_they_are_sent_elsewhere, 0},
     {"a_slow_reader_delays_nobody_elsewhere", a_slow_reader_delays_nobody_elsewhere, 0},
