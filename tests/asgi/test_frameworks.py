@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -353,6 +354,24 @@ def test_a_room_of_channels(django: Process) -> None:
     with pytest.raises(exceptions.InvalidStatus) as refused:
         dial(django, "/room/closed")
     assert refused.value.response.status_code == 403
+
+
+def test_socket_io(tmp_path: Path) -> None:
+    """By a WebSocket from the start, and by one that follows long polling."""
+    socketio = pytest.importorskip("socketio")
+
+    async def main(url: str) -> None:
+        for transports in (["websocket"], ["polling", "websocket"]):
+            async with socketio.AsyncSimpleClient() as one, socketio.AsyncSimpleClient() as other:
+                await one.connect(url, transports=transports)
+                await other.connect(url, transports=transports)
+                assert (one.transport, other.transport) == ("websocket", "websocket")
+                assert await one.call("say", {"bytes": b"\0"}) == "passed on"
+                assert await other.receive(5 * SLOWNESS) == ["said", {"bytes": b"\0"}]
+
+    with served(tmp_path, "socketio_app:app") as process:
+        assert ask(process.address, "/echo/beside")[2] == "GET beside 0"
+        asyncio.run(main(f"http://127.0.0.1:{process.address[1]}"))
 
 
 ENDLESS = {
