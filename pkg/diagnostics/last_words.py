@@ -5,7 +5,6 @@ The caller decides when to log it.
 
 from __future__ import annotations
 
-import asyncio
 import faulthandler
 import logging
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from pkg.diagnostics import stacks, tasks
 from pkg.logs.output import last_words
 
 if TYPE_CHECKING:
+    import asyncio
+
     from pkg.diagnostics.snapshot import Status
 
 __all__ = ["Late", "LateTasks", "say"]

@@ -2,18 +2,22 @@
 
 It reads them from another thread, between two steps of the event loop: a chain may be a moment old, and nothing is
 changed.  Like stacks, chains contain files, lines and functions, never the value of a variable.
+
+Its importers are there in each process, and asyncio is not (3 MB): only the functions import it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pkg.diagnostics import stacks
 from pkg.logs import context
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = [
     "Serving",
@@ -77,6 +81,8 @@ _KINDS = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "
 
 
 def _is_known(awaited: object) -> bool:
+    import asyncio
+
     if isinstance(awaited, asyncio.Future) or type(awaited).__name__ in _BETWEEN:
         return True
     return any(hasattr(awaited, frame) for frame, _ in _KINDS)
@@ -111,6 +117,8 @@ def chain(awaited: Any) -> tuple[tuple[stacks.Frame, ...], str]:
 
 
 def _in_words(awaited: Any) -> str:
+    import asyncio
+
     if isinstance(awaited, asyncio.Task):
         return f"task {awaited.get_name()}"
     if (children := getattr(awaited, "_children", None)) is not None:  # of asyncio.gather()
@@ -171,6 +179,8 @@ def serving(eventloop: Any) -> list[Serving]:
 
 def running(eventloop: Any) -> TaskState:
     """What the thread of the event loop runs now: a task, or a callback, which has no name."""
+    import asyncio
+
     task = asyncio.current_task(eventloop.loop)
     frames = _stack_of(eventloop.thread.ident)
     if task is None:
@@ -183,6 +193,8 @@ def capture(eventloop: Any, requests: Sequence[Serving] | None = None) -> list[T
 
     `eventloop` has `loop`, `thread` and serving(); `requests`: those of serving(), if the caller has them.
     """
+    import asyncio
+
     requests = serving(eventloop) if requests is None else requests
     known = _Requests(requests)
     now = asyncio.current_task(eventloop.loop)
@@ -228,6 +240,8 @@ def best_place(found: Sequence[TaskState]) -> stacks.Frame | None:
 
 def count(eventloop: Any) -> int:
     """Tasks of the event loop that have not ended."""
+    import asyncio
+
     return len(asyncio.all_tasks(eventloop.loop))
 
 

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
 from functools import partial
-from inspect import CO_COROUTINE
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import asyncio
+    from concurrent.futures import Future
 
 __all__ = ["Coroutines", "Gone", "Overran", "is_coroutine_function"]
 
+CO_COROUTINE = 0x80  # as in inspect, whose import would take time
 GRACE = 0.1  # seconds for the event loop to cancel a run that has taken too long
 
 
@@ -120,6 +120,8 @@ class _Run:
     """One run on the event loop; `future` is done when it has ended there."""
 
     def __init__(self, name: str, awaitable: Awaitable[Any], timeout: float) -> None:
+        from concurrent.futures import Future
+
         self.future: Future[Any] = Future()
         self.is_given_up = False
         self._name, self._awaitable, self._timeout = name, awaitable, timeout
