@@ -1119,7 +1119,7 @@ void conn_expire(front *f)
         conn_gathered(f, c);
     while ((c = f->table.waiting[CONN_HELD].first) != NULL && c->deadline <= f->now) {
         count_add(&f->count.timeouts, 1);
-        conn_refuse(f, c, 503, "no worker became free in time\n");
+        conn_refuse(f, c, 503, eventloop_serves(f) ? "the event loop was busy for too long\n" : "no worker became free in time\n");
     }
     while ((c = f->table.waiting[CONN_FLUSH].first) != NULL && c->deadline <= f->now) {
         size_t done = c->out != NULL ? c->out_pos : (size_t)c->file_pos;

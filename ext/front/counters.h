@@ -17,7 +17,7 @@
 
 #define FRONT_COUNTERS(EVENT, STATE)                                                                                       \
     STATE(in_flight, "http_server_active_requests",                                                                        \
-          "Requests in flight, including those that wait for a worker thread.")                                            \
+          "Requests in flight, including those that wait to be served.")                                                   \
     STATE(connections, "pkg_connections", "Client connections open now.")                                                  \
     STATE(websockets, "pkg_websockets", "WebSockets open now; they do not count as requests in flight.")                   \
     EVENT(websockets_opened, "pkg_websockets_opened", "WebSockets that the application has accepted.")                     \
@@ -25,15 +25,16 @@
     EVENT(closed, "pkg_connections_closed", "Client connections closed; accepted minus closed are open.")                  \
     EVENT(resets, "pkg_connection_resets", "Connections that clients reset.")                                              \
     EVENT(accept_errors, "pkg_accept_errors", "Connections not accepted for lack of descriptors or memory.")               \
-    EVENT(requests, "pkg_requests", "Requests that came to wait for a worker thread, or found the queue full.")            \
+    EVENT(requests, "pkg_requests", "Requests that came to wait to be served, or found the queue full.")                   \
     EVENT(served, "pkg_requests_served", "Requests whose complete response was passed to the connection.")                 \
     EVENT(aborted, "pkg_requests_aborted", "Requests cut off before their response was complete.")                         \
     EVENT(rejected, "pkg_requests_rejected", "Request heads that were not valid HTTP.")                                    \
     EVENT(shed, "pkg_requests_shed", "Requests refused because of max_connections, max_queue or buffer_size.")             \
     EVENT(timeouts, "pkg_timeouts",                                                                                        \
-          "Requests that did not arrive in time, or were not taken by a worker thread in time.")                           \
+          "Requests that did not arrive in time, or waited too long to be served.")                                        \
     EVENT(request_timeouts, "pkg_request_timeouts", "Requests that took longer than request_timeout.")                     \
-    STATE(late, "pkg_workers_late", "Worker threads still busy with a request that took longer than request_timeout.")     \
+    STATE(late, "pkg_workers_late",                                                                                        \
+          "Worker threads, or tasks, still busy with a request that took longer than request_timeout.")                    \
     EVENT(probes, "pkg_probes", "Responses to health probes.")                                                             \
     EVENT(stale, "pkg_probes_stale", "Probes that got 503 because the health pages had expired.")                          \
     EVENT(bytes_in, "pkg_received_bytes", "Bytes received from clients by the front.")                                     \
@@ -43,8 +44,8 @@
           "Request bodies written to a temporary file before they were passed to a worker thread.")                        \
     EVENT(spool_failures, "pkg_spool_failures", "Request bodies that could not be spooled.")                               \
     STATE(spool_bytes, "pkg_spool_bytes", "Bytes of request bodies in temporary files.")                                   \
-    STATE(queued, "pkg_queue_length", "Requests waiting for a worker thread.")                                             \
-    EVENT(queue_ns, "pkg_queue_wait_seconds", "Total time that requests have waited for a worker thread.")                 \
+    STATE(queued, "pkg_queue_length", "Requests waiting for a worker thread, or for the event loop.")                      \
+    EVENT(queue_ns, "pkg_queue_wait_seconds", "Total time that requests have waited for a worker thread, or for the event loop.") \
     STATE(finished, NULL, "Requests finished by workers; `served` are those whose whole response has been sent.")          \
     STATE(spool_error, NULL, "The errno value of the last body that could not be spooled; EFBIG: body_spool_size is used up.")
 

@@ -181,7 +181,10 @@ def _work(d: Snapshot) -> Rows:
     if d.eventloop is not None:
         blocked = d.eventloop.blocked
         rows = [
-            (Cell("event loop"), Cell(f"blocked for {seconds(blocked)}", "bad") if blocked else Cell("not blocked")),
+            (
+                Cell(f"event loop, of {d.eventloop.kind}"),
+                Cell(f"blocked for {seconds(blocked)}", "bad") if blocked else Cell("not blocked"),
+            ),
             (Cell("tasks"), Cell(number(d.eventloop.tasks))),
             (Cell("waiting for the event loop"), queued),
         ]

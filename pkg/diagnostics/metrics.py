@@ -214,7 +214,7 @@ def _add_python(page: Exposition) -> None:
 def _add_front(page: Exposition, stats: Counters, threads: int) -> None:
     for key, name, kind, help in COUNTERS:
         page.family(name, kind, help, getattr(stats, key))
-    page.family("pkg_workers", "gauge", "Worker threads.", threads)
+    page.family("pkg_workers", "gauge", "Worker threads; an event loop serves without any.", threads)
     page.family("pkg_workers_busy", "gauge", "Worker threads busy with a request.", workers_busy(stats, threads))
 
 
@@ -376,7 +376,8 @@ def collect(
     )
     page.histogram(
         "pkg_request_queue_duration_seconds",
-        "Time that requests have waited for a worker thread, including those refused after queue_timeout.",
+        "Time that requests have waited for a worker thread, or for the event loop, including those refused after "
+        "queue_timeout.",
         _core.QUEUE_WAIT_BOUNDS,
         [({}, *front.queue_waits())],
     )

@@ -77,8 +77,10 @@ class Workers(NamedTuple):
 
 
 class EventLoopState(NamedTuple):
-    """`blocked`: seconds for which it has been in one turn, 0 unless that is long; where, and in which task."""
+    """`kind`: asyncio or uvloop.  `blocked`: seconds for which it has been in one turn, 0 unless that is long; where,
+    and in which task."""
 
+    kind: str
     tasks: int
     blocked: float
     at: str | None
@@ -203,6 +205,11 @@ class Status:
         """The version of this package; "" if it is not installed."""
         return installation.version()  # takes 20 ms, so not at start
 
+    @property
+    def _workers(self) -> int:
+        """How many worker threads there should be: none beside an event loop."""
+        return 0 if self.eventloop() is not None else self.threads
+
     def pool(self) -> dict[str, Any] | None:
         """The statistics of the pool; None without a database."""
         database = self.database()
@@ -211,7 +218,7 @@ class Status:
     def metrics(self) -> metrics.Exposition:
         return metrics.collect(
             front=self.front,
-            threads=self.threads,
+            threads=self._workers,
             phase=self.lifecycle.phase.value,
             health=self.checker.report(),
             pool=self.pool(),
@@ -297,6 +304,7 @@ class Status:
         now = self.blocked()
         at = now.place if now is not None else None
         return EventLoopState(
+            kind=type(eventloop.loop).__module__.partition(".")[0],
             tasks=tasks.count(eventloop),
             blocked=round(now.seconds, 3) if now is not None else 0.0,
             at=str(at) if at is not None else None,
@@ -328,7 +336,9 @@ class Status:
                 main_thread_at=str(at) if at is not None else None,
             ),
             health=self.checker.report(),
-            workers=Workers(self.threads, self._alive(), metrics.workers_busy(stats, self.threads)),
+            workers=Workers(
+                self._workers, self._alive() if self._workers else 0, metrics.workers_busy(stats, self._workers)
+            ),
             requests=self.requests(taken),
             pool=self.pool(),
             front=stats,

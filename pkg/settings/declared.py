@@ -233,7 +233,7 @@ class Settings:
     max_queue = Setting(
         INTEGER,
         1024,
-        "Maximum number of requests that wait for a worker thread; further requests get 503.",
+        "Maximum number of requests that wait for a worker thread, or for the event loop; further requests get 503.",
         1,
         1_000_000,
     )
@@ -281,13 +281,14 @@ class Settings:
     stream_bodies = Setting(
         BOOLEAN,
         False,
-        "Pass a long request body to the application as it arrives; its worker thread waits for the client meanwhile.",
+        "Pass a long request body to the application as it arrives; its worker thread waits for the client meanwhile. "
+        "ASGI applications get all bodies in this way.",
     )
     response_buffer_size = Setting(
         SIZE,
         _MIB,
         "Maximum amount of a response that is buffered for a slow client; "
-        "beyond it the worker thread waits for the client.",
+        "beyond it the application waits for the client.",
         _KIB,
         _GIB,
     )
@@ -318,7 +319,11 @@ class Settings:
         _GIB,
     )
     queue_timeout = Setting(
-        DURATION, 10.0, "Maximum time that a request waits for a worker thread; then the client gets 503.", 0.01, _HOUR
+        DURATION,
+        10.0,
+        "Maximum time that a request waits for a worker thread, or for the event loop; then the client gets 503.",
+        0.01,
+        _HOUR,
     )
     request_timeout = Setting(
         DURATION,

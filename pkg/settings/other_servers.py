@@ -26,6 +26,12 @@ _RECYCLE = (
     "with PKG_STUCK_TIMEOUT, /healthz fails when all workers hang"
 )
 _HEADERS = "PKG_MAX_HEADER_SIZE, PKG_MAX_HEADERS and PKG_MAX_TARGET_SIZE"
+_CONCURRENCY = (
+    "PKG_MAX_CONNECTIONS, as a connection has one request at a time; "
+    "WSGI applications run PKG_THREADS requests, PKG_MAX_QUEUE wait, further ones get 503"
+)
+_FILES = "PKG_RELOAD watches the Python files below the current directory"
+_FIELDS = "no counterpart: Date is sent and Server is not; the application sets all other fields"
 _BACKLOG = (
     "no counterpart: the backlog is as long as the kernel allows (net.core.somaxconn); "
     "PKG_MAX_QUEUE limits how many requests wait for a thread"
@@ -73,8 +79,13 @@ _INSTEAD: dict[str, str] = {
     "--root-path": "SCRIPT_NAME",
     "--proxy-headers": _PROXIES,
     "--factory": _FORM,
-    "--limit-concurrency": "PKG_THREADS requests run, PKG_MAX_QUEUE wait, further ones get 503",
-    "--limit-max-requests": _RECYCLE,
+    "--limit-concurrency": _CONCURRENCY,
+    **dict.fromkeys(("--limit-max-requests", "--limit-max-requests-jitter"), _RECYCLE),
+    **dict.fromkeys(("--reload-include", "--reload-exclude", "--reload-delay"), _FILES),
+    **dict.fromkeys(("--header", "--server-header", "--date-header"), _FIELDS),
+    **dict.fromkeys(("--no-server-header", "--no-date-header"), _FIELDS),
+    "--no-proxy-headers": _PROXIES,
+    "--timeout-worker-healthcheck": _TIMEOUT,
     "--timeout-keep-alive": "PKG_IDLE_TIMEOUT",
     "--timeout-graceful-shutdown": "PKG_DRAIN_TIMEOUT",
     "--h11-max-incomplete-event-size": _HEADERS,

@@ -88,7 +88,9 @@ def samples(port: int, executor: str) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module", params=["asyncio", "uvloop"])
-def limited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, int]]:
+def limited(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Process, int, str]]:
     pytest.importorskip("anyio")
     pytest.importorskip(request.param)
     port = free_port()
@@ -101,7 +103,7 @@ def limited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     ) as process:
         assert ask(process.address, "/")[2] == "imported"
         wait_for(lambda: samples(port, "anyio"))
-        yield process, port
+        yield process, port, request.param
         assert process.stop() == 0
         assert "Traceback" not in process.errors()
 
@@ -114,13 +116,16 @@ def six(address: tuple[str, int], target: str) -> list[threading.Thread]:
 
 
 @pytest.mark.parametrize("executor", ["asyncio", "anyio"])
-def test_threads_that_are_set_replace_the_limit(limited: tuple[Process, int], executor: str) -> None:
-    process, port = limited
+def test_threads_that_are_set_replace_the_limit(limited: tuple[Process, int, str], executor: str) -> None:
+    process, port, loop = limited
     ask(process.address, "/")
     threads = six(process.address, f"/{executor}")
     full = {"threads": 2.0, "threads_busy": 2.0, "queue_length": 4.0}
     wait_for(lambda: samples(port, executor) == full)
-    assert f"all 2 threads of {executor} are busy and 4 calls wait" in ask(("127.0.0.1", port), "/statusz")[2]
+    page = ask(("127.0.0.1", port), "/statusz", Accept="text/plain")[2]
+    assert f"all 2 threads of {executor} are busy and 4 calls wait" in page
+    assert f"event loop, of {loop}" in page
+    assert "\npkg_workers 0\n" in ask(("127.0.0.1", port), "/metrics")[2]
     status = json.loads(ask(("127.0.0.1", port), "/statusz", Accept="application/json")[2])
     assert {row["name"] for row in status["executors"]} == {"asyncio", "anyio"}
     ask(process.address, "/end")
