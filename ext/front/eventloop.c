@@ -134,26 +134,8 @@ void eventloop_end_watch(front *f)
 }
 
 #define STALL (50 * MILLISECOND) /* of the front's own thread; less is the scheduler's usual business on a busy machine */
-#define SILENCE SECOND
+#define SILENCE SECOND /* if slow_callback_duration is off, or longer */
 #define MOST_STALLS 3            /* in one turn: where CPU is always short, turns are told all the same, but later */
-
-/* What one that waits elsewhere runs without having been asked for it, as a timer, is nothing that the front knows of.  So it is
- * woken when it has not looked for half the time that counts as slow: then it is BUSY until it looks.  When to do so next. */
-static int64_t ask(front *f, uint64_t number, int64_t now)
-{
-    struct front_eventloop *e = &f->eventloop;
-    int64_t slow = f->limits.slow_callback_duration;
-
-    if (number != e->asked) {
-        e->asked = number;
-        e->asked_at = now;
-    }
-    if (now - e->asked_at < slow / 2)
-        return e->asked_at + slow / 2;
-    e->asked_at = now;
-    eventloop_ring(f, eventloop_rouse(f)); /* without the mutex: if this sees an old state, the next call does not */
-    return now + slow;
-}
 
 int64_t eventloop_watch(front *f, int64_t nap)
 {
@@ -190,8 +172,6 @@ int64_t eventloop_watch(front *f, int64_t nap)
         } else {
             due = now + left;
         }
-    } else if (!busy && e->watched_fd != -1) {
-        due = ask(f, number, now);
     }
     e->expected = nap != 0 ? now + nap : due;
     atomic_store(&e->watched_at, nap != 0 ? now : due);
@@ -201,13 +181,14 @@ int64_t eventloop_watch(front *f, int64_t nap)
 int64_t eventloop_silent_until(front *f)
 {
     struct front_eventloop *e = &f->eventloop;
+    int64_t slow = f->limits.slow_callback_duration;
 
     if (e->watched_fd == -1 || atomic_load(&e->state) != EVENTLOOP_ASLEEP)
         return INT64_MAX;
     uint64_t number = atomic_load_explicit(&e->looks, memory_order_relaxed);
     if (number != e->heard) {
         e->heard = number;
-        e->silent_until = clock_now() + SILENCE;
+        e->silent_until = clock_now() + (slow != 0 && slow / 2 < SILENCE ? slow / 2 : SILENCE);
     }
     return e->silent_until;
 }

@@ -44,16 +44,14 @@
  *
  *      ASLEEP --front_look()--> BUSY --front_settle(), nothing is left--> ASLEEP
  *
- * So that it is seen when anything else blocks it, the front's own thread asks for a look if there has been none for a while.
- *
  * The front's own thread leads, and rings.  But each ring, and the change of threads, costs more than a short request takes
  * (4 us of 15).  When the event loop looks often, the front's own thread therefore lets it lead: it adds the front's epoll
  * descriptor to `watched_fd`, naps, and the event loop turns the front's loop itself within front_look(), without waiting.
  * When a nap passes in which it has not looked, the front's own thread takes that away again.
  *
  * Its turns are those in which the front has something for it, from the ring or front_look() on.  Of what else it runs nothing is
- * known; so, while it has requests, the front's own thread rings when it has not looked for SILENCE.  That thread would wake for
- * them once a second in any case.
+ * known; so, while it has requests, the front's own thread rings when it has not looked for half the time that counts
+ * as slow.
  */
 #ifndef EVENTLOOP_H
 #define EVENTLOOP_H

@@ -242,8 +242,6 @@ struct front_eventloop {
     int told_fd;              /* an eventfd, to which front_watch_turns() listens; -1: none */
     _Atomic uint64_t slow;     /* the last turn that was told as slow, */
     _Atomic int64_t slow_took; /* and how long it took; 0: it has not ended */
-    uint64_t asked;             /* L: looks of one that waits elsewhere, and when it had made so many */
-    int64_t asked_at;
     _Atomic int64_t watched_at; /* when the front's own thread looks at the turn again at the latest */
     uint64_t watched;          /* L: the turn that it saw at its last look, */
     int64_t expected, stalled; /* L: when it should have looked again at the latest; how much of the turn does not count */
