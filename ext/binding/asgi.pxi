@@ -167,7 +167,11 @@ cdef class Tasks:
         cdef list exchanges = []
         for request in requests:
             if (<Request>request).head.upgrade and request.asks_for_websocket:
-                self.host.start_websocket(request)
+                try:
+                    self.host.start_websocket(request)
+                except BaseException:
+                    asgi_log.critical("%s %s: no task can be made", request.method, request.target, exc_info=True)
+                    request.finish(False, True)
             else:
                 exchanges.append(Exchange(request, self))
         self.starting = exchanges

@@ -43,4 +43,9 @@ async def _wait(exchange: Exchange) -> None:
     exchange.waiting.append(future)
     if exchange.is_reading or exchange.is_full:
         host.watch(exchange)
-    await future
+    try:
+        await future
+    except BaseException:  # cancelled, as by whoever asks again and again whether the client has left
+        if future in exchange.waiting:
+            exchange.waiting.remove(future)
+        raise

@@ -269,7 +269,12 @@ class WebSocketExchange(_core.Channel):
         self.waiting.append(future)
         if self.is_full:
             self._hold()
-        await future
+        try:
+            await future
+        except BaseException:  # cancelled, as by a timeout
+            if future in self.waiting:
+                self.waiting.remove(future)
+            raise
 
     def _notify(self) -> None:
         """Lets all that wait try again."""

@@ -71,6 +71,7 @@ class Forwarded:
         schemes = _values(request, "x-forwarded-proto")
         if schemes:  # one for each hop, as above; a proxy that overwrites the field leaves a single one
             scheme = schemes[-min(max(passed, 1), len(schemes))].lower()
+            scheme = {"ws": "http", "wss": "https"}.get(scheme, scheme)  # as Traefik says of a WebSocket
             if scheme in ("http", "https"):
                 request.scheme = scheme
 

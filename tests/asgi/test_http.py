@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import ipaddress
@@ -279,6 +280,20 @@ def test_the_application_is_told_at_once_that_the_client_has_left(how: str) -> N
             c.close()
             wait_for(lambda: left)
             assert left[0] - began < 0.15 * SLOWNESS
+
+
+def test_asking_again_and_again_whether_the_client_has_left_takes_no_memory() -> None:
+    """As frameworks do: receive() is cancelled if it does not return at once."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        for _ in range(100):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(receive(), 0.0001)
+        await respond(send, str(len(receive.__self__.waiting)).encode())  # type: ignore[attr-defined]
+
+    with serving_asgi(app) as server:
+        assert get(server.server_address, "/").body == b"0"
 
 
 def test_sending_to_a_client_that_has_left_raises_oserror() -> None:

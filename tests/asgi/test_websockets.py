@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import queue
 import socket
@@ -137,6 +138,22 @@ class Application:
             n += len(message.get("bytes") or message.get("text") or "")
         self.told.put((n, message["code"]))
 
+    async def polls(self, scope: Scope, receive: Any, send: Any) -> None:
+        """Receives with a timeout, again and again."""
+        await send({"type": "websocket.accept"})
+        n = 0
+        while True:
+            try:
+                message = await asyncio.wait_for(receive(), 0.001)
+            except TimeoutError:
+                n += 1
+                if n == 50:
+                    await send({"type": "websocket.send", "text": str(len(receive.__self__.waiting))})
+            else:
+                if message["type"] == "websocket.disconnect":
+                    return
+                await send(message | {"type": "websocket.send"})
+
     async def hesitates(self, scope: Scope, receive: Any, send: Any) -> None:
         """Neither accepts nor denies it."""
         self.told.put("ready")
@@ -219,6 +236,23 @@ def test_the_scope_has_all_keys(server: Server, application: Application) -> Non
         "state": {},
         "extensions": {"websocket.http.response": {}},
     }
+
+
+def test_trusted_proxies_tell_the_scheme(application: Application) -> None:
+    with (
+        serving_asgi(application, proxies=[ipaddress.ip_network("127.0.0.0/8")], root_path="/v1") as server,
+        Peer(server.server_address, "/accept", ["X-Forwarded-Proto: https", "X-Forwarded-For: 203.0.113.5"]) as peer,
+    ):
+        assert peer.status == 500  # the application does not know the path /v1/accept
+    with serving_asgi(application, proxies=[ipaddress.ip_network("127.0.0.0/8")]) as server:
+        for scheme in ("https", "wss", "http"):
+            with Peer(server.server_address, "/accept", [f"X-Forwarded-Proto: {scheme}"]) as peer:
+                assert peer.status == 101
+    schemes = []
+    with contextlib.suppress(queue.Empty):
+        while True:
+            schemes.append(application.scopes.get_nowait()["scheme"])
+    assert schemes == ["wss", "wss", "wss", "ws"]
 
 
 KEY = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
@@ -330,6 +364,16 @@ def test_a_byte_at_a_time(echo: Peer) -> None:
 def test_many_messages_at_once_keep_their_order(echo: Peer) -> None:
     echo.send(b"".join(frame(TEXT, b"%d" % i) for i in range(1000)))
     assert [echo.text() for i in range(1000)] == [str(i) for i in range(1000)]
+
+
+def test_a_receive_that_is_cancelled_loses_nothing_and_leaves_nothing(server: Server) -> None:
+    with Peer(server.server_address, "/polls") as peer:
+        assert peer.text() == "0"
+        for i in range(100):
+            peer.send(frame(TEXT, b"%d" % i))
+            if i % 10 == 0:
+                time.sleep(0.002)
+        assert [peer.text() for _ in range(100)] == [str(i) for i in range(100)]
 
 
 def test_fragments_with_control_frames_between(echo: Peer) -> None:
