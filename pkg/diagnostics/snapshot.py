@@ -48,8 +48,13 @@ class InFlight(NamedTuple):
     source: str | None
     tasks: Sequence[tasks.TaskState] = ()  # of an event loop: those of this request
 
-    def document(self) -> dict[str, Any]:
-        return self._asdict() | {"tasks": [task.document() for task in self.tasks]}
+    def document(self, *, with_tasks: bool = True) -> dict[str, Any]:
+        """As plain data for JSON.  The chains of all tasks may be long."""
+        found = self._asdict()
+        del found["tasks"]
+        if with_tasks:
+            found["tasks"] = [task.document() for task in self.tasks]
+        return found
 
 
 class ServiceState(NamedTuple):
@@ -137,7 +142,7 @@ class Snapshot(NamedTuple):
             "health": self.health.document(),
             "workers": self.workers._asdict(),
             "eventloop": self.eventloop._asdict() if self.eventloop is not None else None,
-            "requests": [request.document() for request in self.requests],
+            "requests": [request.document(with_tasks=False) for request in self.requests],
             "pool": self.pool,
             "front": self.front._asdict(),
             "listening": [listener._asdict() for listener in self.listening],
@@ -456,8 +461,8 @@ def _of_eventloop(snapshot: Snapshot) -> Iterable[Finding]:
     if eventloop.source:
         place = f"{place.partition(' in ')[0]}: {eventloop.source}"
     text = f"the event loop has been blocked for {eventloop.blocked:.1f} s at {place}, in {eventloop.task}"
-    queued = sum(request.state == "queued" for request in snapshot.requests)
-    others = len(snapshot.requests) - queued
+    queued = snapshot.front.queued
+    others = snapshot.front.in_flight - queued
     if snapshot.requests:
         text += f"; {_times(others, 'request')} in flight and {queued} queued, the oldest for "
         text += f"{snapshot.requests[0].age:.1f} s"

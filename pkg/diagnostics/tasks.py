@@ -159,7 +159,7 @@ def _stack_of(ident: int | None) -> tuple[stacks.Frame, ...]:
 
 
 def serving(eventloop: Any) -> list[Serving]:
-    """The requests of the event loop, the oldest first.
+    """The requests of the event loop, the oldest first, at most MAX_TASKS.
 
     `eventloop.serving()` returns each request whose task has not ended, and the task.
     """
@@ -174,7 +174,7 @@ def serving(eventloop: Any) -> list[Serving]:
         )
         for request, task in eventloop.serving()
     ]
-    return sorted(found, key=lambda request: -request.age)
+    return sorted(found, key=lambda request: -request.age)[:MAX_TASKS]
 
 
 def running(eventloop: Any) -> TaskState:
