@@ -22,6 +22,8 @@ from pkg.http.replay import ClientSocket
 
 __all__ = ["adapt"]
 
+CO_COROUTINE = 0x80  # as in inspect, whose import would take time
+
 
 def _serve_replayed(
     handler_class: Callable[..., object],
@@ -55,6 +57,10 @@ def adapt(handler: Any) -> Callable[[Any, Any, Any], object]:
     if isinstance(handler, partial):
         return partial(adapt(handler.func), *handler.args, **handler.keywords)
     if not isinstance(handler, type) or not issubclass(handler, BaseRequestHandler):
+        function = type(handler).__call__ if callable(handler) and not hasattr(handler, "__code__") else handler
+        code = getattr(function, "__code__", None)
+        if code is not None and code.co_flags & CO_COROUTINE:  # it would be called, and never run
+            raise StartupError("a server of worker threads does not serve ASGI applications: python -m pkg does")
         return handler
     if issubclass(handler, RequestHandler):
         return handler
