@@ -270,7 +270,7 @@ class Request:
     """Bytes of the body if known: announced, or completely received."""
     chunked: bool
     asks_for_websocket: bool
-    """The fields Connection and Upgrade name a WebSocket; nothing else has been looked at."""
+    """Connection and Upgrade name a WebSocket, and its key or version is there; nothing else has been looked at."""
     expects_continue: bool
     head_bytes: bytes
     client_address: tuple[str, int]

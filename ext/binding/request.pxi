@@ -125,8 +125,12 @@ cdef class Request:
         if not self.head.upgrade:
             return False
         found = find_header(self, b"upgrade", 7)
-        return found is not NULL and text_is_name(<const char *>PyBytes_AS_STRING(self.raw) + found.value.pos,
-                                                  found.value.len, b"websocket", 9)
+        if found is NULL or not text_is_name(<const char *>PyBytes_AS_STRING(self.raw) + found.value.pos, found.value.len,
+                                             b"websocket", 9):
+            return False
+        # With neither it is a request like others, whose wish for another protocol may be ignored (RFC 9110 7.8).
+        return (find_header(self, b"sec-websocket-key", 17) is not NULL or
+                find_header(self, b"sec-websocket-version", 21) is not NULL)
 
     @property
     def chunked(self):
