@@ -304,17 +304,17 @@ cdef class Sending:
         if self.rest is not None:
             self.rest.close()
 
-    # For asyncio's repr() of tasks, and for whoever looks for the place in which one waits.
+    # For asyncio's repr() of tasks, and for whoever looks for the place in which one waits: that is in its coroutine.
 
     __name__ = __qualname__ = "send"
 
     @property
     def cr_await(self):
-        return self.rest
+        return getattr(self.rest, "cr_await", None)
 
     @property
     def cr_frame(self):
-        return None
+        return getattr(self.rest, "cr_frame", None)
 
     @property
     def cr_running(self):

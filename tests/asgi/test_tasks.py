@@ -18,7 +18,7 @@ import pytest
 
 from pkg.errors import ResponseError
 from pkg.http.server import Server
-from tests.support.client import Connection
+from tests.support.client import Connection, wait_for
 from tests.support.servers import serving_asgi
 
 Scope = dict[str, Any]
@@ -230,6 +230,37 @@ def test_what_an_application_may_do(server: Server, name: str) -> None:
             if answer is None:
                 answer = json.loads(c.request("GET", f"/ended?{name}").body)
             assert answer == expected
+
+
+def test_a_task_that_waits_in_send_can_be_looked_at() -> None:
+    """Its chain of coroutines goes on into the one that waits for the client."""
+    found: list[Any] = []
+
+    async def look(task: asyncio.Task[Any]) -> None:
+        while not found:
+            await asyncio.sleep(0.01)
+            names, one = [], task.get_coro()
+            while hasattr(one, "cr_await"):
+                names.append(one.cr_frame.f_code.co_name if one.cr_frame is not None else "-")
+                one = one.cr_await
+            if "_wait" in names:
+                found.append((names, repr(task)))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(START)
+        task = asyncio.current_task()
+        assert task is not None
+        looking = asyncio.create_task(look(task))
+        while not looking.done():
+            await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
+        await send({"type": "http.response.body"})
+
+    with serving_asgi(app, response_buffer_size=0) as server, Connection(server.server_address) as c:
+        c.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_for(lambda: found)
+        assert c.receive().status == 200
+    names, text = found[0]
+    assert names == ["handle", "app", "send", "_drain", "_wait"] and "handle" in text
 
 
 @pytest.mark.parametrize("what", ["debug", "task factory"])
