@@ -489,10 +489,13 @@ class Channel(Exchange):
         """
     def has_gone(self) -> bool:
         """Whether the client has sent FIN or reset the connection; if not, Front.moved() will tell."""
-    def read(self, most: int = 65536) -> bytes | None:
+    read_size: int
+    """Bytes of the messages that read() has returned last."""
+    def read(self, most: int = 65536, max_size: int = 0) -> bytes | list[dict[str, Any]] | None:
         """What has arrived, at most 64 KiB.  None: nothing has; b"": nothing more will.
 
-        Sets is_waiting if there is nothing left to read.
+        Messages for the application, if it is nothing but whole ones of at most `max_size` bytes, in one frame each and
+        not compressed, and follows a whole frame.  Sets is_waiting if there is nothing left to read.
         """
     def put_frame(self, first: int, data: Any) -> None:
         """Sends a frame of a server; `first`: its first byte, `data`: bytes-like, or str.

@@ -11,7 +11,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.contextvars cimport PyContext_Enter, PyContext_Exit, PyContextVar_Set
 from cpython.dict cimport PyDict_Copy, PyDict_SetDefault
 from cpython.object cimport PyObject_Call
-from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeLatin1
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeLatin1, PyUnicode_DecodeUTF8
 from libc.errno cimport EAGAIN, EALREADY, EINVAL, EIO, ENOBUFS, ENOMEM, EPIPE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc

@@ -1,8 +1,37 @@
-# WebSockets: the switch to raw bytes, and frames of data on their way to the client; nothing here waits.  Frames from the
-# client, and the rules of the protocol, are left to Python.
+# WebSockets: the switch to raw bytes, frames of data on their way to the client, and simple ones from it; nothing here waits.
+# All other frames from the client, and the rules of the protocol, are left to Python.
 
 cdef enum:
     ROOM = 65536   # bytes of one read
+
+
+cdef void unmask(unsigned char *data, size_t size, const unsigned char *key) noexcept nogil:
+    """RFC 6455 5.3; once more, and it is masked again."""
+    cdef size_t i
+    cdef uint64_t word, wide
+    cdef unsigned char[8] twice
+    memcpy(twice, key, 4)
+    memcpy(twice + 4, key, 4)
+    memcpy(&wide, twice, 8)
+    for i in range(0, size & ~<size_t>7, 8):
+        memcpy(&word, data + i, 8)
+        word ^= wide
+        memcpy(data + i, &word, 8)
+    for i in range(size & ~<size_t>7, size):
+        data[i] ^= key[i & 3]
+
+
+cdef void mask_again(unsigned char *data, size_t size) noexcept nogil:
+    """The frames of take_messages() up to the one at `size`."""
+    cdef size_t at = 0, n
+    while at < size:
+        n = data[at + 1] & 0x7f
+        at += 6
+        if n == 126:
+            n = <size_t>data[at - 4] << 8 | data[at - 3]
+            at += 2
+        unmask(data + at, n, data + at - 4)
+        at += n
 
 
 cdef class Channel(Exchange):
@@ -10,6 +39,11 @@ cdef class Channel(Exchange):
 
     cdef readonly bint is_open      # 101 has been passed to the front, and the connection has not been given back
     cdef public bint is_waiting     # Front.moved() will return this object when there is more to read
+    cdef readonly uint64_t read_size   # bytes of the messages that read() has returned last
+    # Where the bytes that are left to Python stand: their last frame's payload lacks so much, or of its header there is so much.
+    cdef uint64_t lacks
+    cdef unsigned char[14] header
+    cdef unsigned has_header
 
     def begin(self):
         """The scope."""
@@ -66,7 +100,78 @@ cdef class Channel(Exchange):
     def has_gone(self):
         return self.request.conn is NULL or x.front_is_gone(self.request.conn) or not self.awaits(x.FRONT_LEFT)
 
-    def read(self, size_t most=ROOM):
+    cdef list take_messages(self, unsigned char *data, size_t size, uint64_t max_size):
+        """The messages, if `data` are whole and nothing else: text or bytes in one frame each, not compressed.  Otherwise None,
+        and `data` is as it was."""
+        cdef size_t at = 0, begin, n, i
+        cdef uint64_t total = 0
+        cdef list messages = []
+        while at < size:   # RFC 6455 5.2: FIN, no reserved bit; masked, and the length in as few bytes as possible
+            if size - at < 6 or (data[at] != 0x81 and data[at] != 0x82) or not data[at + 1] & 0x80:
+                return None
+            n = data[at + 1] & 0x7f
+            begin = at + 6
+            if n == 126:
+                n = <size_t>data[at + 2] << 8 | data[at + 3]
+                begin = at + 8
+                if n < 126:
+                    return None
+            elif n == 127:
+                return None
+            if n > max_size or begin > size or size - begin < n:
+                return None
+            at = begin + n
+        at = 0
+        while at < size:
+            n = data[at + 1] & 0x7f
+            begin = at + 6
+            if n == 126:
+                n = <size_t>data[at + 2] << 8 | data[at + 3]
+                begin = at + 8
+            unmask(data + begin, n, data + begin - 4)
+            if data[at] == 0x82:
+                messages.append({"type": "websocket.receive", "bytes": PyBytes_FromStringAndSize(<char *>data + begin,
+                                                                                                <Py_ssize_t>n)})
+            else:
+                try:
+                    text = PyUnicode_DecodeUTF8(<char *>data + begin, <Py_ssize_t>n, NULL)
+                except UnicodeDecodeError:   # Python closes the WebSocket
+                    unmask(data + begin, n, data + begin - 4)
+                    mask_again(data, at)
+                    return None
+                messages.append({"type": "websocket.receive", "text": text})
+            total += n
+            at = begin + n
+        self.read_size = total
+        return messages
+
+    cdef int follow(self, const unsigned char *data, size_t size) except -1:
+        """Notes where `data`, which Python gets, ends."""
+        cdef size_t part
+        cdef unsigned length, i
+        while size > 0:
+            if self.lacks > 0:
+                part = size if size < self.lacks else <size_t>self.lacks
+                self.lacks -= part
+                data += part
+                size -= part
+                continue
+            self.header[self.has_header] = data[0]
+            self.has_header += 1
+            data += 1
+            size -= 1
+            if self.has_header < 2:
+                continue
+            length = self.header[1] & 0x7f
+            part = 0 if length < 126 else 2 if length == 126 else 8
+            if self.has_header == 2 + part + (4 if self.header[1] & 0x80 else 0):
+                self.lacks = length if part == 0 else 0
+                for i in range(<unsigned>part):
+                    self.lacks = self.lacks << 8 | self.header[2 + i]
+                self.has_header = 0
+        return 0
+
+    def read(self, size_t most=ROOM, uint64_t max_size=0):
         cdef Request request = self.request
         cdef char[ROOM] room
         cdef ssize_t n
@@ -83,6 +188,11 @@ cdef class Channel(Exchange):
             request.body_read += <uint64_t>n
             if x.front_is_dry(request.conn):
                 self.is_waiting = self.awaits(x.FRONT_READABLE | x.FRONT_LEFT)
+            if max_size > 0 and self.lacks == 0 and self.has_header == 0:
+                messages = self.take_messages(<unsigned char *>room, <size_t>n, max_size)
+                if messages is not None:
+                    return messages
+            self.follow(<unsigned char *>room, <size_t>n)
             return PyBytes_FromStringAndSize(room, n)
         return b""
 

@@ -4,8 +4,9 @@
           |                    `------------- the connection breaks, a violation -----------^
           `--close, or http.response.start--> DENYING --last part of the response--> CLOSED
 
-`websockets` reads frames and knows the rules.  What comes is read whether or not the application receives it, as pings
-and close frames must be seen, until so much waits for the application that the client has to wait.
+`websockets` reads frames and knows the rules; whole messages that come by themselves are read without it.  What comes
+is read whether or not the application receives it, as pings and close frames must be seen, until so much waits for the
+application that the client has to wait.
 """
 
 from __future__ import annotations
@@ -303,14 +304,20 @@ class WebSocketExchange(_core.Channel):
         """Takes what has come, once; more of it in the next turn, as others have their turn as well."""
         if self._state not in (State.OPEN, State.CLOSING) or self._is_laden():
             return
-        data = self.read(MOST_AT_ONCE if self._deflate is None else MOST_PACKED)
+        is_between = self._state is State.OPEN and self._message is None
+        max_size = self.tasks.host.websocket_rules.max_size if is_between else 0
+        data = self.read(MOST_AT_ONCE if self._deflate is None else MOST_PACKED, max_size)
         if data is None:
             return
         if not data:
             self._break_off()
             return
         self._was_heard = True
-        self._take(data)
+        if isinstance(data, list):
+            self._messages += data
+            self._held += self.read_size
+        else:
+            self._take(data)
         if self._messages:
             self._notify()
         if not self.is_waiting and not self._is_laden():

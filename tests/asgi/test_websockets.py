@@ -361,6 +361,44 @@ def test_a_byte_at_a_time(echo: Peer) -> None:
     assert got == [(FIN | TEXT, b"slow"), (FIN | BINARY, b"y" * 130)]
 
 
+@pytest.mark.parametrize("step", [1, 2, 5, 7, 64, 100_000])
+def test_it_does_not_matter_how_frames_are_cut(server: Server, application: Application, step: int) -> None:
+    """Whole messages, parts of them, and what only the library reads, in one packet or in many."""
+    text, long = "h\u00e9 \N{GRINNING FACE}".encode(), bytes(range(256)) * 2
+    frames = [
+        frame(TEXT, text),
+        frame(BINARY, long, mask=b"\xff\x00\x80\x7f"),
+        frame(TEXT, b""),
+        frame(TEXT, text[:2], bits=0),
+        frame(CONT, text[2:]),
+        frame(BINARY, b"x" * 126),
+        frame(PONG, b"unasked"),
+        frame(BINARY, long[:125]),
+        frame(TEXT, text * 9),
+    ]
+    wanted = [
+        (FIN | TEXT, text),
+        (FIN | BINARY, long),
+        (FIN | TEXT, b""),
+        (FIN | TEXT, text),
+        (FIN | BINARY, b"x" * 126),
+    ]
+    wanted += [(FIN | BINARY, long[:125]), (FIN | TEXT, text * 9)]
+    sent = b"".join(frames) * 3
+    with Peer(server.server_address, "/echo") as peer:
+        for at in range(0, len(sent), step):
+            peer.send(sent[at : at + step])
+        assert [peer.read() for _ in range(3 * len(wanted))] == 3 * wanted
+        # The first of these is as it should be, and the second is not; the mask of both is taken off first.
+        peer.send(frame(TEXT, text) + frame(TEXT, b"\xff\xfe"))
+        while (answer := peer.read())[0] == FIN | TEXT:
+            assert answer[1] == text
+        assert answer[1][:2] == struct.pack("!H", 1007)
+        peer.send(close_frame(1007))
+        assert peer.ended()
+    assert application.hear()[0] == 1007
+
+
 def test_many_messages_at_once_keep_their_order(echo: Peer) -> None:
     echo.send(b"".join(frame(TEXT, b"%d" % i) for i in range(1000)))
     assert [echo.text() for i in range(1000)] == [str(i) for i in range(1000)]
