@@ -11,6 +11,7 @@ application that the client has to wait.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import logging
 from typing import Any
@@ -35,6 +36,7 @@ MOST_HELD = 65536  # bytes of messages that wait for the application; a longer m
 MOST_MESSAGES = 32
 MOST_AT_ONCE = 65536  # bytes of one read
 MOST_PACKED = 16384  # the same of what may be compressed, and unpack to a thousand times as much
+MOST_IN_A_TURN = 64  # messages, in both directions; a long one counts as several
 DEFLATE_FROM = 1024  # bytes; compressing a shorter message takes more than it saves
 MOST_REASON = 123  # bytes; RFC 6455 5.5
 
@@ -66,7 +68,9 @@ class WebSocketExchange(_core.Channel):
         "_messages",
         "_protocol",
         "_state",
+        "_turn",
         "_was_heard",
+        "_will_read",
         "has_failed",
     )
 
@@ -83,7 +87,9 @@ class WebSocketExchange(_core.Channel):
         self._message: bytearray | None = None  # the fragments of a message so far
         self._is_text = False
         self._late: bytes | None = None  # a control frame that follows what the client has not taken yet
+        self._turn = 0
         self._was_heard = True
+        self._will_read = False
         self.has_failed = False
 
     # -------------------------------------------------------------- the handshake
@@ -173,11 +179,14 @@ class WebSocketExchange(_core.Channel):
             return {"type": "websocket.connect"}
         while True:
             if self._messages:
+                if self._has_had_its_turn(0):
+                    await asyncio.sleep(0)
+                    continue
                 message = self._messages.pop(0)
                 if not self._messages:
                     self._held = 0
                     if not self.is_waiting:
-                        self._read()
+                        self._read_soon()
                 return message
             if self._farewell is not None:
                 return self._farewell.copy()
@@ -201,6 +210,16 @@ class WebSocketExchange(_core.Channel):
             self._put_other(message, kind)
         if self.is_full:
             await self._drain()
+        elif self._has_had_its_turn(len(message.get("bytes") or message.get("text") or "")):
+            await asyncio.sleep(0)
+
+    def _has_had_its_turn(self, size: int) -> bool:
+        """Whether others have to run first: with a fast client an application would never have to wait."""
+        self._turn += 1 + size // 4096
+        if self._turn < MOST_IN_A_TURN:
+            return False
+        self._turn = 0
+        return True
 
     def _put_message(self, message: dict[str, Any]) -> None:
         data, first = message.get("bytes"), FINAL_BINARY
@@ -321,7 +340,16 @@ class WebSocketExchange(_core.Channel):
         if self._messages:
             self._notify()
         if not self.is_waiting and not self._is_laden():
-            self.tasks.host.loop.call_soon(self._read)
+            self._read_soon()
+
+    def _read_soon(self) -> None:
+        if not self._will_read:
+            self._will_read = True
+            self.tasks.host.loop.call_soon(self._read_now)
+
+    def _read_now(self) -> None:
+        self._will_read = False
+        self._read()
 
     def _is_laden(self) -> bool:
         """Whether the application has to receive before more is read."""
@@ -409,7 +437,7 @@ class WebSocketExchange(_core.Channel):
         self._put_control(b"".join(self._protocol.data_to_send()))
         if not self.is_waiting:  # what is left is read, and not held, up to the client's close frame
             self._held = 0
-            self.tasks.host.loop.call_soon(self._read)
+            self._read_soon()
         self._notify()
 
     def _end(self, last: bytes = b"") -> None:

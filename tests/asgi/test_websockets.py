@@ -126,6 +126,11 @@ class Application:
         except ClientDisconnected:
             self.told.put((n, await receive()))
 
+    async def sinks(self, scope: Scope, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] == "websocket.receive":
+            pass
+
     async def listens(self, scope: Scope, receive: Any, send: Any) -> None:
         """Receives when it is told to, by another thread."""
         await send({"type": "websocket.accept"})
@@ -578,6 +583,32 @@ def test_an_application_that_does_not_receive_makes_its_client_wait(server: Serv
         assert peer.closed() == (1000, "")
     n, code = application.hear()
     assert (n, code) == ((sent + len(data) - 1) // len(data) * 50000, 1000)
+
+
+@pytest.mark.parametrize("path", ["/sinks", "/pours/1000"])
+def test_a_fast_client_leaves_others_their_turn(server: Server, path: str) -> None:
+    """The application never has to wait for a client that sends, or reads, faster than it does the opposite."""
+    data = frame(TEXT, b"x") * 10_000
+    ends = threading.Event()
+    with Peer(server.server_address, path) as peer:
+
+        def keep_on() -> None:
+            with contextlib.suppress(OSError):
+                while not ends.is_set():
+                    if path == "/sinks":
+                        peer.send(data)
+                    else:
+                        peer.socket.recv(1 << 20)
+
+        thread = threading.Thread(target=keep_on)
+        thread.start()
+        try:
+            with Connection(server.server_address) as c:
+                for _ in range(5):
+                    assert c.request("GET", "/").status == 200
+        finally:
+            ends.set()
+            thread.join(10 * SLOWNESS)
 
 
 def test_endless_fragments_take_no_memory(echo: Peer) -> None:
