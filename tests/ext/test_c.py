@@ -76,7 +76,7 @@ def test_the_portable_parser_too(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "seconds", [pytest.param(16, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.long)]
+    "seconds", [pytest.param(13, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.long)]
 )
 def test_fuzzing(seconds: int) -> None:
     """So long for each target; `make fuzz` takes longer."""

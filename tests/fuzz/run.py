@@ -15,6 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 EXT = HERE.parent.parent / "ext"
+SHARED = {"eventloop": ["front"], "reader": ["front", "eventloop"]}  # inputs in the same language
 
 
 def has_libfuzzer(clang: str) -> bool:
@@ -26,8 +27,7 @@ def has_libfuzzer(clang: str) -> bool:
 
 def main(arguments: list[str]) -> int:
     seconds = int(arguments[0]) if arguments else 60
-    targets_there = sorted(p.stem.removeprefix("fuzz_") for p in HERE.glob("fuzz_*.c"))
-    targets = arguments[1:] or targets_there
+    targets = arguments[1:] or sorted(p.stem.removeprefix("fuzz_") for p in HERE.glob("fuzz_*.c"))
     clang = shutil.which("clang")
     if clang is None or not has_libfuzzer(clang):
         needed = "apt-get install --install-recommends clang"
@@ -41,13 +41,14 @@ def main(arguments: list[str]) -> int:
             source = HERE / f"fuzz_{target}.c"
             text = source.read_text()
             core = [path for path in sorted(EXT.glob("*/*.c")) if f'#include "{path.relative_to(EXT)}"' not in text]
-            relatives = [other for other in targets_there if f'#include "fuzz_{other}.c"' in text]
+            corpora = [
+                corpus for name in (target, *SHARED.get(target, ())) if (corpus := HERE / "corpus" / name).is_dir()
+            ]
             flags = ["-std=gnu11", "-g", "-O1", "-fno-sanitize-recover=all", sanitizers, f"-I{EXT}", "-pthread"]
             subprocess.run([clang, *flags, source, *core, "-o", program], check=True)
             # New inputs go to a folder of their own: the corpus in the repository stays small and chosen.
             found = Path(folder) / f"{target}-found"
             found.mkdir()
-            corpora = [corpus for name in (target, *relatives) if (corpus := HERE / "corpus" / name).is_dir()]
             findings = Path(tempfile.mkdtemp(prefix=f"fuzz-{target}-"))
             command = [program, found, *corpora, f"-max_total_time={seconds}"]
             command += [
