@@ -15,10 +15,10 @@ from tests.support.client import SLOWNESS, Connection, get, wait_for
 from tests.support.processes import Process, running
 
 
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
+def hostile(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     directory = tmp_path_factory.mktemp("hostile")
-    environ = {"PKG_ADMIN": "off", "PKG_LIFESPAN": "off", "PKG_DRAIN_TIMEOUT": "1s"}
+    environ = {"PKG_ADMIN": "off", "PKG_LIFESPAN": "off", "PKG_DRAIN_TIMEOUT": "1s", "PKG_LOOP": request.param}
     with running(directory, "", app="tests.support.apps.hostile_app:app", **environ) as process:
         before = state(process)
         yield process
