@@ -40,7 +40,9 @@ _log = logging.getLogger("pkg.asgi")
 MOST_AT_ONCE = 16
 
 LEAST_SHUTDOWN = 0.2  # seconds for the application's shutdown, even if requests have taken all the time there was
-STREAMS_PATIENCE = 0.3  # seconds in which streams may end by themselves when they have been told to
+# How long a request may take to begin its response before it is told to end, and then to end by itself: turns of the
+# event loop, each of so many seconds or more, as it can do neither while the process does not run.
+STREAMS_TURNS, STREAMS_TURN = 6, 0.05
 
 
 class EventLoop:
@@ -125,23 +127,28 @@ class EventLoop:
     def end_streams(self) -> None:
         """Tells each request that has not ended that its client has left.  It may still respond.
 
+        From now on, also those that come: a proxy sends its next request on the connection of a stream that has just
+        ended.  Whatever has not begun to respond gets some time for that first.
+
         Many streams never ask (Starlette's only send).  Those of server-sent events are ended a little later, and their
         tasks are cancelled, as they may wait long for the next event; their clients connect again.
         """
 
-        def dismiss() -> None:
-            for exchange in self._tasks.exchanges:
-                exchange.dismiss()
-                exchange.wake()
-            self.loop.call_later(STREAMS_PATIENCE, end)
-
-        def end() -> None:
+        def look(before: dict[Exchange, int]) -> None:
+            """`before`: the turns that each has had; more than STREAMS_TURNS: since it was told."""
+            turns = {}
             for exchange in list(self._tasks.exchanges):
-                if exchange.end_stream() and exchange.task is not None:
+                had = before.get(exchange, 0)
+                turns[exchange] = turn = (max(had, STREAMS_TURNS) if exchange.has_started else had) + 1
+                if turn == STREAMS_TURNS + 1:
+                    exchange.dismiss()
+                    exchange.wake()
+                elif turn > 2 * STREAMS_TURNS and exchange.end_stream() and exchange.task is not None:
                     exchange.task.cancel()
+            self.loop.call_later(STREAMS_TURN, look, turns)
 
         with contextlib.suppress(AttributeError, RuntimeError):  # as in end()
-            self.loop.call_soon_threadsafe(dismiss)
+            self.loop.call_soon_threadsafe(look, {})
 
     def end(self, timeout: float) -> None:
         """Lets tasks finish, and the application shut down, in at most `timeout` seconds; then cancels what is left.
