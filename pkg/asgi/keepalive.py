@@ -114,15 +114,17 @@ class Keepalive:
         now = self._loop.time()
         self._now += min(now - self._looked, 2 * TICK)
         self._looked = now
+        # First, so that an error below does not end it.
+        self._timer = self._loop.call_later(TICK, self._look) if self._open else None
         for item in self._pongs.due(self._now):
-            if item.check():
+            if item.check() and item in self._open:
                 self._pings.add(item, self._now)
         for item in self._pings.due(self._now):
             item.ping()
-            (self._pongs if self._awaits_pongs else self._pings).add(item, self._now)
+            if item in self._open:
+                (self._pongs if self._awaits_pongs else self._pings).add(item, self._now)
         for item in self._closes.due(self._now):
             item.give_up()
-        self._timer = self._loop.call_later(TICK, self._look) if self._open else None
 
     # -------------------------------------------------------------- the drain
 
@@ -136,6 +138,6 @@ class Keepalive:
         items = [item for item in self._open if item not in self._closes]
         left = max(0.0, self._drains_until - self._loop.time())
         pause = max(DRAIN_TICK, left / len(items)) if items else DRAIN_TICK  # one may still be accepted
+        self._loop.call_later(pause, self._close_some)
         for item in items[: math.ceil(len(items) * pause / left) if left > pause else None]:
             item.go_away()
-        self._loop.call_later(pause, self._close_some)

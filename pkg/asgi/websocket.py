@@ -29,6 +29,7 @@ from pkg.errors import ClientDisconnected, ResponseError
 
 __all__ = ["WebSocketExchange"]
 
+_log = logging.getLogger("pkg.asgi")
 _quiet = logging.getLogger("pkg.asgi.websockets")  # of the library, which logs each connection
 _quiet.setLevel(logging.WARNING)
 
@@ -303,7 +304,7 @@ class WebSocketExchange(_core.Channel):
     # -------------------------------------------------------------- the client's side
 
     def wake(self) -> None:
-        """The connection can go on."""
+        """The connection can go on.  Raises nothing, as its caller waits for all connections."""
         self.is_waiting = False  # for reading; it is said again by read()
         try:
             if self.is_full:
@@ -314,9 +315,11 @@ class WebSocketExchange(_core.Channel):
                     self._give_back(late)
                 else:
                     self.put_bytes(late)
+            self._read()
         except ClientDisconnected:
             self._break_off()
-        self._read()
+        except Exception:
+            self._fail()
         self._notify()
 
     def _read(self) -> None:
@@ -349,7 +352,10 @@ class WebSocketExchange(_core.Channel):
 
     def _read_now(self) -> None:
         self._will_read = False
-        self._read()
+        try:
+            self._read()
+        except Exception:
+            self._fail()
 
     def _is_laden(self) -> bool:
         """Whether the application has to receive before more is read."""
@@ -462,6 +468,11 @@ class WebSocketExchange(_core.Channel):
             self._farewell = _disconnect(1006)
         self._give_back()
         self._notify()
+
+    def _fail(self) -> None:
+        """Something is wrong here, or with the system: no descriptor of epoll, no memory."""
+        _log.exception("%s %s: the WebSocket is cut off", self.request.method, self.request.target)
+        self._break_off()
 
     def finish(self) -> None:
         """The application has returned, or raised."""
