@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 import hashlib
 import itertools
@@ -198,6 +199,15 @@ def _configure() -> None:
         USE_TZ=True,
     )
     django.setup()
+    # Python 3.13 waits 5 s for each thread of a psycopg_pool that is still open when it ends, whatever serves it.
+    atexit.register(_close_pool)
+
+
+def _close_pool() -> None:
+    from django.db import connections
+
+    if "default" in connections.settings and connections["default"].vendor == "postgresql":
+        connections["default"].close_pool()
 
 
 def create_app() -> Any:
