@@ -145,7 +145,7 @@ def test_a_request_that_does_not_end_is_cut_off(reloading: Reloading) -> None:
 
 
 def test_stacks_are_the_childs(reloading: Reloading) -> None:
-    """Not "Current thread": no thread is called that if the signal meets the process where none has the interpreter lock."""
+    """No thread is called "Current thread" if the signal comes while none has the interpreter lock."""
     reloading.process.send_signal(signal.SIGUSR1)
     wait_for(lambda: "in serve_forever" in reloading.errors(), 20, "the stacks")
     assert reloading.says("one")
