@@ -671,11 +671,15 @@ static void it_does_not_lead_back_and_forth(void)
 
     host_start(&h, NULL);
     dial(&h.r, &c);
-    while (front_now() - begin < 1500 * MS)
+    /* It is tried after 0, 100, 300 and 700 ms, and not every few milliseconds.  On a busy machine the first attempts may be
+     * forgotten, as a second passes between two of them. */
+    int64_t time, took;
+    do {
         REQUIRE(ask(&c, "/block/4").status == 200);
-    /* Until then it was tried four times at most, after 0, 100, 300 and 700 ms, and not every few milliseconds. */
-    int64_t time = h.r.f->eventloop.lead_time;
-    REQUIRE(time >= 200 * MS && time <= 1600 * MS, "%lld", (long long)time);
+        time = h.r.f->eventloop.lead_time;
+        took = front_now() - begin;
+    } while (took < 30000 * MS && (took < 1500 * MS || time < 200 * MS));
+    REQUIRE(time >= 200 * MS && time <= 2 * took + 200 * MS, "%lld after %lld", (long long)time, (long long)took);
     hang_up(&c);
     rig_settle(&h.r);
     host_end(&h);
