@@ -46,9 +46,8 @@ def tools() -> str:
     """What pip is asked for, beyond what the stage has."""
     with open(ROOT / "pyproject.toml", "rb") as file:
         project = tomllib.load(file)["project"]
-    extras = project["optional-dependencies"]
-    named = [r for r in extras["test"] if not r.startswith((project["name"], *UNUSED))]
-    return " ".join([*named, *extras["uvloop"], *extras["websockets"]])
+    named = project["optional-dependencies"]["test"]
+    return " ".join(r for r in named if not r.startswith((project["name"], *UNUSED)))
 
 
 def main(arguments: list[str]) -> int:
