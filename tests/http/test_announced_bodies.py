@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.support.processes import Process, ask, running
+from tests.support.processes import Process, ask, open_files, running
 
 APPLICATION = """
 def app(environ, start_response):
@@ -46,8 +45,7 @@ def test_bodies_that_may_be_spooled_take_no_buffer_and_no_file(tmp_path: Path) -
         with announce(process, "Transfer-Encoding: chunked") as last:  # behind them in the spool, and then answered
             last.sendall(b"20000\r\n" + b"z" * 0x20000 + b"\r\n0\r\n\r\n")
             assert last.recv(12) == b"HTTP/1.1 200"
-            numbers = os.listdir(f"/proc/{process.process.pid}/fd")
-            names = [os.readlink(f"/proc/{process.process.pid}/fd/{n}") for n in numbers]
+            names = open_files(process.process.pid)
             assert sum("deleted" in name for name in names) <= 1
         assert ask_with_a_long_head(process) == (200, "0")
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.support.client import Connection, get, wait_for
-from tests.support.processes import Process, ask, free_port, running
+from tests.support.processes import Process, ask, free_port, open_files, running
 
 MIB = 1 << 20
 
@@ -286,8 +286,7 @@ def test_clients_that_break_off_leave_nothing(tmp_path: Path) -> None:
         assert counter("pkg_spool_bytes") == counter("pkg_buffered_bytes") == 0
         accepted, closed = (counter(f"pkg_connections_{n}_total") for n in ("accepted", "closed"))
         assert accepted == closed
-        files = os.listdir(f"/proc/{process.process.pid}/fd")
-        names = [os.readlink(f"/proc/{process.process.pid}/fd/{n}") for n in files]
+        names = open_files(process.process.pid)
         assert not [n for n in names if "deleted" in n or "memfd" in n]
 
 

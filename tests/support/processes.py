@@ -132,6 +132,15 @@ def running(
             over_unix.forget(path)
 
 
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process are, as /proc names it; those that it closes meanwhile may be missing."""
+    names = []
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            names.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+    return names
+
+
 def ask(
     address: tuple[str, int],
     target: str,
