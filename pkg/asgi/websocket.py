@@ -30,8 +30,7 @@ from pkg.errors import ClientDisconnected, ResponseError
 __all__ = ["WebSocketExchange"]
 
 _log = logging.getLogger("pkg.asgi")
-_quiet = logging.getLogger("pkg.asgi.websockets")  # of the library, which logs each connection
-_quiet.setLevel(logging.WARNING)
+_quiet = logging.Logger("of websockets", logging.CRITICAL + 1)  # the library logs each connection
 
 MOST_HELD = 65536  # bytes of messages that wait for the application; a longer message waits alone
 MOST_MESSAGES = 32

@@ -77,8 +77,8 @@ LEVELS = {
 OWN = ("pkg", "wsgi.errors", "psycopg.pool")
 # The loggers below "pkg", no matter whether the module that uses them has been imported.
 _BELOW = (
-    *("admin", "asgi", "asgi.websockets", "database", "handler", "health", "lastwords", "loader", "logs", "server"),
-    *("service", "signals", "uncaught"),
+    *("admin", "asgi", "database", "handler", "health", "lastwords", "loader", "logs", "server", "service", "signals"),
+    "uncaught",
 )
 
 
