@@ -208,7 +208,7 @@ class Status:
     @cached_property
     def version(self) -> str:
         """The version of this package; "" if it is not installed."""
-        return installation.version()  # takes 20 ms, so not at start
+        return installation.version()
 
     @property
     def _workers(self) -> int:
