@@ -58,7 +58,7 @@ cdef extern from "front/exchange.h" nogil:
 
     int front_take(front *f, front_request *out, int64_t timeout)
     ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bint wait)
-    void front_begin_response(front_conn *c)
+    bint front_begin_response(front *f, front_conn *c)
     int front_send(front *f, front_conn *c, iovec *iov, int n, size_t keep, bint wait)
     int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len, bint leave)
     bint front_body_pending(const front_conn *c)

@@ -184,7 +184,7 @@ cdef class Request:
         iov.iov_base = PyBytes_AS_STRING(data)
         iov.iov_len = PyBytes_GET_SIZE(data)
         if self.status != 0 and self.conn is not NULL:
-            x.front_begin_response(self.conn)
+            x.front_begin_response(self.front._front, self.conn)
         send_all(self, &iov, 1, 0)
         self.response_size += PyBytes_GET_SIZE(data)
 

@@ -220,10 +220,9 @@ cdef class Response:
             self.put(response_date(), DATE_LINE_SIZE)
         if r.request_id is not None and not self.has_request_id:
             self.put_request_id(r.request_id)
-        if conn is not NULL:
-            x.front_begin_response(conn)
-        if not r.keep_alive or c.front_stage_now(r.front._front) != c.FRONT_SERVING or (
-                conn is not NULL and x.front_body_pending(conn)):
+        if conn is not NULL and not x.front_begin_response(r.front._front, conn):
+            self.closes = True
+        if not r.keep_alive or c.front_stage_now(r.front._front) != c.FRONT_SERVING:
             self.closes = True
         if self.closes:
             self.put(b"Connection: close\r\n", 19)

@@ -75,7 +75,7 @@ int conn_open(front *f)
     f->table.timeout[CONN_HEAD] = limits->header_timeout;
     f->table.timeout[CONN_GATHER] = GATHER;
     f->table.timeout[CONN_OVERFLOW] = OVERFLOW_TIMEOUT;
-    f->table.timeout[CONN_BODY] = f->table.timeout[CONN_HELD] = limits->body_timeout;
+    f->table.timeout[CONN_BODY] = f->table.timeout[CONN_HELD] = f->table.timeout[CONN_REST] = limits->body_timeout;
     f->table.timeout[CONN_FLUSH] = limits->write_timeout;
     f->table.timeout[CONN_LINGER] = limits->linger_timeout;
     f->table.gather_size = io_longest_gathering();
@@ -312,6 +312,7 @@ void conn_event(front *f, uint32_t slot, uint32_t generation, uint32_t events)
     case CONN_OVERFLOW:
     case CONN_BODY:
     case CONN_HELD:
+    case CONN_REST:
         if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
             conn_readable(f, c);
         break;
@@ -600,7 +601,7 @@ static bool say_continue(front_conn *c)
  * longer; a connection that is kept may be wanted again at any moment, and the longer it was idle the less.  0: it gives way
  * to nobody. */
 static const int64_t patience[CONN_STATES] = {
-    [CONN_SILENT] = 100, [CONN_HEAD] = 1000, [CONN_BODY] = 5000, [CONN_GATHER] = 5000, [CONN_IDLE] = 60000,
+    [CONN_SILENT] = 100, [CONN_HEAD] = 1000, [CONN_BODY] = 5000, [CONN_GATHER] = 5000, [CONN_REST] = 5000, [CONN_IDLE] = 60000,
 };
 
 /* Whether it has sent something that has not been read: a request that has just arrived. */
@@ -652,7 +653,7 @@ static bool take_place(front *f, front_conn *c)
     c->linger = false;
     if (old == NULL)
         return true;
-    if (old->state == CONN_SILENT || old->state == CONN_IDLE)
+    if (old->state == CONN_SILENT || old->state == CONN_IDLE || old->state == CONN_REST)
         conn_linger(f, old);
     else
         conn_refuse_for(f, old, FRONT_E_DISPLACED);
@@ -923,11 +924,33 @@ static void grow_head(front *f, front_conn *c)
     }
 }
 
+/* Reads away what is left of the body of a request that has its response.  True: all of it, and the next request may
+ * follow. */
+static bool skip_rest(front *f, front_conn *c)
+{
+    buffer *b = c->in;
+
+    if (body_decode(f, c) != FRONT_OK || c->body_read - c->body_mark > f->limits.body_buffer_size) {
+        conn_linger(f, c);
+        return false;
+    }
+    c->skips = !c->complete;
+    if (c->skips) {
+        b->len = b->raw = b->body_len = 0;
+        want_more(f, c, CONN_REST);
+        return false;
+    }
+    conn_next(c);
+    return true;
+}
+
 /* Processes the bytes of a connection until they run out, or something else must happen first. */
 static void proceed(front *f, front_conn *c)
 {
     for (int i = 0; i < PIPELINE; i++) {
         buffer *b = c->in;
+        if (c->skips && !skip_rest(f, c))
+            return;
         if (b->head_len != 0) {
             on_body(f, c);
             return;
@@ -1081,7 +1104,7 @@ void conn_returned(front *f, front_conn *c)
             return;
         }
         buffer_drop(f, c);
-        conn_set_state(f, c, CONN_IDLE);
+        conn_set_state(f, c, c->skips ? CONN_REST : CONN_IDLE);
         if (pending || c->hup || c->eof || !c->read_dry)
             conn_readable(f, c);
     }
@@ -1131,6 +1154,8 @@ void conn_expire(front *f)
         count_add(&f->count.timeouts, 1);
         conn_close(f, c);
     }
+    while ((c = f->table.waiting[CONN_REST].first) != NULL && c->deadline <= f->now)
+        conn_linger(f, c);
     while ((c = f->table.waiting[CONN_LINGER].first) != NULL && c->deadline <= f->now)
         conn_close(f, c);
 }

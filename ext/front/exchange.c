@@ -266,9 +266,16 @@ static void iov_advance(struct iovec *iov, int n, size_t by)
     }
 }
 
-void front_begin_response(front_conn *c)
+bool front_begin_response(front *f, front_conn *c)
 {
+    bool expect = atomic_load_explicit(&c->expect, memory_order_relaxed);
+
     atomic_store_explicit(&c->expect, false, memory_order_relaxed); /* runs for each response, so without a barrier */
+    if (c->complete)
+        return true;
+    /* For workers so much is collected before.  Whether a body comes that has not been asked for is not known. */
+    c->skips = eventloop_serves(f) && !expect && (c->chunked || c->body_left <= f->limits.body_buffer_size);
+    return c->skips;
 }
 
 /* The loop has the rest of a response, which later data would overtake. */
@@ -438,7 +445,9 @@ unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsi
         io_reset_at_end(c->fd);
     if (!keep_alive && !c->close)
         c->close = c->linger = true;
-    if (!c->complete)
+    c->skips = c->skips && !c->complete;
+    c->body_mark = c->body_read;
+    if (!c->complete && !c->skips)
         c->close = c->linger = true; /* the rest of the body cannot be distinguished from a request */
     if (!c->close && !result.abort && !(c->watched & EPOLLIN)) /* reports what has arrived meanwhile, so nobody has to look */
         c->read_dry = conn_watch(f, c, WATCH_IN) == FRONT_OK;

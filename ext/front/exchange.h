@@ -35,7 +35,9 @@ typedef struct {
 
 int front_take(front *f, front_request *out, int64_t timeout); /* nanoseconds; 0: do not wait; < 0: forever */
 ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait); /* 0 at the end; -EAGAIN without wait */
-void front_begin_response(front_conn *c); /* a final response begins; reading the body after it does not send 100 (Continue) */
+/* A final response begins; reading the body after it does not send 100 (Continue).  Whether the connection can be used
+ * again: the body has arrived, or what an event loop leaves of it is short enough that the loop reads it away. */
+bool front_begin_response(front *f, front_conn *c);
 /* Both return -EALREADY after the end of a response has been left with the loop, and -EPIPE after a part of it was lost by
  * an error or a client that does not read; front_finish() then cuts the connection.  front_send() advances iov. */
 int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, bool wait);

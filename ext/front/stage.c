@@ -67,6 +67,7 @@ void stage_change(front *f)
         listener_stop_handshakes(f);
         conn_hasten(f, CONN_SILENT, LAST_SECOND);
         conn_hasten(f, CONN_IDLE, LAST_SECOND);
+        conn_hasten(f, CONN_REST, LAST_SECOND);
         conn_hasten(f, CONN_LINGER, LAST_SECOND);
     }
     atomic_store(&f->stage, wanted);

@@ -41,6 +41,7 @@ enum conn_state {
     CONN_GATHER,   /* the body gathers in the socket, which is not read until the whole body has arrived */
     CONN_HELD,     /* its body will stream; waits until fewer workers are reading such bodies */
     CONN_FLUSH,    /* rest of a response being written */
+    CONN_REST,     /* the response has been sent, and what it has left of the body is read away */
     CONN_LINGER,   /* FIN sent; discards what still arrives, so that no reset destroys the response */
     CONN_AGAIN,    /* has had its share of this turn and continues in the next one */
     CONN_SPOOL,    /* the thread of spool.c is writing its body to a file */
@@ -90,6 +91,7 @@ struct front_conn {
     bool unread;                    /* L: handed over before the whole body had arrived */
     bool read_dry;                  /* O: the loop's last read left nothing in the socket */
     bool chunked;                   /* O: body framing */
+    bool skips;                     /* O: the response ends before the body, the rest of which is read away */
     bool switched;                  /* O: raw bytes in both directions, after 101; in queue.switched */
     atomic_bool expect, complete;   /* O: 100 (Continue) must be sent; the whole body has been read from the socket.  An
                                      * application may read the body in one thread and respond in another */
@@ -110,7 +112,7 @@ struct front_conn {
     buffer *in;                     /* O; NULL while idle */
     uint64_t body_left;             /* O: bytes of a Content-Length body that have not arrived */
     uint64_t body_read;             /* O: decoded bytes read so far */
-    uint64_t body_mark;             /* O: body_read at the start of the current body_timeout period */
+    uint64_t body_mark;             /* O: body_read at the start of the current body_timeout period, or of what is skipped */
     int64_t body_waited;            /* O: how long a worker has waited in this period, nanoseconds */
     size_t body_given;              /* O: bytes of the body in `in` that front_read has returned */
     body_file *spooled;             /* O: NULL, or the beginning of the body, or all of it, in a file */

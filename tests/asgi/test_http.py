@@ -200,6 +200,69 @@ def test_continue_is_sent_with_the_first_receive() -> None:
         assert (answer.body, answer.interim, answer.closes) == (b"no", [], True)
 
 
+UNREAD = {  # head, what has arrived when the response is sent, the rest of the body
+    "nothing of it": ("Content-Length: 10", b"", b"GET / HTTP"),
+    "a part of it": ("Content-Length: 10", b"GET / ", b"HTTP"),
+    "as much as is read away": ("Content-Length: 65536", b"", b"x" * 65536),
+    "in chunks": ("Transfer-Encoding: chunked", b"3\r\nGET\r\n", b"2;x=y\r\n /\r\n0\r\nA: b\r\n\r\n"),
+    "only the last chunk": ("Transfer-Encoding: chunked", b"3\r\nGET\r\n", b"0\r\n\r\n"),
+}
+
+
+async def refuses(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers a POST without a look at its body, or after the first part of it."""
+    if scope["path"] == "/after":
+        await receive()
+    await respond(send, scope["method"].encode(), status=401)
+
+
+@pytest.mark.parametrize(("framing", "first", "rest"), UNREAD.values(), ids=UNREAD)
+def test_a_short_body_that_is_left_unread_does_not_cost_the_connection(framing: str, first: bytes, rest: bytes) -> None:
+    with serving_asgi(refuses) as server, Connection(server.server_address) as c:
+        for target in ("/", "/after" if first else "/", "/"):
+            c.send(f"POST {target} HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n".encode() + first)
+            answer = c.receive()
+            assert (answer.status, answer.closes, answer.body) == (401, False, b"POST")
+            for part in in_parts(rest):
+                c.send(part)
+            assert c.request("GET", "/").body == b"GET"
+
+
+def in_parts(data: bytes) -> list[bytes]:
+    return [data[i : i + 1] for i in range(len(data))] if len(data) < 100 else [data[:30000], data[30000:]]
+
+
+def test_the_next_request_may_come_with_the_rest_of_a_body() -> None:
+    with serving_asgi(refuses) as server, Connection(server.server_address) as c:
+        c.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n1234")
+        assert c.receive().body == b"POST"
+        c.send(b"56789PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n1")
+        assert c.receive().body == b"PUT"
+        c.send(b"2GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert c.receive().body == b"GET"
+    assert server.front is None or server.front.stats().buffered == 0
+
+
+@pytest.mark.parametrize(
+    "head", ["Content-Length: 65537", "Content-Length: 3\r\nExpect: 100-continue", "Content-Length: 3\r\nConnection: close"]
+)
+def test_a_body_that_is_long_or_may_not_come_costs_the_connection(head: str) -> None:
+    with serving_asgi(refuses) as server, Connection(server.server_address) as c:
+        c.send(f"POST / HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n".encode())
+        answer = c.receive()
+        assert (answer.status, answer.closes, answer.interim) == (401, True, [])
+        assert c.is_closed()
+
+
+@pytest.mark.parametrize("rest", [b"20000\r\n" + b"x" * 0x20000, b"zz\r\n", b""], ids=["long", "malformed", "none"])
+def test_what_follows_a_response_is_not_read_away_without_end(rest: bytes) -> None:
+    with serving_asgi(refuses, body_timeout=0.3) as server, Connection(server.server_address) as c:
+        c.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert not c.receive().closes
+        c.send(rest)
+        assert c.is_closed()
+
+
 @pytest.mark.parametrize(
     ("rest", "status"), [(b"zz\r\n", 400), (b"200000\r\n" + b"x" * 0x200000 + b"\r\n", 413), (b"", 408)]
 )

@@ -216,7 +216,7 @@ static inline void rig_serve(rig *r, front_request *q)
         big = rig_number(target);
     if (IS("/close"))
         keep_alive = false;
-    keep_alive = keep_alive && !front_body_pending(c) && front_stage_now(r->f) == FRONT_SERVING;
+    keep_alive = keep_alive && front_begin_response(r->f, c) && front_stage_now(r->f) == FRONT_SERVING;
     int head_len = snprintf(head, sizeof head, "HTTP/1.1 %u X\r\nContent-Length: %zu\r\n%s\r\n", status, big != 0 ? big : len,
                             keep_alive ? "" : "Connection: close\r\n");
     if (IS("/begun")) {

@@ -35,7 +35,7 @@ static front_conn *take_request(rig *r, client *c)
 
     say(c, REQUEST);
     REQUIRE(front_take(r->f, &q, PATIENCE) == FRONT_OK);
-    front_begin_response(q.conn);
+    front_begin_response(r->f, q.conn);
     return q.conn;
 }
 
