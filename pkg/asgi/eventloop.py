@@ -289,7 +289,7 @@ class EventLoop:
             request = exchange.request
             if self._is_cancelled(error):
                 if not (exchange.has_ended or exchange.has_left or request.is_late):  # or it is logged elsewhere
-                    _log.warning("%s %s: the task has been cancelled", request.method, request.target)
+                    self._fail(exchange)
                 raise
             if exchange.has_left or (exchange.is_finished and not exchange.has_ended):
                 level = logging.DEBUG if isinstance(error, ClientDisconnected) else logging.INFO
@@ -333,8 +333,8 @@ class EventLoop:
             exchange.has_failed = True
             request = exchange.request
             if self._is_cancelled(error):
-                if exchange.is_open:
-                    _log.warning("%s %s: the task has been cancelled", request.method, request.target)
+                if not (exchange.has_ended or exchange.is_over or request.is_late):
+                    self._fail(exchange)
                 raise
             if exchange.is_over:
                 level = logging.DEBUG if isinstance(error, ClientDisconnected) else logging.INFO
@@ -375,6 +375,14 @@ class EventLoop:
             from pkg.child import end
 
             end(error)
+
+    def _fail(self, exchange: Exchange) -> None:
+        """The application has cancelled the task; or the drain has, at its deadline."""
+        request = exchange.request
+        if exchange.is_finished or request.status == 101:
+            _log.warning("%s %s: the task has been cancelled", request.method, request.target)
+        else:
+            self._failed(request, request.client_address)
 
     @staticmethod
     def _is_cancelled(error: BaseException) -> bool:

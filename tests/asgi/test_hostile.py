@@ -88,6 +88,16 @@ def test_a_last_message_that_is_cancelled_is_sent_or_cut_off(hostile: Process) -
     assert is_served(hostile)
 
 
+@pytest.mark.parametrize("who", ["itself", "another"])
+def test_a_task_that_the_application_cancels_is_500(hostile: Process, who: str) -> None:
+    text = f"GET /is_cancelled?{who} failed"
+    with Connection(hostile.address) as c:
+        answer = c.request("GET", f"/is_cancelled?{who}")
+        assert (answer.status, answer.body) == (500, b"Internal Server Error\n")
+    wait_for(lambda: text in hostile.messages())
+    assert is_served(hostile)
+
+
 @pytest.mark.parametrize("kind", RAISED)
 @pytest.mark.parametrize("when", ["/raises", "/raises_later"])
 def test_what_is_raised_is_500(hostile: Process, when: str, kind: str) -> None:

@@ -244,7 +244,8 @@ def test_the_next_request_may_come_with_the_rest_of_a_body() -> None:
 
 
 @pytest.mark.parametrize(
-    "head", ["Content-Length: 65537", "Content-Length: 3\r\nExpect: 100-continue", "Content-Length: 3\r\nConnection: close"]
+    "head",
+    ["Content-Length: 65537", "Content-Length: 3\r\nExpect: 100-continue", "Content-Length: 3\r\nConnection: close"],
 )
 def test_a_body_that_is_long_or_may_not_come_costs_the_connection(head: str) -> None:
     with serving_asgi(refuses) as server, Connection(server.server_address) as c:

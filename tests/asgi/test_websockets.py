@@ -97,6 +97,10 @@ class Application:
         if when == "open":
             await send({"type": "websocket.accept"})
             await send({"type": "websocket.send", "text": "one"})
+        if when == "cancelled":
+            task = asyncio.current_task()
+            assert task is not None and task.cancel()
+            await receive()
         raise ValueError("no such thing")
 
     async def returns(self, scope: Scope, receive: Any, send: Any, when: str) -> None:
@@ -323,10 +327,10 @@ def test_denied_by_a_response(server: Server, application: Application) -> None:
     assert application.hear()["code"] == 1006
 
 
-@pytest.mark.parametrize(("path", "status"), [("/fails/early", 500), ("/returns/early", 500)])
-def test_without_an_answer_it_is_500(server: Server, path: str, status: int) -> None:
+@pytest.mark.parametrize("path", ["/fails/early", "/fails/cancelled", "/returns/early"])
+def test_without_an_answer_it_is_500(server: Server, path: str) -> None:
     with Peer(server.server_address, path) as peer:
-        assert peer.status == status
+        assert peer.status == 500
 
 
 def test_the_client_leaves_before_the_answer(server: Server, application: Application) -> None:

@@ -317,6 +317,18 @@ async def cancels_itself(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @page
+async def is_cancelled(scope: Scope, receive: Receive, send: Send) -> None:
+    """By itself, or by another task."""
+    task = asyncio.current_task()
+    assert task is not None
+    if scope["query_string"] == b"itself":
+        task.cancel()
+    else:
+        asyncio.get_running_loop().call_soon(task.cancel)
+    await asyncio.sleep(60)
+
+
+@page
 async def never_ends(scope: Scope, receive: Receive, send: Send) -> None:
     await respond(send)
     await asyncio.Event().wait()
