@@ -225,8 +225,12 @@ class Front:
     def clock(self) -> float:
         """time.monotonic() without the time for which the process was frozen."""
     def stats(self) -> Counters: ...
-    def requests(self) -> list[Flight]:
-        """Requests in flight, at most 64."""
+    def requests(self, most: int = 1000) -> list[Flight]:
+        """Requests in flight, at most 1000: those that are served, and then those that wait."""
+    def queued(self, most: int = 1000) -> list[Flight]:
+        """Those that wait, the oldest first."""
+    def websockets(self, most: int = 1000) -> list[Flight]:
+        """Those that were accepted, the oldest first; they are no requests in flight."""
     def durations(self) -> list[tuple[str, int, list[int], float]]:
         """Durations of requests: method, status (0: none sent), count of each bucket, sum in seconds.
 

@@ -89,6 +89,10 @@ class Stage:
     STOPPED = c.FRONT_STOPPED
 
 
+cdef enum:
+    MAX_FLIGHTS = 1000   # that are listed
+
+
 cdef int64_t nanoseconds(double seconds):
     return <int64_t>(seconds * 1e9)
 
@@ -400,19 +404,34 @@ cdef class Front:
             i += 1
         return Counters._make(numbers)
 
-    def requests(self):
-        cdef c.front_flight[64] flights
-        cdef size_t n = c.front_requests(self._front, flights, 64)
-        return [
-            Flight(
-                method=flights[i].method.decode("latin-1"),
-                target=flights[i].target.decode("utf-8", "backslashreplace"),
-                age=flights[i].age / 1e9,
-                thread=flights[i].thread,
-                late=flights[i].late,
-            )
-            for i in range(n)
-        ]
+    def requests(self, size_t most=MAX_FLIGHTS):
+        return self.flights(c.FRONT_TAKEN | c.FRONT_QUEUED, most)
+
+    def queued(self, size_t most=MAX_FLIGHTS):
+        return self.flights(c.FRONT_QUEUED, most)
+
+    def websockets(self, size_t most=MAX_FLIGHTS):
+        return self.flights(c.FRONT_SWITCHED, most)
+
+    cdef list flights(self, unsigned which, size_t most):
+        cdef size_t size = most if most < MAX_FLIGHTS else MAX_FLIGHTS, n
+        cdef c.front_flight *flights = <c.front_flight *>malloc((size + 1) * sizeof(c.front_flight))
+        if flights is NULL:
+            raise MemoryError
+        try:
+            n = c.front_requests(self._front, which, flights, size)
+            return [
+                Flight(
+                    method=flights[i].method.decode("latin-1"),
+                    target=flights[i].target.decode("utf-8", "backslashreplace"),
+                    age=flights[i].age / 1e9,
+                    thread=flights[i].thread,
+                    late=flights[i].late,
+                )
+                for i in range(n)
+            ]
+        finally:
+            free(flights)
 
     def durations(self):
         cdef tally.tally_series[tally.TALLY_SERIES] series

@@ -114,7 +114,11 @@ cdef extern from "front/front.h" nogil:
     int64_t front_clock(const front *f)
 
     void front_count(front *f, front_counters *out)
-    size_t front_requests(front *f, front_flight *out, size_t max)
+    enum front_flights:
+        FRONT_TAKEN
+        FRONT_QUEUED
+        FRONT_SWITCHED
+    size_t front_requests(front *f, unsigned which, front_flight *out, size_t max)
     size_t front_durations(front *f, tally_series *out, size_t max)
     void front_waits(front *f, tally_waits *out)
     size_t front_probers(front *f, tally_prober *out, size_t max)

@@ -116,7 +116,7 @@ typedef struct {
 
 enum { FRONT_MAX_LISTENERS = 17 };
 
-/* A request in flight, for people (front_requests). */
+/* A request in flight, or what was one before 101, for people (front_requests). */
 typedef struct {
     char method[16];
     char target[128]; /* without the query, which may contain secrets */
@@ -167,7 +167,9 @@ int64_t front_frozen(const front *f); /* nanoseconds of all gaps in which the pr
 int64_t front_clock(const front *f);  /* front_now() without these gaps; stands still in an unnoticed gap */
 
 void front_count(front *f, front_counters *out);
-size_t front_requests(front *f, front_flight *out, size_t max);
+/* Those of a set, in the order of this list. */
+enum front_flights { FRONT_TAKEN = 1, FRONT_QUEUED = 2, FRONT_SWITCHED = 4 };
+size_t front_requests(front *f, unsigned which, front_flight *out, size_t max);
 size_t front_durations(front *f, tally_series *out, size_t max);
 void front_waits(front *f, tally_waits *out); /* for a worker, of requests that one has taken or that were refused in the queue */
 size_t front_probers(front *f, tally_prober *out, size_t max);

@@ -385,7 +385,7 @@ static void copy_text(char *to, size_t size, const char *from, size_t len)
     to[n] = '\0';
 }
 
-size_t front_requests(front *f, front_flight *out, size_t max)
+size_t front_requests(front *f, unsigned which, front_flight *out, size_t max)
 {
     size_t n = 0;
     int64_t now = clock_now();
@@ -395,7 +395,7 @@ size_t front_requests(front *f, front_flight *out, size_t max)
     pthread_mutex_lock(&f->queue.mutex);
     const conn_list *lists[] = {&f->queue.taken, &f->queue.ready, &f->queue.switched};
     for (int pass = 0; pass < 3; pass++)
-        for (front_conn *c = lists[pass]->first; c != NULL && n < max; c = c->next, n++) {
+        for (front_conn *c = which >> pass & 1 ? lists[pass]->first : NULL; c != NULL && n < max; c = c->next, n++) {
             const buffer *b = c->in;
             const http1_head *h = &b->head;
             copy_text(out[n].method, sizeof out[n].method, b->data + h->method.pos, h->method.len);

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "eventloop.h"
+#include "handoff.h"
 
 void last_words_say(const char *format, ...)
 {
@@ -40,14 +41,19 @@ void last_words_write(front *f, const char *why)
 {
     front_flight flights[64];
     char target[3 * sizeof flights[0].target];
-    size_t n = front_requests(f, flights, 64);
+    size_t n = front_requests(f, FRONT_TAKEN | FRONT_QUEUED, flights, 64);
+    front_counters counters;
 
-    last_words_say("%s: the interpreter shows no sign of life; %zu requests in flight\n", why, n);
+    handoff_count(f, &counters);
+    last_words_say("%s: the interpreter shows no sign of life; %llu requests in flight\n", why,
+                   (unsigned long long)counters.in_flight);
     if (eventloop_turn(f) > SECOND)
         last_words_say("  the event loop has been blocked for %.3f s\n", (double)eventloop_turn(f) / 1e9);
     for (size_t i = 0; i < n; i++)
         last_words_say("  %s %s, %.3f s, thread %llu\n", flights[i].method, quoted(flights[i].target, target, sizeof target),
                   (double)flights[i].age / 1e9, (unsigned long long)flights[i].thread);
+    if (counters.in_flight > n)
+        last_words_say("  and %llu more\n", (unsigned long long)counters.in_flight - n);
     if (f->last_words.signal != 0)
         pthread_kill(pthread_self(), f->last_words.signal);
 }

@@ -194,15 +194,20 @@ class Pages:
 
     def _requests(self, query: Query) -> Reply:
         found = self._status.requests()
+        hidden = self._status.not_listed(found)
         if query.form == "json":
-            return json_reply([request.document() for request in found])
+            facts = {"X-Requests-Not-Listed": str(hidden)}
+            return json_reply([request.document() for request in found])._replace(headers=facts)
         if not found:
             return text("no request is in flight\n")
         rows = [("AGE", "REQUEST", "WORKER", "STATE", "WHERE")]
         for r in found:
             where = " — ".join(filter(None, (r.at, r.source)))
             rows.append((f"{r.age:.3f} s", f"{r.method} {r.target}", r.worker or "-", r.state, where))
-        lines = statusz.columns(rows) + _groups([task for request in found for task in request.tasks])
+        lines = statusz.columns(rows)
+        if hidden:
+            lines += ["", f"{len(found)} of {len(found) + hidden} shown"]
+        lines += _groups([task for request in found for task in request.tasks])
         return text("\n".join(lines) + "\n")
 
     def _tasks(self, query: Query) -> Reply:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["columns", "html", "seconds", "size", "text"]
 
 
+MAX_REQUESTS = 20  # that the page shows
+
+
 class Cell(NamedTuple):
     """A cell of a table: its text, and a tone (good, bad, warn, dim, code) that is shown by colour only."""
 
@@ -85,22 +88,25 @@ def number(value: float) -> str:
 # --- the page ------------------------------------------------------------------------------------------------------
 
 
+def _requests(d: Snapshot) -> Rows:
+    requests = [request for request in d.requests if not request.is_websocket]
+    rows = [
+        (
+            Cell(seconds(r.age), "warn" if r.age > 5 else ""),
+            Cell(f"{r.method} {r.target}", "code"),
+            Cell(r.worker or r.state),
+            Cell(" — ".join(filter(None, (r.at, r.source))), "code"),
+        )
+        for r in requests[:MAX_REQUESTS]
+    ]
+    if (more := max(len(requests), d.front.in_flight) - MAX_REQUESTS) > 0:
+        rows.append((Cell(""), Cell(f"and {number(more)} more"), Cell(""), Cell("")))
+    return rows
+
+
 def _sections(d: Snapshot) -> Iterable[Section]:
     yield _health(d.health)
-    yield Section(
-        "Requests in flight",
-        ("for", "request", "worker", "where it is"),
-        [
-            (
-                Cell(seconds(r.age), "warn" if r.age > 5 else ""),
-                Cell(f"{r.method} {r.target}", "code"),
-                Cell(r.worker or r.state),
-                Cell(" — ".join(filter(None, (r.at, r.source))), "code"),
-            )
-            for r in d.requests[:20]
-        ],
-        "none",
-    )
+    yield Section("Requests in flight", ("for", "request", "worker", "where it is"), _requests(d), "none")
     yield Section("Work", (), _work(d))
     if d.pool is not None:
         yield Section("Database pool", (), _pool(d.pool))
@@ -188,6 +194,11 @@ def _work(d: Snapshot) -> Rows:
             (Cell("tasks"), Cell(number(d.eventloop.tasks))),
             (Cell("waiting for the event loop"), queued),
         ]
+        if front.websockets_opened:
+            oldest = d.eventloop.oldest_websocket
+            age = f", the oldest for {seconds(oldest)}" if oldest is not None else ""
+            rows.append((Cell("WebSockets open"), Cell(f"{number(front.websockets)}{age}")))
+            rows.append((Cell("WebSockets opened"), Cell(number(front.websockets_opened))))
     rows += [
         (Cell("requests served"), Cell(number(front.served))),
         (Cell("aborted, shed, timed out"), Cell(" / ".join(map(number, (front.aborted, front.shed, front.timeouts))))),

@@ -38,13 +38,14 @@ def say(why: str, status: Status, flush: Callable[[float], bool]) -> None:
     taken = stacks.capture()
     blocked = status.blocked()
     requests = status.requests(taken)
-    _log.critical("%s: %d requests in flight", why, len(requests))
+    _log.critical("%s: %d requests in flight", why, sum(not request.is_websocket for request in requests))
     if blocked is not None:
         _log.critical("%s", blocked)
     for request in requests[:MAX_REQUESTS]:
         where = f", at {request.at}" if request.at else ""
         _log.critical(
-            "in flight: %s %s for %.1f s, %s%s",
+            "%s: %s %s for %.1f s, %s%s",
+            "WebSocket" if request.is_websocket else "in flight",
             request.method,
             request.target,
             request.age,

@@ -47,11 +47,17 @@ class InFlight(NamedTuple):
     at: str | None  # the current place in the application, and its line of source
     source: str | None
     tasks: Sequence[tasks.TaskState] = ()  # of an event loop: those of this request
+    is_websocket: bool = False
+    has_responded: bool = False  # and its task goes on
+
+    @property
+    def is_in_flight(self) -> bool:
+        return not (self.is_websocket or self.has_responded)
 
     def document(self, *, with_tasks: bool = True) -> dict[str, Any]:
         """As plain data for JSON.  The chains of all tasks may be long."""
         found = self._asdict()
-        del found["tasks"]
+        del found["tasks"], found["is_websocket"], found["has_responded"]
         if with_tasks:
             found["tasks"] = [task.document() for task in self.tasks]
         return found
@@ -83,7 +89,7 @@ class Workers(NamedTuple):
 
 class EventLoopState(NamedTuple):
     """`kind`: asyncio or uvloop.  `blocked`: seconds for which it has been in one turn, 0 unless that is long; where,
-    and in which task."""
+    and in which task.  `oldest_websocket`: seconds since its handshake; None if none is open."""
 
     kind: str
     tasks: int
@@ -91,6 +97,7 @@ class EventLoopState(NamedTuple):
     at: str | None
     source: str | None
     task: str | None
+    oldest_websocket: float | None = None
 
 
 class Latency(NamedTuple):
@@ -159,7 +166,8 @@ class Snapshot(NamedTuple):
 class Status:
     """Collects the state from the parts.
 
-    `front` has stats(), requests(), durations(), queue_waits() and probers(); `checker` has report().
+    `front` has stats(), requests(), queued(), websockets(), durations(), queue_waits() and probers(); `checker` has
+    report().
     `database()` returns the database, which has stats(), or None.  `eventloop()` returns the event loop of an ASGI
     application, or None; `slow`: the seconds after which a turn of it counts as blocked.  `alive()` returns the number
     of running workers.  `proxy_waits()` returns how long requests have been at proxies, or is None if none are trusted.
@@ -272,6 +280,11 @@ class Status:
             )
         return found
 
+    def not_listed(self, found: Iterable[InFlight]) -> int:
+        """How many requests in flight requests() has left out, as there are so many."""
+        in_flight: int = self.front.stats().in_flight
+        return max(0, in_flight - sum(request.is_in_flight for request in found))
+
     def _requests_of(self, eventloop: Any) -> list[InFlight]:
         """Those of an event loop: by its own list, as one thread serves many, and those that wait for it."""
         serving = tasks.serving(eventloop)
@@ -283,6 +296,10 @@ class Status:
             own = by_request.get(id(request), [])
             at = tasks.best_place(own)
             state = next((s for s in ("running", "ready", "waiting") if any(task.state == s for task in own)), "ready")
+            if request.is_websocket:
+                state += ", WebSocket"
+            elif request.has_ended:
+                state += ", has responded"
             found.append(
                 InFlight(
                     method=request.method,
@@ -290,16 +307,17 @@ class Status:
                     age=round(request.age, 3),
                     worker=eventloop.thread.name,
                     thread=eventloop.thread.native_id,
-                    state=f"{state}, has responded" if request.has_ended else state,
+                    state=state,
                     at=str(at) if at is not None else None,
                     source=at.source or None if at is not None else None,
                     tasks=own,
+                    is_websocket=request.is_websocket,
+                    has_responded=request.has_ended,
                 )
             )
-        for waiting in self.front.requests():
-            if not waiting.thread:
-                age = round(waiting.age, 3)
-                found.append(InFlight(waiting.method, waiting.target, age, None, None, "queued", None, None))
+        for waiting in self.front.queued():
+            age = round(waiting.age, 3)
+            found.append(InFlight(waiting.method, waiting.target, age, None, None, "queued", None, None))
         return sorted(found, key=lambda request: -request.age)
 
     def _eventloop_state(self) -> EventLoopState | None:
@@ -315,6 +333,7 @@ class Status:
             at=str(at) if at is not None else None,
             source=at.source or None if at is not None else None,
             task=now.whose if now is not None else None,
+            oldest_websocket=next((round(websocket.age, 3) for websocket in self.front.websockets(1)), None),
         )
 
     def collect(self) -> Snapshot:
@@ -463,9 +482,8 @@ def _of_eventloop(snapshot: Snapshot) -> Iterable[Finding]:
     text = f"the event loop has been blocked for {eventloop.blocked:.1f} s at {place}, in {eventloop.task}"
     queued = snapshot.front.queued
     others = snapshot.front.in_flight - queued
-    if snapshot.requests:
-        text += f"; {_times(others, 'request')} in flight and {queued} queued, the oldest for "
-        text += f"{snapshot.requests[0].age:.1f} s"
+    if oldest := next((request for request in snapshot.requests if request.is_in_flight), None):
+        text += f"; {_times(others, 'request')} in flight and {queued} queued, the oldest for {oldest.age:.1f} s"
     yield Finding("error" if eventloop.blocked > LONG_TURN else "warning", text, "/debug/requests")
 
 

@@ -46,6 +46,7 @@ class Serving(NamedTuple):
     ids: tuple[str, str, str] | None  # trace id, span id, request id
     task: asyncio.Task[Any] | None
     has_ended: bool  # its response has, and the task goes on
+    is_websocket: bool  # which has been accepted
 
     def __str__(self) -> str:
         return f"{self.method} {self.target}"
@@ -171,6 +172,7 @@ def serving(eventloop: Any) -> list[Serving]:
             request.context,
             task,
             request.is_finished,
+            request.status == 101,
         )
         for request, task in eventloop.serving()
     ]

@@ -435,6 +435,7 @@ def test_requests_and_where_they_stand(world: World) -> None:
         assert (request["method"], request["target"]) == ("GET", "/wait/here")
         assert request["worker"].startswith("worker-")
         assert request["at"].endswith("in wait_here") and request["source"] == "self.go.wait(30)"
+        assert (world.status.not_listed(world.status.requests()), world.status.not_listed([])) == (0, 1)
         for page in ("/debug/requests", "/statusz", "/debug/threads"):
             text = world.ask(page)[2]
             assert "/wait/here" in text and "wait_here" in text and "password" not in text

@@ -202,6 +202,19 @@ def test_the_pages_say_it_while_it_lasts(drill: Drill) -> None:
     assert re.search("/readyz/upstream +ok", drill.page("/statusz"))
 
 
+def test_all_that_waits_is_listed(drill: Drill) -> None:
+    (drill.directory / "told").unlink()
+    blocks = Asking(drill, "/until-told")
+    wait_for(lambda: "GET /until-told" in drill.page("/debug/requests"))
+    waiting = [Asking(drill, f"/openapi.json?{n}") for n in range(100)]
+    wait_for(lambda: drill.page("/debug/requests").count("GET /openapi.json") == 100)
+    assert "and 81 more" in drill.page("/statusz")
+    (drill.directory / "told").touch()
+    for asking in (blocks, *waiting):
+        asking.join()
+        assert asking.answer.status == 200
+
+
 def test_turns_are_counted(drill: Drill) -> None:
     metrics = drill.page("/metrics")
     counts = {

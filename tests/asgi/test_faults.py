@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import random
+import select
 import socket
 import struct
 import threading
@@ -129,6 +130,11 @@ def test_a_hundred_pipelined_requests_of_all_kinds_in_pieces(server: Server) -> 
 def test_a_body_that_comes_after_the_response_is_no_request(server: Server) -> None:
     with Connection(server.server_address) as c:
         c.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(GET))
+        assert not c.receive().closes
+        c.send(GET)
+        assert not select.select([c.socket], [], [], 0.1)[0]
+        assert c.request("GET", "/").status == 200
+        c.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 70000\r\n\r\n")
         assert c.receive().closes
         with contextlib.suppress(OSError):
             c.send(GET)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import threading
 import time
@@ -120,7 +121,10 @@ def test_starlette_and_fastapi_and_their_end(tmp_path: Path) -> None:
         page = ask(("127.0.0.1", admin), "/metrics")[2]
         assert "pkg_websockets 11\n" in page and "pkg_websockets_opened_total 14" in page
         assert "http_server_active_requests 0\n" in page
-        assert "/chat/3" in ask(("127.0.0.1", admin), "/debug/requests")[2]
+        assert re.search("/chat/3 +event-loop +waiting, WebSocket", ask(("127.0.0.1", admin), "/debug/requests")[2])
+        page = ask(("127.0.0.1", admin), "/statusz")[2]
+        assert re.search(r"Requests in flight\n +none\n", page)
+        assert re.search(r"WebSockets open +11, the oldest for [0-9.]+ m?s\n +WebSockets opened +14\n", page)
 
         begun = time.monotonic()
         codes: list[tuple[float, int]] = []

@@ -1492,11 +1492,12 @@ static void flights_and_counters(void)
     EVENTUALLY(atomic_load(&r.holding) == 1);
     say(&c[1], "DELETE /echo/b HTTP/1.1\r\nHost: x\r\n\r\n");
     EVENTUALLY(rig_count(&r).queued == 1);
-    REQUIRE(front_requests(r.f, flights, 8) == 2);
+    REQUIRE(front_requests(r.f, FRONT_TAKEN | FRONT_QUEUED, flights, 8) == 2);
     REQUIRE(strcmp(flights[0].method, "GET") == 0 && strcmp(flights[0].target, "/hold/a") == 0 && flights[0].thread != 0);
     REQUIRE(strcmp(flights[1].method, "DELETE") == 0 && strcmp(flights[1].target, "/echo/b") == 0 && flights[1].thread == 0);
     REQUIRE(flights[0].age > 0 && flights[1].age > 0);
-    REQUIRE(front_requests(r.f, flights, 1) == 1);
+    REQUIRE(front_requests(r.f, FRONT_TAKEN | FRONT_QUEUED, flights, 1) == 1);
+    REQUIRE(front_requests(r.f, FRONT_QUEUED, flights, 8) == 1 && strcmp(flights[0].target, "/echo/b") == 0);
     say(&c[2], "GET /healthz HTTP/1.1\r\nHost: x\r\nUser-Agent: kube-probe/1.30\r\n\r\n");
     hear(&c[2]);
     REQUIRE(front_probers(r.f, probers, TALLY_PROBERS) == 1);
@@ -1509,7 +1510,7 @@ static void flights_and_counters(void)
     REQUIRE(n.accepted == 3 && n.requests == 2 && n.probes == 1 && n.served == 2 && n.rejected == 0);
     for (int i = 0; i < 3; i++)
         hang_up(&c[i]);
-    REQUIRE(front_requests(r.f, flights, 8) == 0);
+    REQUIRE(front_requests(r.f, FRONT_TAKEN | FRONT_QUEUED | FRONT_SWITCHED, flights, 8) == 0);
     rig_stop(&r);
 }
 

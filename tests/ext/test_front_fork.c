@@ -22,7 +22,7 @@ static int use_everything(rig *r, int connection)
     EXPECT(front_run(r->f) == FRONT_CLOSED);
     front_count(r->f, &n);
     EXPECT(n.connections == 0 && n.in_flight == 0);
-    EXPECT(front_requests(r->f, flights, 4) == 0 && front_durations(r->f, series, 4) == 0 && front_probers(r->f, probers, 4) == 0);
+    EXPECT(front_requests(r->f, FRONT_TAKEN, flights, 4) == 0 && front_durations(r->f, series, 4) == 0 && front_probers(r->f, probers, 4) == 0);
     front_waits(r->f, &waits);
     EXPECT(waits.sum == 0 && waits.count[0] == 0);
     front_renew(r->f, 0, SEC);
