@@ -51,7 +51,8 @@
  *
  * Its turns are those in which the front has something for it, from the ring or front_look() on.  Of what else it runs nothing is
  * known; so, while it has requests, the front's own thread rings when it has not looked for half the time that counts
- * as slow.
+ * as slow.  Without requests it rests, and whoever renews liveness, twice a second, knocks: if the event loop is blocked, it is
+ * BUSY from then on, and the next knock has that thread look at it.
  */
 #ifndef EVENTLOOP_H
 #define EVENTLOOP_H
@@ -62,6 +63,12 @@
 static inline bool eventloop_serves(const front *f)
 {
     return atomic_load_explicit(&f->eventloop.state, memory_order_acquire) != EVENTLOOP_ABSENT;
+}
+
+/* The same of one that waits elsewhere. */
+static inline bool eventloop_is_elsewhere(const front *f)
+{
+    return eventloop_serves(f) && f->eventloop.watched_fd != -1;
 }
 
 int64_t eventloop_looks(const front *f); /* front_eventloop_looks() */

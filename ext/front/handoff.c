@@ -224,6 +224,21 @@ void handoff_note_event(front *f, front_conn *c, unsigned events)
     eventloop_ring(f, sleeps);
 }
 
+bool handoff_ring(front *f)
+{
+    pthread_mutex_lock(&f->queue.mutex);
+    bool sleeps = eventloop_rouse(f);
+    pthread_mutex_unlock(&f->queue.mutex);
+    eventloop_ring(f, sleeps);
+    return sleeps;
+}
+
+void handoff_knock(front *f)
+{
+    if (!f->foreign && eventloop_is_elsewhere(f) && !handoff_ring(f))
+        front_ring(f); /* the front's own thread looks at its turn */
+}
+
 unsigned handoff_news(front *f, bool sleeps)
 {
     pthread_mutex_lock(&f->queue.mutex);

@@ -107,6 +107,7 @@ void handoff_expire(front *f);          /* responds for workers whose request_ti
 int64_t handoff_due(front *f, int64_t due, int64_t look); /* when something must be done; at most `due`, or `look` */
 void handoff_note_event(front *f, front_conn *c, unsigned events); /* of a connection that a worker owns; enum front_progress */
 bool handoff_may_keep(front *f);        /* whether half of the workers may have to wait for their clients */
+bool handoff_ring(front *f);            /* the event loop, if it sleeps; whether it does */
 bool handoff_progresses(front *f);      /* whether short requests have been finished since the last call */
 void handoff_extend(front *f, int64_t gap); /* all deadlines */
 void handoff_close(front *f, uint64_t lost); /* the front has stopped; `lost`: requests that end with it */
@@ -168,6 +169,7 @@ bool handoff_return(front *f, front_conn *c, const handoff_result *result, int *
 
 /* ------------------------------------------------------------------------------------------------ any thread */
 
+void handoff_knock(front *f); /* now and then: so that it is seen whether an event loop that waits elsewhere is blocked */
 void handoff_tally(front *f, uint8_t method, unsigned status, int64_t duration); /* a response without a worker */
 void handoff_count(front *f, front_counters *out);
 

@@ -102,10 +102,7 @@ static int64_t watch(front *f, int64_t nap)
     int64_t silent = handoff_workers(f) > 0 ? eventloop_silent_until(f) : INT64_MAX;
 
     if (silent != INT64_MAX && silent <= clock_now()) {
-        handoff_lock(f);
-        bool sleeps = eventloop_rouse(f);
-        handoff_unlock(f);
-        eventloop_ring(f, sleeps);
+        handoff_ring(f);
         look = eventloop_watch(f, nap);
         silent = INT64_MAX;
     }

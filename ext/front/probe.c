@@ -6,6 +6,7 @@
 #include <strings.h>
 
 #include "clock.h"
+#include "handoff.h"
 #include "http/text.h"
 #include "last_words.h"
 
@@ -28,6 +29,7 @@ void front_renew(front *f, unsigned slot, int64_t nanoseconds)
     if (slot == 0) {
         atomic_store_explicit(&f->published.lease, nanoseconds, memory_order_relaxed);
         atomic_store_explicit(&f->published.moved, 0, memory_order_relaxed);
+        handoff_knock(f);
     }
 }
 

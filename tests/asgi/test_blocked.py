@@ -248,13 +248,19 @@ def test_where_each_task_waits_and_last_words(drill: Drill) -> None:
 
 def test_a_process_that_stood_still_and_one_that_has_to_end(tmp_path: Path) -> None:
     """In uvloop, if it is installed.  No line is blamed for time in which the process was stopped, nor for a turn that
-    is shorter than the setting; one is, if the step before has ended; the last words of the drain say it as well."""
+    is shorter than the setting; one is, if the step before has ended, and the line of a timer while there are no requests;
+    the last words of the drain say it as well."""
     source = """
 import asyncio, os, time
+def blocks():
+    while not os.path.exists("told as well"): time.sleep(0.01)
+
 async def app(scope, receive, send):
     assert scope["type"] == "http"
     path = scope["path"][1:]
-    if path == "later":
+    if path == "timer":
+        asyncio.get_running_loop().call_later(0.2, blocks)
+    elif path == "later":
         await asyncio.sleep(0.05)
         while not os.path.exists("told"): time.sleep(0.01)
     else:
@@ -280,6 +286,11 @@ async def app(scope, receive, send):
         wait_for(lambda: len(drill.warnings()) == 2)
         for record, place in zip(drill.warnings(), ("time.sleep(0.01), in GET /later", "in GET /2"), strict=True):
             assert place in record["message"]
+
+        assert get(process.address, "/timer").status == 200
+        text = r"application.py:[0-9]+: while not os.path.exists\(.told as well.\): time.sleep\(0.01\), in a callback"
+        process.await_message(f"^{BLOCKED}[0-9.]+ s at {text}")
+        (tmp_path / "told as well").touch()
 
         asking = Asking(drill, "/30")
         time.sleep(0.6)
