@@ -248,8 +248,8 @@ def test_where_each_task_waits_and_last_words(drill: Drill) -> None:
 
 def test_a_process_that_stood_still_and_one_that_has_to_end(tmp_path: Path) -> None:
     """In uvloop, if it is installed.  No line is blamed for time in which the process was stopped, nor for a turn that
-    is shorter than the setting; one is, if the step before has ended, and the line of a timer while there are no requests;
-    the last words of the drain say it as well."""
+    is shorter than the setting; one is, if the step before has ended, and the line of a timer without any request; the
+    last words of the drain say it as well."""
     source = """
 import asyncio, os, time
 def blocks():
