@@ -12,6 +12,7 @@
 #define LEAD_SHORTEST (100 * MILLISECOND) /* a pause of the garbage collector is forgotten soon */
 #define LEAD_LONGEST (3200 * MILLISECOND)
 #define CALM SECOND /* after so long without a delay, the next one is the first again */
+#define LONG_TURN MILLISECOND /* the nap of the front's own thread, after which it leads */
 #define OFTEN 16 /* looks of one that waits elsewhere, */
 #define WINDOW (10 * MILLISECOND) /* within such a time, after which it leads */
 
@@ -202,8 +203,11 @@ int64_t eventloop_look(front *f)
     int64_t now = clock_now(), at = clock_without_gaps(f, now);
     int64_t began = atomic_load_explicit(&e->began, memory_order_relaxed);
 
-    if (began != 0 && atomic_load_explicit(&e->state, memory_order_relaxed) == EVENTLOOP_BUSY)
+    if (began != 0 && atomic_load_explicit(&e->state, memory_order_relaxed) == EVENTLOOP_BUSY) {
         tally_add_turn(&e->turns, at - began);
+        if (at - began >= LONG_TURN)
+            atomic_fetch_add_explicit(&e->long_turns, at - began, memory_order_relaxed);
+    }
     if (atomic_load_explicit(&e->slow, memory_order_relaxed) == number && number != 0) {
         atomic_store(&e->slow_took, at > began ? at - began : 1);
         tell(f);
@@ -375,6 +379,22 @@ static bool is_let_lead(front *f, uint64_t looks)
     return true;
 }
 
+/* While the front's own thread leads: whether long turns have become rare.  Looks at them once in LEAD_SHORTEST. */
+static bool is_calm(front *f, int64_t now)
+{
+    struct front_eventloop *e = &f->eventloop;
+    int64_t time = now - e->judged_at, turn;
+
+    if (time < LEAD_SHORTEST)
+        return false;
+    int64_t took = atomic_load_explicit(&e->long_turns, memory_order_relaxed) - e->judged;
+    e->judged_at = now;
+    e->judged += took;
+    if ((turn = eventloop_turn(f)) >= LONG_TURN)
+        took += turn;
+    return took < time / 2;
+}
+
 bool eventloop_keeps_up(front *f)
 {
     struct front_eventloop *e = &f->eventloop;
@@ -382,6 +402,8 @@ bool eventloop_keeps_up(front *f)
     bool has_looked = looks != e->seen_looks, had_time = e->was_given_time;
     int64_t now = clock_now();
 
+    if (now < e->leads_until && is_calm(f, now))
+        e->leads_until = now;
     if (e->watched_fd != -1 && !eventloop_may_lead(f))
         return is_let_lead(f, looks);
     e->seen_looks = looks;
@@ -399,6 +421,8 @@ bool eventloop_keeps_up(front *f)
     int64_t time = last == 0 ? LEAD_SHORTEST : last < LEAD_LONGEST / 2 ? 2 * last : LEAD_LONGEST;
     atomic_store_explicit(&e->lead_time, time, memory_order_relaxed);
     e->leads_until = now + time;
+    e->judged_at = now;
+    e->judged = atomic_load_explicit(&e->long_turns, memory_order_relaxed);
     return false;
 }
 

@@ -237,10 +237,12 @@ struct front_eventloop {
     int64_t window;          /* when it began to count the looks of one that waits elsewhere; */
     int64_t leads_until;     /* until when it leads itself because that did not happen, */
     _Atomic int64_t lead_time; /* and for how long then; any thread may read it */
+    int64_t judged_at, judged; /* when it last looked whether it need not lead any more, and long_turns then */
 
     /* Its turns.  A turn is named by `looks`. */
     _Atomic int64_t began;     /* of this one, in front_clock(); 0: there has been none */
     tally_turns turns;         /* written by the event loop */
+    _Atomic int64_t long_turns; /* the time of all that were longer than a nap of the front's own thread, nanoseconds */
     int told_fd;              /* an eventfd, to which front_watch_turns() listens; -1: none */
     _Atomic uint64_t slow;     /* the last turn that was told as slow, */
     _Atomic int64_t slow_took; /* and how long it took; 0: it has not ended */

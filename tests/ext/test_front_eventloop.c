@@ -691,6 +691,32 @@ static void it_does_not_lead_back_and_forth(void)
     host_end(&h);
 }
 
+/* After a load of long turns it leads again as soon as they are short, and not only when the time for that load is over. */
+static void it_leads_soon_after_long_turns(void)
+{
+    host h;
+    client c;
+    int64_t until = front_now() + PATIENCE, begin, time = 0;
+
+    host_start(&h, NULL);
+    dial(&h.r, &c);
+    do { /* on a busy machine short turns may be long as well */
+        if (time >= 400 * MS)
+            usleep(1100000); /* it is forgotten */
+        do {
+            time = h.r.f->eventloop.lead_time;
+            while (h.r.f->eventloop.lead_time == time)
+                REQUIRE(front_now() < until && ask(&c, "/block/4").status == 200);
+            time = h.r.f->eventloop.lead_time;
+        } while (time < 400 * MS);
+        begin = front_now();
+        let_it_lead(&h, &c);
+    } while (front_now() - begin > time / 4 * 3);
+    hang_up(&c);
+    rig_settle(&h.r);
+    host_end(&h);
+}
+
 /* Those that wait for a client are told of the end of the front, and a request cut off by its deadline is left. */
 static void the_end_is_told(void)
 {
@@ -1015,6 +1041,7 @@ static const test tests[] = {
     {"slow_turns_are_told", slow_turns_are_told, 0},
     {"a_slow_turn_of_its_own_is_told", a_slow_turn_of_its_own_is_told, 0},
     {"it_does_not_lead_back_and_forth", it_does_not_lead_back_and_forth, 0},
+    {"it_leads_soon_after_long_turns", it_leads_soon_after_long_turns, 0},
     {"the_end_is_told", the_end_is_told, 0},
     {"many_at_a_time", many_at_a_time, 0},
     {"it_leads_while_it_is_loaded", it_leads_while_it_is_loaded, 0},
