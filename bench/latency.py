@@ -36,6 +36,7 @@ from bench.session import Session
 INTERVAL = 0.02  # seconds
 TIMEOUT = 5  # seconds; also the latency counted for a probe without a response
 SLOW_CLIENTS = 10_000
+BOTH = ("/healthz", "/readyz")
 
 
 @contextlib.contextmanager
@@ -123,10 +124,20 @@ def _event_loops(session: Session) -> list[dict[str, Any]]:
             server = session.start(peer)
             if server is not None:
                 with _noted(session, f"{peer.name}, {case}"), server, trouble(session, server) as facts:
-                    seconds = 4 if session.quick else 8
-                    seen = read_probes(start_probes(server.port, "/healthz", seconds, INTERVAL, TIMEOUT), TIMEOUT)
-                    out.append({"case": case, "server": peer.name, "path": "/healthz", **facts, **_record(seen)})
+                    paths = BOTH if peer is EVENT_LOOPS[0] else BOTH[:1]  # other servers have no readiness
+                    out += _ask(server, paths, 4 if session.quick else 8, case, peer.name, facts)
     return out
+
+
+def _ask(
+    server: Running, paths: tuple[str, ...], seconds: int, case: str, name: str, facts: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Probes of all these paths at the same time; a record of each."""
+    started = {path: start_probes(server.port, path, seconds, INTERVAL, TIMEOUT) for path in paths}
+    return [
+        {"case": case, "server": name, "path": path, **facts, **_record(read_probes(process, TIMEOUT))}
+        for path, process in started.items()
+    ]
 
 
 def run(session: Session) -> list[dict[str, Any]]:
@@ -141,8 +152,7 @@ def run(session: Session) -> list[dict[str, Any]]:
             server = session.start(peer)
             if server is not None:
                 with _noted(session, f"{peer.name}, {case}"), server, trouble(session, server) as facts:
-                    seen = read_probes(start_probes(server.port, "/healthz", seconds, INTERVAL, TIMEOUT), TIMEOUT)
-                    out.append({"case": case, "server": peer.name, "path": "/healthz", **facts, **_record(seen)})
+                    out += _ask(server, BOTH[:1], seconds, case, peer.name, facts)
     out += _event_loops(session)
     with postgres(session) as database:
         for peer in session.choose(hosts=True, quick="pkg gunicorn") if database is not None else []:
@@ -151,14 +161,7 @@ def run(session: Session) -> list[dict[str, Any]]:
             if server is None:
                 continue
             with _noted(session, f"{peer.name}, database frozen"), server, _frozen(server, database) as facts:
-                seconds = 3 if session.quick else 6
-                both = {
-                    path: start_probes(server.port, path, seconds, INTERVAL, TIMEOUT)
-                    for path in ("/healthz", "/readyz")
-                }
-                for path, process in both.items():
-                    seen = read_probes(process, TIMEOUT)
-                    out.append({"case": "database frozen", "server": peer.name, "path": path, **facts, **_record(seen)})
+                out += _ask(server, BOTH, 3 if session.quick else 6, "database frozen", peer.name, facts)
     return out
 
 

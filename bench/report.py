@@ -173,11 +173,12 @@ def latency(results: Results) -> str:
 
 def event_loops(results: Results) -> str:
     rows = [r for r in results.get("latency", []) if r["case"] in LOOP_CASES]
-    found = {(r["server"], r["case"]): r for r in rows}
-    names = {"pkg-asgi": "pkg (ASGI)", "uvicorn": _title("uvicorn")}
+    found = {(r["server"], r["path"], r["case"]): r for r in rows}
+    asked = [("pkg-asgi", "/healthz", "pkg (ASGI)"), ("pkg-asgi", "/readyz", "the same, readiness"),
+             ("uvicorn", "/healthz", _title("uvicorn"))]  # fmt: skip
     body = [
-        [title, *(_waits(found.get((name, case))) for case in LOOP_CASES)]
-        for name, title in names.items() if any(r["server"] == name for r in rows)
+        [title, *(_waits(found.get((name, path, case))) for case in LOOP_CASES)]
+        for name, path, title in asked if any((name, path) == key[:2] for key in found)
     ]  # fmt: skip
     return (
         _table("Probe latency beside an event loop, p50 / p99", ["server", *LOOP_CASES.values()], body) if rows else ""

@@ -81,12 +81,17 @@ def test_a_probe_without_an_answer_is_in_the_table() -> None:
 
 def test_probes_beside_an_event_loop_have_a_table_of_their_own() -> None:
     rows = [
-        {**SMALL["latency"][0], "server": name, "case": case, "ms": {"p50": 0.2, "p99": p99}}
-        for name, p99 in (("pkg-asgi", 2.0), ("uvicorn", 3000.0))
+        {**SMALL["latency"][0], "server": name, "path": path, "case": case, "ms": {"p50": 0.2, "p99": p99}}
+        for name, path, p99 in (
+            ("pkg-asgi", "/healthz", 2.0),
+            ("pkg-asgi", "/readyz", 3.0),
+            ("uvicorn", "/healthz", 3000.0),
+        )
         for case in ("event loop blocked", "callbacks")
     ]
     table = cells(report.event_loops({"latency": rows}))
     assert ["pkg (ASGI)", "0.20 ms / 2.0 ms", "0.20 ms / 2.0 ms", ""] in table
+    assert ["the same, readiness", "0.20 ms / 3.0 ms", "0.20 ms / 3.0 ms", ""] in table
     assert ["Probe p99, callbacks", "under 5 ms", "2.0 ms; uvicorn (ASGI) 3.0 s", "yes"] in cells(
         report.goals({"latency": rows})
     )
