@@ -24,6 +24,8 @@ typedef struct task {
 } task;
 
 static task *first;
+static atomic_bool stops;
+static int poke; /* an eventfd that it watches as well, and writes to itself now and then */
 static uint32_t choices = 1; /* what the event loop does where it may do several things; the hash of what has arrived */
 
 static unsigned choose(unsigned n)
@@ -107,29 +109,38 @@ static void open_loop(void)
     CHECK(descriptor >= 0);
 }
 
+static void close_loop(void)
+{
+    settles = true;
+}
+
 static unsigned wait_for_news(void)
 {
-    struct pollfd p = {.fd = descriptor, .events = POLLIN};
+    struct pollfd p[] = {{.fd = descriptor, .events = POLLIN}, {.fd = poke, .events = POLLIN}};
     unsigned news = 0;
 
     if (settles)
         news = front_settle(the_front);
-    else if (poll(&p, 1, choose(4) == 0 ? (int)choose(3) : -1) == 1)
+    else if (poll(p, 2, choose(4) == 0 ? (int)choose(3) : -1) > 0 && p[0].revents != 0)
         news = front_look(the_front);
     settles = news != 0;
     return news;
 }
-#else /* its other descriptor is an eventfd, which it writes to itself now and then */
-static int poke;
+#else
+static int outer;
 
 static void open_loop(void)
 {
-    int outer = epoll_create1(0);
     struct epoll_event ev = {.events = EPOLLIN};
 
-    poke = eventfd(0, EFD_NONBLOCK);
+    outer = epoll_create1(0);
     CHECK(outer != -1 && poke != -1 && epoll_ctl(outer, EPOLL_CTL_ADD, poke, &ev) == 0);
     CHECK(front_serve_by_eventloop(the_front, outer) == FRONT_OK);
+}
+
+static void close_loop(void)
+{
+    close(outer);
 }
 
 static unsigned wait_for_news(void)
@@ -146,8 +157,10 @@ static unsigned wait_for_news(void)
 static void *turn(void *unused)
 {
     (void)unused;
+    poke = eventfd(0, EFD_NONBLOCK);
+    CHECK(poke != -1);
     open_loop();
-    for (;;) {
+    while (!atomic_load(&stops)) {
         unsigned news = wait_for_news();
         task *t;
         while (news != 0 && (t = front_moved(the_front)) != NULL) {
@@ -162,5 +175,17 @@ static void *turn(void *unused)
         if (news != 0)
             accept_some();
     }
+    CHECK(first == NULL);
+    close_loop();
+    close(poke);
     return NULL;
+}
+
+static void end_servers(void)
+{
+    atomic_store(&stops, true);
+    CHECK(write(poke, &(uint64_t){1}, sizeof(uint64_t)) == sizeof(uint64_t));
+    pthread_join(threads[1], NULL);
+    n_threads = 1;
+    atomic_store(&stops, false);
 }

@@ -6,6 +6,7 @@
  *   - each connection's responses come in the order of its requests, whole, one for each;
  *   - a worker is handed exactly the requests that a parser finds in the same bytes, in one piece;
  *   - nothing can be written behind a response whose end is with the loop;
+ *   - a drain that begins at any step loses none of them, and ends;
  *   - afterwards no connection, buffer or request is left, and each has been counted once.
  *
  *     clang -g -O1 -fsanitize=fuzzer,address,undefined -Iext tests/fuzz/fuzz_front.c ext/{http,front}/?*.c -pthread
@@ -44,6 +45,11 @@
 #define PADDING 20000 /* bytes of a large response, which the buffer of the server's sockets does not hold */
 
 static front *the_front;
+static int listening;
+static pthread_t threads[3];
+static unsigned n_threads;
+static enum front_stage stage;  /* that the input has asked for */
+static int64_t closing;         /* since when; 0: it is not */
 static struct sockaddr_in address;
 static const http1_limits HEADS = {.max_head_size = 4096, .max_target_size = 200, .max_headers = 8};
 static const front_limits LIMITS = {
@@ -117,7 +123,7 @@ static void job_prepare(job *j)
 {
     char body[256];
 
-    if (j->mode == 'c' || !front_begin_response(the_front, j->conn))
+    if (j->mode == 'c' || front_stage_now(the_front) != FRONT_SERVING || !front_begin_response(the_front, j->conn))
         j->keep_alive = false;
     int body_len = snprintf(body, sizeof body, "%s %s %zd %x", j->method, j->target, j->total, j->sum);
     int padding = j->mode == 'w' ? PADDING : 0; /* 'w': a large response */
@@ -168,8 +174,12 @@ static void *work(void *unused)
     }
     return NULL;
 }
+static void end_servers(void)
+{
+}
 #else
 static void *SERVE(void *);
+static void end_servers(void); /* the front has stopped */
 #endif
 
 static void *loop(void *unused)
@@ -179,15 +189,21 @@ static void *loop(void *unused)
     return NULL;
 }
 
+static void spawn(void *(*run)(void *))
+{
+    CHECK(pthread_create(&threads[n_threads++], NULL, run, NULL) == 0);
+}
+
 static void start(void)
 {
     static char headers[] = "Content-Length: 2\r\n";
-    pthread_t thread;
     socklen_t len = sizeof address;
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     pages *t = pages_new(1);
 
     signal(SIGPIPE, SIG_IGN);
+    listening = fd;
+    address = (struct sockaddr_in){0};
     address.sin_family = AF_INET;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     CHECK(bind(fd, (struct sockaddr *)&address, sizeof address) == 0 && listen(fd, 4096) == 0);
@@ -199,9 +215,35 @@ static void start(void)
         for (unsigned s = 0; s < 2; s++)
             CHECK(pages_set_answer(t, 0, (enum pages_set)s, (enum pages_format)k, 200, headers, sizeof headers - 1, "ok", 2) == 0);
     front_publish(the_front, t);
-    CHECK(pthread_create(&thread, NULL, loop, NULL) == 0);
+    spawn(loop);
     for (int i = 0; i < SERVERS; i++)
-        CHECK(pthread_create(&thread, NULL, SERVE, NULL) == 0);
+        spawn(SERVE);
+}
+
+static void drain(enum front_stage to)
+{
+    if (to <= stage)
+        return;
+    stage = to;
+    if (to == FRONT_CLOSING)
+        closing = front_now();
+    front_advance(the_front, to);
+}
+
+/* After a drain: the front stops by itself, and the next input gets another one. */
+static void restart(void)
+{
+    drain(FRONT_CLOSING);
+    pthread_join(threads[0], NULL);
+    end_servers();
+    for (unsigned i = 1; i < n_threads; i++)
+        pthread_join(threads[i], NULL);
+    front_close(the_front);
+    close(listening);
+    n_threads = 0;
+    stage = FRONT_SERVING;
+    closing = 0;
+    start();
 }
 
 /* ------------------------------------------------------------------------------------------------ the clients */
@@ -209,6 +251,7 @@ static void start(void)
 typedef struct {
     int fd;
     bool shut, broken; /* said FIN; reset by either side: what was not heard is lost */
+    bool late;         /* has said something when the server may have given up idle connections */
     char *sent, *heard;
     size_t n_sent, n_heard;
 } client;
@@ -226,8 +269,9 @@ static void dial(client *c)
     CHECK(bind(c->fd, (struct sockaddr *)&own, sizeof own) == 0);
     while ((rv = connect(c->fd, (struct sockaddr *)&address, sizeof address)) == -1 && errno == EINTR)
         ; /* libFuzzer's alarm; Linux goes on waiting */
-    CHECK(rv == 0);
-    c->shut = c->broken = false;
+    CHECK(rv == 0 || (closing != 0 && errno == ECONNREFUSED));
+    c->broken = rv != 0;
+    c->shut = c->late = false;
     c->n_sent = c->n_heard = 0;
 }
 
@@ -260,6 +304,7 @@ static void say(client *c, const char *bytes, size_t len)
             c->broken = true;
             return;
         }
+        c->late = c->late || (closing != 0 && front_now() - closing > SECOND / 2);
         memcpy(c->sent + c->n_sent, bytes, (size_t)n);
         c->n_sent += (size_t)n;
         bytes += n;
@@ -363,7 +408,7 @@ static void judge(client *c, bool ended)
             return;
         }
     }
-    if (ended && !c->broken) { /* all was heard, and it ended: then nothing that could be served is left */
+    if (ended && !c->broken && !c->late) { /* all was heard, and it ended: then nothing that could be served is left */
         int n = http1_parse_head(p, (size_t)(end - p), 0, &HEADS, &h);
         CHECK(n <= 0 || h.chunked || h.content_length > (uint64_t)(end - p - n));
         CHECK(n >= 0);
@@ -434,6 +479,8 @@ static void run(client *c, const uint8_t *data, size_t size)
             c[who].shut = true;
         } else if (op >= 0xe8 && op < 0xf8) {
             say(&c[who], more_phrases[op % 4], strlen(more_phrases[op % 4]));
+        } else if (op >= 0xfe) {
+            drain(op == 0xfe ? FRONT_DRAINING : FRONT_CLOSING);
         } else if (op >= 0xf8) { /* reset, and a new one */
             struct linger now = {.l_onoff = 1, .l_linger = 0};
             setsockopt(c[who].fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
@@ -497,5 +544,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         CHECK(front_now() < until);
         usleep(20);
     }
+    if (stage != FRONT_SERVING)
+        restart();
     return 0;
 }
