@@ -509,6 +509,10 @@ class Channel(Exchange):
         """
     def put_bytes(self, data: bytes) -> None:
         """Sends bytes as they are; otherwise as put_frame()."""
+    reserved: int
+    """What reserve() was told last."""
+    def reserve(self, size: int) -> bool:
+        """Counts so many bytes against buffer_size, in place of those before.  False: there is no room."""
     def end(self, last: bytes = b"", abort: bool = False) -> None:
         """Sends what is left, and `last`, and gives the connection back, which closes it; `abort`: resets it."""
 

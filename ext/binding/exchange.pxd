@@ -91,6 +91,8 @@ cdef extern from "front/exchange.h" nogil:
     void *front_moved(front *f)
     int front_switch(front *f, front_conn *c)
     bint front_is_dry(const front_conn *c)
+    bint front_reserve(front *f, size_t bytes)
+    void front_unreserve(front *f, size_t bytes)
     void front_take_late(front *f)
     bint front_is_late(const front_conn *c)
     bint front_may_read_on(front *f, front_conn *c, int64_t waited)

@@ -39,6 +39,7 @@ cdef class Channel(Exchange):
 
     cdef readonly bint is_open      # 101 has been passed to the front, and the connection has not been given back
     cdef public bint is_waiting     # Front.moved() will return this object when there is more to read
+    cdef readonly size_t reserved   # bytes of its messages that count against buffer_size
     cdef readonly uint64_t read_size   # bytes of the messages that read() has returned last
     # Where the bytes that are left to Python stand: their last frame's payload lacks so much, or of its header there is so much.
     cdef uint64_t lacks
@@ -274,6 +275,15 @@ cdef class Channel(Exchange):
         iov.iov_base = PyBytes_AS_STRING(data)
         iov.iov_len = <size_t>PyBytes_GET_SIZE(data)
         self.pass_on(&iov, 1)
+
+    def reserve(self, size_t size):
+        if size > self.reserved:
+            if not x.front_reserve(self.request.front._front, size - self.reserved):
+                return False
+        elif size < self.reserved:
+            x.front_unreserve(self.request.front._front, self.reserved - size)
+        self.reserved = size
+        return True
 
     def end(self, bytes last not None=b"", bint abort=False):
         cdef Request request = self.request

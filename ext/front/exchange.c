@@ -553,6 +553,16 @@ bool front_is_dry(const front_conn *c)
     return c->read_dry;
 }
 
+bool front_reserve(front *f, size_t bytes)
+{
+    return buffers_reserve(f, bytes);
+}
+
+void front_unreserve(front *f, size_t bytes)
+{
+    buffers_return(f, bytes);
+}
+
 void front_take_late(front *f)
 {
     handoff_lock(f);

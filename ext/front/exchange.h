@@ -95,6 +95,9 @@ void *front_moved(front *f); /* NULL: no more */
  * to close the connection in the end.  FRONT_OK; -EINVAL for a request of HTTP/1.0 or one with a body; -EPIPE if it was cut off. */
 int front_switch(front *f, front_conn *c);
 bool front_is_dry(const front_conn *c); /* whether the last front_read() of such a connection has left nothing in the socket */
+/* Memory of the caller that is part of buffer_size.  Whether there is room for so many more bytes. */
+bool front_reserve(front *f, size_t bytes);
+void front_unreserve(front *f, size_t bytes);
 void front_take_late(front *f);
 bool front_is_late(const front_conn *c); /* request_timeout has cut off the request */
 /* What waiting in front_read() and front_send() does beside it: `waited` nanoseconds have been spent waiting for more of the

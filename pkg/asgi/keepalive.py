@@ -6,15 +6,22 @@ One timer for all of them.  It looks once a second at those that are due, which 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from pkg._core import Request
 
 __all__ = ["Keepalive", "Kept", "WebSocketRules"]
+
+_log = logging.getLogger("pkg.asgi")
 
 TICK = 1.0  # seconds
 CLOSE_TIMEOUT = 5.0  # seconds in which a client has to answer a close frame
 DRAIN_TICK = 0.05  # seconds
+TELL_AGAIN = 60.0  # seconds
 
 
 class WebSocketRules(NamedTuple):
@@ -86,6 +93,7 @@ class Keepalive:
         self._looked = loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._drains_until: float | None = None
+        self._told_of_room = -math.inf
 
     def __len__(self) -> int:
         return len(self._open)
@@ -109,6 +117,14 @@ class Keepalive:
         self._open.pop(item, None)
         for queue in (self._pings, self._pongs, self._closes):
             queue.discard(item)
+
+    def tell_of_room(self, request: Request) -> None:
+        """One of them is closed, as its message is one too many; logged once a minute."""
+        now = self._loop.time()
+        if now - self._told_of_room >= TELL_AGAIN:
+            self._told_of_room = now
+            text = "%s %s: closed with 1013: messages that have not arrived, or not been received, exceed buffer_size"
+            _log.warning(text, request.method, request.target)
 
     def _look(self) -> None:
         now = self._loop.time()

@@ -36,6 +36,7 @@ MOST_HELD = 65536  # bytes of messages that wait for the application; a longer m
 MOST_MESSAGES = 32
 MOST_AT_ONCE = 65536  # bytes of one read
 MOST_PACKED = 16384  # the same of what may be compressed, and unpack to a thousand times as much
+FREE = 4096  # bytes of messages that are not with the application; what is beyond counts against buffer_size
 MOST_IN_A_TURN = 64  # messages, in both directions; a long one counts as several
 DEFLATE_FROM = 1024  # bytes; compressing a shorter message takes more than it saves
 MOST_REASON = 123  # bytes; RFC 6455 5.5
@@ -185,6 +186,8 @@ class WebSocketExchange(_core.Channel):
                 message = self._messages.pop(0)
                 if not self._messages:
                     self._held = 0
+                    if self.reserved:
+                        self._reserve()
                     if not self.is_waiting:
                         self._read_soon()
                 return message
@@ -378,11 +381,23 @@ class WebSocketExchange(_core.Channel):
                     whole, self._message = self._message, None
                     if not self._deliver(whole):
                         break
+        if not self._reserve() and not protocol.eof_sent:
+            self.tasks.host.keepalive.tell_of_room(self.request)
+            protocol.fail(1013, "no buffer is free")
         frames = b"".join(protocol.data_to_send())
         if protocol.eof_sent:
             self._end_by_client(frames)
         elif frames and self._state is State.OPEN:
             self._put_control(frames)
+
+    def _reserve(self) -> bool:
+        """Counts what is held of its messages, complete or not.  False: there is no room for it."""
+        if self._state is State.CLOSED and self.is_closed:
+            return self.reserve(0)
+        size = len(self._protocol.reader.buffer) + self._held - FREE
+        if self._message is not None:
+            size += len(self._message)
+        return self.reserve(max(0, size))
 
     def _end_by_client(self, frames: bytes) -> None:
         """It has sent a close frame, or has violated the protocol; `frames` has the answer."""
@@ -458,6 +473,8 @@ class WebSocketExchange(_core.Channel):
     def _give_back(self, last: bytes = b"") -> None:
         self._state = State.CLOSED
         self._late = self._message = None
+        if self.reserved:
+            self._reserve()
         self.end(last)
         self.tasks.host.keepalive.discard(self)
 
@@ -485,6 +502,8 @@ class WebSocketExchange(_core.Channel):
         """The end of the task."""
         self.finish()
         super().close()
+        if self.reserved:
+            self._reserve()
 
     def dismiss(self) -> None:
         """For a drain that comes to its end."""

@@ -295,8 +295,8 @@ class Settings:
     buffer_size = Setting(
         SIZE,
         32 * _MIB,
-        "Maximum memory for all of these buffers together. Beyond it, requests "
-        "with a long head get 503, and bodies are spooled.",
+        "Maximum memory for all of these buffers, and messages of WebSockets, together. Beyond it, requests "
+        "with a long head get 503, bodies are spooled, and WebSockets are closed with 1013.",
         _MIB,
         _TIB,
     )

@@ -39,6 +39,8 @@ class Application:
         self.told: queue.Queue[Any] = queue.Queue()
         self.scopes: queue.Queue[Scope] = queue.Queue()
         self.running = 0
+        self.go = asyncio.Event()
+        self.go.set()
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -138,7 +140,8 @@ class Application:
     async def listens(self, scope: Scope, receive: Any, send: Any) -> None:
         """Receives when it is told to, by another thread."""
         await send({"type": "websocket.accept"})
-        self.go = asyncio.Event()
+        if self.go.is_set():
+            self.go = asyncio.Event()  # of all of them
         self.loop = asyncio.get_running_loop()
         self.told.put("ready")
         await self.go.wait()
@@ -642,6 +645,55 @@ def test_endless_fragments_take_no_memory(echo: Peer) -> None:
         echo.send(frame(CONT, b"", bits=0) * 3000)
     echo.send(frame(CONT, b"b"))
     assert echo.text() == "ab"
+
+
+HALVES = {  # the first part of a message of 100,000 bytes, its rest, and whether the application receives
+    "a frame": (frame(TEXT, b"a" * 100_000)[:80_000], frame(TEXT, b"a" * 100_000)[80_000:], True),
+    "fragments": (
+        frame(TEXT, b"a" * 40_000, bits=0) + frame(CONT, b"a" * 40_000, bits=0),
+        frame(CONT, b"a" * 20_000),
+        True,
+    ),
+    "not received": (frame(TEXT, b"a" * 100_000) + close_frame(1000), b"", False),
+}
+
+
+@pytest.mark.parametrize(("first", "rest", "receives"), HALVES.values(), ids=HALVES)
+def test_messages_count_against_the_size_of_all_buffers(
+    application: Application, caplog: pytest.LogCaptureFixture, first: bytes, rest: bytes, receives: bool
+) -> None:
+    """The one that asks for more than there is gets 1013; the others go on, and nothing is left of any."""
+    path = "/echo" if receives else "/listens"
+    with (
+        serving_asgi(application, websockets=RULES, buffer_size=210_000) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        assert server.front is not None
+        stats = server.front.stats
+        peers = [stack.enter_context(Peer(server.server_address, path)) for _ in range(3)]
+        for n, peer in enumerate(peers[:2]):
+            peer.send(first)
+            wait_for(lambda n=n: stats().buffered > (n + 1) * 75_000)
+        with contextlib.suppress(OSError):
+            peers[2].send(first)
+        assert peers[2].closed() == (1013, "no buffer is free")
+        wait_for(lambda: stats().buffered < 200_000)
+        if receives:
+            assert application.hear() == (1013, "no buffer is free")
+            for peer in peers[:2]:
+                peer.send(rest)
+                assert peer.text() == "a" * 100_000
+            peers[0].send(first)
+        else:
+            assert peers[0].closed() == peers[1].closed() == (1000, "")
+            assert stats().buffered > 150_000  # the application has not received them yet
+            for _ in range(3):
+                assert application.hear() == "ready"
+            application.loop.call_soon_threadsafe(application.go.set)
+        for peer in peers[:2]:
+            peer.close()
+        wait_for(lambda: stats().buffered == 0 and stats().websockets == 0)
+    assert sum("closed with 1013" in text for text in caplog.messages) == 1
 
 
 def test_a_client_that_does_not_read_is_given_up(application: Application) -> None:
