@@ -177,7 +177,6 @@ static void *turn(void *unused)
     }
     CHECK(first == NULL);
     close_loop();
-    close(poke);
     return NULL;
 }
 
@@ -186,6 +185,7 @@ static void end_servers(void)
     atomic_store(&stops, true);
     CHECK(write(poke, &(uint64_t){1}, sizeof(uint64_t)) == sizeof(uint64_t));
     pthread_join(threads[1], NULL);
+    close(poke);
     n_threads = 1;
     atomic_store(&stops, false);
 }
