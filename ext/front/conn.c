@@ -930,7 +930,7 @@ static bool skip_rest(front *f, front_conn *c)
 {
     buffer *b = c->in;
 
-    if (body_decode(f, c) != FRONT_OK || c->body_read - c->body_mark > f->limits.body_buffer_size) {
+    if (body_decode(f, c) != FRONT_OK) { /* or it is longer than a body may be */
         conn_linger(f, c);
         return false;
     }
@@ -1154,8 +1154,12 @@ void conn_expire(front *f)
         count_add(&f->count.timeouts, 1);
         conn_close(f, c);
     }
-    while ((c = f->table.waiting[CONN_REST].first) != NULL && c->deadline <= f->now)
-        conn_linger(f, c);
+    while ((c = f->table.waiting[CONN_REST].first) != NULL && c->deadline <= f->now) {
+        if (body_keeps_up(f, c))
+            conn_set_state(f, c, CONN_REST);
+        else
+            conn_linger(f, c);
+    }
     while ((c = f->table.waiting[CONN_LINGER].first) != NULL && c->deadline <= f->now)
         conn_close(f, c);
 }

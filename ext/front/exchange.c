@@ -273,7 +273,8 @@ bool front_begin_response(front *f, front_conn *c)
     atomic_store_explicit(&c->expect, false, memory_order_relaxed); /* runs for each response, so without a barrier */
     if (c->complete)
         return true;
-    /* For workers so much is collected before.  Whether a body comes that has not been asked for is not known. */
+    /* For workers so much is collected before; how long a chunked one is will only be known when the client has been told that
+     * it may send its next request.  Whether a body comes that has not been asked for is not known. */
     c->skips = eventloop_serves(f) && !expect && (c->chunked || c->body_left <= f->limits.body_buffer_size);
     return c->skips;
 }

@@ -205,6 +205,7 @@ UNREAD = {  # head, what has arrived when the response is sent, the rest of the 
     "a part of it": ("Content-Length: 10", b"GET / ", b"HTTP"),
     "as much as is read away": ("Content-Length: 65536", b"", b"x" * 65536),
     "in chunks": ("Transfer-Encoding: chunked", b"3\r\nGET\r\n", b"2;x=y\r\n /\r\n0\r\nA: b\r\n\r\n"),
+    "in many chunks": ("Transfer-Encoding: chunked", b"", (b"1000\r\n" + b"x" * 0x1000 + b"\r\n") * 50 + b"0\r\n\r\n"),
     "only the last chunk": ("Transfer-Encoding: chunked", b"3\r\nGET\r\n", b"0\r\n\r\n"),
 }
 
@@ -257,7 +258,10 @@ def test_a_body_that_is_long_or_may_not_come_costs_the_connection(head: str) -> 
 
 @pytest.mark.parametrize("rest", [b"20000\r\n" + b"x" * 0x20000, b"zz\r\n", b""], ids=["long", "malformed", "none"])
 def test_what_follows_a_response_is_not_read_away_without_end(rest: bytes) -> None:
-    with serving_asgi(refuses, body_timeout=0.3) as server, Connection(server.server_address) as c:
+    with (
+        serving_asgi(refuses, body_timeout=0.3, max_body_size=100_000) as server,
+        Connection(server.server_address) as c,
+    ):
         c.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         assert not c.receive().closes
         c.send(rest)

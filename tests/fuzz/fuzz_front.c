@@ -378,8 +378,8 @@ static void judge(client *c, bool ended)
                     next += total;
                 }
             }
-            /* An event loop has left the rest of the body: if it is not short, or never comes, the connection ends after all. */
-            if (ignored && !close && (next == NULL || (h.chunked && total > LIMITS.body_buffer_size && a == a_end))) {
+            /* An event loop has left the rest of the body: if that never comes, the connection ends after all. */
+            if (ignored && !close && next == NULL) {
                 CHECK(a == a_end && SERVERS == 1);
                 return;
             }
