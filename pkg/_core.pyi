@@ -479,13 +479,79 @@ class Exchange:
         """Gives the connection back, if that has not happened; a response that is not complete is cut off."""
 
 class Channel(Exchange):
-    """An exchange that may become a connection of raw bytes, for a WebSocket.  Nothing here waits."""
+    """An exchange that may become a connection of raw bytes, for a WebSocket.  Nothing here waits.
+
+    The methods that raise NotImplementedError are those of its subclass, which it calls where rules or waiting begin.
+    """
 
     is_open: bool
     """101 has been sent, and the connection has not been given back."""
     is_waiting: bool
     """read() has said that Front.moved() will return this object; whoever is told so clears it."""
+    is_ready: bool
+    """Both sides may send data, which takes the short way then.  Set by the subclass."""
+    messages: list[dict[str, Any]]
+    """What receive() will return."""
+    held: int
+    """Bytes of them."""
+    farewell: dict[str, Any] | None
+    """What it will return after them, whenever it is called."""
+    fragments: bytearray | None
+    """Those of a message that has not ended."""
+    late: bytes | None
+    """A control frame that go_on() has to send when flush() has sent everything before it."""
+    was_heard: bool
+    """Something has come since this was cleared."""
+    most: int
+    """Bytes of one read; 64 KiB at first."""
+    max_size: int
+    """Bytes of a message that is read here."""
+    pack_from: int
+    """Bytes or characters of a message that goes through pack(); at first no message does."""
+    is_laden: bool
+    """So much waits for the application that nothing more is to be read."""
 
+    def add_messages(self, messages: list[dict[str, Any]], size: int | None = None) -> None:
+        """Puts them into the queue; `size`: of all of them, or that of what read() has returned."""
+    def forget_held(self) -> None:
+        """What waits for the application does not count any more."""
+    def notify(self) -> None:
+        """Lets all that wait try again."""
+    def wake(self) -> None:
+        """The connection can go on.  Raises nothing."""
+    def go_on(self) -> None:
+        """Sends and reads what can be, if it is not only data between two messages that has to be read."""
+        raise NotImplementedError
+    def take_in(self, data: bytes | list[dict[str, Any]] | None) -> None:
+        """Takes what read() has returned."""
+        raise NotImplementedError
+    def read_soon(self) -> None:
+        """Reads on in the next turn of the event loop."""
+        raise NotImplementedError
+    def count_held(self) -> bool:
+        """The application has received all `messages`, and some bytes were reserved for them."""
+        raise NotImplementedError
+    def has_ended_early(self) -> bool:
+        """Whether the client has left before it was accepted; then there is a farewell."""
+        raise NotImplementedError
+    def put_other(self, message: dict[str, Any], kind: object) -> None:
+        """Sends a message that is not data, or cannot be sent now."""
+        raise NotImplementedError
+    def pack(self, first: int, data: Any) -> tuple[int, Any]:
+        """The first byte and the payload of the compressed frame."""
+        raise NotImplementedError
+    async def finish_send(self, message: dict[str, Any] | None) -> None:
+        """Waits until the client has taken what was sent, or for the next turn; then sends `message`."""
+        raise NotImplementedError
+    def hold(self) -> None:
+        """Watches the client's pace from now on, as it has not taken all that was sent."""
+        raise NotImplementedError
+    def break_off(self) -> None:
+        """The client has left."""
+        raise NotImplementedError
+    def fail(self) -> None:
+        """Ends the connection because of the exception that is being handled."""
+        raise NotImplementedError
     def switch(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Sends 101 (Switching Protocols) with these fields; Date, Connection and X-Request-Id are added.
 
@@ -493,8 +559,6 @@ class Channel(Exchange):
         """
     def has_gone(self) -> bool:
         """Whether the client has sent FIN or reset the connection; if not, Front.moved() will tell."""
-    read_size: int
-    """Bytes of the messages that read() has returned last."""
     def read(self, most: int = 65536, max_size: int = 0) -> bytes | list[dict[str, Any]] | None:
         """What has arrived, at most 64 KiB.  None: nothing has; b"": nothing more will.
 

@@ -154,7 +154,7 @@ cdef class Tasks:
         self.state = state
         self.on_request = on_request
         self.on_response = on_response
-        for function in (Exchange.receive, Exchange.send):   # frameworks ask whether they are
+        for function in (Exchange.receive, Exchange.send, Channel.receive):   # frameworks ask whether they are
             if sys.version_info >= (3, 12):
                 import inspect
 
@@ -274,10 +274,10 @@ cdef class Sending:
         if exchange is None:
             raise RuntimeError("cannot reuse already awaited coroutine")
         self.exchange = self.message = None
-        taken = exchange.take(message)
+        taken = exchange.pass_message(message)
         if taken == SENT:
             return True
-        self.rest = exchange.tasks.send(exchange, message if taken == FULL_BEFORE else None)
+        self.rest = exchange.send_rest(message if taken == FULL_BEFORE else None)
         return False
 
     def __await__(self):
@@ -295,7 +295,7 @@ cdef class Sending:
         if self.rest is None:
             if self.exchange is None:
                 raise RuntimeError("cannot reuse already awaited coroutine")
-            self.rest = self.exchange.tasks.send(self.exchange, self.message)   # it ends without having begun
+            self.rest = self.exchange.send_rest(self.message)   # it ends without having begun
             self.exchange = self.message = None
         return self.rest.throw(*error)
 
@@ -450,6 +450,14 @@ cdef class Exchange:
         sending.exchange = self
         sending.message = message
         return sending
+
+    cdef taking pass_message(self, message) except TAKING_FAILED:
+        """For Sending."""
+        return self.take(message)
+
+    cdef object send_rest(self, message):
+        """The coroutine that waits for the client, and then sends `message`, if that could not be taken before."""
+        return self.tasks.send(self, message)
 
     # --------------------------------------------------------------- request
 

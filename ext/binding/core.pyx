@@ -52,6 +52,7 @@ cdef extern from "Python.h":
     void *PyUnicode_DATA(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     int PyUnicode_1BYTE_KIND
+    Py_ssize_t PY_SSIZE_T_MAX
 
 
 include "request.pxi"

@@ -1,8 +1,14 @@
-# WebSockets: the switch to raw bytes, frames of data on their way to the client, and simple ones from it; nothing here waits.
-# All other frames from the client, and the rules of the protocol, are left to Python.
+# WebSockets: the switch to raw bytes, frames of data on their way to the client, simple ones from it, and what receive() and
+# send() do with them.  All other frames from the client, the rules of the protocol, and waiting for a slow client are left to
+# Python.
 
 cdef enum:
-    ROOM = 65536   # bytes of one read
+    ROOM = 65536            # bytes of one read
+    FINAL_TEXT = 0x81       # the first byte of a frame, without reserved bits
+    FINAL_BINARY = 0x82
+    MOST_HELD = 65536       # bytes of messages that wait for the application; a longer message waits alone
+    MOST_MESSAGES = 32
+    MOST_IN_A_TURN = 64     # messages, in both directions; a long one counts as several
 
 
 cdef void unmask(unsigned char *data, size_t size, const unsigned char *key) noexcept nogil:
@@ -34,17 +40,112 @@ cdef void mask_again(unsigned char *data, size_t size) noexcept nogil:
         at += n
 
 
+@cython.freelist(16)
+@cython.final
+cdef class Receiving:
+    """What receive() of a WebSocket returns: it acts when it is awaited, as a coroutine does, and has what tasks need of one.
+
+    When a message waits, or comes first, it is what costs least; a coroutine that awaits another one costs five times as much.
+    """
+
+    cdef Channel channel     # None: it has ended
+    cdef object future       # that it waits for
+    cdef bint has_begun
+
+    def __dealloc__(self):
+        if not self.has_begun:
+            PyErr_WarnEx(RuntimeWarning, b"receive() was never awaited", 1)
+
+    cdef int leave(self) except -1:
+        """It ends without a message."""
+        cdef Channel channel = self.channel
+        self.has_begun = True
+        self.channel = None
+        if self.future is not None and channel._waiting is not None and self.future in channel._waiting:
+            channel._waiting.remove(self.future)
+        self.future = None
+        return 0
+
+    def __await__(self):
+        return self
+
+    def __next__(self):
+        cdef Channel channel = self.channel
+        if channel is None:
+            raise RuntimeError("cannot reuse already awaited coroutine")
+        self.has_begun = True
+        self.future = None
+        message = channel.next_event()
+        if message is not None:
+            self.channel = None
+            raise StopIteration(message)
+        if channel.messages:   # others run first
+            return None
+        self.future = channel.tasks.loop.create_future()
+        self.future._asyncio_future_blocking = True   # as its own __await__ does
+        channel.waiting.append(self.future)
+        if channel.request.unsent is not None:
+            channel.hold()
+        return self.future
+
+    def send(self, value):
+        return next(self)
+
+    def throw(self, error, value=None, traceback=None):
+        if self.channel is None:
+            raise RuntimeError("cannot reuse already awaited coroutine")
+        self.leave()
+        if value is None:
+            value = error() if isinstance(error, type) else error
+        raise value if traceback is None else value.with_traceback(traceback)
+
+    def close(self):
+        self.leave()
+
+    # As of Sending.
+
+    __name__ = __qualname__ = "receive"
+    cr_frame = cr_await = None
+    cr_running = False
+
+    @property
+    def cr_suspended(self):
+        return self.channel is not None and self.has_begun
+
+
 cdef class Channel(Exchange):
-    """An exchange that may become a connection of raw bytes, by 101 (Switching Protocols)."""
+    """An exchange that may become a connection of raw bytes, by 101 (Switching Protocols).
+
+    What it does not do itself, it asks of its subclass: go_on(), take_in(), read_soon(), count_held(), has_ended_early(),
+    put_other(), pack(), finish_send(), hold(), break_off() and fail().
+    """
 
     cdef readonly bint is_open      # 101 has been passed to the front, and the connection has not been given back
     cdef public bint is_waiting     # Front.moved() will return this object when there is more to read
-    cdef readonly size_t reserved   # bytes of its messages that count against buffer_size
-    cdef readonly uint64_t read_size   # bytes of the messages that read() has returned last
+    cdef public bint is_ready       # both sides may send data
+    cdef public list messages       # for the application
+    cdef readonly uint64_t held     # bytes of them
+    cdef readonly size_t reserved   # of these and of those of which a part has come, what counts against buffer_size
+    cdef bint has_connected         # the application has been told
+    cdef public dict farewell       # its last message
+    cdef public object fragments    # of a message that has not ended
+    cdef public bytes late          # a control frame that follows what the client has not taken yet
+    cdef public bint was_heard      # the client, since this was cleared
+    cdef public size_t most         # bytes of one read
+    cdef public uint64_t max_size   # bytes of a message
+    cdef public Py_ssize_t pack_from   # bytes or characters; a shorter message is not compressed
+    cdef unsigned turn              # of MOST_IN_A_TURN
+    cdef uint64_t read_size         # bytes of the messages that read() has returned last
     # Where the bytes that are left to Python stand: their last frame's payload lacks so much, or of its header there is so much.
     cdef uint64_t lacks
     cdef unsigned char[14] header
     cdef unsigned has_header
+
+    def __cinit__(self, *arguments):
+        self.messages = []
+        self.was_heard = True
+        self.most = ROOM
+        self.pack_from = PY_SSIZE_T_MAX
 
     def begin(self):
         """The scope."""
@@ -96,6 +197,122 @@ cdef class Channel(Exchange):
         self.pass_on(&iov, 1)
         return None
 
+    # ---------------------------------------------------- the application's messages
+
+    @cython.binding(True)
+    def receive(self):
+        """The next message.  The last one, websocket.disconnect, is said again whenever it is asked for."""
+        cdef Receiving receiving = Receiving.__new__(Receiving)
+        receiving.channel = self
+        return receiving
+
+    cdef bint turn_is_over(self, Py_ssize_t size):
+        """Whether others have to run first: with a fast client an application would never have to wait."""
+        self.turn += 1 + <unsigned>(size // 4096)
+        if self.turn < MOST_IN_A_TURN:
+            return False
+        self.turn = 0
+        return True
+
+    cdef object next_event(self):
+        """What receive() returns.  None: wait, or, if there are messages, let others run first."""
+        if not self.has_connected:
+            self.has_connected = True
+            return {"type": "websocket.connect"}
+        if self.messages:
+            if self.turn_is_over(0):
+                return None
+            message = self.messages.pop(0)
+            if not self.messages:
+                self.held = 0
+                if self.reserved:
+                    self.count_held()
+                if not self.is_waiting:
+                    self.read_soon()
+            return message
+        if self.farewell is None and (self.is_ready or not self.has_ended_early()):
+            return None
+        return PyDict_Copy(self.farewell)
+
+    cdef bint is_laden_now(self):
+        return self.is_ready and (self.held >= MOST_HELD or len(self.messages) >= MOST_MESSAGES)
+
+    @property
+    def is_laden(self):
+        return self.is_laden_now()
+
+    def add_messages(self, list messages not None, size=None):
+        self.messages += messages
+        self.held += self.read_size if size is None else size
+
+    def forget_held(self):
+        self.held = 0
+
+    def wake(self):
+        """The connection can go on.  Raises nothing, as its caller waits for all connections."""
+        self.is_waiting = False   # for reading; it is said again by read()
+        try:
+            if self.is_ready and self.fragments is None and self.late is None and self.request.unsent is None and not self.messages:
+                data = self.read(self.most, self.max_size)
+                if type(data) is list:
+                    self.was_heard = True
+                    self.messages = data
+                    self.held = self.read_size
+                    if not self.is_waiting and not self.is_laden_now():
+                        self.read_soon()
+                else:
+                    self.take_in(data)
+            else:
+                self.go_on()
+        except ClientDisconnected:
+            self.break_off()
+        except Exception:
+            self.fail()
+        Exchange.wake(self)
+
+    def notify(self):
+        """Lets all that wait try again."""
+        Exchange.wake(self)
+
+    cdef Py_ssize_t put_message(self, dict message) except -1:
+        """The size of the message, if it was data."""
+        cdef Py_ssize_t size
+        cdef int first = FINAL_BINARY
+        kind = message.get("type")
+        if not self.is_ready or not says(kind, b"websocket.send", 14):
+            self.put_other(message, kind)
+            return 0
+        data = message.get("bytes")
+        if data is None:
+            first = FINAL_TEXT
+            data = message.get("text")
+            if not isinstance(data, str):
+                raise ResponseError("websocket.send has neither bytes nor text")
+        elif not isinstance(data, (bytes, bytearray, memoryview)):
+            raise ResponseError(f"the bytes of websocket.send are {type(data).__name__}")
+        size = len(data)
+        if size >= self.pack_from:
+            first, data = self.pack(first, data)
+        try:
+            self.put_frame(first, data)
+        except ClientDisconnected:
+            self.break_off()
+            raise
+        if self.request.unsent is not None:
+            self.hold()
+        return size
+
+    cdef taking pass_message(self, message) except TAKING_FAILED:
+        if self.request.unsent is not None:   # another task is sending
+            return FULL_BEFORE
+        if not isinstance(message, dict):
+            raise ResponseError(f"the message is {type(message).__name__}, not dict")
+        size = self.put_message(<dict>message)
+        return FULL_NOW if self.request.unsent is not None or self.turn_is_over(size) else SENT
+
+    cdef object send_rest(self, message):
+        return self.finish_send(message)
+
     # --------------------------------------------------------------- from the client
 
     def has_gone(self):
@@ -108,7 +325,7 @@ cdef class Channel(Exchange):
         cdef uint64_t total = 0
         cdef list messages = []
         while at < size:   # RFC 6455 5.2: FIN, no reserved bit; masked, and the length in as few bytes as possible
-            if size - at < 6 or (data[at] != 0x81 and data[at] != 0x82) or not data[at + 1] & 0x80:
+            if size - at < 6 or (data[at] != FINAL_TEXT and data[at] != FINAL_BINARY) or not data[at + 1] & 0x80:
                 return None
             n = data[at + 1] & 0x7f
             begin = at + 6
@@ -130,7 +347,7 @@ cdef class Channel(Exchange):
                 n = <size_t>data[at + 2] << 8 | data[at + 3]
                 begin = at + 8
             unmask(data + begin, n, data + begin - 4)
-            if data[at] == 0x82:
+            if data[at] == FINAL_BINARY:
                 messages.append({"type": "websocket.receive", "bytes": PyBytes_FromStringAndSize(<char *>data + begin,
                                                                                                 <Py_ssize_t>n)})
             else:

@@ -4,9 +4,10 @@
           |                    `------------- the connection breaks, a violation -----------^
           `--close, or http.response.start--> DENYING --last part of the response--> CLOSED
 
-`websockets` reads frames and knows the rules; whole messages that come by themselves are read without it.  What comes
-is read whether or not the application receives it, as pings and close frames must be seen, until so much waits for the
-application that the client has to wait.
+`websockets` reads frames and knows the rules; whole messages that come by themselves are read without it.  As long as
+it is OPEN and nothing has to be waited for, data passes through `_core.Channel`, and nothing here is called.  What
+comes is read whether or not the application receives it, as pings and close frames must be seen, until so much waits
+for the application that the client has to wait.
 """
 
 from __future__ import annotations
@@ -32,17 +33,13 @@ __all__ = ["WebSocketExchange"]
 _log = logging.getLogger("pkg.asgi")
 _quiet = logging.Logger("of websockets", logging.CRITICAL + 1)  # the library logs each connection
 
-MOST_HELD = 65536  # bytes of messages that wait for the application; a longer message waits alone
-MOST_MESSAGES = 32
-MOST_AT_ONCE = 65536  # bytes of one read
-MOST_PACKED = 16384  # the same of what may be compressed, and unpack to a thousand times as much
+MOST_PACKED = 16384  # bytes of one read of what may be compressed, and unpack to a thousand times as much
 FREE = 4096  # bytes of messages that are not with the application; what is beyond counts against buffer_size
-MOST_IN_A_TURN = 64  # messages, in both directions; a long one counts as several
 DEFLATE_FROM = 1024  # bytes; compressing a shorter message takes more than it saves
 MOST_REASON = 123  # bytes; RFC 6455 5.5
 
 TEXT, BINARY, CONTINUATION = Opcode.TEXT, Opcode.BINARY, Opcode.CONT
-FINAL_TEXT, FINAL_BINARY, COMPRESSED = 0x81, 0x82, 0x40  # the first byte of a frame
+COMPRESSED = 0x40  # in the first byte of a frame
 
 
 class State(enum.Enum):
@@ -59,18 +56,10 @@ class WebSocketExchange(_core.Channel):
     __slots__ = (
         "_accepting",
         "_deflate",
-        "_farewell",
         "_has_closed",
-        "_has_connected",
-        "_held",
         "_is_text",
-        "_late",
-        "_message",
-        "_messages",
         "_protocol",
         "_state",
-        "_turn",
-        "_was_heard",
         "_will_read",
         "has_failed",
     )
@@ -80,16 +69,8 @@ class WebSocketExchange(_core.Channel):
         self._accepting: list[tuple[bytes, bytes]] = []  # fields of the response that accepts
         self._protocol: Protocol
         self._deflate: Any = None
-        self._messages: list[dict[str, Any]] = []  # for the application
-        self._held = 0  # bytes of them
-        self._has_connected = False  # the application has been told
-        self._farewell: dict[str, Any] | None = None  # its last message
         self._has_closed = False  # the application has closed it, or denied it
-        self._message: bytearray | None = None  # the fragments of a message so far
-        self._is_text = False
-        self._late: bytes | None = None  # a control frame that follows what the client has not taken yet
-        self._turn = 0
-        self._was_heard = True
+        self._is_text = False  # the message of which there are fragments
         self._will_read = False
         self.has_failed = False
 
@@ -122,11 +103,13 @@ class WebSocketExchange(_core.Channel):
             for name, value in response.headers.raw_items()
             if name.lower() not in ("date", "connection")
         ]
-        self._protocol = Protocol(
-            Side.SERVER, state=OPEN, max_size=self.tasks.host.websocket_rules.max_size, logger=_quiet
-        )
+        self.max_size = self.tasks.host.websocket_rules.max_size
+        self._protocol = Protocol(Side.SERVER, state=OPEN, max_size=self.max_size, logger=_quiet)
         self._protocol.extensions = negotiation.extensions
-        self._deflate = negotiation.extensions[0] if negotiation.extensions else None
+        if negotiation.extensions:
+            self._deflate = negotiation.extensions[0]
+            self.most = MOST_PACKED
+            self.pack_from = DEFLATE_FROM
         return None
 
     async def refuse(self, status: int, headers: list[tuple[bytes, bytes]], text: bytes) -> None:
@@ -134,15 +117,19 @@ class WebSocketExchange(_core.Channel):
         await self.send({"type": "websocket.http.response.start", "status": status, "headers": headers})
         await self.send({"type": "websocket.http.response.body", "body": text})
 
+    def _enter(self, state: State) -> None:
+        self._state = state
+        self.is_ready = state is State.OPEN
+
     def conclude(self) -> None:
         """The application has returned.  Raises ResponseError if it should not have."""
-        if self._state in (State.CONNECTING, State.DENYING) and self._farewell is None:
+        if self._state in (State.CONNECTING, State.DENYING) and self.farewell is None:
             raise ResponseError("the application has returned without accepting or denying the WebSocket")
 
     @property
     def is_over(self) -> bool:
         """Whether it has ended, and not by the application."""
-        return self._farewell is not None and not self._has_closed
+        return self.farewell is not None and not self._has_closed
 
     @property
     def was_accepted(self) -> bool:
@@ -167,84 +154,27 @@ class WebSocketExchange(_core.Channel):
             headers.append((name, value))
         self.switch(headers)
         self._accepting = []
-        self._state = State.OPEN
+        self._enter(State.OPEN)
         self.tasks.host.keepalive.add(self)
         self._read()
 
     # -------------------------------------------------------------- the application's side
 
-    async def receive(self) -> dict[str, Any]:
-        """The next message.  The last one, websocket.disconnect, is said again whenever it is asked for."""
-        if not self._has_connected:
-            self._has_connected = True
-            return {"type": "websocket.connect"}
-        while True:
-            if self._messages:
-                if self._has_had_its_turn(0):
-                    await asyncio.sleep(0)
-                    continue
-                message = self._messages.pop(0)
-                if not self._messages:
-                    self._held = 0
-                    if self.reserved:
-                        self._reserve()
-                    if not self.is_waiting:
-                        self._read_soon()
-                return message
-            if self._farewell is not None:
-                return self._farewell.copy()
-            if self._state in (State.CONNECTING, State.DENYING) and self.has_gone():
-                self._farewell = _disconnect(1006)
-            else:
-                await self._wait()
-
-    async def send(self, message: dict[str, Any]) -> None:
-        """Sends a message; waits until the client, or its buffer, has taken all of it.
-
-        Raises ClientDisconnected, an OSError, if the WebSocket is closed, and ResponseError for a message that does not
-        fit, of which nothing has been sent then.
-        """
-        if self.is_full:  # another task is sending
-            await self._drain()
-        kind = message.get("type")
-        if self._state is State.OPEN and kind == "websocket.send":
-            self._put_message(message)
-        else:
-            self._put_other(message, kind)
-        if self.is_full:
-            await self._drain()
-        elif self._has_had_its_turn(len(message.get("bytes") or message.get("text") or "")):
+    async def finish_send(self, message: dict[str, Any] | None) -> None:
+        """Waits until the client, or its buffer, has taken what was sent, or for its next turn; then `message`."""
+        if not self.is_full:
             await asyncio.sleep(0)
+            return
+        await self._drain()
+        if message is not None:
+            await self.send(message)
 
-    def _has_had_its_turn(self, size: int) -> bool:
-        """Whether others have to run first: with a fast client an application would never have to wait."""
-        self._turn += 1 + size // 4096
-        if self._turn < MOST_IN_A_TURN:
-            return False
-        self._turn = 0
-        return True
+    def pack(self, first: int, data: str | bytes | bytearray | memoryview) -> tuple[int, Any]:
+        """The first byte and the compressed payload of its frame."""
+        packed = data.encode() if isinstance(data, str) else bytes(data)
+        return first | COMPRESSED, self._deflate.encode(Frame(BINARY, packed)).data
 
-    def _put_message(self, message: dict[str, Any]) -> None:
-        data, first = message.get("bytes"), FINAL_BINARY
-        if data is None:
-            data, first = message.get("text"), FINAL_TEXT
-            if not isinstance(data, str):
-                raise ResponseError("websocket.send has neither bytes nor text")
-        elif not isinstance(data, (bytes, bytearray, memoryview)):
-            raise ResponseError(f"the bytes of websocket.send are {type(data).__name__}")
-        if self._deflate is not None and len(data) >= DEFLATE_FROM:
-            packed = data.encode() if isinstance(data, str) else bytes(data)
-            data = self._deflate.encode(Frame(BINARY, packed)).data
-            first |= COMPRESSED
-        try:
-            self.put_frame(first, data)
-        except ClientDisconnected:
-            self._break_off()
-            raise
-        if self.is_full:
-            self._hold()
-
-    def _put_other(self, message: dict[str, Any], kind: object) -> None:
+    def put_other(self, message: dict[str, Any], kind: object) -> None:
         state = self._state
         if self._has_closed:
             raise ResponseError(f"{kind!r} was sent after the application had closed the WebSocket")
@@ -257,7 +187,7 @@ class WebSocketExchange(_core.Channel):
             self._put_denial({"type": "http.response.body"})
         elif state is State.CONNECTING and kind == "websocket.http.response.start":
             self._deny(message | {"type": "http.response.start"})
-            self._state = State.DENYING
+            self._enter(State.DENYING)
         elif state is State.DENYING and kind == "websocket.http.response.body":
             self._put_denial(message | {"type": "http.response.body"})
         elif state is State.OPEN and kind == "websocket.close":
@@ -267,17 +197,17 @@ class WebSocketExchange(_core.Channel):
                 raise ResponseError("the code of websocket.close is not int, or its reason not str")
             self._close(code, reason)
             self._has_closed = True
-            self._messages.clear()
+            self.messages.clear()
         else:
             raise ResponseError(f"{kind!r} is not a message for a WebSocket that is {state.value}")
 
     def _put_denial(self, part: dict[str, Any]) -> None:
         self.put(part)
         if self.has_ended:
-            self._state = State.CLOSED
+            self._enter(State.CLOSED)
             self._has_closed = True
-            self._farewell = _disconnect(1006)
-            self._notify()
+            self.farewell = _disconnect(1006)
+            self.notify()
 
     async def _drain(self) -> None:
         """Waits until the client has taken what has been sent."""
@@ -291,7 +221,7 @@ class WebSocketExchange(_core.Channel):
         future = self.tasks.host.loop.create_future()
         self.waiting.append(future)
         if self.is_full:
-            self._hold()
+            self.hold()
         try:
             await future
         except BaseException:  # cancelled, as by a timeout
@@ -299,55 +229,51 @@ class WebSocketExchange(_core.Channel):
                 self.waiting.remove(future)
             raise
 
-    def _notify(self) -> None:
-        """Lets all that wait try again."""
-        super().wake()
-
     # -------------------------------------------------------------- the client's side
 
-    def wake(self) -> None:
-        """The connection can go on.  Raises nothing, as its caller waits for all connections."""
-        self.is_waiting = False  # for reading; it is said again by read()
-        try:
-            if self.is_full:
-                self.flush()
-            if self._late is not None and not self.is_full:
-                late, self._late = self._late, None
-                if self._state is State.CLOSED:
-                    self._give_back(late)
-                else:
-                    self.put_bytes(late)
-            self._read()
-        except ClientDisconnected:
-            self._break_off()
-        except Exception:
-            self._fail()
-        self._notify()
+    def has_ended_early(self) -> bool:
+        """Whether the client has left before there was an answer."""
+        if self._state not in (State.CONNECTING, State.DENYING) or not self.has_gone():
+            return False
+        self.farewell = _disconnect(1006)
+        return True
+
+    def go_on(self) -> None:
+        """What the connection can do: it takes more, or has more to read."""
+        if self.is_full:
+            self.flush()
+        if self.late is not None and not self.is_full:
+            late, self.late = self.late, None
+            if self._state is State.CLOSED:
+                self._give_back(late)
+            else:
+                self.put_bytes(late)
+        self._read()
 
     def _read(self) -> None:
         """Takes what has come, once; more of it in the next turn, as others have their turn as well."""
-        if self._state not in (State.OPEN, State.CLOSING) or self._is_laden():
+        if self._state not in (State.OPEN, State.CLOSING) or self.is_laden:
             return
-        is_between = self._state is State.OPEN and self._message is None
-        max_size = self.tasks.host.websocket_rules.max_size if is_between else 0
-        data = self.read(MOST_AT_ONCE if self._deflate is None else MOST_PACKED, max_size)
+        self.take_in(self.read(self.most, self.max_size if self.is_ready and self.fragments is None else 0))
+
+    def take_in(self, data: bytes | list[dict[str, Any]] | None) -> None:
+        """Takes what read() has returned."""
         if data is None:
             return
         if not data:
-            self._break_off()
+            self.break_off()
             return
-        self._was_heard = True
+        self.was_heard = True
         if isinstance(data, list):
-            self._messages += data
-            self._held += self.read_size
+            self.add_messages(data)
         else:
             self._take(data)
-        if self._messages:
-            self._notify()
-        if not self.is_waiting and not self._is_laden():
-            self._read_soon()
+        if self.messages:
+            self.notify()
+        if not self.is_waiting and not self.is_laden:
+            self.read_soon()
 
-    def _read_soon(self) -> None:
+    def read_soon(self) -> None:
         if not self._will_read:
             self._will_read = True
             self.tasks.host.loop.call_soon(self._read_now)
@@ -357,11 +283,7 @@ class WebSocketExchange(_core.Channel):
         try:
             self._read()
         except Exception:
-            self._fail()
-
-    def _is_laden(self) -> bool:
-        """Whether the application has to receive before more is read."""
-        return self._state is State.OPEN and (self._held >= MOST_HELD or len(self._messages) >= MOST_MESSAGES)
+            self.fail()
 
     def _take(self, data: bytes) -> None:
         protocol = self._protocol
@@ -372,16 +294,16 @@ class WebSocketExchange(_core.Channel):
             if opcode is TEXT or opcode is BINARY:
                 self._is_text = opcode is TEXT
                 if not frame.fin:
-                    self._message = bytearray(frame.data)
+                    self.fragments = bytearray(frame.data)
                 elif not self._deliver(frame.data):
                     break
-            elif opcode is CONTINUATION and self._message is not None:
-                self._message += frame.data
+            elif opcode is CONTINUATION and self.fragments is not None:
+                self.fragments += frame.data
                 if frame.fin:
-                    whole, self._message = self._message, None
+                    whole, self.fragments = self.fragments, None
                     if not self._deliver(whole):
                         break
-        if not self._reserve() and not protocol.eof_sent:
+        if not self.count_held() and not protocol.eof_sent:
             self.tasks.host.keepalive.tell_of_room(self.request)
             protocol.fail(1013, "no buffer is free")
         frames = b"".join(protocol.data_to_send())
@@ -390,13 +312,13 @@ class WebSocketExchange(_core.Channel):
         elif frames and self._state is State.OPEN:
             self._put_control(frames)
 
-    def _reserve(self) -> bool:
+    def count_held(self) -> bool:
         """Counts what is held of its messages, complete or not.  False: there is no room for it."""
         if self._state is State.CLOSED and self.is_closed:
             return self.reserve(0)
-        size = len(self._protocol.reader.buffer) + self._held - FREE
-        if self._message is not None:
-            size += len(self._message)
+        size = len(self._protocol.reader.buffer) + self.held - FREE
+        if self.fragments is not None:
+            size += len(self.fragments)
         return self.reserve(max(0, size))
 
     def _end_by_client(self, frames: bytes) -> None:
@@ -406,7 +328,7 @@ class WebSocketExchange(_core.Channel):
             by_itself = protocol.parser_exc is None and protocol.close_rcvd is not None
             close = protocol.close_rcvd if by_itself else protocol.close_sent
             assert close is not None
-            self._farewell = _disconnect(close.code, close.reason)
+            self.farewell = _disconnect(close.code, close.reason)
             self._end(frames)
         else:
             self._end()
@@ -425,21 +347,20 @@ class WebSocketExchange(_core.Channel):
                 return False
         else:
             message["bytes"] = bytes(data)
-        self._messages.append(message)
-        self._held += len(data)
+        self.add_messages([message], len(data))
         return True
 
     def _put_control(self, frame: bytes) -> None:
         """Sends a ping, pongs or a close frame; only the last of them, if the client has not taken all before it."""
         if self.is_full:
-            self._late = frame
+            self.late = frame
             return
         try:
             self.put_bytes(frame)
         except ClientDisconnected:
-            self._break_off()
+            self.break_off()
         if self.is_full:
-            self._hold()
+            self.hold()
 
     # -------------------------------------------------------------- the end
 
@@ -451,51 +372,51 @@ class WebSocketExchange(_core.Channel):
             self._protocol.send_close(code, reason)
         except ProtocolError:
             raise ResponseError(f"{code!r} is not a close code that may be sent") from None
-        self._state = State.CLOSING
-        self._farewell = _disconnect(code, reason)
+        self._enter(State.CLOSING)
+        self.farewell = _disconnect(code, reason)
         self.tasks.host.keepalive.close(self)
         self._put_control(b"".join(self._protocol.data_to_send()))
         if not self.is_waiting:  # what is left is read, and not held, up to the client's close frame
-            self._held = 0
-            self._read_soon()
-        self._notify()
+            self.forget_held()
+            self.read_soon()
+        self.notify()
 
     def _end(self, last: bytes = b"") -> None:
         """Nothing more is read; after what the client has not taken yet, and `last`, the connection is given back."""
-        self._state = State.CLOSED
-        self._message = None
+        self._enter(State.CLOSED)
+        self.fragments = None
         if self.is_full:
-            self._late = last
+            self.late = last
         else:
             self._give_back(last)
-        self._notify()
+        self.notify()
 
     def _give_back(self, last: bytes = b"") -> None:
-        self._state = State.CLOSED
-        self._late = self._message = None
+        self._enter(State.CLOSED)
+        self.late = self.fragments = None
         if self.reserved:
-            self._reserve()
+            self.count_held()
         self.end(last)
         self.tasks.host.keepalive.discard(self)
 
-    def _break_off(self) -> None:
+    def break_off(self) -> None:
         """The client has left without a close frame, or does not read."""
-        if self._farewell is None:
-            self._farewell = _disconnect(1006)
+        if self.farewell is None:
+            self.farewell = _disconnect(1006)
         self._give_back()
-        self._notify()
+        self.notify()
 
-    def _fail(self) -> None:
+    def fail(self) -> None:
         """Something is wrong here, or with the system: no descriptor of epoll, no memory."""
         _log.exception("%s %s: the WebSocket is cut off", self.request.method, self.request.target)
-        self._break_off()
+        self.break_off()
 
     def finish(self) -> None:
         """The application has returned, or raised."""
         if self._state is State.OPEN:
             self._close(1011 if self.has_failed else 1000, "")
-        elif self._state is not State.CLOSING and self._late is None:
-            self._state = State.CLOSED
+        elif self._state is not State.CLOSING and self.late is None:
+            self._enter(State.CLOSED)
             super().finish()
 
     def close(self) -> None:
@@ -503,32 +424,32 @@ class WebSocketExchange(_core.Channel):
         self.finish()
         super().close()
         if self.reserved:
-            self._reserve()
+            self.count_held()
 
     def dismiss(self) -> None:
         """For a drain that comes to its end."""
         if self._state is State.OPEN:
             self.go_away()
-        elif self._farewell is None:
-            self._farewell = _disconnect(1001)
+        elif self.farewell is None:
+            self.farewell = _disconnect(1001)
 
     # -------------------------------------------------------------- what the clock does
 
     def ping(self) -> None:
         """Sends a ping."""
         if self._state is State.OPEN and not self.is_full:
-            self._was_heard = False
+            self.was_heard = False
             self._protocol.send_ping(b"")
             self._put_control(b"".join(self._protocol.data_to_send()))
 
     def check(self) -> bool:
         """Ends the connection if nothing has been heard since the ping; whether it goes on."""
-        if self._state is not State.OPEN or self._was_heard or not self.is_waiting:
+        if self._state is not State.OPEN or self.was_heard or not self.is_waiting:
             return True
         self._protocol.fail(1011, "no answer to a ping")
-        self._farewell = _disconnect(1006)
+        self.farewell = _disconnect(1006)
         self._give_back(b"".join(self._protocol.data_to_send()))
-        self._notify()
+        self.notify()
         return False
 
     def give_up(self) -> None:
@@ -540,7 +461,7 @@ class WebSocketExchange(_core.Channel):
         if self._state is State.OPEN:
             self._close(1001, "")
 
-    def _hold(self) -> None:
+    def hold(self) -> None:
         self.begin_period()
         self.tasks.host.watch(self)
 

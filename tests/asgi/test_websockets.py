@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import inspect
 import ipaddress
 import logging
 import queue
+import random
 import socket
 import struct
 import sys
 import threading
 import time
+import warnings
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
+import anyio
 import pytest
 import websockets.sync.client
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
+from websockets.protocol import OPEN, Protocol, Side
 
 from pkg.asgi.keepalive import WebSocketRules
 from pkg.errors import ClientDisconnected
@@ -166,11 +173,121 @@ class Application:
                     return
                 await send(message | {"type": "websocket.send"})
 
+    async def collects(self, scope: Scope, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+        found = []
+        while (message := await receive())["type"] == "websocket.receive":
+            found.append(message.get("text", message.get("bytes")))
+        self.told.put((found, message["code"]))
+
+    async def awaits(self, scope: Scope, receive: Any, send: Any, how: str) -> None:
+        await send({"type": "websocket.accept"})
+        self.told.put(await AWAITED[how][0](receive, send))
+
     async def hesitates(self, scope: Scope, receive: Any, send: Any) -> None:
         """Neither accepts nor denies it."""
         self.told.put("ready")
         self.told.put(await receive())
 
+
+GO: Message = {"type": "websocket.send", "text": "go"}  # the client sends "a" and "b" then
+
+
+async def in_tasks(receive: Any, send: Any) -> Any:
+    """Two at a time, each of which gets a message."""
+    tasks = [asyncio.create_task(receive()) for _ in range(2)]
+    await asyncio.sleep(0)
+    states = [inspect.getcoroutinestate(task.get_coro()) for task in tasks]  # type: ignore[arg-type]
+    await send(GO)
+    return [*states, *(message["text"] for message in await asyncio.gather(*tasks))]
+
+
+async def shielded(receive: Any, send: Any) -> Any:
+    inner = asyncio.ensure_future(receive())
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(inner), 0.01)
+    await send(GO)
+    return [(await inner)["text"], (await asyncio.wait_for(receive(), 60))["text"]]
+
+
+async def in_groups_of_anyio(receive: Any, send: Any) -> Any:
+    found = []
+
+    async def take() -> None:
+        found.append((await receive())["text"])
+
+    with anyio.move_on_after(0.01) as scope:
+        await receive()
+    async with anyio.create_task_group() as group:
+        group.start_soon(take)
+        group.start_soon(take)
+        await send(GO)
+    return [scope.cancelled_caught, *found]
+
+
+async def cancelled(receive: Any, send: Any) -> Any:
+    """Before it begins, while it waits, and when a message has just come: nothing is lost, and nothing is left."""
+    for turns in (0, 1, 2):
+        task = asyncio.create_task(receive())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel("enough")
+        with pytest.raises(asyncio.CancelledError, match="enough"):
+            await task
+    left = len(receive.__self__.waiting)
+    task = asyncio.create_task(receive())
+    await asyncio.sleep(0)
+    await send(GO)
+    while not receive.__self__.messages:
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return [left, task.cancelled(), (await receive())["text"], (await receive())["text"]]
+
+
+async def by_hand(receive: Any, send: Any) -> Any:
+    """As Python itself uses coroutines."""
+    receive().close()
+    for error in (KeyError, KeyError("thrown")):
+        with pytest.raises(KeyError):
+            receive().throw(error)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        receive()
+        gc.collect()
+    receiving = receive()
+    future = receiving.send(None)
+    receiving.close()
+    with pytest.raises(RuntimeError, match="cannot reuse"):
+        receiving.send(None)
+    left = future in receive.__self__.waiting
+    await send(GO)
+    receiving = receive()
+    message = await receiving
+    with pytest.raises(RuntimeError, match="cannot reuse"):
+        await receiving
+    return [str(found[0].message), left, message["text"], (await receive())["text"]]
+
+
+async def inspected(receive: Any, send: Any) -> Any:
+    coroutine, sending = receive(), send(GO)
+    found = [
+        *(asyncio.iscoroutinefunction(function) for function in (receive, send)),
+        *(asyncio.iscoroutine(one) and inspect.isawaitable(one) for one in (coroutine, sending)),
+        *(asyncio.isfuture(one) for one in (coroutine, sending)),
+    ]
+    await sending
+    return [*found, (await coroutine)["text"]]
+
+
+AWAITED: dict[str, tuple[Any, Any]] = {
+    "tasks": (in_tasks, ["CORO_SUSPENDED"] * 2 + ["a", "b"]),
+    "shield": (shielded, ["a", "b"]),
+    "anyio": (in_groups_of_anyio, [True, "a", "b"]),
+    "cancelled": (cancelled, [0, True, "a", "b"]),
+    "hand": (by_hand, ["receive() was never awaited", False, "a", "b"]),
+    "inspected": (inspected, [True] * 4 + [False] * 2 + ["a"]),
+}
 
 MISTAKES: dict[str, tuple[list[Message], Message]] = {
     "send-first": ([], {"type": "websocket.send", "text": "x"}),
@@ -424,6 +541,93 @@ def test_a_receive_that_is_cancelled_loses_nothing_and_leaves_nothing(server: Se
             if i % 10 == 0:
                 time.sleep(0.002)
         assert [peer.text() for _ in range(100)] == [str(i) for i in range(100)]
+
+
+@pytest.mark.parametrize("how", AWAITED)
+def test_what_an_application_may_do_with_receive(server: Server, application: Application, how: str) -> None:
+    with Peer(server.server_address, f"/awaits/{how}") as peer:
+        assert peer.text() == "go"
+        peer.send(frame(TEXT, b"a") + frame(TEXT, b"b"))
+        assert application.hear() == AWAITED[how][1]
+
+
+def _by_the_library(data: bytes, max_size: int) -> tuple[list[Any], set[int]]:
+    """The messages in what a client sends, and the codes with which it may end, without anything of ours."""
+    protocol = Protocol(Side.SERVER, state=OPEN, max_size=max_size)
+    messages: list[Any] = []
+    parts, is_text = b"", False
+    protocol.receive_data(data)
+    protocol.receive_eof()
+    by_itself = protocol.close_rcvd if protocol.parser_exc is None or protocol.close_rcvd else protocol.close_sent
+    code = by_itself.code if by_itself is not None else 1006
+    for event in protocol.events_received():
+        assert isinstance(event, Frame)
+        if event.opcode in (Opcode.TEXT, Opcode.BINARY):
+            parts, is_text = b"", event.opcode is Opcode.TEXT
+        elif event.opcode is not Opcode.CONT:
+            continue
+        parts += event.data
+        if event.fin:
+            try:
+                messages.append(parts.decode() if is_text else parts)
+            except UnicodeDecodeError:  # looked at after all that has come with it has been read
+                return messages, {1007, code}
+    return messages, {code}
+
+
+def _some_frame(chance: random.Random) -> bytes:
+    """What clients send, and, seldom, what they must not."""
+    payload = chance.choice(
+        [b"", b"x", "h\u00e9\u20ac\U0001f600".encode(), bytes(125), b"y" * 126, b"z" * 300, b"w" * 66_000]
+    )
+    mask = chance.randbytes(4)
+    what = chance.randrange(40)
+    if what == 0:
+        return frame(chance.choice([TEXT, BINARY, CONT, PING, CLOSE, 3, 11]), payload, bits=chance.randrange(16) << 4)
+    if what == 1:
+        return frame(TEXT, payload[: chance.randrange(8)] + bytes([chance.randrange(256)]), mask=mask)
+    if what == 2:
+        return frame(TEXT, b"unmasked", mask=None)
+    if what == 3:  # the length in more bytes than it needs
+        return bytes([FIN | BINARY, 0x80 | 126, 0, 5]) + mask + b"abcde"
+    if what == 4:
+        return (
+            bytes([FIN | BINARY, 0x80 | 127])
+            + struct.pack("!Q", chance.choice([5, 300, 1 << 62, 1 << 63]))
+            + mask
+            + b"abcde"
+        )
+    if what == 5:
+        return close_frame(chance.choice([1000, 1001, 1006, 3000, 5000]), b"bye")
+    if what < 12:
+        cuts = sorted(chance.randrange(len(payload) + 1) for _ in range(2))
+        parts = [payload[: cuts[0]], payload[cuts[0] : cuts[1]], payload[cuts[1] :]]
+        between = chance.choice(
+            [b"", frame(PING, b"p"), frame(PONG), frame(TEXT, b"no") if chance.randrange(9) == 0 else b""]
+        )
+        begin = frame(chance.choice([TEXT, BINARY]), parts[0], bits=0, mask=mask)
+        return begin + frame(CONT, parts[1], bits=0) + between + frame(CONT, parts[2], mask=mask)
+    if what < 15:
+        return frame(chance.choice([PING, PONG]), b"p" * chance.choice([0, 5, 125]))
+    return frame(chance.choice([TEXT, BINARY]), payload, mask=mask)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_frames_are_read_as_the_library_reads_them(server: Server, application: Application, seed: int) -> None:
+    """Whatever comes, and however it is cut."""
+    chance = random.Random(seed)
+    for _ in range(12):
+        data = b"".join(_some_frame(chance) for _ in range(chance.randrange(1, 12)))
+        messages, codes = _by_the_library(data, 1 << 20)
+        with Peer(server.server_address, "/collects", early=data[: (at := chance.choice([0, 1, 50]))]) as peer:
+            with contextlib.suppress(OSError):  # after a violation it is closed
+                while at < len(data):
+                    step = chance.choice([1, 2, 6, 7, 13, 130, 1000, 100_000])
+                    peer.send(data[at : at + step])
+                    at += step
+                peer.socket.shutdown(socket.SHUT_WR)
+            found, code = application.hear()
+            assert found == messages and code in codes, (seed, code, codes, data[:1000])
 
 
 def test_fragments_with_control_frames_between(echo: Peer) -> None:
