@@ -1155,7 +1155,7 @@ void conn_expire(front *f)
         conn_close(f, c);
     }
     while ((c = f->table.waiting[CONN_REST].first) != NULL && c->deadline <= f->now) {
-        if (body_keeps_up(f, c))
+        if (atomic_load(&f->stage) < FRONT_CLOSING && body_keeps_up(f, c))
             conn_set_state(f, c, CONN_REST);
         else
             conn_linger(f, c);

@@ -210,6 +210,26 @@ UNREAD = {  # head, what has arrived when the response is sent, the rest of the 
 }
 
 
+def test_the_end_does_not_wait_for_what_is_read_away() -> None:
+    """However fast it comes, as nobody needs it."""
+    with (
+        serving_asgi(refuses, body_timeout=0.3, min_body_rate=1) as server,
+        Connection(server.server_address) as c,
+    ):
+        c.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert not c.receive().closes
+        begun = time.monotonic()
+        while time.monotonic() < begun + 0.7:  # twice the time in which it has to bring something
+            c.send(b"1\r\nx\r\n")
+            time.sleep(0.02)
+        server.close_listener()
+        with contextlib.suppress(OSError):
+            while time.monotonic() < begun + 10 * SLOWNESS and not server.join(0.0):
+                c.send(b"1\r\nx\r\n")
+                time.sleep(0.02)
+        assert server.join(1.0 * SLOWNESS) and time.monotonic() < begun + 10 * SLOWNESS
+
+
 async def refuses(scope: Scope, receive: Receive, send: Send) -> None:
     """Answers a POST without a look at its body, or after the first part of it."""
     if scope["path"] == "/after":

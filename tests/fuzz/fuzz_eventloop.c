@@ -99,6 +99,12 @@ static void accept_some(void)
     }
 }
 
+__attribute__((constructor)) static void open_poke(void)
+{
+    poke = eventfd(0, EFD_NONBLOCK);
+    CHECK(poke != -1);
+}
+
 #ifdef ELSEWHERE /* fuzz_reader.c: it waits with a poll() of its own */
 static int descriptor;
 static bool settles = true;
@@ -157,9 +163,8 @@ static unsigned wait_for_news(void)
 static void *turn(void *unused)
 {
     (void)unused;
-    poke = eventfd(0, EFD_NONBLOCK);
-    CHECK(poke != -1);
     open_loop();
+    (void)!read(poke, &(uint64_t){0}, sizeof(uint64_t)); /* of the one before */
     while (!atomic_load(&stops)) {
         unsigned news = wait_for_news();
         task *t;
@@ -185,7 +190,6 @@ static void end_servers(void)
     atomic_store(&stops, true);
     CHECK(write(poke, &(uint64_t){1}, sizeof(uint64_t)) == sizeof(uint64_t));
     pthread_join(threads[1], NULL);
-    close(poke);
     n_threads = 1;
     atomic_store(&stops, false);
 }
