@@ -44,8 +44,7 @@ def say(why: str, status: Status, flush: Callable[[float], bool]) -> None:
     for request in requests[:MAX_REQUESTS]:
         where = f", at {request.at}" if request.at else ""
         _log.critical(
-            "%s: %s %s for %.1f s, %s%s",
-            "WebSocket" if request.is_websocket else "in flight",
+            "WebSocket: %s %s for %.1f s, %s%s" if request.is_websocket else "in flight: %s %s for %.1f s, %s%s",
             request.method,
             request.target,
             request.age,
