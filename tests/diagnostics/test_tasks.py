@@ -147,8 +147,9 @@ def test_a_task_belongs_to_the_request_of_its_context(loop: Loop) -> None:
 
     def request(number: str) -> Any:
         return SimpleNamespace(
-            method="GET", target=f"/{number}?secret", duration=1.0, context=("", "", number), is_finished=False
-        )
+            method="GET", target=f"/{number}?secret", status=0, duration=1.0, context=("", "", number),
+            is_finished=False,
+        )  # fmt: skip
 
     async def serve(number: str) -> None:
         context.bind(request_id=number)
