@@ -2,12 +2,14 @@
 
 It is not a framework: the application is a WSGI or ASGI callable, or an `http.server` handler class.
 
-    connection(timeout=None)        a pooled database connection, for a `with` block
+    connection("name", timeout=None)
+                                    a pooled database connection, for a `with` block; the name is for one of several
     check(name, interval=5, ...)    decorator: registers a readiness check
     set_ready(ready, reason="")     takes this instance out of rotation, or puts it back
     draining()                      whether the service has been told to stop
     running(DATABASE_URL=...)       the pool and the checks for code that is not served, for a `with` block
     fail_liveness(reason)           makes the liveness page fail, so that the platform restarts the process
+    Database(url, name=...)         a pool of its own, without settings
     Server, RequestHandler          the server and its handler class, usable like those of `http.server`
 
 Names are imported when they are first used (PEP 562), so that `python -m pkg probe` does not load psycopg.
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pkg.api import check, connection, draining, fail_liveness, set_ready
+    from pkg.database.database import Database
     from pkg.errors import (
         BodyError,
         ClientDisconnected,
@@ -40,6 +43,7 @@ __all__ = [
     "BodyError",
     "ClientDisconnected",
     "ConfigurationError",
+    "Database",
     "DatabaseUnavailable",
     "Error",
     "NotRunningError",
@@ -56,6 +60,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Database": "database.database",
     "RequestHandler": "http.handler",
     "Server": "http.server",
     "check": "api",

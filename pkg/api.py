@@ -6,7 +6,7 @@ They only find the part of the running service that does the work.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
         def connection(self, timeout: float | None = None) -> AbstractContextManager[psycopg.Connection[Any]]: ...
 
     class Parts(Protocol):
-        """What a running service has; None for what is not there, or not yet."""
+        """What a running service has; None for what is not there, or not yet.
+
+        `databases`: by name, "" for the one of DATABASE_URL.
+        """
 
         @property
-        def database(self) -> Database | None: ...
+        def databases(self) -> Mapping[str, Database]: ...
         @property
         def checker(self) -> Checker | None: ...
         @property
@@ -82,18 +85,49 @@ def current() -> Parts:
     return _current
 
 
-def connection(timeout: float | None = None) -> AbstractContextManager[psycopg.Connection[Any]]:
-    """A connection from the pool, for a `with` block, which commits at its end or rolls back if it raised.
+def database_of(database: str | float | None, timeout: float | None) -> tuple[Database, float | None]:
+    """The database of this name, and the timeout, for a function with these two parameters, of which both may be left
+    out: the first one may be the timeout.
 
-    `timeout`: seconds for the whole block, including the wait for a connection and the commit.
+    Raises NotRunningError if there is no such database in this process.
+    """
+    name = ""
+    if isinstance(database, str):
+        name = database
+    elif timeout is None:
+        timeout = database
+    elif database is not None:
+        raise TypeError(f"the name of the database is {database!r}, not text")
+    databases = current().databases
+    found = databases.get(name)
+    if found is None:
+        raise NotRunningError(_why_none(name, databases))
+    return found, timeout
+
+
+def _why_none(database: str, databases: Mapping[str, Database]) -> str:
+    """Why there is no database of this name."""
+    if not database:
+        text = "the service has no pool: DATABASE_URL is not set, or PKG_POOL is off"
+        return f"{text}; the databases with a name are: {', '.join(databases)}" if databases else text
+    there = ", ".join(repr(name) if name else "the one of DATABASE_URL, without a name" for name in databases)
+    return f"the service has no database {database!r}; it has: {there or 'none'}"
+
+
+def connection(
+    database: str | float | None = "", timeout: float | None = None
+) -> AbstractContextManager[psycopg.Connection[Any]]:
+    """A connection from a pool, for a `with` block, which commits at its end or rolls back if it raised.
+
+    `database`: the name of the database, as `replica` for the one of DATABASE_URL_REPLICA; without it, the one of
+    DATABASE_URL.  `timeout`, which may come first: seconds for the whole block, including the wait for a connection and
+    the commit.
 
     Raises DatabaseUnavailable if no connection becomes free in time or the timeout passes, and NotRunningError if there
-    is no pool in this process.
+    is no such pool in this process.
     """
-    database = current().database
-    if database is None:
-        raise NotRunningError("the service has no pool: DATABASE_URL is not set, or PKG_POOL is off")
-    return database.connection(timeout=timeout)
+    found, timeout = database_of(database, timeout)
+    return found.connection(timeout=timeout)
 
 
 def check(

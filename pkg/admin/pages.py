@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from pkg.admin import statusz
@@ -22,7 +22,7 @@ from pkg.diagnostics import metrics, stacks, tasks
 from pkg.diagnostics.memory import MAX_SECONDS as MAX_TRACING
 from pkg.diagnostics.memory import Memory
 from pkg.diagnostics.profile import MAX_HZ, MAX_SECONDS, Busy, Profiler
-from pkg.diagnostics.snapshot import Status
+from pkg.diagnostics.snapshot import Status, show_pools
 from pkg.logs.records import printable
 
 __all__ = ["Pages", "Query"]
@@ -219,12 +219,17 @@ class Pages:
         return text("\n".join([f"{len(found)} tasks", *_groups(found)]) + "\n")
 
     def _pool(self, query: Query) -> Reply:
-        pool = self._status.pool()
+        pools = self._status.pools()
+        if not pools.keys() - {""}:  # there are no names to tell
+            if query.form == "json":
+                return json_reply(pools.get(""))
+            if not pools:
+                return text("there is no connection pool: DATABASE_URL is not set, or PKG_POOL is off\n")
+            return text("\n".join(_pool_lines(pools[""])) + "\n")
+        named = show_pools(pools)
         if query.form == "json":
-            return json_reply(pool)
-        if pool is None:
-            return text("there is no connection pool: DATABASE_URL is not set, or PKG_POOL is off\n")
-        return text("\n".join(statusz.columns([(name, str(value)) for name, value in pool.items()])) + "\n")
+            return json_reply(named)
+        return text("\n".join("\n".join([name, *_pool_lines(stats), ""]) for name, stats in named.items()))
 
     def _profile(self, query: Query) -> Reply:
         seconds = query.number("seconds", 10.0, 0.01, MAX_SECONDS)
@@ -325,6 +330,10 @@ class _Levels:
             if self._usual is None:
                 return level, level, None
             return level, self._usual, round(max(0.0, self._until - time.monotonic()), 1)
+
+
+def _pool_lines(stats: Mapping[str, Any]) -> list[str]:
+    return statusz.columns([(name, str(value)) for name, value in stats.items()])
 
 
 def _groups(found: Iterable[tasks.TaskState]) -> list[str]:

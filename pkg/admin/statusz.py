@@ -108,8 +108,8 @@ def _sections(d: Snapshot) -> Iterable[Section]:
     yield _health(d.health)
     yield Section("Requests in flight", ("for", "request", "worker", "where it is"), _requests(d), "none")
     yield Section("Work", (), _work(d))
-    if d.pool is not None:
-        yield Section("Database pool", (), _pool(d.pool))
+    for name, pool in d.pools.items():
+        yield Section(f"Database pool {name}" if name else "Database pool", (), _pool(pool))
     yield Section(
         "Probers, and the responses they got",
         ("client", "user agent", "page", "count", "last response", "ago"),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pkg.errors import ConfigurationError
-from pkg.settings.declared import HEADINGS, SETTINGS, Settings, load
+from pkg.settings.declared import HEADINGS, SETTINGS, Settings, load, of_names
 
 if TYPE_CHECKING:
     import argparse
@@ -107,6 +107,7 @@ def _parser(command: str, *, is_full: bool) -> argparse.ArgumentParser:
     `is_full`: its help shows every setting, otherwise only those marked `basic`.
     """
     import argparse
+    import textwrap
 
     class Version(argparse.Action):
         def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
@@ -133,7 +134,9 @@ def _parser(command: str, *, is_full: bool) -> argparse.ArgumentParser:
     group: Any = parser
     for setting in SETTINGS:
         if setting.name in HEADINGS:
-            group = parser.add_argument_group(HEADINGS[setting.name])
+            heading = HEADINGS[setting.name]
+            about = textwrap.fill(of_names(heading).replace("`", ""), 100, break_on_hyphens=False) if is_full else ""
+            group = parser.add_argument_group(heading, about or None)
         default = setting.show(setting.default)
         facts = [setting.environment, f"default {default}" if default else "", setting.bounds()]
         text = f"{setting.help} [{', '.join(fact for fact in facts if fact)}]".replace("%", "%%")

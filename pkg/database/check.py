@@ -78,6 +78,7 @@ class DatabaseCheck:
         self._max_size = max_size
         self._connect_timeout = connect_timeout
         self._primary = primary
+        self._prefix = lending.prefix
         self._began = self._ended = monotonic()  # of the last check
         self._doubt = ""  # why the pool's connections cannot be trusted
         self._doubted = ""  # the same at the previous check, so that a read-only server does not fill the log
@@ -111,7 +112,7 @@ class DatabaseCheck:
         finally:
             self._ended = monotonic()
         if self._lending.failures:
-            _log.info("the database responds again after %d failed checks", self._lending.failures)
+            _log.info("%sthe database responds again after %d failed checks", self._prefix, self._lending.failures)
         self._lending.failures, self._lending.reason = 0, ""
         self._flush()
         if self._pool.size < self._pool.min_size:
@@ -230,7 +231,7 @@ class DatabaseCheck:
         """If one connection is in doubt, closes and replaces all; those in use when they are returned."""
         if self._doubt:
             if self._doubt != self._doubted:
-                _log.info("replacing the pool's connections: %s", self._doubt)
+                _log.info("%sreplacing the pool's connections: %s", self._prefix, self._doubt)
             self.counts["flushes"] += 1
             self._pool.drain()
         self._doubted = self._doubt

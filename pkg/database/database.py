@@ -5,7 +5,6 @@ It only combines the parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from time import monotonic
 
 import psycopg
@@ -16,6 +15,7 @@ from pkg.database.lending import Lease, Lending
 from pkg.database.pool import POOL_NAME, Pool, quiet
 from pkg.database.source import Source
 from pkg.health.checks import Degraded
+from pkg.logs.context import time_left
 
 __all__ = ["Database"]
 
@@ -24,22 +24,28 @@ LAST_CANCELS = 0.5  # for cancelling queries that still run when the pool closes
 
 
 class Database:
-    """A pool of connections and its check.
+    """A pool of connections and its check: those of the settings, or one of your own.
+
+        with pkg.Database("postgresql://...", name="reports") as reports, reports.connection(timeout=5) as conn:
+            conn.execute("select 1")
 
     `url` or `url_file`: the file is read for each new connection, so that a new password needs no restart.
+    `name`: name of the pool in the log; no two pools that are open in a process have the same.
     `role`: `primary` refuses servers that are read-only.
     `pool_timeout`: maximum time in seconds to wait for a connection.
     `connect_timeout`: maximum time in seconds to establish one (libpq takes whole seconds, at least 2).
     `prepare`: whether psycopg prepares repeated statements; False for a pooler that gives each transaction another
     session and does not support prepared statements.
-    `name`: name of the pool in the log.
-    `time_left`: returns the seconds left for the caller's request, or None; no connection is lent for much longer.
+    `variable`: the environment variable that `url` is from, for messages; with _FILE behind it, that of `url_file`.
+
+    It connects when it is opened.  `check` is a probe for `pkg.check`.  Raises ValueError if the sizes do not fit.
     """
 
     def __init__(
         self,
-        *,
         url: str = "",
+        *,
+        name: str = POOL_NAME,
         url_file: str = "",
         role: str = "any",
         min_size: int = 2,
@@ -47,11 +53,10 @@ class Database:
         pool_timeout: float = 5.0,
         connect_timeout: float = 3.0,
         prepare: bool = True,
-        name: str = POOL_NAME,
-        time_left: Callable[[], float | None] | None = None,
+        variable: str = "",
     ) -> None:
-        self._time_left = time_left
-        self._source = Source(url, url_file, connect_timeout)
+        self.name = name
+        self._source = Source(url, url_file, connect_timeout, variable)
         self._primary = role == "primary"
         self._connect_timeout = connect_timeout
         self._prepare = prepare
@@ -63,7 +68,13 @@ class Database:
             timeout=pool_timeout,
             configure=self._configure,
         )
-        self._lending = Lending(self._pool, max_size=max_size, timeout=pool_timeout, primary=self._primary)
+        self._lending = Lending(
+            self._pool,
+            max_size=max_size,
+            timeout=pool_timeout,
+            primary=self._primary,
+            prefix=f"{name}: " if name != POOL_NAME else "",
+        )
         self._check = DatabaseCheck(
             self._source,
             self._pool,
@@ -78,9 +89,10 @@ class Database:
     def open(self) -> None:
         """Starts to connect and returns at once; it is not an error if the database is down.
 
-        Raises ConfigurationError if libpq does not accept the URL.
+        Raises ConfigurationError if libpq does not accept the URL, and ValueError if a pool with this name is open.
         """
         self._source.verify()
+        self._pool.take_name()
         quiet()
         self._check.open()
         self._lending.open()
@@ -96,6 +108,13 @@ class Database:
             return
         self._pool.close(timeout / (self._pool.num_workers + 1))  # for each of its threads
         self._lending.close(LAST_CANCELS)
+
+    def __enter__(self) -> Database:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # ------------------------------------------------------------------ connecting
 
@@ -127,6 +146,7 @@ class Database:
 
         `timeout`: seconds for the whole block: the wait, the body and the commit.  When it passes, the connection is
         shut down and the query in it ends with DatabaseUnavailable.  None: only the wait is limited, by `pool_timeout`.
+        A request that has a deadline (`request_timeout`) limits it as well.
         What the block sets on the connection object (autocommit, row_factory, isolation_level ...) is undone at its
         end.
 
@@ -134,7 +154,7 @@ class Database:
         """
         if timeout is not None and not 0 < timeout < float("inf"):
             raise ValueError(f"timeout is {timeout!r}, not a positive number of seconds")
-        if self._time_left is not None and (left := self._time_left()) is not None:
+        if (left := time_left()) is not None:
             left += ANSWERED
             timeout = left if timeout is None else min(timeout, left)
         return Lease(self._lending, timeout)

@@ -32,14 +32,15 @@ class Lending:
     """Lends connections of the pool and takes them back; what it sees meanwhile is evidence for the check.
 
     `max_size`: size of the pool.  `timeout`: maximum time in seconds to wait for a connection.  `primary`: whether a
-    server that is read-only counts as one that does not respond.
+    server that is read-only counts as one that does not respond.  `prefix`: of messages, if there are several.
     """
 
-    def __init__(self, pool: Pool, *, max_size: int, timeout: float, primary: bool) -> None:
+    def __init__(self, pool: Pool, *, max_size: int, timeout: float, primary: bool, prefix: str = "") -> None:
         self._pool = pool
         self._max_size = max_size
         self._timeout = timeout
         self._primary = primary
+        self.prefix = prefix
         self._generation = generation()
         self._leases: set[Lease] = set()
         self.watchdog = Watchdog()
@@ -84,7 +85,7 @@ class Lending:
                 if self.failures
                 else f"; {in_use} of {self._max_size} are in use"
             )
-            raise Unavailable(f"no connection within {timeout:.3g} s{why}") from None
+            raise Unavailable(f"{self.prefix}no connection within {timeout:.3g} s{why}") from None
         except (PoolClosed, TooManyRequests) as error:
             raise Unavailable(str(error)) from None
         self._leases.add(lease)
@@ -174,9 +175,9 @@ class Lease:
             lending.take_back(self, conn)
             if lost and (error is None or isinstance(error, psycopg.Error)):
                 text = (
-                    f"not finished within {self._timeout:g} s"
+                    f"{lending.prefix}not finished within {self._timeout:g} s"
                     if late
-                    else f"the connection was lost: {first_line(error)}"
+                    else f"{lending.prefix}the connection was lost: {first_line(error)}"
                 )
                 raise Unavailable(text) from error
 

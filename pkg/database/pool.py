@@ -6,6 +6,8 @@ It makes no decisions: `check` decides when to ask, flush, refill or give up.
 from __future__ import annotations
 
 import logging
+import threading
+import weakref
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -14,7 +16,7 @@ import psycopg
 import psycopg_pool
 from psycopg_pool.pool import AddConnection
 
-from pkg.database.connection import Connection
+from pkg.database.connection import Connection, generation
 
 __all__ = ["POOL_NAME", "NotNow", "Pool", "PoolTimeout", "first_line", "quiet"]
 
@@ -50,6 +52,19 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
             reconnect_timeout=0.0,
             **options,
         )
+        self._generation = generation()  # of the process that has opened it
+
+    def take_name(self) -> None:
+        """Raises ValueError if another pool of this process that is open has the name, by which the log tells them
+        apart."""
+        with _names_lock:
+            other = _names.get(self.name)
+            if other not in (None, self) and not other.closed and other._generation == generation():
+                raise ValueError(
+                    f"a pool with the name {self.name!r} is open already; give each pool a name of its own"
+                )
+            self._generation = generation()
+            _names[self.name] = self
 
     def borrow(self, timeout: float) -> Connection:
         """A connection that is not known to be dead.  Raises PoolTimeout if there is none within `timeout` seconds."""
@@ -101,6 +116,11 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
     @property
     def waiting(self) -> int:
         return len(self._waiting)
+
+
+# By name, those that have been opened; a lock, as two threads may open pools at once.
+_names: weakref.WeakValueDictionary[str, Pool] = weakref.WeakValueDictionary()
+_names_lock = threading.Lock()
 
 
 # ---------------------------------------------------------------------- the log of the pool

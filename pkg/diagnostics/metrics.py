@@ -279,20 +279,19 @@ def workers_busy(stats: Counters, threads: int) -> int:
     return int(max(0, min(threads, stats.in_flight - stats.queued)))
 
 
-_POOL_NAME = {"db_client_connection_pool_name": "main"}
+def _add_pools(page: Exposition, pools: Mapping[str, Mapping[str, Any]]) -> None:
+    """From the numbers of psycopg_pool's get_stats() (psycopg: docs/advanced/pool.rst, "Pool stats"), by name.
 
-
-def _add_pool(page: Exposition, stats: Mapping[str, Any]) -> None:
-    """From the numbers of psycopg_pool's get_stats() (psycopg: docs/advanced/pool.rst, "Pool stats")."""
-
-    def number(key: str, scale: float = 1) -> float:
-        value = stats.get(key, 0)
-        return value * scale if scale != 1 else value  # type: ignore[no-any-return]
-
-    size, available = number("pool_size"), number("pool_available")
+    The one without a name is `main`, as it was before there were others.
+    """
     prefix = "db_client_connection"
-    state = f"{prefix}_state"
-    count = [("", {**_POOL_NAME, state: "idle"}, available), ("", {**_POOL_NAME, state: "used"}, size - available)]
+    every = [({f"{prefix}_pool_name": name or "main"}, stats) for name, stats in pools.items()]
+
+    count: list[tuple[str, Labels, float]] = []
+    for labels, stats in every:
+        available = stats.get("pool_available", 0)
+        count.append(("", {**labels, f"{prefix}_state": "idle"}, available))
+        count.append(("", {**labels, f"{prefix}_state": "used"}, stats.get("pool_size", 0) - available))
     # db.client.connection.count is what OpenTelemetry calls it; that ending is for histograms and summaries only.
     page.family(f"{prefix}s", "gauge", "Connections of the pool by state.", count)
     for name, kind, key, help in (
@@ -305,7 +304,8 @@ def _add_pool(page: Exposition, stats: Mapping[str, Any]) -> None:
         ("lost", "counter", "connections_lost", "Connections that the pool found broken."),
         ("create_errors", "counter", "connections_errors", "Attempts to connect that failed."),
     ):
-        page.family(f"{prefix}_{name}", kind, help, [("", _POOL_NAME, number(key))])  # type: ignore[arg-type]
+        samples = [("", labels, stats.get(key, 0)) for labels, stats in every]
+        page.family(f"{prefix}_{name}", kind, help, samples)  # type: ignore[arg-type]
     for name, total, times, help in (
         ("wait_time", "requests_wait_ms", "requests_queued", "Time spent waiting for a connection."),
         ("use_time", "usage_ms", "requests_num", "Time between taking a connection and returning it."),
@@ -315,7 +315,11 @@ def _add_pool(page: Exposition, stats: Mapping[str, Any]) -> None:
             f"{prefix}_{name}_seconds",
             "summary",
             help,
-            [("_count", _POOL_NAME, number(times)), ("_sum", _POOL_NAME, number(total, 1e-3))],
+            [
+                sample
+                for labels, stats in every
+                for sample in (("_count", labels, stats.get(times, 0)), ("_sum", labels, stats.get(total, 0) * 1e-3))
+            ],
         )
 
 
@@ -353,7 +357,7 @@ def collect(
     threads: int,
     phase: str,
     health: HealthReport | None = None,
-    pool: Mapping[str, Any] | None = None,
+    pools: Mapping[str, Mapping[str, Any]] | None = None,
     logs: LogLines | None = None,
     proxy_waits: tuple[Sequence[int], float] | None = None,
     listening: Sequence[Listening] = (),
@@ -362,8 +366,8 @@ def collect(
     is_asgi: bool = False,
 ) -> Exposition:
     """The whole page.  `front` has stats(), durations() and queue_waits(); `health` is the checker's report;
-    `listening`: how each listener is; `executors`: how the threads beside an event loop are; `is_asgi`: whether an
-    event loop serves."""
+    `pools`: the numbers of each pool by name, "" for the one without; `listening`: how each listener is;
+    `executors`: how the threads beside an event loop are; `is_asgi`: whether an event loop serves."""
     from pkg import _core
 
     page = Exposition()
@@ -393,8 +397,8 @@ def collect(
     _add_front(page, front.stats(), threads)
     _add_listeners(page, listening)
     _add_executors(page, executors)
-    if pool is not None:
-        _add_pool(page, pool)
+    if pools:
+        _add_pools(page, pools)
     if health is not None:
         _add_health(page, health)
     phases = ("starting", "ready", "draining", "stopped")

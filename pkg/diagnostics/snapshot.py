@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pkg.lifecycle import Lifecycle
     from pkg.logs.sink import LogLines, Sink
 
-__all__ = ["InFlight", "Snapshot", "Status", "diagnose"]
+__all__ = ["InFlight", "Snapshot", "Status", "diagnose", "show_pools"]
 
 # Thresholds of the findings.
 LONG_REQUEST = 5.0  # seconds
@@ -121,15 +121,15 @@ class Finding(NamedTuple):
 class Snapshot(NamedTuple):
     """The state at one moment.
 
-    `pool`: statistics under psycopg_pool's own names; None without a database.  `process`: numbers under the names of
-    their metrics; those that the system does not tell are missing.
+    `pools`: statistics of each database by its name ("" for the one without), under psycopg_pool's own names.
+    `process`: numbers under the names of their metrics; those that the system does not tell are missing.
     """
 
     service: ServiceState
     health: HealthReport
     workers: Workers
     requests: list[InFlight]
-    pool: Mapping[str, Any] | None
+    pools: Mapping[str, Mapping[str, Any]]
     front: Counters
     listening: Sequence[metrics.Listening]
     latency: Latency
@@ -150,7 +150,8 @@ class Snapshot(NamedTuple):
             "workers": self.workers._asdict(),
             "eventloop": self.eventloop._asdict() if self.eventloop is not None else None,
             "requests": [request.document(with_tasks=False) for request in self.requests],
-            "pool": self.pool,
+            "pool": self.pools.get(""),
+            **({"pools": show_pools(self.pools)} if self.pools.keys() - {""} else {}),
             "front": self.front._asdict(),
             "listening": [listener._asdict() for listener in self.listening],
             "executors": [executor._asdict() for executor in self.executors],
@@ -167,8 +168,7 @@ class Status:
     """Collects the state from the parts.
 
     `front` has stats(), requests(), queued(), websockets(), durations(), queue_waits() and probers(); `checker` has
-    report().
-    `database()` returns the database, which has stats(), or None.  `eventloop()` returns the event loop of an ASGI
+    report().  `databases()` returns the databases by name, which have stats().  `eventloop()` returns the event loop of an ASGI
     application, or None; `slow`: the seconds after which a turn of it counts as blocked.  `alive()` returns the number
     of running workers.  `proxy_waits()` returns how long requests have been at proxies, or is None if none are trusted.
     `listening()` returns how each listener is, `executors()` how the threads beside an event loop are.
@@ -182,7 +182,7 @@ class Status:
         threads: int,
         lifecycle: Lifecycle,
         checker: Any,
-        database: Callable[[], Any],
+        databases: Callable[[], Mapping[str, Any]],
         logs: Sink,
         alive: Callable[[], int],
         eventloop: Callable[[], Any] = lambda: None,
@@ -208,7 +208,7 @@ class Status:
         self.address = address
         self.settings = settings
         self.checker = checker
-        self.database = database
+        self.databases = databases
         self.logs = logs
         self._began = time.monotonic() if began is None else began
         self._began_at = datetime.now(UTC) - timedelta(seconds=time.monotonic() - self._began)
@@ -223,10 +223,9 @@ class Status:
         """How many worker threads there should be: none beside an event loop."""
         return 0 if self.eventloop() is not None else self.threads
 
-    def pool(self) -> dict[str, Any] | None:
-        """The statistics of the pool; None without a database."""
-        database = self.database()
-        return None if database is None else dict(database.stats())
+    def pools(self) -> dict[str, dict[str, Any]]:
+        """The statistics of the pool of each database, by name; "" is that of DATABASE_URL."""
+        return {name: dict(database.stats()) for name, database in self.databases().items()}
 
     def metrics(self) -> metrics.Exposition:
         return metrics.collect(
@@ -234,7 +233,7 @@ class Status:
             threads=self._workers,
             phase=self.lifecycle.phase.value,
             health=self.checker.report(),
-            pool=self.pool(),
+            pools=self.pools(),
             logs=self.logs.stats(),
             proxy_waits=self._proxy_waits() if self._proxy_waits is not None else None,
             listening=self.listening(),
@@ -364,7 +363,7 @@ class Status:
                 self._workers, self._alive() if self._workers else 0, metrics.workers_busy(stats, self._workers)
             ),
             requests=self.requests(taken),
-            pool=self.pool(),
+            pools=self.pools(),
             front=stats,
             listening=self.listening(),
             executors=self.executors(),
@@ -376,6 +375,11 @@ class Status:
             eventloop=self._eventloop_state(),
         )
         return snapshot._replace(findings=diagnose(snapshot))
+
+
+def show_pools(pools: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The pools under the names that the log has for them."""
+    return {name or "database": stats for name, stats in pools.items()}
 
 
 def _latency(durations: Iterable[tuple[str, int, Sequence[int], float]]) -> Latency:
@@ -440,7 +444,7 @@ def diagnose(snapshot: Snapshot) -> list[Finding]:
         *_of_eventloop(snapshot),
         *_of_workers(snapshot),
         *_of_executors(snapshot),
-        *_of_pool(snapshot),
+        *_of_pools(snapshot),
         *_of_process(snapshot),
         *_of_past(snapshot),
     ]
@@ -468,7 +472,8 @@ def _of_health(snapshot: Snapshot) -> Iterable[Finding]:
         lasted = f", for {state.runs.lasted:.0f} s" if state.runs is not None else ""
         what = "fails" if state.status == "failed" else f"is {state.status}"
         level = "error" if state.status == "failed" and state.required else "warning"
-        page = "/debug/pool" if state.name == "database" else "/statusz"
+        kind, _, name = state.name.partition("-")
+        page = "/debug/pool" if kind == "database" and name in snapshot.pools else "/statusz"
         yield Finding(level, f"check {state.name} {what}{lasted}: {state.reason}", page)
 
 
@@ -531,22 +536,28 @@ def _of_executors(snapshot: Snapshot) -> Iterable[Finding]:
             yield Finding("warning", text, "/debug/threads")
 
 
-def _of_pool(snapshot: Snapshot) -> Iterable[Finding]:
-    pool = snapshot.pool
-    if not pool:
-        return
+def _of_pools(snapshot: Snapshot) -> Iterable[Finding]:
+    for name, pool in snapshot.pools.items():
+        yield from _of_pool(f" {name}" if name else "", pool, is_idle=not snapshot.requests)
+
+
+def _of_pool(name: str, pool: Mapping[str, Any], *, is_idle: bool) -> Iterable[Finding]:
+    """`is_idle`: whether no request is in flight."""
     lent = pool.get("connections_used", 0)
-    if lent and not snapshot.requests:
-        what = "a connection is" if lent == 1 else f"{lent} connections are"
+    if lent and is_idle:
+        what = "a connection" if lent == 1 else f"{lent} connections"
+        what += f" of the pool{name}" if name else ""
         text = (
-            f"{what} in use while no request is in flight; leaked, unless one of the application's own threads holds it"
+            f"{what} {'is' if lent == 1 else 'are'} in use while no request is in flight; leaked, unless one of the "
+            "application's own threads holds it"
         )
         yield Finding("warning", text, "/debug/pool")
     size, most = pool.get("pool_size", 0), pool.get("pool_max", 0)
     waiting = pool.get("requests_waiting", 0)
     if waiting or (most and size >= most and not pool.get("pool_available", 0)):
         used = size - pool.get("pool_available", 0)
-        text = f"the pool is exhausted: {used} of {most} connections are in use, {_times(waiting, 'caller')} waiting"
+        text = f"the pool{name} is exhausted: {used} of {most} connections are in use, "
+        text += f"{_times(waiting, 'caller')} waiting"
         yield Finding("error" if waiting else "warning", text, "/debug/pool")
 
 

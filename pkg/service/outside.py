@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from pkg import api
 from pkg.errors import NotRunningError
 from pkg.health.checks import Checker
-from pkg.service.service import open_database
-from pkg.settings.declared import SETTINGS, load
+from pkg.service import databases
+from pkg.settings.declared import load, variables
 
 if TYPE_CHECKING:
     from pkg.database.database import Database
@@ -26,12 +26,11 @@ _log = logging.getLogger("pkg.service")
 class _Parts:
     def __init__(self) -> None:
         self.checker = Checker(publish=_ignore, renew=_ignore)
-        self.database: Database | None = None
+        self.databases: Mapping[str, Database] = {}
 
     def start(self, settings: Settings) -> None:
         self.checker.start()
-        if settings.pool and (settings.database_url or settings.database_url_file):
-            self.database = open_database(settings, self.checker)
+        self.databases = databases.open_all(settings.databases, self.checker)
         for make in api.early_checks:
             self.checker.add(make())
         self.checker.startup_done()
@@ -40,8 +39,7 @@ class _Parts:
         try:
             self.checker.stop()
         finally:
-            if self.database is not None:
-                self.database.close()
+            databases.close_all(self.databases, 5.0)
 
     @property
     def is_draining(self) -> bool:
@@ -71,13 +69,14 @@ def running(**environment: str) -> Iterator[None]:
     StartupError without a driver for the database, and NotRunningError if the process has a service already, or is in
     such a block.
     """
-    unknown = environment.keys() - {setting.environment for setting in SETTINGS}
-    if unknown:
-        raise TypeError(f"running() got a setting that does not exist: {', '.join(sorted(unknown))}")
     for name, text in environment.items():
         if not isinstance(text, str):
             raise TypeError(f"running() got {name} as {type(text).__name__}, not as text")
-    settings = load({**os.environ, **environment})
+    every = {**os.environ, **environment}
+    unknown = environment.keys() - variables(every)
+    if unknown:
+        raise TypeError(f"running() got a setting that does not exist: {', '.join(sorted(unknown))}")
+    settings = load(every)
     for warning in settings.warnings:
         _log.warning("%s", warning)
     parts = _Parts()

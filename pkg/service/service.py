@@ -27,12 +27,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pkg import api
 from pkg.errors import StartupError
 from pkg.lifecycle import Lifecycle, Phase
+from pkg.service import databases
 from pkg.service.drain import GIVE_UP, drain
 from pkg.service.signals import Interrupted, Signals
 from pkg.settings.kinds import parse_address
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from pkg.service.notify import Notify
     from pkg.settings.declared import Settings
 
-__all__ = ["Service", "open_database"]
+__all__ = ["Service"]
 
 _log = logging.getLogger("pkg.service")
 
@@ -70,7 +71,7 @@ class Service:
         self.lifecycle = Lifecycle()
         self.server: Server | None = None
         self.eventloop: EventLoop | None = None
-        self.database: Database | None = None
+        self.databases: Mapping[str, Database] = {}  # by name, "" for the one of DATABASE_URL
         self.checker: Checker | None = None
         self.admin: Admin | None = None
         self.request_start: RequestStart | None = None
@@ -255,7 +256,7 @@ class Service:
             built_in = {"startup", "shutdown", "application"}
             self.notify.watch(
                 self.checker.report,
-                lambda state: state.name in built_in or (state.name == "database" and self.database is not None),
+                lambda state: state.name in built_in or state.name in map(databases.check_name, self.databases),
             )
         self._open_admin()
         self.checker.start()
@@ -267,8 +268,8 @@ class Service:
             _log.info(
                 "pool is off: DATABASE_URL is left to the application, without a connection pool or a database check"
             )
-        elif s.database_url or s.database_url_file:
-            self._open_database()
+        elif s.databases:
+            self.databases = databases.open_all(s.databases, self.checker)
         else:
             _log.info("DATABASE_URL is not set: there is no connection pool and no database check")
         api.enter(self)  # the application may register checks while it is imported
@@ -426,7 +427,7 @@ class Service:
             alive=self._stuck_threads,
             lifecycle=self.lifecycle,
             checker=self.checker,
-            database=lambda: self.database,
+            databases=lambda: self.databases,
             eventloop=lambda: self.eventloop,
             slow=s.slow_callback_duration,
             proxy_waits=self.request_start.waits if self.request_start is not None else None,
@@ -458,10 +459,6 @@ class Service:
         from pkg.diagnostics.metrics import Executor
 
         return [Executor(*stats) for stats in self.eventloop.executors.stats()] if self.eventloop is not None else []
-
-    def _open_database(self) -> None:
-        assert self.checker is not None
-        self.database = open_database(self.settings, self.checker)
 
     # -------------------------------------------------------------- stop
 
@@ -520,8 +517,7 @@ class Service:
             self.checker.stop()
         if self.notify is not None:
             self.notify.end()
-        if self.database is not None:
-            self.database.close(timeout=0.2)  # frees workers that wait for a query
+        databases.close_all(self.databases, 0.2)  # frees workers that wait for a query
         if self.server is not None:
             self.server.server_close()
 
@@ -549,41 +545,6 @@ class Service:
         from pkg.diagnostics import last_words
 
         last_words.say(why, self.status, self.logs.flush)
-
-
-def open_database(settings: Settings, checker: Checker) -> Database:
-    """The pool that the settings describe, connecting, and checked from now on.
-
-    Raises StartupError if there is no driver, and ConfigurationError if libpq does not accept the URL.  What had been
-    started then is closed again.
-    """
-    try:
-        from pkg.database.database import Database
-    except ImportError as error:
-        from pkg.diagnostics.installation import why_no_driver
-
-        raise StartupError(f"DATABASE_URL is set, but {why_no_driver(error)}") from error
-    from pkg.health.checks import Check
-    from pkg.logs import context
-
-    database = Database(
-        url=settings.database_url,
-        url_file=settings.database_url_file,
-        role=settings.database_role,
-        min_size=settings.pool_min_size,
-        max_size=settings.pool_max_size,
-        pool_timeout=settings.pool_timeout,
-        connect_timeout=settings.connect_timeout,
-        prepare=settings.prepare_statements,
-        time_left=context.time_left if settings.request_timeout else None,
-    )
-    try:
-        database.open()
-        checker.add(Check("database", database.check, interval=settings.database_check_interval))
-    except BaseException:  # there may be no thread for all of it, and the pool would wait for its threads at the exit
-        database.close(timeout=0.2)
-        raise
-    return database
 
 
 def _loop_factory(loop: str) -> Callable[[], Any] | None:

@@ -11,8 +11,9 @@ The rules:
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pkg.errors import ConfigurationError
@@ -36,6 +37,7 @@ from pkg.settings.kinds import (
     TOKEN,
     URL,
     Implied,
+    Named,
     SecretFile,
     Setting,
     choice,
@@ -45,7 +47,7 @@ from pkg.settings.kinds import (
 from pkg.settings.listen import Endpoint, parse_endpoint, parse_endpoints
 from pkg.settings.secrets import HIDDEN, read_secret
 
-__all__ = ["HEADINGS", "SETTINGS", "Row", "Settings", "load", "markdown"]
+__all__ = ["HEADINGS", "SETTINGS", "DatabaseSettings", "Row", "Settings", "load", "markdown", "of_names", "variables"]
 
 _DAY = 86400.0
 _HOUR = 3600.0
@@ -64,6 +66,31 @@ class Row(NamedTuple):
     default: str
     environment: str
     flag: str
+
+
+class DatabaseSettings(NamedTuple):
+    """The settings of one database, each under the name of the setting.  `name`: "" for the one of DATABASE_URL."""
+
+    name: str
+    pool: bool
+    database_url: str
+    database_url_file: str
+    database_role: str
+    database_required: bool
+    pool_min_size: int
+    pool_max_size: int
+    pool_timeout: float
+    connect_timeout: float
+    prepare_statements: bool
+    database_check_interval: float
+
+    def __repr__(self) -> str:
+        return f"DatabaseSettings({self.name!r})"  # the URL has a password
+
+    @property
+    def variable(self) -> str:
+        """The environment variable of its URL."""
+        return Settings.database_url.variable(self.name)
 
 
 class Settings:
@@ -171,6 +198,7 @@ class Settings:
         True,
         "Open a connection pool if a database URL is set. With false, DATABASE_URL belongs to the "
         "application, whatever it contains, and there is no pool and no database check.",
+        named=Named("PKG_POOL_{}", needs="pool"),
     )
     database_url = Setting(
         URL,
@@ -181,6 +209,7 @@ class Settings:
         basic=True,
         file=SecretFile("database_url_file", is_reread=True),
         needs="pool",  # otherwise the URL is for another library and may have any form
+        named=Named("DATABASE_URL_{}", inherits=False),
     )
     database_url_file = Setting(
         PATH,
@@ -189,6 +218,7 @@ class Settings:
         "connection, so that a changed password needs no restart.",
         environment="DATABASE_URL_FILE",
         needs="pool",
+        named=Named("DATABASE_URL_{}_FILE", inherits=False),
     )
     database_role = Setting(
         choice("any", "primary"),
@@ -196,22 +226,53 @@ class Settings:
         "With primary, the database check fails if the server is read-only. "
         "target_session_attrs=read-write in the URL implies primary.",
         implied=Implied("primary", "database_url", is_primary_wanted),
+        named=Named("PKG_DATABASE_ROLE_{}", inherits=False),
     )
-    pool_min_size = Setting(INTEGER, 2, "Minimum pool size; this many connections are kept open.", 1, 1000)
+    database_required = Setting(
+        BOOLEAN,
+        True,
+        "Whether a database check that fails makes the service unready. With false, it is only degraded.",
+        named=Named("PKG_DATABASE_REQUIRED_{}", inherits=False),
+    )
+    pool_min_size = Setting(
+        INTEGER,
+        2,
+        "Minimum pool size; this many connections are kept open.",
+        1,
+        1000,
+        named=Named("PKG_POOL_MIN_SIZE_{}"),
+    )
     pool_max_size = Setting(
-        INTEGER, 10, "Maximum pool size; further callers wait for a free connection.", 1, 1000, basic=True
+        INTEGER,
+        10,
+        "Maximum pool size; further callers wait for a free connection.",
+        1,
+        1000,
+        basic=True,
+        named=Named("PKG_POOL_MAX_SIZE_{}"),
     )
     pool_timeout = Setting(
-        DURATION, 5.0, "Maximum time to wait for a free connection; then DatabaseUnavailable is raised.", 0.01, 600.0
+        DURATION,
+        5.0,
+        "Maximum time to wait for a free connection; then DatabaseUnavailable is raised.",
+        0.01,
+        600.0,
+        named=Named("PKG_POOL_TIMEOUT_{}"),
     )
     connect_timeout = Setting(
-        DURATION, 3.0, "Maximum time to establish a database connection; then the attempt fails.", 1.0, 60.0
+        DURATION,
+        3.0,
+        "Maximum time to establish a database connection; then the attempt fails.",
+        1.0,
+        60.0,
+        named=Named("PKG_CONNECT_TIMEOUT_{}"),
     )
     prepare_statements = Setting(
         BOOLEAN,
         True,
         "Let psycopg prepare statements that are executed repeatedly. Set it to false "
         "behind PgBouncer before 1.24 with pool_mode=transaction.",
+        named=Named("PKG_PREPARE_STATEMENTS_{}"),
     )
     database_check_interval = Setting(
         DURATION,
@@ -220,6 +281,7 @@ class Settings:
         0.1,
         60.0,
         former="check_interval",
+        named=Named("PKG_DATABASE_CHECK_INTERVAL_{}"),
     )
 
     max_connections = Setting(
@@ -478,10 +540,12 @@ class Settings:
     )
     admin_token_file = Setting(PATH, "", "File that contains this token. It is read once, at start.")
 
-    __slots__ = ("_origins", "_shown", "_values", "notes", "warnings")
+    __slots__ = ("_declared", "_names", "_origins", "_shown", "_values", "notes", "warnings")
 
     notes: tuple[str, ...]  # what an operator may want to know, one line each
     warnings: tuple[str, ...]
+    _declared: tuple[Setting[Any], ...]  # all, and those of the databases with a name
+    _names: tuple[str, ...]  # of databases
     _values: dict[str, Any]
     _origins: dict[str, str]
     _shown: dict[str, str]
@@ -503,6 +567,15 @@ class Settings:
         """The listener for the health pages only."""
         return parse_endpoint(self.health) if self.health else None
 
+    @property
+    def databases(self) -> tuple[DatabaseSettings, ...]:
+        """Those that have a pool: the one without a name, if it has a URL, then those with one, by name."""
+        every = [
+            DatabaseSettings(name, **{setting.name: self._values[setting.called(name)] for setting in _NAMED})
+            for name in ("", *self._names)
+        ]
+        return tuple(one for one in every if one.pool and (one.database_url or one.database_url_file))
+
     def value(self, name: str) -> Any:
         """The value of the setting of this name, which its descriptor reads."""
         return self._values[name]
@@ -512,7 +585,8 @@ class Settings:
         return self._origins[name]
 
     def describe(self) -> tuple[Row, ...]:
-        """One row for each setting, in order of declaration, secrets redacted."""
+        """One row for each setting, in order of declaration, then those of each database with a name; secrets
+        redacted."""
         return tuple(
             Row(
                 setting.name,
@@ -522,7 +596,7 @@ class Settings:
                 setting.environment,
                 setting.flag,
             )
-            for setting in SETTINGS
+            for setting in self._declared
         )
 
 
@@ -538,6 +612,35 @@ HEADINGS = {
     "admin": "Admin listener",
 }
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
+_NAMED = tuple(setting for setting in SETTINGS if setting.named is not None)
+
+
+# What is said below a heading of settings which exist for names as well.
+_OF_NAMES = """\
+Several databases: `{url}`, or `{file}`, declares one that the application gets by \
+`pkg.connection("replica")`. Each name has settings of its own, by environment variables only: {variables}. \
+What is not set for a name is as for the database without one, except for {own}."""
+
+
+def of_names(heading: str) -> str:
+    """What to add to the settings below a heading about their variables for names; "" if there are none."""
+    if not any(setting.named for setting in _below(heading)):
+        return ""
+    own = [f"`{setting.name}`" for setting in _NAMED if setting.named is not None and not setting.named.inherits]
+    return _OF_NAMES.format(
+        url=Settings.database_url.variable("replica"),
+        file=Settings.database_url_file.variable("replica"),
+        variables=", ".join(f"`{setting.variable('<name>')}`" for setting in _NAMED),
+        own=f"{', '.join(own[:-1])} and {own[-1]}",
+    )
+
+
+def _below(heading: str) -> Iterator[Setting[Any]]:
+    current = ""
+    for setting in SETTINGS:
+        current = HEADINGS.get(setting.name, current)
+        if current == heading:
+            yield setting
 
 
 # --- loading -------------------------------------------------------------------------------------------------------
@@ -552,12 +655,52 @@ def _fault(source: str, setting: Setting[Any], text: str, reason: str) -> str:
     return f"{source}: {shown} {reason}"
 
 
-# Variables that Kubernetes sets in every container of a namespace for a Service called pkg or pkg-something
-# (kubernetes/kubernetes:pkg/kubelet/envvars/envvars.go).  They are not meant as settings.
+# Variables that Kubernetes sets in every container of a namespace for a Service called pkg, database-url or either with
+# -something (kubernetes/kubernetes:pkg/kubelet/envvars/envvars.go).  They are not meant as settings.
 _SERVICE_LINK = re.compile(
-    r"PKG_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)", re.ASCII
+    r"(PKG|DATABASE_URL)_(\w+_)?"
+    r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)",
+    re.ASCII,
 )
 _SERVICE_LINK_URL = re.compile(r"(tcp|udp|sctp)://")
+
+
+def _is_service_link(variable: str, text: str) -> bool:
+    if variable.endswith("PORT") and _SERVICE_LINK_URL.match(text):
+        return True
+    return _SERVICE_LINK.fullmatch(variable) is not None and not text.startswith("postgres")
+
+
+_URL_PREFIX = Settings.database_url.variable("x").removesuffix("X")
+_MAX_NAME = 40  # so that a check can be called like it, with a prefix
+# Names with another meaning: DATABASE_URL_FILE; what metrics and the log call the database without a name; those with
+# which a variable would be that of a setting (PKG_POOL_TIMEOUT) or of a setting for another name.
+_NOT_A_NAME = re.compile(r"FILE|MAIN|DATABASE|(TIMEOUT|MIN_SIZE|MAX_SIZE)(_.*)?")
+
+
+def _names(environ: Mapping[str, str]) -> tuple[tuple[str, ...], list[str]]:
+    """The names of databases whose URL, or its file, an environment has, in lower case; and the variables which cannot
+    be such a URL."""
+    found: set[str] = set()
+    wrong = []
+    for variable in environ:
+        if not variable.startswith(_URL_PREFIX) or variable == Settings.database_url_file.environment:
+            continue
+        text = environ[variable].strip()
+        if not text or _is_service_link(variable, text):
+            continue
+        name = variable.removeprefix(_URL_PREFIX).removesuffix("_FILE")
+        if re.fullmatch(r"[A-Z][A-Z0-9_]*", name) and len(name) <= _MAX_NAME and not _NOT_A_NAME.fullmatch(name):
+            found.add(name.lower())
+        else:
+            wrong.append(variable)
+    return tuple(sorted(found)), sorted(wrong)
+
+
+def variables(environ: Mapping[str, str]) -> set[str]:
+    """The environment variables of all settings, including those for the names of databases that an environment has."""
+    names, _ = _names(environ)
+    return {setting.environment for setting in SETTINGS} | {s.variable(name) for name in names for s in _NAMED}
 
 
 _FORMER = {setting.former: setting for setting in SETTINGS if setting.former}
@@ -611,27 +754,62 @@ def _replaced(environ: Mapping[str, str], flags: Mapping[str, str]) -> tuple[Map
     return environ, notes, faults
 
 
+def _reason(error: ValueError, needed: Setting[Any] | None) -> str:
+    """The text of an error; if it advises to turn off what the setting needs, this is what it needs for its name."""
+    if needed is None or not needed.general:
+        return str(error)
+    return str(error).replace(f"{_BY_NAME[needed.general].environment}=", f"{needed.environment}=")
+
+
 def _outdated(formers: Mapping[str, str]) -> Iterator[str]:
     for name, former in formers.items():
         setting = _BY_NAME[name]
         yield f"{former} is now called {setting.flag if former == setting.former_flag else setting.environment}"
 
 
-def _unknown(environ: Mapping[str, str]) -> Iterator[str]:
-    known = {variable for setting in SETTINGS for variable in (setting.environment, setting.former_environment)}
+def _unknown(environ: Mapping[str, str], declared: Iterable[Setting[Any]], names: Sequence[str]) -> Iterator[str]:
+    """`declared`: all settings, with those for `names`."""
+    known = {variable for setting in declared for variable in (setting.environment, setting.former_environment)}
     for name in sorted(environ):
-        if not name.startswith("PKG_") or name in known or _SERVICE_LINK.fullmatch(name):
-            continue
-        if name.endswith("PORT") and _SERVICE_LINK_URL.match(environ[name]):
+        if not name.startswith("PKG_") or name in known or _is_service_link(name, environ[name]):
             continue
         import difflib  # takes 7 ms, so it is imported only after a typing error
 
+        if (found := _named_by(name)) is not None:
+            setting, unknown = found
+            url = Settings.database_url.variable(unknown)
+            nearest = difflib.get_close_matches(unknown, names, n=1)
+            hint = f": did you mean {setting.variable(nearest[0])}?" if nearest else ""
+            yield f"{name} has no effect without {url}{hint}"
+            continue
         # PKG_PORT is meant as PORT: well-known names are found under either spelling.
-        spellings = {f"PKG_{setting.name.upper()}": setting.environment for setting in SETTINGS}
-        spellings |= {setting.environment: setting.environment for setting in SETTINGS}
+        spellings = {f"PKG_{setting.name.upper()}": setting.environment for setting in declared}
+        spellings |= {setting.environment: setting.environment for setting in declared}
         nearest = difflib.get_close_matches(name, spellings, n=1, cutoff=0.75)
         hint = f": did you mean {spellings[nearest[0]]}?" if nearest else ""
         yield f"{ascii(name)[1:-1]} is not a setting{hint}"
+
+
+def _named_by(variable: str) -> tuple[Setting[Any], str] | None:
+    """The setting, and the name in lower case, if a variable is that of a setting for a name.
+
+    PKG_POOL_ is left out, since most that begins with it is a mistyped setting of the pool.
+    """
+    for setting in _NAMED:
+        prefix = setting.variable("x").removesuffix("X")
+        name = variable.removeprefix(prefix)
+        if setting.name != Settings.pool.name and name != variable and re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
+            return setting, name.lower()
+    return None
+
+
+def _not_names(wrong: Iterable[str]) -> Iterator[str]:
+    """`wrong`: variables that look like the URL of a database with a name."""
+    for variable in wrong:
+        yield (
+            f"ignoring {ascii(variable)[1:-1]}: the name of a database is at most {_MAX_NAME} of A to Z, 0 to 9 and _, "
+            "begins with a letter, and is not FILE, MAIN, DATABASE, TIMEOUT, MIN_SIZE or MAX_SIZE"
+        )
 
 
 def _of_other_servers(environ: Mapping[str, str]) -> Iterator[str]:
@@ -648,12 +826,12 @@ def _across(settings: Settings) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     delay, timeout, grace = (DURATION.show(settings._values[name]) for name in _PLAN)
     if settings.drain_delay + settings.drain_timeout + 2 > settings.grace_period:
         yield "grace_period", f"{grace} is too short for drain_delay {delay} + drain_timeout {timeout} + 2s", _PLAN
-    for small, large in _ORDERED:
-        kind = _BY_NAME[small].kind
-        if settings._values[small] > settings._values[large]:
-            reason = f"{kind.show(settings._values[small])} is more than {large} ({kind.show(settings._values[large])})"
-            yield small, reason, (large,)
-    for setting in SETTINGS:
+    for small, large in _ordered(settings):
+        kind = small.kind
+        less, more = settings._values[small.name], settings._values[large.name]
+        if less > more:
+            yield small.name, f"{kind.show(less)} is more than {large.name} ({kind.show(more)})", (large.name,)
+    for setting in settings._declared:
         least, value = setting.least_if_on, settings._values[setting.name]
         if least is not None and 0 < value < least:
             yield setting.name, f"{setting.show(value)} is neither 0 (off) nor at least {setting.show(least)}", ()
@@ -690,6 +868,17 @@ _ORDERED = (
 )
 
 
+def _ordered(settings: Settings) -> Iterator[tuple[Setting[Any], Setting[Any]]]:
+    """Pairs of which the first must not be more than the second, for each name too, unless it has inherited both."""
+    declared = {setting.name: setting for setting in settings._declared}
+    for small, large in _ORDERED:
+        yield declared[small], declared[large]
+        for name in settings._names if _BY_NAME[small].named is not None else ():
+            pair = _BY_NAME[small].called(name), _BY_NAME[large].called(name)
+            if any(settings.origin(each) != "default" for each in pair):
+                yield declared[pair[0]], declared[pair[1]]
+
+
 def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Settings:
     """The settings from an environment and from flags (the keys are the settings' names, the values what was typed).
 
@@ -698,37 +887,51 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
     """
     environ, flags, formers = _renamed(environ, flags or {})
     present, notes, faults = _replaced(environ, flags)
+    names, not_names = _names(environ)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     shown: dict[str, str] = {}
     wrong: set[str] = set()
+    by_name = _BY_NAME
+    declared = SETTINGS
 
     def named(name: str) -> str:
-        setting = _BY_NAME[name]
+        setting = by_name[name]
         return formers.get(name) or (setting.flag if origins.get(name) == "flag" else setting.environment)
 
-    for name in flags.keys() - _BY_NAME.keys():
-        faults.append(f"{name} is not a setting")
-    for setting in SETTINGS:
+    def read(setting: Setting[Any]) -> None:
         name = setting.name
         values[name], origins[name] = setting.default, "default"
         if setting.needs and not values[setting.needs]:
-            continue
+            return
         text = present.get(setting.environment, "").strip()
         if name in flags:
             text, origins[name] = flags[name], "flag"
         elif text:
             origins[name] = "environment"
         else:
-            continue
+            return
         try:
             values[name] = setting.parse(text)
         except ValueError as error:
-            faults.append(_fault(named(name), setting, text, str(error)))
+            faults.append(_fault(named(name), setting, text, _reason(error, by_name.get(setting.needs))))
             wrong.add(name)
 
-    reread: dict[str, Any] = {}  # what was in the files that are read again, and so is not kept as a value
+    for name in flags.keys() - _BY_NAME.keys():
+        faults.append(f"{name} is not a setting")
     for setting in SETTINGS:
+        read(setting)
+    for name in names:
+        own = [setting.for_name(name, values[setting.name], _BY_NAME) for setting in _NAMED]
+        declared = (*declared, *own)
+        by_name = by_name | {setting.name: setting for setting in own}
+        for setting, general in zip(own, _NAMED, strict=True):
+            read(setting)
+            if origins[setting.name] == "default" and general.name in wrong:
+                wrong.add(setting.name)
+
+    reread: dict[str, Any] = {}  # what was in the files that are read again, and so is not kept as a value
+    for setting in declared:
         if setting.file is None:
             continue
         name, file = setting.name, setting.file.setting
@@ -740,34 +943,38 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
         try:
             text = read_secret(values[file])
         except ValueError as error:
-            faults.append(_fault(named(file), _BY_NAME[file], values[file], str(error)))
+            faults.append(_fault(named(file), by_name[file], values[file], str(error)))
             wrong |= {name, file}
             continue
         try:
             content = setting.parse(text)
         except ValueError as error:
-            faults.append(_fault(named(file), _BY_NAME[file], values[file], f"contains an invalid value: {error}"))
+            reason = _reason(error, by_name.get(setting.needs))
+            faults.append(_fault(named(file), by_name[file], values[file], f"contains an invalid value: {reason}"))
             wrong.add(name)
             continue
         origins[name] = "file"
         (reread if setting.file.is_reread else values)[name] = content
 
     known = {**values, **reread}
-    for setting in SETTINGS:
+    for setting in declared:
         implied = setting.implied
         if implied is None or origins[setting.name] != "default" or implied.setting in wrong:
             continue
         if known[implied.setting] and implied.test(known[implied.setting]):
             values[setting.name], origins[setting.name] = implied.value, "implied"
 
-    for setting in SETTINGS:
+    for setting in declared:
         shown[setting.name] = setting.show(reread.get(setting.name, values[setting.name]))
 
     settings = Settings()
     for slot, content in (("_values", values), ("_origins", origins), ("_shown", shown)):
         object.__setattr__(settings, slot, content)
+    object.__setattr__(settings, "_declared", declared)
+    object.__setattr__(settings, "_names", names)
     object.__setattr__(settings, "notes", tuple(notes))
-    object.__setattr__(settings, "warnings", (*_outdated(formers), *_unknown(environ), *_of_other_servers(environ)))
+    warnings = _outdated(formers), _unknown(environ, declared, names), _not_names(not_names), _of_other_servers(environ)
+    object.__setattr__(settings, "warnings", tuple(itertools.chain(*warnings)))
     for name, reason, others in _across(settings):
         # A setting that is already reported would only be reported a second time, in a more confusing way.
         if not wrong.intersection((name, *others)):
@@ -811,13 +1018,13 @@ def markdown() -> str:
         return text.replace("|", "\\|")
 
     lines = [_PAGE.rstrip()]
-    for setting in SETTINGS:
-        if setting.name in HEADINGS:
-            lines += ["", f"## {HEADINGS[setting.name]}", ""]
-            lines += ["| setting | environment | default | range | what it does |", "|---|---|---|---|---|"]
-        default = setting.show(setting.default)
-        lines.append(
-            f"| `{setting.name}` | `{setting.environment}` | {f'`{default}`' if default else ''} | {setting.bounds()} "
-            f"| {escaped(setting.help)} |"
-        )
+    for heading in HEADINGS.values():
+        lines += ["", f"## {heading}", ""]
+        lines += ["| setting | environment | default | range | what it does |", "|---|---|---|---|---|"]
+        for setting in _below(heading):
+            default, help = setting.show(setting.default), escaped(setting.help)
+            default = f"`{default}`" if default else ""
+            lines.append(f"| `{setting.name}` | `{setting.environment}` | {default} | {setting.bounds()} | {help} |")
+        if text := of_names(heading):
+            lines += ["", text]
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 from pkg.settings.database_url import parse_database_url, redact_url
@@ -242,6 +242,18 @@ class Implied(NamedTuple, Generic[T]):
     test: Callable[[Any], bool]
 
 
+class Named(NamedTuple):
+    """That a setting exists once more for each of several things with a name, set by environment variables only.
+
+    `variable`: their variable, with {} for the name.  `inherits`: whether the setting itself is their default.
+    `needs`: as of `Setting`, for those with a name.
+    """
+
+    variable: str
+    inherits: bool = True
+    needs: str = ""
+
+
 class Setting(Generic[T]):
     """One setting, declared as an attribute of `Settings`, and the descriptor that reads its value."""
 
@@ -264,6 +276,7 @@ class Setting(Generic[T]):
         least_if_on: T | None = None,
         replaces: tuple[str, ...] = (),
         repeats: bool = False,
+        named: Named | None = None,
     ) -> None:
         self.kind = kind
         self.default = default
@@ -280,6 +293,8 @@ class Setting(Generic[T]):
         self.least_if_on = least_if_on  # 0 means off, and a value between it and this one is a fault
         self.replaces = replaces  # the settings in whose place this one is used, if it is set
         self.repeats = repeats  # its flag may be given several times; commas join what was typed
+        self.named = named  # how it is called for one of several things with a name
+        self.general = ""  # of a setting for a name: the setting that it is made of
         self.basic = basic  # one of those that people need first: `--help` shows it, `--help-all` shows every setting
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -288,6 +303,30 @@ class Setting(Generic[T]):
         self.flag = self.flag or "--" + name.replace("_", "-")
         self.former_environment = f"PKG_{self.former.upper()}" if self.former else ""
         self.former_flag = "--" + self.former.replace("_", "-") if self.former else ""
+
+    def variable(self, name: str) -> str:
+        """The environment variable of this setting for a name; its own for ""."""
+        return self.named.variable.format(name.upper()) if name and self.named is not None else self.environment
+
+    def called(self, name: str) -> str:
+        """The name of this setting for a name; its own for ""."""
+        return self.variable(name).removeprefix("PKG_").lower() if name else self.name
+
+    def for_name(self, name: str, inherited: T, others: Mapping[str, Setting[Any]]) -> Setting[T]:
+        """This setting for a name.  `inherited`: the value of this one.  `others`: the settings to which it refers."""
+        assert self.named is not None
+        setting: Setting[T] = object.__new__(Setting)
+        setting.__dict__.update(vars(self))
+        setting.name, setting.general, setting.environment = self.called(name), self.name, self.variable(name)
+        setting.flag = setting.former = setting.former_environment = setting.former_flag = ""
+        setting.needs = others[self.needs].called(name) if self.needs else self.named.needs
+        if self.named.inherits:
+            setting.default = inherited
+        if self.file is not None:
+            setting.file = self.file._replace(setting=others[self.file.setting].called(name))
+        if self.implied is not None:
+            setting.implied = self.implied._replace(setting=others[self.implied.setting].called(name))
+        return setting
 
     @overload
     def __get__(self, instance: None, owner: type) -> Setting[T]: ...

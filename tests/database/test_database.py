@@ -530,7 +530,7 @@ def test_a_slow_network_is_not_a_dead_one(scene: Scene) -> None:
 def test_a_standby_is_no_primary_until_it_is_promoted(server: Postgres, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "pkg")
     standby = server.standby()
-    with standby, opened(standby.url) as any_role, opened(standby.url, role="primary") as db:
+    with standby, opened(standby.url, name="any") as any_role, opened(standby.url, role="primary") as db:
         warmed(any_role)
         assert "read-only" in fails(db)
         assert "read-only" in fails(db)

@@ -57,7 +57,7 @@ POOL = {
 
 def page(**more: Any) -> str:
     arguments: dict[str, Any] = {"front": Front(in_flight=5, queued=2), "threads": 8, "phase": "ready"}
-    return metrics.render(**{**arguments, "health": HEALTH, "pool": POOL, **more})
+    return metrics.render(**{**arguments, "health": HEALTH, "pools": {"": POOL}, **more})
 
 
 def values(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -125,7 +125,7 @@ def test_openmetrics() -> None:
 
 def test_json_says_the_same() -> None:
     parts: Any = {"front": Front([("GET", 200, [1] * 15, 3.0)]), "threads": 8, "phase": "ready", "health": HEALTH}
-    page = metrics.collect(**parts, pool=POOL)
+    page = metrics.collect(**parts, pools={"": POOL})
     document = json.loads(json.dumps(page.document()))
     samples = {
         (sample["name"], tuple(sorted(sample["labels"].items()))): sample["value"]
@@ -172,7 +172,7 @@ def test_pool() -> None:
     assert value(text, "db_client_connection_wait_time_seconds_sum", **pool) == 1.5
     assert value(text, "db_client_connection_wait_time_seconds_count", **pool) == 20
     assert value(text, "db_client_connection_use_time_seconds_sum", **pool) == 2.5
-    assert "db_client" not in page(pool=None)
+    assert "db_client" not in page(pools={})
 
 
 def test_health() -> None:

@@ -66,6 +66,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "database_url": "",
         "database_url_file": "",
         "database_role": "any",
+        "database_required": "true",
         "pool_min_size": "2",
         "pool_max_size": "10",
         "pool_timeout": "5s",

@@ -181,7 +181,8 @@ class Reader:
             environ[name] = value
         if rest == "database":
             assert environ["DATABASE_URL"].startswith("postgresql")
-            environ["DATABASE_URL"] = self._with(rest)["DATABASE_URL"]
+            for name in [name for name in environ if name.startswith("DATABASE_URL")]:
+                environ[name] = self._with(rest)["DATABASE_URL"]
         self._exit_code = 1 if rest == "until aborted" else 0
         with open(self.folder / "server.log", "wb") as log:
             self._server = subprocess.Popen(words, cwd=self.folder, env=environ, stdout=log)

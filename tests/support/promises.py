@@ -299,7 +299,7 @@ def metric_families() -> dict[str, Any]:
         threads=1,
         phase="ready",
         health=_checker(lambda pages: None).report(),
-        pool=dict.fromkeys(_POOL_STATS, 0),
+        pools={"": dict.fromkeys(_POOL_STATS, 0)},
         logs=LogLines(0, 0, 0),
         proxy_waits=_Front(stats).queue_waits(),
         is_asgi=True,
@@ -322,7 +322,7 @@ def metric_families() -> dict[str, Any]:
     return found
 
 
-_ENUMERATED = ("phase", "type", "db_client_connection_state", "db_client_connection_pool_name", "url_scheme")
+_ENUMERATED = ("phase", "type", "db_client_connection_state", "url_scheme")
 
 
 if __name__ == "__main__":

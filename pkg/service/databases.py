@@ -1,0 +1,105 @@
+"""The databases of the settings: their pools and their checks, opened one after the other and closed side by side.
+
+It knows nothing of how a pool works.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from pkg.errors import StartupError
+
+if TYPE_CHECKING:
+    from pkg.database.database import Database
+    from pkg.health.checks import Checker
+    from pkg.settings.declared import DatabaseSettings
+
+__all__ = ["check_name", "close_all", "open_all"]
+
+_log = logging.getLogger("pkg.service")
+
+
+def check_name(name: str) -> str:
+    """What the check of a database is called."""
+    return f"database-{name}" if name else "database"
+
+
+def open_all(settings: Iterable[DatabaseSettings], checker: Checker) -> dict[str, Database]:
+    """The pools that the settings describe, by name, connecting, and checked from now on.
+
+    Raises StartupError if there is no driver, and ConfigurationError if libpq does not accept a URL.  What had been
+    started then is closed again.
+    """
+    opened: dict[str, Database] = {}
+    try:
+        for one in settings:
+            opened[one.name] = _open(one, checker)
+    except BaseException:  # there may be no thread for all of it, and the pool would wait for its threads at the exit
+        close_all(opened, 0.2)
+        raise
+    if opened.keys() - {""}:
+        pools = ", ".join(f"{s.variable} up to {s.pool_max_size}" for s in settings)
+        _log.info("connection pools: %s; %d connections at most", pools, sum(s.pool_max_size for s in settings))
+    return opened
+
+
+def _open(settings: DatabaseSettings, checker: Checker) -> Database:
+    try:
+        from pkg.database.database import Database
+        from pkg.database.pool import POOL_NAME
+    except ImportError as error:
+        from pkg.diagnostics.installation import why_no_driver
+
+        raise StartupError(f"{settings.variable} is set, but {why_no_driver(error)}") from error
+    from pkg.health.checks import Check
+
+    database = Database(
+        settings.database_url,
+        name=settings.name or POOL_NAME,
+        url_file=settings.database_url_file,
+        role=settings.database_role,
+        min_size=settings.pool_min_size,
+        max_size=settings.pool_max_size,
+        pool_timeout=settings.pool_timeout,
+        connect_timeout=settings.connect_timeout,
+        prepare=settings.prepare_statements,
+        variable=settings.variable,
+    )
+    try:
+        database.open()
+        checker.add(
+            Check(
+                check_name(settings.name),
+                database.check,
+                interval=settings.database_check_interval,
+                required=settings.database_required,
+            )
+        )
+    except BaseException:
+        database.close(timeout=0.2)
+        raise
+    return database
+
+
+def close_all(databases: Mapping[str, Database], timeout: float) -> None:
+    """Closes every pool.  They close side by side, so that all together take as long as the slowest.
+
+    `timeout`: seconds for the threads of each; cancelling its queries takes more, as `Database.close` says.
+    """
+    first, *others = databases.values() or (None,)
+    threads = []
+    for database in others:
+        thread = threading.Thread(target=database.close, args=(timeout,), name="database-closes", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no thread can be started
+            database.close(timeout)
+        else:
+            threads.append(thread)
+    if first is not None:
+        first.close(timeout)
+    for thread in threads:
+        thread.join()
