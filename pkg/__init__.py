@@ -4,6 +4,7 @@ It is not a framework: the application is a WSGI or ASGI callable, or an `http.s
 
     connection("name", timeout=None)
                                     a pooled database connection, for a `with` block; the name is for one of several
+    connect("name", timeout=None)   one whose close() gives it back, for an ORM
     check(name, interval=5, ...)    decorator: registers a readiness check
     set_ready(ready, reason="")     takes this instance out of rotation, or puts it back
     draining()                      whether the service has been told to stop
@@ -23,7 +24,7 @@ TYPE_CHECKING = False  # importing typing would take a quarter of the time of a 
 if TYPE_CHECKING:
     from typing import Any
 
-    from pkg.api import check, connection, draining, fail_liveness, set_ready
+    from pkg.api import check, connect, connection, draining, fail_liveness, set_ready
     from pkg.database.database import Database
     from pkg.errors import (
         BodyError,
@@ -52,6 +53,7 @@ __all__ = [
     "Server",
     "StartupError",
     "check",
+    "connect",
     "connection",
     "draining",
     "fail_liveness",
@@ -64,6 +66,7 @@ _HOMES = {
     "RequestHandler": "http.handler",
     "Server": "http.server",
     "check": "api",
+    "connect": "api",
     "connection": "api",
     "draining": "api",
     "fail_liveness": "api",

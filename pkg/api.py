@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     class Database(Protocol):
         def connection(self, timeout: float | None = None) -> AbstractContextManager[psycopg.Connection[Any]]: ...
+        def connect(
+            self, timeout: float | None = None, *, deadline: float | None = None
+        ) -> psycopg.Connection[Any]: ...
 
     class Parts(Protocol):
         """What a running service has; None for what is not there, or not yet.
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
             """Called in a process that the application has forked."""
 
 
-__all__ = ["check", "connection", "draining", "fail_liveness", "set_ready"]
+__all__ = ["check", "connect", "connection", "draining", "fail_liveness", "set_ready"]
 
 _current: Parts | None = None
 _is_child = _is_watching = False
@@ -128,6 +131,22 @@ def connection(
     """
     found, timeout = database_of(database, timeout)
     return found.connection(timeout=timeout)
+
+
+def connect(
+    database: str | float | None = "", timeout: float | None = None, *, deadline: float | None = None
+) -> psycopg.Connection[Any]:
+    """A psycopg connection from a pool; its close() rolls back what is open and gives it back.
+
+    It is for libraries that open and close connections themselves, such as SQLAlchemy:
+    `create_engine("postgresql+psycopg://", creator=pkg.connect, poolclass=NullPool)`.
+
+    `database`: as for `connection`.  `timeout`, which may come first: maximum time in seconds to wait for a connection.
+    `deadline`: seconds until it must have been closed; then it is shut down, and the query that runs on it ends with an
+    OperationalError.  The time that a request has left bounds both.  Raises as `connection` does.
+    """
+    found, timeout = database_of(database, timeout)
+    return found.connect(timeout, deadline=deadline)
 
 
 def check(

@@ -102,6 +102,7 @@ class DatabaseCheck:
         self._began = monotonic()
         self.counts["checks"] += 1
         self._doubt = ""
+        self._lending.reclaim()
         try:
             verdict = self._judge(self._ended)
         except DatabaseUnavailable as error:

@@ -27,6 +27,7 @@ from psycopg.pq.abc import PGresult
 from psycopg.types import TypesRegistry
 
 from pkg.database.cancel import Cancel, prepare
+from pkg.errors import DatabaseUnavailable
 
 IDLE = pq.TransactionStatus.IDLE
 _BAD = pq.ConnStatus.BAD
@@ -37,7 +38,7 @@ _SQLSTATE = pq.DiagnosticField.SQLSTATE
 _IS_READ_ONLY = b"select pg_is_in_recovery() or current_setting('transaction_read_only')::bool"
 _HAS_PIPELINES = psycopg.Pipeline.is_supported()
 
-__all__ = ["IDLE", "Connection", "Cursor", "Expired", "generation"]
+__all__ = ["IDLE", "Connection", "Cursor", "Expired", "Unavailable", "generation"]
 
 
 # Held while a connection is closed on purpose, and while another thread reads from it what a cancel request needs:
@@ -113,6 +114,11 @@ class Adapters(AdaptersMap):
 
 class Expired(psycopg.OperationalError):
     """Raised when the deadline of a connection has passed: nothing more is sent on it."""
+
+
+class Unavailable(DatabaseUnavailable, psycopg.OperationalError):
+    """Raised by whoever lends connections.  An application may catch it as either class; if it does not, the client
+    gets 503."""
 
 
 class Cursor(psycopg.Cursor[Any]):

@@ -9,6 +9,7 @@ from time import monotonic
 
 import psycopg
 
+from pkg.database.borrowed import BorrowedConnection
 from pkg.database.check import DatabaseCheck
 from pkg.database.connection import Connection
 from pkg.database.lending import Lease, Lending
@@ -152,12 +153,31 @@ class Database:
 
         Raises DatabaseUnavailable if no connection is free in time, or the deadline passes.
         """
-        if timeout is not None and not 0 < timeout < float("inf"):
-            raise ValueError(f"timeout is {timeout!r}, not a positive number of seconds")
+        _require_seconds("timeout", timeout)
+        return Lease(self._lending, self._within_request(timeout))
+
+    def connect(self, timeout: float | None = None, *, deadline: float | None = None) -> BorrowedConnection:
+        """A psycopg connection whose close() rolls back what is open and gives it back to the pool.
+
+        For libraries that open and close connections: ORMs, `contextlib.closing`.  Nothing is committed unless the
+        borrower does.
+
+        `timeout`: maximum time in seconds to wait for a connection, at most `pool_timeout`.  `deadline`: seconds from
+        now until it must have been closed; when they pass, the connection is shut down and the query in it ends with
+        an OperationalError.
+
+        Raises DatabaseUnavailable if no connection is free in time.
+        """
+        _require_seconds("timeout", timeout)
+        _require_seconds("deadline", deadline)
+        return self._lending.connect(timeout, self._within_request(deadline))
+
+    def _within_request(self, timeout: float | None) -> float | None:
+        """Not longer than the caller's request has left, and a moment."""
         if (left := time_left()) is not None:
             left += ANSWERED
-            timeout = left if timeout is None else min(timeout, left)
-        return Lease(self._lending, timeout)
+            return left if timeout is None else min(timeout, left)
+        return timeout
 
     # ------------------------------------------------------------------ for the admin pages and the health pages
 
@@ -174,6 +194,11 @@ class Database:
         stats["deadlines_passed"] = self._lending.watchdog.fired
         stats.update(self._check.counts)
         return stats
+
+
+def _require_seconds(name: str, value: float | None) -> None:
+    if value is not None and not 0 < value < float("inf"):
+        raise ValueError(f"{name} is {value!r}, not a positive number of seconds")
 
 
 _POOL_STATS = (

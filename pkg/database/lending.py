@@ -5,6 +5,9 @@ It neither creates connections nor judges the database.
 
 from __future__ import annotations
 
+import logging
+import weakref
+from collections import deque
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -12,20 +15,19 @@ from typing import Any
 import psycopg
 from psycopg_pool import PoolClosed, TooManyRequests
 
-from pkg.database.connection import IDLE, Connection, Expired, generation
+from pkg.database.borrowed import BorrowedConnection
+from pkg.database.connection import IDLE, Connection, Expired, Unavailable, generation
 from pkg.database.pool import Pool, PoolTimeout, first_line
 from pkg.database.watchdog import Deadline, Watchdog
-from pkg.errors import DatabaseUnavailable, NotRunningError
+from pkg.errors import NotRunningError
 
 __all__ = ["Lease", "Lending", "Unavailable"]
+
+_log = logging.getLogger("pkg.database")
 
 KNOWN_DOWN_TIMEOUT = 1.0  # how long a borrower waits while the check fails: until the next check
 
 _FOREIGN = "the pool belongs to the parent process; open a connection in this forked child instead"
-
-
-class Unavailable(DatabaseUnavailable, psycopg.OperationalError):
-    """Raised by `connection`.  An application may catch it as either class; if it does not, the client gets 503."""
 
 
 class Lending:
@@ -42,7 +44,8 @@ class Lending:
         self._primary = primary
         self.prefix = prefix
         self._generation = generation()
-        self._leases: set[Lease] = set()
+        self._leases: set[Lease | Loan] = set()
+        self.forgotten: deque[Loan] = deque()  # loans whose borrowers were collected as garbage without a close()
         self.watchdog = Watchdog()
         # What the check has found last: failures in a row, and why.
         self.failures = 0
@@ -66,13 +69,15 @@ class Lending:
         """From now on the connections belong to this process."""
         self._generation = generation()
 
-    def lend(self, lease: Lease, timeout: float | None = None) -> Connection:
+    def lend(self, lease: Lease | Loan, timeout: float | None = None) -> Connection:
         """Lends a connection.  Raises Unavailable if none is free within `timeout` seconds, or within the limit of all.
 
         Raises NotRunningError in a process that the application has forked.
         """
         if self.is_foreign:
             raise NotRunningError(_FOREIGN)
+        if self.forgotten:
+            self.reclaim()
         timeout = self._timeout if timeout is None else min(timeout, self._timeout)
         if self.failures > 1:
             timeout = min(timeout, KNOWN_DOWN_TIMEOUT)
@@ -91,7 +96,28 @@ class Lending:
         self._leases.add(lease)
         return conn
 
-    def take_back(self, lease: Lease, conn: Connection) -> None:
+    def connect(self, timeout: float | None = None, deadline: float | None = None) -> BorrowedConnection:
+        """Lends a connection whose close() gives it back.
+
+        `timeout`: seconds to wait for one.  `deadline`: seconds from now until it must have been closed; then it is
+        shut down, and what runs on it is cancelled.  Raises as `lend` does.
+        """
+        begun = monotonic()
+        if deadline is not None:
+            timeout = deadline if timeout is None else min(timeout, deadline)
+        return Loan(self).begin(timeout, None if deadline is None else begun + deadline)
+
+    def reclaim(self) -> None:
+        """Closes connections whose borrowers have forgotten them; the pool replaces them."""
+        while self.forgotten:
+            try:
+                loan = self.forgotten.popleft()
+            except IndexError:  # another thread was faster
+                return
+            _log.warning("a connection that was not closed has been collected as garbage; it is replaced")
+            loan.take_back(is_lost=True)
+
+    def take_back(self, lease: Lease | Loan, conn: Connection) -> None:
         """Returns a connection to the pool; if it is intact, it proves that the server has responded during this
         use."""
         if self.is_foreign:
@@ -186,3 +212,60 @@ class Lease:
         conn = self._conn
         if conn is not None:
             self._lending.watchdog.end(conn)
+
+
+class Loan:
+    """One connection that `Lending.connect` has lent.
+
+    It refers to the borrower's object weakly: one that is forgotten does not keep the connection for ever.
+    """
+
+    __slots__ = ("_borrowed", "_conn", "_deadline", "_lending")
+
+    def __init__(self, lending: Lending) -> None:
+        self._lending = lending
+        self._conn: Connection | None = None
+        self._deadline: Deadline | None = None
+        self._borrowed: weakref.ref[BorrowedConnection] | None = None
+
+    def begin(self, timeout: float | None, at: float | None) -> BorrowedConnection:
+        """Waits up to `timeout` seconds for a connection, which is shut down at the monotonic time `at`."""
+        self._conn = self._lending.lend(self, timeout)
+        try:
+            borrowed = BorrowedConnection(self._conn, self)
+            self._borrowed = weakref.ref(borrowed)
+            if at is not None:
+                self._deadline = self._lending.watchdog.watch(borrowed, at, cancel=True)
+        except BaseException:
+            self.take_back(is_lost=True)
+            raise
+        return borrowed
+
+    @property
+    def is_foreign(self) -> bool:
+        return self._lending.is_foreign
+
+    def end(self, borrowed: BorrowedConnection, *, is_lost: bool) -> None:
+        if self._lending.is_foreign:
+            return
+        assert self._conn is not None
+        self._conn.answered = max(self._conn.answered, borrowed.answered)
+        self.take_back(is_lost=is_lost)
+
+    def take_back(self, *, is_lost: bool) -> None:
+        conn, self._conn = self._conn, None
+        assert conn is not None
+        if self._deadline is not None and self._lending.watchdog.release(self._deadline, is_lost=is_lost):
+            is_lost = True
+        if is_lost:
+            conn.close()
+        self._lending.take_back(self, conn)
+
+    def forget(self) -> None:
+        self._lending.forgotten.append(self)
+
+    def shut(self) -> None:
+        """Shuts the connection down, even if a thread waits for a response on it."""
+        borrowed = self._borrowed() if self._borrowed is not None else None
+        if borrowed is not None:
+            self._lending.watchdog.end(borrowed)

@@ -15,8 +15,8 @@ import pytest
 from psycopg import capabilities
 
 from pkg.database import cancel as _cancel
+from pkg.database.connection import Unavailable
 from pkg.database.database import Database
-from pkg.database.lending import Unavailable
 from tests.support.client import wait_for
 from tests.support.faults.pgbouncer import PGBOUNCER, bouncing
 from tests.support.faults.postgres import Postgres

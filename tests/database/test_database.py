@@ -22,9 +22,8 @@ import pytest
 
 from pkg.database import check as database_check
 from pkg.database import lending
-from pkg.database.connection import Connection
+from pkg.database.connection import Connection, Unavailable
 from pkg.database.database import Database
-from pkg.database.lending import Unavailable
 from pkg.errors import ConfigurationError, DatabaseUnavailable
 from pkg.health.checks import Degraded
 from tests.support.client import wait_for
