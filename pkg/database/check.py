@@ -21,7 +21,6 @@ the server, or not to count a response, but it never decides.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections.abc import Callable
 from time import monotonic, sleep
@@ -33,6 +32,7 @@ from psycopg_pool import PoolClosed, TooManyRequests
 from pkg.database.connection import Connection
 from pkg.database.lending import Lending
 from pkg.database.pool import NotNow, Pool, PoolTimeout, first_line
+from pkg.database.refusals import is_one_too_many, is_servers
 from pkg.database.source import Source
 from pkg.errors import DatabaseUnavailable
 from pkg.health.checks import Degraded
@@ -139,8 +139,8 @@ class DatabaseCheck:
         except DatabaseUnavailable as error:
             # A server that refuses one more connection is alive, and serves those of the pool.  If its message is in an
             # unknown language, the reason may be another one; then only its recent responses count.
-            full = in_use >= self._max_size and self._began - lending.returned < RECENTLY and _is_servers(str(error))
-            if (full or _is_one_too_many(str(error))) and not self._read_only:
+            full = in_use >= self._max_size and self._began - lending.returned < RECENTLY and is_servers(str(error))
+            if (full or is_one_too_many(str(error))) and not self._read_only:
                 if in_use:
                     return Degraded(f"{in_use} connections are in use, and the server refuses another: {error}")
                 while self._pool.available and monotonic() < self._began + CHECK_TIMEOUT:
@@ -282,25 +282,3 @@ class _Attempt(threading.Thread):
             # Keep only the text: the exception's frames hold the connection and its descriptor.
             text = first_line(error)
         self._tried(self, text)
-
-
-# Messages of a server (SQLSTATE 53300: its own limit, the database's or the role's) and of PgBouncer when they refuse
-# one more connection.  libpq has no SQLSTATE for a failed connection.
-_ONE_TOO_MANY = re.compile(
-    r"too many (?:clients|connections|database connections|user connections)"
-    r"|remaining connection slots are reserved"
-    r"|no more connections allowed"
-)
-
-
-def _is_one_too_many(text: str) -> bool:
-    return _is_servers(text) and _ONE_TOO_MANY.search(text) is not None
-
-
-def _is_servers(text: str) -> bool:
-    """Whether the server itself has said this, in any language.
-
-    libpq writes "SEVERITY:  TEXT" then, with two spaces, both in the language of the server's `lc_messages`
-    (fe-protocol3.c, pqBuildErrorMessage3); its own messages have one space.
-    """
-    return ":  " in text

@@ -21,7 +21,7 @@ import psycopg
 import pytest
 
 from pkg.database import check as database_check
-from pkg.database import lending
+from pkg.database import lending, refusals
 from pkg.database.connection import Connection, Unavailable
 from pkg.database.database import Database
 from pkg.errors import ConfigurationError, DatabaseUnavailable
@@ -494,7 +494,7 @@ def test_a_server_that_has_no_connection_more_for_a_full_pool_is_not_down(scene:
     ],
 )
 def test_whose_word_it_was(text: str, servers: bool) -> None:
-    assert database_check._is_servers(f'connection to server at "127.0.0.1", port 40365 failed: {text}') is servers
+    assert refusals.is_servers(f'connection to server at "127.0.0.1", port 40365 failed: {text}') is servers
 
 
 def test_a_name_of_its_own_is_kept(server: Postgres) -> None:

@@ -64,7 +64,8 @@ def room_of(name: str) -> str:
 
 def test_nobody_imports_integrations() -> None:
     for path in MODULES:
-        assert "integrations" not in {room_of(name) for name in imports_of(path)}, path
+        if room_of(name_of(path)) != "integrations":
+            assert "integrations" not in {room_of(name) for name in imports_of(path)}, path
 
 
 def test_every_room_has_a_layer() -> None:

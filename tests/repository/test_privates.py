@@ -18,6 +18,8 @@ FOREIGN = {
         "_prepared",
         "_registry",
     },
+    # Of SQLAlchemy: how many connections a pool may have, and what opens one for it with the engine's own arguments.
+    "integrations.sqlalchemy": {"_max_overflow", "_invoke_creator"},
     "service.routes": {"_router"},  # of falcon
 }
 

@@ -1,0 +1,215 @@
+"""Readiness from SQLAlchemy's own pools (pkg.integrations.sqlalchemy): services of every driver on one server.
+
+                   psycopg  psycopg2  asyncpg  psycopg's asyncio     through each fault at the same time
+role=primary       psycopg            asyncpg                        when the server becomes read-only
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+
+pytest.importorskip("sqlalchemy")
+from sqlalchemy import create_engine, text
+
+from pkg.integrations.sqlalchemy import check_engine
+from tests.support.client import get, wait_for
+from tests.support.faults.host import Host
+from tests.support.faults.postgres import Postgres
+
+RED, GREEN = 5.0, 3.0  # seconds, as in the matrix of our own pool
+DRIVERS = ("psycopg", "psycopg2", "asyncpg", "psycopg_asyncio")
+OPTIONS = {"pool_size": 2, "max_overflow": 0, "pool_timeout": 2}
+
+
+def host_of(server: Postgres, driver: str, role: str = "any") -> Host:
+    return Host(
+        server.url, app="tests.support.faults.engine_application:app",
+        PKG_POOL="off", ENGINE_DRIVER=driver, ENGINE_OPTIONS=json.dumps(OPTIONS), ENGINE_ROLE=role, PKG_THREADS="6",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with Postgres(settings={"log_statement": "all", "max_connections": 40}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def hosts(server: Postgres) -> Iterator[list[Host]]:
+    with contextlib.ExitStack() as stack:
+        # At once, as most of their start is the import of SQLAlchemy.
+        hosts = [host_of(server, driver) for driver in DRIVERS]
+        for host in hosts:
+            stack.enter_context(host)
+            host.wait_ready(200, 20)
+        yield hosts
+
+
+@contextlib.contextmanager
+def load(hosts: list[Host], target: str = "/query", threads: int = 2) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for host in hosts:
+            stack.enter_context(host.load(target, threads=threads))
+        yield
+
+
+def each(hosts: list[Host], status: int) -> list[float]:
+    """The times at which they have this status of /readyz."""
+    with ThreadPoolExecutor(len(hosts)) as executor:
+        return list(executor.map(lambda host: host.wait_ready(status, 15), hosts))
+
+
+def outage(hosts: list[Host], begin: Callable[[], object], end: Callable[[], object]) -> None:
+    threads = [host.threads for host in hosts]
+    begun = time.monotonic()
+    begin()
+    red = [at - begun for at in each(hosts, 503)]
+    time.sleep(1.0)
+    ended = time.monotonic()
+    end()
+    green = [at - ended for at in each(hosts, 200)]
+    assert max(red) <= RED, red
+    assert max(green) <= GREEN, green
+    wait_for(lambda: all(host.threads <= n for host, n in zip(hosts, threads, strict=True)), 10, "as many threads")
+    for host in hosts:
+        assert all(probe.status == 200 for probe in host.probes if probe.path == "/healthz")
+
+
+def pings(server: Postgres) -> int:
+    """Queries so far that are not the application's, nor around one."""
+    lines = (server.folder / "log").read_text(errors="replace").lower().splitlines()
+    return sum(
+        ("statement: " in line or " execute " in line)
+        and not any(word in line for word in ("select 42", "begin", "rollback", "statement: set"))
+        for line in lines
+    )
+
+
+def test_statements_of_the_application_replace_queries(server: Postgres, hosts: list[Host]) -> None:
+    with load(hosts):
+        for host in hosts:
+            wait_for(lambda host=host: get(("127.0.0.1", host.port), "/query").status == 200, 10)
+        before, end = pings(server), time.monotonic() + 3
+        wait_for(lambda: time.monotonic() > end, 10)
+        assert pings(server) - before <= len(hosts) / 2, "each would have made one or two"
+    before = pings(server)
+    wait_for(lambda: pings(server) >= before + len(hosts), 10, "queries without other evidence")
+
+
+def test_a_server_that_stops(server: Postgres, hosts: list[Host]) -> None:
+    with load(hosts):
+        outage(hosts, server.stop, server.start)
+
+
+def test_a_server_that_hangs(server: Postgres, hosts: list[Host]) -> None:
+    """With idle connections, which hang, and whose questions must not pile up."""
+    outage(hosts, server.pause, server.resume)
+    for host in hosts:
+        assert get(("127.0.0.1", host.port), "/query").status == 200
+
+
+def test_a_blocked_event_loop_is_not_the_databases_fault(hosts: list[Host]) -> None:
+    asynchronous = hosts[2:]
+    begun = time.monotonic()
+    threads = [
+        threading.Thread(target=get, args=(("127.0.0.1", host.port), "/block?3"), daemon=True) for host in asynchronous
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    for host in asynchronous:
+        host.wait_ready(200, 5)
+        assert {p.status for p in host.probes if p.path == "/readyz" and p.at > begun} == {200}
+        assert get(("127.0.0.1", host.port), "/query").status == 200
+
+
+@pytest.mark.long
+def test_a_saturated_pool_is_degraded(hosts: list[Host]) -> None:
+    begun = time.monotonic()
+    with load(hosts, "/sleep?3", threads=4):
+        for host in hosts:
+            wait_for(lambda host=host: host.logged("readiness check database degraded"), 15, "degraded")
+            assert "saturated: all 2 connections are in use" in host.logged("readiness check database degraded")
+    for host in hosts:
+        assert {p.status for p in host.probes if p.path == "/readyz" and p.at > begun} == {200}
+
+
+@pytest.mark.long
+def test_a_server_that_hangs_under_load(server: Postgres, hosts: list[Host]) -> None:
+    with load(hosts):
+        outage(hosts, server.pause, server.resume)
+
+
+@pytest.mark.long
+def test_sessions_that_are_ended(server: Postgres, hosts: list[Host]) -> None:
+    begun = time.monotonic()
+    with load(hosts):
+        server.terminate()
+        time.sleep(RED)
+    for host in hosts:
+        assert {p.status for p in host.probes if p.path == "/readyz" and p.at > begun} == {200}
+
+
+@pytest.mark.long
+def test_a_server_that_is_full(server: Postgres, hosts: list[Host]) -> None:
+    """It fails while none of the pool's connections exists, and is degraded while they do."""
+    url = server.url.replace("/postgres", "/template1")
+
+    def fill() -> None:
+        server.refuse()  # so that the slots that become free are ours
+        server.terminate()
+        with contextlib.suppress(psycopg.OperationalError):
+            while True:
+                taken.callback(psycopg.connect(url).close)
+        server.allow()
+
+    with contextlib.ExitStack() as taken:
+        outage(hosts, fill, taken.close)
+        for host in hosts:
+            assert "connection slots" in (failed := host.logged("database failed") or "") or "too many" in failed
+        begun = time.monotonic()
+        with load(hosts, "/sleep?3", threads=2), contextlib.suppress(psycopg.OperationalError):
+            wait_for(lambda: server.backends() == 2 * len(hosts), 10, "full pools")
+            while True:
+                taken.callback(psycopg.connect(url).close)
+        with load(hosts, "/sleep?3", threads=2):
+            for host in hosts:
+                wait_for(lambda host=host: host.logged("refuses another"), 15)
+    for host in hosts:
+        assert {p.status for p in host.probes if p.path == "/readyz" and p.at > begun} == {200}
+
+
+@pytest.mark.long
+def test_a_server_that_is_read_only(server: Postgres) -> None:
+    with contextlib.ExitStack() as stack:
+        hosts = [stack.enter_context(host_of(server, driver, "primary")) for driver in ("psycopg", "asyncpg")]
+        each(hosts, 200)
+
+        def read_only(value: str) -> None:
+            server.sql(f"alter system set default_transaction_read_only = {value}")
+            server.sql("select pg_reload_conf()")
+
+        with load(hosts):
+            outage(hosts, lambda: read_only("on"), lambda: read_only("off"))
+        for host in hosts:
+            assert "read-only" in (host.logged("database failed") or "")
+
+
+def test_what_is_wrong_is_told_at_once(server: Postgres) -> None:
+    engine = create_engine(server.url.replace("postgresql:", "postgresql+psycopg:"))
+    with pytest.raises(ValueError, match="role must be any or primary"):
+        check_engine(engine, role="standby")
+    with pytest.raises(ValueError, match="interval must be"):
+        check_engine(engine, interval=0)
+    with engine.connect() as connection:
+        assert connection.scalar(text("select 1")) == 1
+    engine.dispose()
