@@ -15,6 +15,7 @@ from bench import (
     hosting,
     latency,
     memory,
+    orm,
     overhead,
     parsing,
     peers,
@@ -38,6 +39,7 @@ SECTIONS = {
     "restarts": restarts,
     "overhead": overhead,
     "asgi": asgi,
+    "orm": orm,
 }
 
 
@@ -103,7 +105,9 @@ def measure(arguments: argparse.Namespace, results: dict[str, object]) -> dict[s
         "load_cores": sorted(LOAD_CORES),
         "versions": environment.versions(),
         "settings": {peer.name: peer.settings() for peer in session.peers}
-        | {f"{peer.name}, ASGI": peer.settings() for peer in peers.ASGI_PEERS},
+        | {f"{peer.name}, ASGI": peer.settings() for peer in peers.ASGI_PEERS}
+        | {f"{peer.name}, ORM": peer.settings() for peer in peers.ORM_WSGI_PEERS}
+        | {f"{peer.name}, async psycopg": peer.settings() for peer in peers.ORM_ASGI_PEERS},
         "missing": session.missing,
     }
     return results

@@ -40,6 +40,8 @@ PACKAGES = {
     "starlette": "starlette",
     "fastapi": "fastapi",
     "websockets": "websockets",
+    "sqlalchemy": "sqlalchemy",
+    "django": "django",
 }
 # Required commands, each with the Debian package that contains it.
 COMMANDS = {"wrk": "wrk", "nginx": "nginx-light", "valgrind": "valgrind", "haproxy": "haproxy"}

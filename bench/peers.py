@@ -59,6 +59,14 @@ class Peer:
 
         return replace(self, command=command)
 
+    def serving(self, application: str, instead_of: str, **environment: str) -> Peer:
+        """The same server with another application, as module:name."""
+
+        def command(port: int, folder: Path) -> list[str]:
+            return [application if word == instead_of else word for word in self.command(port, folder)]
+
+        return replace(self, command=command, environment={**self.environment, **environment})
+
     def settings(self) -> str:
         """The command line, for the reader of the results."""
         words = self.command(0, Path("FOLDER"))
@@ -99,6 +107,9 @@ def _responder(port: int, folder: Path) -> list[str]:
 
 APP = "bench.applications:wsgi"
 ASGI = "bench.applications:asgi"
+ORM_APP = "bench.orm_applications:wsgi"
+ORM_ASGI = "bench.orm_applications:asgi"
+_PACKAGES_TOO = f"{ROOT}:{PEER_PACKAGES}"  # ours imports the frameworks of the peers' environment, like all
 
 PEERS = (
     Peer(
@@ -159,13 +170,13 @@ PEERS = (
 )  # fmt: skip
 BY_NAME = {peer.name: peer for peer in PEERS}
 
-# The same servers with the ASGI application.  Ours imports the frameworks of the peers' environment, like all.
+# The same servers with the ASGI application.
 ASGI_PEERS = (
     replace(
         BY_NAME["pkg"], command=_pkg_asgi,
         environment={
             **{name: value for name, value in BY_NAME["pkg"].environment.items() if name != "PKG_THREADS"},
-            "PKG_LOOP": "asyncio", "PYTHONPATH": f"{ROOT}:{PEER_PACKAGES}",
+            "PKG_LOOP": "asyncio", "PYTHONPATH": _PACKAGES_TOO,
         },
     ),
     BY_NAME["uvicorn"],
@@ -177,6 +188,15 @@ ASGI_PEERS = (
     # Of `Connection: close` it dies (0.6).
     replace(BY_NAME["fastpysgi"], command=_module("bench.hosts", "fastpysgi_asgi", "PORT"), closes=False),
 )  # fmt: skip
+
+# The same servers with queries through ORMs.
+ORM_WSGI_PEERS = tuple(
+    BY_NAME[name].serving(ORM_APP, APP, **({"PYTHONPATH": _PACKAGES_TOO} if name == "pkg" else {}))
+    for name in ("pkg", "gunicorn", "granian")
+)
+ORM_ASGI_PEERS = tuple(
+    peer.serving(ORM_ASGI, ASGI) for peer in ASGI_PEERS if peer.name in ("pkg", "uvicorn", "granian")
+)
 
 
 def available(missing: dict[str, str]) -> tuple[list[Peer], dict[str, str]]:

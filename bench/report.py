@@ -28,7 +28,7 @@ def terminal(results: Results) -> str:
     """All tables."""
     parts = [
         goals(results), latency(results), event_loops(results), probes(results), hosting(results), asgi(results),
-        footprint(results), parsing(results), overhead(results), notes(results), settings(results),
+        orm(results), footprint(results), parsing(results), overhead(results), notes(results), settings(results),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part)
 
@@ -38,7 +38,7 @@ def page(results: Results) -> str:
     pictures = [f"![{alt}](../bench/{name}.svg)" for name, alt, section in (
         ("latency", "how long a health probe waits under load", "latency"),
         ("throughput", "requests per second of CPU", "hosting")) if results.get(section)]  # fmt: skip
-    tables = [latency, event_loops, hosting, asgi, probes, footprint, parsing, overhead]
+    tables = [latency, event_loops, hosting, asgi, orm, probes, footprint, parsing, overhead]
     how = notes(results)
     parts = [
         goals(results), *pictures, *(table(results) for table in tables), how and f"## How it was measured\n\n{how}",
@@ -100,7 +100,10 @@ def goals(results: Results) -> str:
                 ours * factor <= theirs,
             )
 
-    for case, costs in hosted.items():
+    queries: dict[str, dict[str, float]] = {}
+    for row in results.get("orm", []):
+        queries.setdefault(row["case"], {})[row["server"]] = row["cpu_us"]
+    for case, costs in (*hosted.items(), *queries.items()):
         others = {name: cost for name, cost in costs.items() if name != "pkg"}
         if "pkg" in costs and others:
             best = min(others, key=others.__getitem__)
@@ -238,7 +241,16 @@ def hosting(results: Results) -> str:
 
 
 def asgi(results: Results) -> str:
-    found = {(r["server"], r["case"]): r for r in results.get("asgi", [])}
+    return _costs("Hosting an ASGI application, CPU per request or message", results.get("asgi", []))
+
+
+def orm(results: Results) -> str:
+    return _costs("One row through an ORM, CPU per request", results.get("orm", []))
+
+
+def _costs(title: str, rows: list[Row]) -> str:
+    """A column for each case, a row for each server, with its ratio to ours."""
+    found = {(r["server"], r["case"]): r for r in rows}
     cases = list(dict.fromkeys(case for _, case in found))
 
     def cell(name: str, case: str) -> str:
@@ -248,8 +260,8 @@ def asgi(results: Results) -> str:
         ratio = f" ({row['cpu_us'] / ours['cpu_us']:.1f}x)" if ours and name != "pkg" else ""
         return f"{row['cpu_us']:,.1f} µs{ratio}"
 
-    body = [[_title(name), *(cell(name, case) for case in cases)] for name in _servers(results.get("asgi", []))]
-    return _table("Hosting an ASGI application, CPU per request or message", ["server", *cases], body)
+    body = [[_title(name), *(cell(name, case) for case in cases)] for name in _servers(rows)]
+    return _table(title, ["server", *cases], body)
 
 
 def _unit(case: str) -> str:
@@ -313,7 +325,7 @@ def settings(results: Results) -> str:
 
 def _spread(results: Results) -> str:
     """The spread of the rounds."""
-    sections = ("probes", "hosting", "asgi")
+    sections = ("probes", "hosting", "asgi", "orm")
     rows = [r for section in sections for r in results.get(section, []) if len(r.get("rounds", ())) > 1]
     if not rows:
         return ""
@@ -332,7 +344,8 @@ def notes(results: Results) -> str:
         f"{meta['threads']} threads where a server has threads, access logs off where they are not the subject, "
         "rounds interleaved, medians. "
         f"CPU is that of the server's whole process tree; an answer other than 2xx counts as none.{_spread(results)} "
-        "The query runs in a block of `pkg.connection()`, elsewhere of psycopg_pool's `connection()`. "
+        "The query runs in a block of `pkg.connection()`, elsewhere of psycopg_pool's `connection()`; those through "
+        "ORMs use ours, and elsewhere SQLAlchemy's QueuePool, Django's pool and psycopg_pool's AsyncConnectionPool. "
         "Command lines and single rounds are in `bench/results.json`."
     ]
     lines += [f"Not measured: {_title(name)}: {reason}" for name, reason in meta["missing"].items()]

@@ -1,0 +1,42 @@
+"""Section 10: a one-row query through an ORM: SQLAlchemy Core and ORM, Django's ORM, and async psycopg in FastAPI.
+
+The database's driver and the ORM do the same work under each server; what differs is the server and the pool.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from bench.database import postgres
+from bench.load import warm_up, wrk
+from bench.orm_applications import SETUP
+from bench.peers import ORM_ASGI_PEERS, ORM_WSGI_PEERS
+from bench.session import Session
+
+CONNECTIONS = 32
+CASES = (
+    (ORM_WSGI_PEERS, {"SQLAlchemy Core": "/core", "SQLAlchemy ORM": "/orm", "Django ORM": "/django"}),
+    (ORM_ASGI_PEERS, {"FastAPI, async psycopg": "/fastapi"}),
+)
+
+
+def run(session: Session) -> list[dict[str, Any]]:
+    """Rows of {"case", "server", "cpu_us", ...}, as in `hosting`."""
+    chosen = {peer.name for peer in session.peers}
+    out: list[dict[str, Any]] = []
+    with postgres(session) as database:
+        if database is None:
+            return out
+        database.sql(SETUP, database="postgres")
+        for peers, cases in CASES:
+            here = [peer for peer in peers if peer.name in chosen]
+            with session.all_running(here, {"DATABASE_URL": database.url}) as servers:
+                for case, path in cases.items():
+                    for server in servers:  # the first query imports the ORM and connects
+                        session.say(f"{case}, warming up: {server.peer.title}")
+                        warm_up(server, path, CONNECTIONS)
+                    measure = partial(wrk, path=path, connections=CONNECTIONS, seconds=1)
+                    rows = session.rounds(case, servers, measure, rounds=2 if session.quick else 5)
+                    out += [{"case": case, **row} for row in rows if row["cpu_us"]]
+    return out
