@@ -37,6 +37,6 @@ def run(session: Session) -> list[dict[str, Any]]:
                         session.say(f"{case}, warming up: {server.peer.title}")
                         warm_up(server, path, CONNECTIONS)
                     measure = partial(wrk, path=path, connections=CONNECTIONS, seconds=1)
-                    rows = session.rounds(case, servers, measure, rounds=2 if session.quick else 5)
+                    rows = session.rounds(case, servers, measure, rounds=3 if session.quick else 5)
                     out += [{"case": case, **row} for row in rows if row["cpu_us"]]
     return out
