@@ -31,6 +31,12 @@ def _closed_session() -> Any:
     return pgconn
 
 
+def _refuse_closed(gen: Any, *_: Any, **__: Any) -> Any:
+    """In the place of a method: a bound one would be a cycle, and the object would wait for the garbage collection."""
+    gen.close()
+    raise psycopg.OperationalError(_CLOSED)
+
+
 class Lender(Protocol):
     """Where a connection is given back."""
 
@@ -52,14 +58,11 @@ class BorrowedConnection(Connection):
     """
 
     def __init__(self, conn: Connection, lender: Lender) -> None:
-        pgconn = conn.pgconn
-        self._usual_handlers = (pgconn.notice_handler, pgconn.notify_handler)
-        super().__init__(pgconn)
+        # All that the pool's connection has, which restore() left as new.  What can be changed in place (handlers,
+        # adapters with their caches, prepared statements) is one for both, and restore() undoes it at the end.
+        self.__dict__.update(conn.__dict__)
+        self.__dict__.pop("_pool", None)
         self._lender = lender
-        self._prepared = conn._prepared  # statements belong to the session
-        self.last_word = conn.last_word
-        if self.last_word is not None:
-            self.add_notice_handler(self.last_word)
 
     def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
         """As psycopg's.  Raises Unavailable if the connection is lost or its deadline passes meanwhile."""
@@ -91,15 +94,10 @@ class BorrowedConnection(Connection):
                     self.rollback()
             # Otherwise another thread runs a query on it, it has expired, or the rollback was refused.
             is_lost = pgconn.transaction_status != IDLE
-            pgconn.notice_handler, pgconn.notify_handler = self._usual_handlers
-        self.wait = self._refuse_closed  # type: ignore[method-assign]  # for cursors, which keep their PGconn
+        self.wait = _refuse_closed  # type: ignore[method-assign]  # for cursors, which keep their PGconn
         self.pgconn = _closed_session()
         self._closed = True
         lender.end(self, is_lost=is_lost)
-
-    def _refuse_closed(self, gen: Any, *_: Any, **__: Any) -> Any:
-        gen.close()
-        raise psycopg.OperationalError(_CLOSED)
 
     def __del__(self, *_: Any) -> None:
         lender: Lender | None = self.__dict__.pop("_lender", None)
