@@ -112,7 +112,7 @@ def _why_none(database: str, databases: Mapping[str, Database]) -> str:
     """Why there is no database of this name."""
     if not database:
         text = "the service has no pool: DATABASE_URL is not set, or PKG_POOL is off"
-        return f"{text}; the databases with a name are: {', '.join(databases)}" if databases else text
+        return f"{text}; those with a name are: {', '.join(databases)}" if databases else text
     there = ", ".join(repr(name) if name else "the one of DATABASE_URL, without a name" for name in databases)
     return f"the service has no database {database!r}; it has: {there or 'none'}"
 

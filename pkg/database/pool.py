@@ -60,9 +60,7 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
         with _names_lock:
             other = _names.get(self.name)
             if other not in (None, self) and not other.closed and other._generation == generation():
-                raise ValueError(
-                    f"a pool with the name {self.name!r} is open already; give each pool a name of its own"
-                )
+                raise ValueError(f"a pool named {self.name!r} is open already: give each a name of its own")
             self._generation = generation()
             _names[self.name] = self
 
