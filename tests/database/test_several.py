@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -263,3 +266,24 @@ def test_a_pool_of_ones_own(servers: tuple[Postgres, Postgres]) -> None:
         pass
     with pytest.raises(pkg.ConfigurationError, match=r"^url: libpq has no parameter 'sslmod'$"):
         pkg.Database(first.url + "?sslmod=require", name="own").open()
+
+
+def test_a_forked_child_may_open_a_pool_of_the_same_name(servers: tuple[Postgres, Postgres], tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("""
+import os, sys, pkg
+with pkg.Database(sys.argv[1], name="own") as own:
+    if (child := os.fork()) == 0:
+        try:
+            with own.connection():
+                pass
+        except pkg.NotRunningError:
+            with pkg.Database(sys.argv[1], name="own") as other, other.connection(timeout=10) as conn:
+                print(conn.execute("select 'connected'").fetchone()[0], flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    with own.connection(timeout=10) as conn:
+        print(conn.execute("select 'as well'").fetchone()[0])
+""")
+    command = [sys.executable, "script.py", servers[0].url]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "connected\nas well\n", "")
