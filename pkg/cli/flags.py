@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pkg.errors import ConfigurationError
-from pkg.settings.declared import HEADINGS, SETTINGS, Settings, load, of_names
+from pkg.settings.declared import HEADINGS, SETTINGS, Settings, load
 
 if TYPE_CHECKING:
     import argparse
@@ -107,7 +107,6 @@ def _parser(command: str, *, is_full: bool) -> argparse.ArgumentParser:
     `is_full`: its help shows every setting, otherwise only those marked `basic`.
     """
     import argparse
-    import textwrap
 
     class Version(argparse.Action):
         def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
@@ -135,8 +134,7 @@ def _parser(command: str, *, is_full: bool) -> argparse.ArgumentParser:
     for setting in SETTINGS:
         if setting.name in HEADINGS:
             heading = HEADINGS[setting.name]
-            about = textwrap.fill(of_names(heading).replace("`", ""), 100, break_on_hyphens=False) if is_full else ""
-            group = parser.add_argument_group(heading, about or None)
+            group = parser.add_argument_group(heading, _of_names(heading) if is_full else None)
         default = setting.show(setting.default)
         facts = [setting.environment, f"default {default}" if default else "", setting.bounds()]
         text = f"{setting.help} [{', '.join(fact for fact in facts if fact)}]".replace("%", "%%")
@@ -160,6 +158,14 @@ def _parser(command: str, *, is_full: bool) -> argparse.ArgumentParser:
         parser.add_argument("--json", action="store_true", help="print JSON")
         parser.add_argument("--markdown", action="store_true", help=argparse.SUPPRESS)  # docs/settings.md
     return parser
+
+
+def _of_names(heading: str) -> str | None:
+    import textwrap
+
+    from pkg.settings.page import of_names
+
+    return textwrap.fill(of_names(heading).replace("`", ""), 100, break_on_hyphens=False) or None
 
 
 def new_parser(hint: str = "--help", **options: Any) -> argparse.ArgumentParser:

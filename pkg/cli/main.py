@@ -88,7 +88,7 @@ def _config(arguments: list[str], environ: Mapping[str, str]) -> int:
 
     settings, options = read("config", arguments, environ, COMMANDS)
     if options is not None and options.markdown:
-        from pkg.settings.declared import markdown
+        from pkg.settings.page import markdown
 
         write(f"{markdown()}\n".encode())
         return 0

@@ -16,7 +16,7 @@ from pkg.database.lending import Lease, Lending
 from pkg.database.pool import POOL_NAME, Pool, quiet
 from pkg.database.source import Source
 from pkg.health.checks import Degraded
-from pkg.logs.context import time_left
+from pkg.logs import context
 
 __all__ = ["Database"]
 
@@ -153,8 +153,11 @@ class Database:
 
         Raises DatabaseUnavailable if no connection is free in time, or the deadline passes.
         """
-        _require_seconds("timeout", timeout)
-        return Lease(self._lending, self._within_request(timeout))
+        if timeout is not None:
+            _require_seconds("timeout", timeout)
+        if (at := context.deadline()) is not None:
+            timeout = _within(at, timeout)
+        return Lease(self._lending, timeout)
 
     def connect(self, timeout: float | None = None, *, deadline: float | None = None) -> BorrowedConnection:
         """A psycopg connection whose close() rolls back what is open and gives it back to the pool.
@@ -170,14 +173,9 @@ class Database:
         """
         _require_seconds("timeout", timeout)
         _require_seconds("deadline", deadline)
-        return self._lending.connect(timeout, self._within_request(deadline))
-
-    def _within_request(self, timeout: float | None) -> float | None:
-        """Not longer than the caller's request has left, and a moment."""
-        if (left := time_left()) is not None:
-            left += ANSWERED
-            return left if timeout is None else min(timeout, left)
-        return timeout
+        if (at := context.deadline()) is not None:
+            deadline = _within(at, deadline)
+        return self._lending.connect(timeout, deadline)
 
     # ------------------------------------------------------------------ for the admin pages and the health pages
 
@@ -194,6 +192,12 @@ class Database:
         stats["deadlines_passed"] = self._lending.watchdog.fired
         stats.update(self._check.counts)
         return stats
+
+
+def _within(at: float, timeout: float | None) -> float:
+    """A timeout that ends not much later than the request, whose deadline is at that monotonic time."""
+    left = max(0.0, at - monotonic()) + ANSWERED
+    return left if timeout is None else min(timeout, left)
 
 
 def _require_seconds(name: str, value: float | None) -> None:

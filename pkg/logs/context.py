@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextvars import ContextVar, Token
 from re import ASCII
 from re import compile as compile_pattern
-from time import monotonic
 from typing import NamedTuple
 
 from pkg.logs.records import Ids
@@ -20,13 +19,13 @@ __all__ = [
     "TraceParent",
     "bind",
     "bound",
+    "deadline",
     "ids_now",
     "parse_amzn_trace",
     "parse_cloud_trace",
     "parse_request_id",
     "parse_traceparent",
     "set_deadline",
-    "time_left",
     "trace_parent",
 ]
 
@@ -111,10 +110,7 @@ def set_deadline(at: float) -> None:
     _deadline.set(at)
 
 
-def time_left() -> float | None:
-    """Seconds until the deadline, 0 if it has passed; None if there is no deadline."""
-    at = _deadline.get()
-    return None if at is None else max(0.0, at - monotonic())
+deadline = _deadline.get  # returns this deadline, or None; without a frame of its own, as each use of a connection asks
 
 
 bound: ContextVar[Ids] = ContextVar("pkg.context", default=("", "", ""))

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pkg.errors import StartupError
+from pkg.settings.declared import Settings
 
 if TYPE_CHECKING:
     from pkg.database.database import Database
     from pkg.health.checks import Checker
-    from pkg.settings.declared import DatabaseSettings
 
 __all__ = ["check_name", "close_all", "open_all"]
 
 _log = logging.getLogger("pkg.service")
+_variable = Settings.database_url.variable  # by name
 
 
 def check_name(name: str) -> str:
@@ -27,38 +28,39 @@ def check_name(name: str) -> str:
     return f"database-{name}" if name else "database"
 
 
-def open_all(settings: Iterable[DatabaseSettings], checker: Checker) -> dict[str, Database]:
-    """The pools that the settings describe, by name, connecting, and checked from now on.
+def open_all(settings: Mapping[str, Settings], checker: Checker) -> dict[str, Database]:
+    """The pools of the databases, by name, connecting, and checked from now on.  `settings`: those of each, by name.
 
     Raises StartupError if there is no driver, and ConfigurationError if libpq does not accept a URL.  What had been
     started then is closed again.
     """
     opened: dict[str, Database] = {}
     try:
-        for one in settings:
-            opened[one.name] = _open(one, checker)
+        for name, own in settings.items():
+            opened[name] = _open(name, own, checker)
     except BaseException:  # there may be no thread for all of it, and the pool would wait for its threads at the exit
         close_all(opened, 0.2)
         raise
     if opened.keys() - {""}:
-        pools = ", ".join(f"{s.variable} up to {s.pool_max_size}" for s in settings)
-        _log.info("connection pools: %s; %d connections at most", pools, sum(s.pool_max_size for s in settings))
+        pools = ", ".join(f"{_variable(name)} up to {own.pool_max_size}" for name, own in settings.items())
+        most = sum(own.pool_max_size for own in settings.values())
+        _log.info("connection pools: %s; %d connections at most", pools, most)
     return opened
 
 
-def _open(settings: DatabaseSettings, checker: Checker) -> Database:
+def _open(name: str, settings: Settings, checker: Checker) -> Database:
     try:
         from pkg.database.database import Database
         from pkg.database.pool import POOL_NAME
     except ImportError as error:
         from pkg.diagnostics.installation import why_no_driver
 
-        raise StartupError(f"{settings.variable} is set, but {why_no_driver(error)}") from error
+        raise StartupError(f"{_variable(name)} is set, but {why_no_driver(error)}") from error
     from pkg.health.checks import Check
 
     database = Database(
         settings.database_url,
-        name=settings.name or POOL_NAME,
+        name=name or POOL_NAME,
         url_file=settings.database_url_file,
         role=settings.database_role,
         min_size=settings.pool_min_size,
@@ -66,13 +68,13 @@ def _open(settings: DatabaseSettings, checker: Checker) -> Database:
         pool_timeout=settings.pool_timeout,
         connect_timeout=settings.connect_timeout,
         prepare=settings.prepare_statements,
-        variable=settings.variable,
+        variable=_variable(name),
     )
     try:
         database.open()
         checker.add(
             Check(
-                check_name(settings.name),
+                check_name(name),
                 database.check,
                 interval=settings.database_check_interval,
                 required=settings.database_required,

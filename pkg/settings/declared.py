@@ -47,7 +47,7 @@ from pkg.settings.kinds import (
 from pkg.settings.listen import Endpoint, parse_endpoint, parse_endpoints
 from pkg.settings.secrets import HIDDEN, read_secret
 
-__all__ = ["HEADINGS", "SETTINGS", "DatabaseSettings", "Row", "Settings", "load", "markdown", "of_names", "variables"]
+__all__ = ["HEADINGS", "NAMED", "SETTINGS", "Row", "Settings", "load", "variables"]
 
 _DAY = 86400.0
 _HOUR = 3600.0
@@ -66,31 +66,6 @@ class Row(NamedTuple):
     default: str
     environment: str
     flag: str
-
-
-class DatabaseSettings(NamedTuple):
-    """The settings of one database, each under the name of the setting.  `name`: "" for the one of DATABASE_URL."""
-
-    name: str
-    pool: bool
-    database_url: str
-    database_url_file: str
-    database_role: str
-    database_required: bool
-    pool_min_size: int
-    pool_max_size: int
-    pool_timeout: float
-    connect_timeout: float
-    prepare_statements: bool
-    database_check_interval: float
-
-    def __repr__(self) -> str:
-        return f"DatabaseSettings({self.name!r})"  # the URL has a password
-
-    @property
-    def variable(self) -> str:
-        """The environment variable of its URL."""
-        return Settings.database_url.variable(self.name)
 
 
 class Settings:
@@ -568,13 +543,21 @@ class Settings:
         return parse_endpoint(self.health) if self.health else None
 
     @property
-    def databases(self) -> tuple[DatabaseSettings, ...]:
-        """Those that have a pool: the one without a name, if it has a URL, then those with one, by name."""
-        every = [
-            DatabaseSettings(name, **{setting.name: self._values[setting.called(name)] for setting in _NAMED})
-            for name in ("", *self._names)
-        ]
-        return tuple(one for one in every if one.pool and (one.database_url or one.database_url_file))
+    def databases(self) -> dict[str, Settings]:
+        """The settings as they are for each database that has a pool, by name; "" is the one of DATABASE_URL."""
+        every = {name: self._for_name(name) for name in ("", *self._names)}
+        return {name: one for name, one in every.items() if one.pool and (one.database_url or one.database_url_file)}
+
+    def _for_name(self, name: str) -> Settings:
+        """These settings with the values for a name under the names of the settings for all."""
+        if not name:
+            return self
+        settings = Settings()
+        for slot in Settings.__slots__:
+            object.__setattr__(settings, slot, getattr(self, slot))
+        own = {setting.name: self._values[setting.called(name)] for setting in NAMED}
+        object.__setattr__(settings, "_values", self._values | own)
+        return settings
 
     def value(self, name: str) -> Any:
         """The value of the setting of this name, which its descriptor reads."""
@@ -612,35 +595,8 @@ HEADINGS = {
     "admin": "Admin listener",
 }
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
-_NAMED = tuple(setting for setting in SETTINGS if setting.named is not None)
-
-
-# What is said below a heading of settings which exist for names as well.
-_OF_NAMES = """\
-Several databases: `{url}`, or `{file}`, declares one that the application gets by \
-`pkg.connection("replica")`. Each name has settings of its own, by environment variables only: {variables}. \
-What is not set for a name is as for the database without one, except for {own}."""
-
-
-def of_names(heading: str) -> str:
-    """What to add to the settings below a heading about their variables for names; "" if there are none."""
-    if not any(setting.named for setting in _below(heading)):
-        return ""
-    own = [f"`{setting.name}`" for setting in _NAMED if setting.named is not None and not setting.named.inherits]
-    return _OF_NAMES.format(
-        url=Settings.database_url.variable("replica"),
-        file=Settings.database_url_file.variable("replica"),
-        variables=", ".join(f"`{setting.variable('<name>')}`" for setting in _NAMED),
-        own=f"{', '.join(own[:-1])} and {own[-1]}",
-    )
-
-
-def _below(heading: str) -> Iterator[Setting[Any]]:
-    current = ""
-    for setting in SETTINGS:
-        current = HEADINGS.get(setting.name, current)
-        if current == heading:
-            yield setting
+# Those which each database with a name has.
+NAMED = tuple(setting for setting in SETTINGS if setting.named is not None)
 
 
 # --- loading -------------------------------------------------------------------------------------------------------
@@ -700,7 +656,7 @@ def _names(environ: Mapping[str, str]) -> tuple[tuple[str, ...], list[str]]:
 def variables(environ: Mapping[str, str]) -> set[str]:
     """The environment variables of all settings, including those for the names of databases that an environment has."""
     names, _ = _names(environ)
-    return {setting.environment for setting in SETTINGS} | {s.variable(name) for name in names for s in _NAMED}
+    return {setting.environment for setting in SETTINGS} | {s.variable(name) for name in names for s in NAMED}
 
 
 _FORMER = {setting.former: setting for setting in SETTINGS if setting.former}
@@ -795,7 +751,7 @@ def _named_by(variable: str) -> tuple[Setting[Any], str] | None:
 
     PKG_POOL_ is left out, since most that begins with it is a mistyped setting of the pool.
     """
-    for setting in _NAMED:
+    for setting in NAMED:
         prefix = setting.variable("x").removesuffix("X")
         name = variable.removeprefix(prefix)
         if setting.name != Settings.pool.name and name != variable and re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
@@ -922,10 +878,10 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
     for setting in SETTINGS:
         read(setting)
     for name in names:
-        own = [setting.for_name(name, values[setting.name], _BY_NAME) for setting in _NAMED]
+        own = [setting.for_name(name, values[setting.name], _BY_NAME) for setting in NAMED]
         declared = (*declared, *own)
         by_name = by_name | {setting.name: setting for setting in own}
-        for setting, general in zip(own, _NAMED, strict=True):
+        for setting, general in zip(own, NAMED, strict=True):
             read(setting)
             if origins[setting.name] == "default" and general.name in wrong:
                 wrong.add(setting.name)
@@ -982,49 +938,3 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
     if faults:
         raise ConfigurationError(faults)
     return settings
-
-
-# --- docs/settings.md ----------------------------------------------------------------------------------------------
-
-_PAGE = """\
-# Settings
-
-<!-- Written by `python -m pkg config --markdown >docs/settings.md`; what it says is in pkg/settings/declared.py. -->
-
-A setting is given by a flag or by an environment variable; a flag wins. The flag of `drain_delay` is `--drain-delay`,
-its variable is `PKG_DRAIN_DELAY`. An empty variable counts as not set. `app` is given without a flag:
-`python -m pkg shop:app --drain-delay 2s`.
-
-`python -m pkg config` prints every setting with its value, its default, and where the value came from. It exits with 2
-and lists every fault if a value is wrong; so does the server, before it binds anything. An unknown variable that
-begins with `PKG_` is a warning that names the nearest setting. Secrets are never printed.
-
-`python -m pkg --help` shows the fifteen settings that people need first, `python -m pkg --help-all` every setting.
-
-| kind of value | examples |
-|---|---|
-| duration | `500ms`, `2s`, `5m`, `1h`, `90`; a number without a unit is seconds |
-| size | `65536`, `64k`, `64KiB`, `1MiB`; a number without a unit is bytes, and `k` is 1024 |
-| truth | `true`, `yes`, `on`, `1`; `false`, `no`, `off`, `0`; as flags `--access-log` and `--no-access-log` |
-| networks | `10.0.0.0/8,fd00::/8`; `unix` for Unix sockets |
-| address | `0.0.0.0:8080`, `[::]:8080`, `:8080`, `unix:/run/app.sock`, `unix:app.sock?mode=660`, `fd:3`, `systemd` |
-"""
-
-
-def markdown() -> str:
-    """The page of the settings, for docs/settings.md; a test compares the two."""
-
-    def escaped(text: str) -> str:
-        return text.replace("|", "\\|")
-
-    lines = [_PAGE.rstrip()]
-    for heading in HEADINGS.values():
-        lines += ["", f"## {heading}", ""]
-        lines += ["| setting | environment | default | range | what it does |", "|---|---|---|---|---|"]
-        for setting in _below(heading):
-            default, help = setting.show(setting.default), escaped(setting.help)
-            default = f"`{default}`" if default else ""
-            lines.append(f"| `{setting.name}` | `{setting.environment}` | {default} | {setting.bounds()} | {help} |")
-        if text := of_names(heading):
-            lines += ["", text]
-    return "\n".join(lines)

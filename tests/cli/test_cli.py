@@ -182,7 +182,7 @@ def test_config_lists_all_faults_at_once() -> None:
 
 
 def test_config_as_markdown_is_the_page_of_the_settings() -> None:
-    from pkg.settings.declared import markdown
+    from pkg.settings.page import markdown
 
     result = run("config", "--markdown")
     assert (result.returncode, result.stdout, result.stderr) == (0, markdown() + "\n", "")

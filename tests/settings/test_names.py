@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from pkg.errors import ConfigurationError
-from pkg.settings.declared import SETTINGS, load, variables
+from pkg.settings.declared import NAMED, SETTINGS, load, variables
 from pkg.settings.kinds import Setting
 
 PASSWORD = "hunter2"
 URL = f"postgres://app:{PASSWORD}@h/db"
-NAMED = [setting for setting in SETTINGS if setting.named is not None]
 
 
 def faults(**environ: str) -> tuple[str, ...]:
@@ -26,25 +25,20 @@ def faults(**environ: str) -> tuple[str, ...]:
 
 
 def names(environ: dict[str, str]) -> list[str]:
-    return [one.name for one in load(environ).databases]
+    return list(load(environ).databases)
 
 
 def test_a_url_or_its_file_declares_a_name(tmp_path: Path) -> None:
     path = tmp_path / "url"
     path.write_text(URL)
     loaded = load({"DATABASE_URL_READ_REPLICA": URL, "DATABASE_URL_B2_FILE": str(path), "DATABASE_URL": URL})
-    assert [(one.name, bool(one.database_url), one.database_url_file) for one in loaded.databases] == [
+    assert [(name, bool(own.database_url), own.database_url_file) for name, own in loaded.databases.items()] == [
         ("", True, ""),
         ("b2", False, str(path)),
         ("read_replica", True, ""),
     ]
-    assert [one.variable for one in loaded.databases] == [
-        "DATABASE_URL",
-        "DATABASE_URL_B2",
-        "DATABASE_URL_READ_REPLICA",
-    ]
     assert loaded.warnings == ()
-    assert PASSWORD not in repr(loaded) + repr(loaded.databases)
+    assert PASSWORD not in repr(loaded) + repr(loaded.databases) + str(loaded.describe())
 
 
 def test_there_need_be_none_without_a_name() -> None:
@@ -56,7 +50,7 @@ def test_what_has_no_value_of_its_own_is_as_without_a_name() -> None:
     general = {"PKG_POOL_MAX_SIZE": "20", "PKG_DATABASE_ROLE": "primary", "PKG_DATABASE_REQUIRED": "no"}
     own = {"PKG_POOL_TIMEOUT_A": "7s", "PKG_DATABASE_ROLE_B": "primary", "PKG_DATABASE_CHECK_INTERVAL_B": "9"}
     loaded = load({"DATABASE_URL_A": URL, "DATABASE_URL_B": URL, **general, **own}, {"connect_timeout": "9s"})
-    a, b = loaded.databases
+    a, b = loaded.databases.values()
     assert (a.pool_max_size, a.connect_timeout, a.pool_timeout, a.database_check_interval) == (20, 9.0, 7.0, 2.0)
     assert (b.pool_max_size, b.connect_timeout, b.pool_timeout, b.database_check_interval) == (20, 9.0, 5.0, 9.0)
     # Each server has a role and an importance of its own.
@@ -70,7 +64,7 @@ def test_what_has_no_value_of_its_own_is_as_without_a_name() -> None:
 
 def test_the_role_is_implied_by_its_own_url() -> None:
     writable = "postgres://h/db?target_session_attrs=read-write"
-    a, b = load({"DATABASE_URL_A": writable, "DATABASE_URL_B": URL}).databases
+    a, b = load({"DATABASE_URL_A": writable, "DATABASE_URL_B": URL}).databases.values()
     assert (a.database_role, b.database_role) == ("primary", "any")
 
 
@@ -156,7 +150,7 @@ def test_a_pool_is_turned_off_for_one_name_or_for_all() -> None:
     assert names({**environ, "PKG_POOL_A": "off"}) == ["", "b"]
     for more in ({}, {"PKG_POOL_A": "on"}):
         loaded = load({**environ, "PKG_POOL": "off", **more})
-        assert (loaded.databases, loaded.warnings) == ((), ())
+        assert (loaded.databases, loaded.warnings) == ({}, ())
 
 
 @pytest.mark.parametrize(
@@ -188,7 +182,7 @@ def test_what_cannot_be_a_name_is_ignored_with_a_warning(name: str) -> None:
     loaded = load({f"DATABASE_URL_{name}": URL})
     (warning,) = loaded.warnings
     assert warning.startswith(f"ignoring DATABASE_URL_{ascii(name)[1:-1]}: the name of a database is")
-    assert loaded.databases == () and PASSWORD not in warning
+    assert loaded.databases == {} and PASSWORD not in warning
 
 
 def test_no_variable_means_two_things() -> None:
@@ -238,7 +232,7 @@ def load_names(environ: dict[str, str]) -> list[str]:
 )
 def test_service_links_of_kubernetes_are_no_names(variable: str, text: str) -> None:
     loaded = load({variable: text})
-    assert (loaded.databases, loaded.warnings) == ((), ())
+    assert (loaded.databases, loaded.warnings) == ({}, ())
     assert len(loaded.describe()) == len(SETTINGS)
 
 

@@ -13,6 +13,7 @@ from pkg.settings import declared as settings
 from pkg.settings.database_url import redact_url
 from pkg.settings.declared import HEADINGS, SETTINGS, load
 from pkg.settings.kinds import Setting
+from pkg.settings.page import markdown
 from pkg.settings.secrets import read_secret
 
 # Enough of everything else that no check across settings speaks up while one value is at its bound.
@@ -599,7 +600,7 @@ def test_value_and_file_together_are_a_fault(tmp_path: Path) -> None:
 
 
 def test_markdown_has_one_row_for_each_setting() -> None:
-    table = settings.markdown()
+    table = markdown()
     names = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", table, re.MULTILINE)
     assert names == [(setting.name, setting.environment) for setting in SETTINGS]
     rows = [line for line in table.partition("\n## ")[2].splitlines() if line.startswith("|")]
@@ -609,7 +610,7 @@ def test_markdown_has_one_row_for_each_setting() -> None:
 
 def test_the_page_is_of_these_settings() -> None:
     page = Path(__file__).parents[2] / "docs" / "settings.md"
-    wanted = f"{settings.markdown()}\n"
+    wanted = f"{markdown()}\n"
     assert page.read_text() == wanted, "write it again: python -m pkg config --markdown >docs/settings.md"
 
 
@@ -625,5 +626,5 @@ def test_the_page_is_of_these_settings() -> None:
     ],
 )  # fmt: skip
 def test_values_are_written_as_the_page_says(name: str, text: str, value: object) -> None:
-    assert f"`{text}`" in settings.markdown()
+    assert f"`{text}`" in markdown()
     assert getattr(load({}, {name: text}), name) == value
