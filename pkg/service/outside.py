@@ -12,7 +12,7 @@ from pkg import api
 from pkg.errors import NotRunningError
 from pkg.health.checks import Checker
 from pkg.service import databases
-from pkg.settings.declared import load, variables
+from pkg.settings.declared import known_variables, load
 
 if TYPE_CHECKING:
     from pkg.database.database import Database
@@ -73,7 +73,7 @@ def running(**environment: str) -> Iterator[None]:
         if not isinstance(text, str):
             raise TypeError(f"running() got {name} as {type(text).__name__}, not as text")
     every = {**os.environ, **environment}
-    unknown = environment.keys() - variables(every)
+    unknown = environment.keys() - known_variables(every)
     if unknown:
         raise TypeError(f"running() got a setting that does not exist: {', '.join(sorted(unknown))}")
     settings = load(every)

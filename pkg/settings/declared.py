@@ -47,7 +47,7 @@ from pkg.settings.kinds import (
 from pkg.settings.listen import Endpoint, parse_endpoint, parse_endpoints
 from pkg.settings.secrets import HIDDEN, read_secret
 
-__all__ = ["HEADINGS", "NAMED", "SETTINGS", "Row", "Settings", "load", "variables"]
+__all__ = ["HEADINGS", "NAMED", "SETTINGS", "Row", "Settings", "known_variables", "load"]
 
 _DAY = 86400.0
 _HOUR = 3600.0
@@ -611,49 +611,17 @@ def _fault(source: str, setting: Setting[Any], text: str, reason: str) -> str:
     return f"{source}: {shown} {reason}"
 
 
-# Variables that Kubernetes sets in every container of a namespace for a Service called pkg, database-url or either with
-# -something (kubernetes/kubernetes:pkg/kubelet/envvars/envvars.go).  They are not meant as settings.
-_SERVICE_LINK = re.compile(
-    r"(PKG|DATABASE_URL)_(\w+_)?"
-    r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)",
-    re.ASCII,
-)
-_SERVICE_LINK_URL = re.compile(r"(tcp|udp|sctp)://")
-
-
-def _is_service_link(variable: str, text: str) -> bool:
-    if variable.endswith("PORT") and _SERVICE_LINK_URL.match(text):
-        return True
-    return _SERVICE_LINK.fullmatch(variable) is not None and not text.startswith("postgres")
-
-
-_URL_PREFIX = Settings.database_url.variable("x").removesuffix("X")
-_MAX_NAME = 40  # so that a check can be called like it, with a prefix
-# Names with another meaning: DATABASE_URL_FILE; what metrics and the log call the database without a name; those with
-# which a variable would be that of a setting (PKG_POOL_TIMEOUT) or of a setting for another name.
-_NOT_A_NAME = re.compile(r"FILE|MAIN|DATABASE|(TIMEOUT|MIN_SIZE|MAX_SIZE)(_.*)?")
-
-
 def _names(environ: Mapping[str, str]) -> tuple[tuple[str, ...], list[str]]:
-    """The names of databases whose URL, or its file, an environment has, in lower case; and the variables which cannot
-    be such a URL."""
-    found: set[str] = set()
-    wrong = []
-    for variable in environ:
-        if not variable.startswith(_URL_PREFIX) or variable == Settings.database_url_file.environment:
-            continue
-        text = environ[variable].strip()
-        if not text or _is_service_link(variable, text):
-            continue
-        name = variable.removeprefix(_URL_PREFIX).removesuffix("_FILE")
-        if re.fullmatch(r"[A-Z][A-Z0-9_]*", name) and len(name) <= _MAX_NAME and not _NOT_A_NAME.fullmatch(name):
-            found.add(name.lower())
-        else:
-            wrong.append(variable)
-    return tuple(sorted(found)), sorted(wrong)
+    """The names of databases that an environment declares, in lower case, and variables that only look like that."""
+    found = [name for name in environ if name.startswith("DATABASE_URL_") and name != "DATABASE_URL_FILE"]
+    if not found:
+        return (), []
+    from pkg.settings.variables import names_of
+
+    return names_of({name: environ[name] for name in found})
 
 
-def variables(environ: Mapping[str, str]) -> set[str]:
+def known_variables(environ: Mapping[str, str]) -> set[str]:
     """The environment variables of all settings, including those for the names of databases that an environment has."""
     names, _ = _names(environ)
     return {setting.environment for setting in SETTINGS} | {s.variable(name) for name in names for s in NAMED}
@@ -723,49 +691,17 @@ def _outdated(formers: Mapping[str, str]) -> Iterator[str]:
         yield f"{former} is now called {setting.flag if former == setting.former_flag else setting.environment}"
 
 
-def _unknown(environ: Mapping[str, str], declared: Iterable[Setting[Any]], names: Sequence[str]) -> Iterator[str]:
-    """`declared`: all settings, with those for `names`."""
+def _not_understood(
+    environ: Mapping[str, str], declared: Iterable[Setting[Any]], names: Sequence[str], not_names: Iterable[str]
+) -> Iterator[str]:
+    """About variables that look like those of settings.  `declared`: all settings, with those for `names`."""
     known = {variable for setting in declared for variable in (setting.environment, setting.former_environment)}
-    for name in sorted(environ):
-        if not name.startswith("PKG_") or name in known or _is_service_link(name, environ[name]):
-            continue
-        import difflib  # takes 7 ms, so it is imported only after a typing error
+    strange = {name: environ[name] for name in sorted(environ) if name.startswith("PKG_") and name not in known}
+    if strange or not_names:
+        from pkg.settings import variables
 
-        if (found := _named_by(name)) is not None:
-            setting, unknown = found
-            url = Settings.database_url.variable(unknown)
-            nearest = difflib.get_close_matches(unknown, names, n=1)
-            hint = f": did you mean {setting.variable(nearest[0])}?" if nearest else ""
-            yield f"{name} has no effect without {url}{hint}"
-            continue
-        # PKG_PORT is meant as PORT: well-known names are found under either spelling.
-        spellings = {f"PKG_{setting.name.upper()}": setting.environment for setting in declared}
-        spellings |= {setting.environment: setting.environment for setting in declared}
-        nearest = difflib.get_close_matches(name, spellings, n=1, cutoff=0.75)
-        hint = f": did you mean {spellings[nearest[0]]}?" if nearest else ""
-        yield f"{ascii(name)[1:-1]} is not a setting{hint}"
-
-
-def _named_by(variable: str) -> tuple[Setting[Any], str] | None:
-    """The setting, and the name in lower case, if a variable is that of a setting for a name.
-
-    PKG_POOL_ is left out, since most that begins with it is a mistyped setting of the pool.
-    """
-    for setting in NAMED:
-        prefix = setting.variable("x").removesuffix("X")
-        name = variable.removeprefix(prefix)
-        if setting.name != Settings.pool.name and name != variable and re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
-            return setting, name.lower()
-    return None
-
-
-def _not_names(wrong: Iterable[str]) -> Iterator[str]:
-    """`wrong`: variables that look like the URL of a database with a name."""
-    for variable in wrong:
-        yield (
-            f"ignoring {ascii(variable)[1:-1]}: the name of a database is at most {_MAX_NAME} of A to Z, 0 to 9 and _, "
-            "begins with a letter, and is not FILE, MAIN, DATABASE, TIMEOUT, MIN_SIZE or MAX_SIZE"
-        )
+        yield from variables.unknown(strange, declared, names, NAMED)
+        yield from variables.not_names(not_names)
 
 
 def _of_other_servers(environ: Mapping[str, str]) -> Iterator[str]:
@@ -929,7 +865,7 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
     object.__setattr__(settings, "_declared", declared)
     object.__setattr__(settings, "_names", names)
     object.__setattr__(settings, "notes", tuple(notes))
-    warnings = _outdated(formers), _unknown(environ, declared, names), _not_names(not_names), _of_other_servers(environ)
+    warnings = _outdated(formers), _not_understood(environ, declared, names, not_names), _of_other_servers(environ)
     object.__setattr__(settings, "warnings", tuple(itertools.chain(*warnings)))
     for name, reason, others in _across(settings):
         # A setting that is already reported would only be reported a second time, in a more confusing way.

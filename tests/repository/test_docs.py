@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pkg.settings import other_servers
-from pkg.settings.declared import SETTINGS, variables
+from pkg.settings.declared import SETTINGS, known_variables
 from tests.support.pages import ROOT, Block, Reader, anchors, blocks, prose
 from tests.system import test_fault_matrix
 
@@ -44,7 +44,7 @@ def test_what_a_page_names_is_there(page: Path) -> None:
     for name in re.findall(r"(?:`|^\$ |^    )make ([a-z-]+)", text, re.MULTILINE):
         assert name in targets, f"{page.name}: make {name}"
     if page.name != "CHANGELOG.md":  # which remembers
-        known = variables(dict.fromkeys(re.findall(r"\bDATABASE_URL_[A-Z_]*[A-Z]\b", text), "postgresql://"))
+        known = known_variables(dict.fromkeys(re.findall(r"\bDATABASE_URL_[A-Z_]*[A-Z]\b", text), "postgresql://"))
         for name in re.findall(r"\bPKG_[A-Z_]*[A-Z]\b", text):
             assert name in known, f"{page.name}: {name}"
 

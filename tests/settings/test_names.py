@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pkg.errors import ConfigurationError
-from pkg.settings.declared import NAMED, SETTINGS, load, variables
+from pkg.settings.declared import NAMED, SETTINGS, known_variables, load
 from pkg.settings.kinds import Setting
 
 PASSWORD = "hunter2"
@@ -208,7 +208,7 @@ def test_no_variable_means_two_things() -> None:
 
 def load_names(environ: dict[str, str]) -> list[str]:
     prefix = "DATABASE_URL_"
-    known = variables(environ)
+    known = known_variables(environ)
     return sorted(
         {v.removeprefix(prefix).lower() for v in known if v.startswith(prefix) and not v.endswith("_FILE")} - {"file"}
     )
