@@ -112,13 +112,13 @@ class Adapters(AdaptersMap):
         super().register_loader(*args, **options)
 
 
-class Expired(psycopg.OperationalError):
-    """Raised when the deadline of a connection has passed: nothing more is sent on it."""
-
-
 class Unavailable(DatabaseUnavailable, psycopg.OperationalError):
     """Raised by whoever lends connections.  An application may catch it as either class; if it does not, the client
     gets 503."""
+
+
+class Expired(Unavailable):
+    """Raised when the deadline of a connection has passed: nothing more is sent on it."""
 
 
 class Cursor(psycopg.Cursor[Any]):

@@ -5,18 +5,23 @@ It neither creates connections nor judges the database.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import weakref
 from collections import deque
+from sys import _getframe
 from time import monotonic
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any
 
 import psycopg
+from psycopg import pq
 from psycopg_pool import PoolClosed, TooManyRequests
 
 from pkg.database.borrowed import BorrowedConnection
-from pkg.database.connection import IDLE, Connection, Expired, Unavailable, generation
+from pkg.database.connection import IDLE, Connection, Expired, Unavailable
+from pkg.database.place import own_files, taker, text_of
 from pkg.database.pool import Pool, PoolTimeout, first_line
 from pkg.database.watchdog import Deadline, Watchdog
 from pkg.errors import NotRunningError
@@ -26,6 +31,12 @@ __all__ = ["Lease", "Lending", "Unavailable"]
 _log = logging.getLogger("pkg.database")
 
 KNOWN_DOWN_TIMEOUT = 1.0  # how long a borrower waits while the check fails: until the next check
+
+LEAK_AGE = 5.0  # seconds after which a connection that is out while no request is served counts as kept
+RECLAIM_TIMEOUT = 0.25  # seconds for rolling back what a borrower has forgotten
+MAX_PLACES = 100  # that the log has named
+_ACTIVE = pq.TransactionStatus.ACTIVE
+_ENDED = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 
 _FOREIGN = "the pool belongs to the parent process; open a connection in this forked child instead"
 
@@ -43,9 +54,10 @@ class Lending:
         self._timeout = timeout
         self._primary = primary
         self.prefix = prefix
-        self._generation = generation()
+        self.is_foreign = False  # whether the pool belongs to the parent of this process, which cannot use it
         self._leases: set[Lease | Loan] = set()
         self.forgotten: deque[Loan] = deque()  # loans whose borrowers were collected as garbage without a close()
+        self._named: set[tuple[CodeType, int]] = set()  # places that the log has named
         self.watchdog = Watchdog()
         # What the check has found last: failures in a row, and why.
         self.failures = 0
@@ -60,14 +72,10 @@ class Lending:
         """The number of connections that are lent now."""
         return len(self._leases)
 
-    @property
-    def is_foreign(self) -> bool:
-        """Whether this process was forked from the one that opened the pool, and so cannot use it."""
-        return self._generation != generation()
-
     def open(self) -> None:
         """From now on the connections belong to this process."""
-        self._generation = generation()
+        self.is_foreign = False
+        _opened.add(self)
 
     def lend(self, lease: Lease | Loan, timeout: float | None = None) -> Connection:
         """Lends a connection.  Raises Unavailable if none is free within `timeout` seconds, or within the limit of all.
@@ -108,20 +116,43 @@ class Lending:
         return Loan(self).begin(timeout, None if deadline is None else begun + deadline)
 
     def reclaim(self) -> None:
-        """Closes connections whose borrowers have forgotten them; the pool replaces them."""
+        """Takes back the connections whose borrowers have forgotten them."""
         while self.forgotten:
             try:
                 loan = self.forgotten.popleft()
             except IndexError:  # another thread was faster
                 return
-            _log.warning("a connection that was not closed has been collected as garbage; it is replaced")
-            loan.take_back(is_lost=True)
+            if self._is_news(loan):
+                _log.warning("%sa connection was not closed; it is taken back from %s", self.prefix, loan.place)
+            loan.end(RECLAIM_TIMEOUT)
+
+    def kept(self) -> str:
+        """Names the connections that have been out for some seconds, with no statement under way; "" if there are none.
+        To be asked while no request is served."""
+        before = monotonic() - LEAK_AGE
+        found = [lease for lease in list(self._leases) if lease.is_idle_since(before)]
+        for lease in found:
+            if self._is_news(lease):
+                _log.warning(
+                    "%sa connection is kept while no request is served; it was taken at %s", self.prefix, lease.place
+                )
+        places = sorted({lease.place for lease in found})
+        if not places:
+            return ""
+        count = "a connection is" if len(found) == 1 else f"{len(found)} connections are"
+        more = f" and {len(places) - 3} more places" if len(places) > 3 else ""
+        return f"{count} kept while no request is served; taken at {', '.join(places[:3])}{more}"
+
+    def _is_news(self, lease: Lease | Loan) -> bool:
+        """Whether the log has not named the place of the lease yet."""
+        if lease.taken_at in self._named or len(self._named) >= MAX_PLACES:
+            return False
+        self._named.add(lease.taken_at)
+        return True
 
     def take_back(self, lease: Lease | Loan, conn: Connection) -> None:
         """Returns a connection to the pool; if it is intact, it proves that the server has responded during this
         use."""
-        if self.is_foreign:
-            raise NotRunningError(_FOREIGN)
         self._leases.discard(lease)
         use_time = monotonic() - conn.lent
         self.use_time += use_time  # no call between reading and writing it, so no other thread can come in between
@@ -142,20 +173,72 @@ class Lending:
         self.watchdog.close(timeout)
 
 
-class Lease:
+_opened: weakref.WeakSet[Lending] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """Runs in a forked child."""
+    for lending in list(_opened):
+        lending.is_foreign = True
+    _opened.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+class _Taken:
+    """A connection that is out, and the place that has taken it: code, and an instruction in it."""
+
+    __slots__ = ("_code", "_conn", "_instruction", "_lending")
+    _code: CodeType
+    _conn: Connection | None
+    _instruction: int
+    _lending: Lending
+
+    @property
+    def place(self) -> str:
+        """As in "shop.py:41 in titles"."""
+        return text_of(self._code, self._instruction)
+
+    @property
+    def taken_at(self) -> tuple[CodeType, int]:
+        """The same, as a key."""
+        return self._code, self._instruction
+
+    def is_idle_since(self, at: float) -> bool:
+        """Whether it was lent before the monotonic time `at`, and no statement is under way."""
+        conn = self._conn
+        return (
+            conn is not None and conn.lent < at and not conn.lock.locked() and conn.pgconn.transaction_status != _ACTIVE
+        )
+
+    def shut(self) -> None:
+        """Shuts the connection down, even if a thread waits for a response on it."""
+        conn = self._conn
+        if conn is not None:
+            self._lending.watchdog.end(conn)
+
+
+class Lease(_Taken):
     """Returned by `Database.connection`, for one `with` block.  `timeout`: seconds for the whole block."""
 
-    __slots__ = ("_conn", "_deadline", "_lending", "_timeout")
+    __slots__ = ("_deadline", "_timeout")
 
     def __init__(self, lending: Lending, timeout: float | None) -> None:
         self._lending = lending
         self._timeout = timeout
-        self._conn: Connection | None = None
+        self._conn = None
         self._deadline: Deadline | None = None
 
     def __enter__(self) -> psycopg.Connection[Any]:
         if self._conn is not None:
             raise RuntimeError("this connection is already in use; call connection() for each `with` block")
+        frame = _getframe(1)
+        self._code = code = frame.f_code
+        if code.co_filename not in own_files:
+            frame = taker(frame)
+            self._code = frame.f_code
+        self._instruction = frame.f_lasti
         lending, timeout = self._lending, self._timeout
         if timeout is None:
             conn = lending.lend(self)
@@ -178,7 +261,7 @@ class Lease:
         if lending.is_foreign:  # the connection belongs to the parent, and nothing was committed
             self._conn = self._deadline = None
             if kind is None:
-                lending.take_back(self, conn)  # NotRunningError
+                raise NotRunningError(_FOREIGN)
             return
         closed = conn.closed  # psycopg would not try to commit then
         late = False
@@ -207,65 +290,54 @@ class Lease:
                 )
                 raise Unavailable(text) from error
 
-    def shut(self) -> None:
-        """Shuts the connection down, even if a thread waits for a response on it."""
-        conn = self._conn
-        if conn is not None:
-            self._lending.watchdog.end(conn)
 
-
-class Loan:
+class Loan(_Taken):
     """One connection that `Lending.connect` has lent.
 
-    It refers to the borrower's object weakly: one that is forgotten does not keep the connection for ever.
+    It does not refer to the borrower's object: one that is forgotten does not keep the connection for ever.
     """
 
-    __slots__ = ("_borrowed", "_conn", "_deadline", "_lending")
+    __slots__ = ("_deadline",)
 
     def __init__(self, lending: Lending) -> None:
         self._lending = lending
-        self._conn: Connection | None = None
+        self._conn = None
         self._deadline: Deadline | None = None
-        self._borrowed: weakref.ref[BorrowedConnection] | None = None
 
     def begin(self, timeout: float | None, at: float | None) -> BorrowedConnection:
         """Waits up to `timeout` seconds for a connection, which is shut down at the monotonic time `at`."""
-        self._conn = self._lending.lend(self, timeout)
+        frame = taker(_getframe(1))
+        self._code, self._instruction = frame.f_code, frame.f_lasti
+        self._conn = conn = self._lending.lend(self, timeout)
         try:
-            borrowed = BorrowedConnection(self._conn, self)
-            self._borrowed = weakref.ref(borrowed)
             if at is not None:
-                self._deadline = self._lending.watchdog.watch(borrowed, at, cancel=True)
+                self._deadline = self._lending.watchdog.watch(conn, at, cancel=True)
+            return BorrowedConnection(conn, self)
         except BaseException:
-            self.take_back(is_lost=True)
+            self.end()
             raise
-        return borrowed
 
-    @property
-    def is_foreign(self) -> bool:
-        return self._lending.is_foreign
+    def end(self, timeout: float | None = None) -> None:
+        """Rolls back what is open, and gives the connection to the pool; it does not fail.
 
-    def end(self, borrowed: BorrowedConnection, *, is_lost: bool) -> None:
-        if self._lending.is_foreign:
+        `timeout`: seconds for rolling back, if the loan has no deadline.
+        """
+        lending, conn = self._lending, self._conn
+        if conn is None or lending.is_foreign:  # it belongs to the parent
             return
-        assert self._conn is not None
-        self._conn.answered = max(self._conn.answered, borrowed.answered)
-        self.take_back(is_lost=is_lost)
-
-    def take_back(self, *, is_lost: bool) -> None:
-        conn, self._conn = self._conn, None
-        assert conn is not None
-        if self._deadline is not None and self._lending.watchdog.release(self._deadline, is_lost=is_lost):
+        if timeout is not None and self._deadline is None and not conn.closed:
+            self._deadline = lending.watchdog.watch(conn, monotonic() + timeout)
+        if conn.pgconn.transaction_status in _ENDED and not conn.pgconn.pipeline_status:
+            with contextlib.suppress(psycopg.Error):
+                conn.rollback()
+        # Otherwise another thread runs a query on it, it has expired, or it was left in the middle of something.
+        is_lost = conn.pgconn.transaction_status != IDLE
+        if self._deadline is not None and lending.watchdog.release(self._deadline, is_lost=is_lost):
             is_lost = True
         if is_lost:
             conn.close()
-        self._lending.take_back(self, conn)
+        self._conn = self._deadline = None
+        lending.take_back(self, conn)
 
     def forget(self) -> None:
         self._lending.forgotten.append(self)
-
-    def shut(self) -> None:
-        """Shuts the connection down, even if a thread waits for a response on it."""
-        borrowed = self._borrowed() if self._borrowed is not None else None
-        if borrowed is not None:
-            self._lending.watchdog.end(borrowed)

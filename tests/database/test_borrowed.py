@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,7 +16,8 @@ from psycopg.types import TypeInfo
 from psycopg.types.json import set_json_loads
 
 from pkg.database.database import Database
-from pkg.errors import DatabaseUnavailable
+from pkg.errors import DatabaseUnavailable, NotRunningError
+from tests.database.test_block import SETTINGS, state
 from tests.support.client import wait_for
 from tests.support.faults.postgres import Postgres
 
@@ -115,8 +118,10 @@ def test_statements_are_prepared_once_for_all_borrowers(database: Database) -> N
         assert conn.execute("select count(*) from pg_prepared_statements", prepare=False).fetchone() == (1,)
 
 
-@pytest.mark.parametrize("leave", ["transaction", "pipeline", "query", "tpc"])
-def test_a_connection_that_is_left_in_the_middle_is_replaced(server: Postgres, leave: str) -> None:
+@pytest.mark.parametrize(
+    ("leave", "is_replaced"), [("transaction", True), ("tpc", True), ("pipeline", True), ("query", True)]
+)
+def test_a_connection_that_is_left_in_the_middle(server: Postgres, leave: str, is_replaced: bool) -> None:
     with database_of(server) as database:
         conn = database.connect()
         pid, left = conn.info.backend_pid, contextlib.ExitStack()
@@ -132,7 +137,8 @@ def test_a_connection_that_is_left_in_the_middle_is_replaced(server: Postgres, l
             conn.execute("select 1")
         conn.close()
         with database.connect() as other:
-            assert other.info.backend_pid != pid
+            assert (other.info.backend_pid != pid) is is_replaced
+            assert other.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
             assert other.execute("select 1").fetchone() == (1,)
         with contextlib.suppress(psycopg.Error):
             left.close()
@@ -160,7 +166,14 @@ def test_one_that_is_forgotten_comes_back(database: Database, caplog: pytest.Log
         gc.collect()
         with database.connect() as other:
             assert other.execute("select to_regclass('forgotten')").fetchone() == (None,)
-    assert sum("not closed" in record.getMessage() for record in caplog.records) == 1
+        for _ in range(3):
+            database.connect()  # the next one, from the same place
+            gc.collect()
+    said = [record.getMessage() for record in caplog.records if "not closed" in record.getMessage()]
+    assert [text.rpartition(" in ")[2] for text in said] == ["test_one_that_is_forgotten_comes_back"] * 2
+    assert all("test_borrowed.py:" in text for text in said)
+    database.check()
+    assert database.stats()["connections_used"] == 0
 
 
 def test_a_deadline_ends_a_query_and_the_server_forgets_it(server: Postgres, database: Database) -> None:
@@ -182,9 +195,10 @@ def test_a_lost_connection_is_unavailable_and_is_replaced(server: Postgres, data
     with contextlib.closing(database.connect()) as conn:
         conn.execute("select 1")
         server.terminate()
-        with pytest.raises(DatabaseUnavailable):
+        with pytest.raises(DatabaseUnavailable) as caught:
             conn.execute("select 1")
         assert conn.broken
+        assert isinstance(caught.value, psycopg.OperationalError) and caught.value.sqlstate == "57P01"
     with contextlib.closing(database.connect()) as other:
         assert other.execute("select 1").fetchone() == (1,)
 
@@ -235,3 +249,99 @@ def test_two_threads_close_it_once(database: Database) -> None:
         assert database.stats()["connections_used"] == 0
     with contextlib.closing(database.connect()) as other:
         assert other.execute("select 1").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("change", SETTINGS.values(), ids=SETTINGS)
+def test_what_is_set_ends_with_close(database: Database, change: Callable[[Any], object]) -> None:
+    with database.connect() as first:
+        before = state(first)
+    conn = database.connect()
+    change(conn)
+    assert state(conn) != before
+    conn.close()
+    with contextlib.suppress(psycopg.Error):
+        change(conn)  # once more, when another one may have the session
+    with database.connect() as other:
+        assert state(other) == before
+    with database.connection() as block:
+        assert block.prepare_threshold == 5
+
+
+def test_its_block_ends_it_even_if_the_commit_fails(server: Postgres, database: Database) -> None:
+    with database.connect() as conn:
+        conn.execute("create table late (n int unique deferrable initially deferred)")
+    with pytest.raises(psycopg.errors.UniqueViolation), database.connect() as conn:
+        conn.execute("insert into late values (1), (1)")
+    assert conn.closed
+    with pytest.raises(KeyError), database.connect() as conn:
+        conn.execute("insert into late values (2)")
+        raise KeyError
+    with pytest.raises(DatabaseUnavailable), database.connect() as conn:  # what was swallowed is told at the end
+        conn.execute("insert into late values (3)")
+        server.terminate()
+        with contextlib.suppress(psycopg.Error):
+            conn.execute("select 1")
+    assert database.stats()["connections_used"] == 0
+    with database.connect() as conn:
+        assert conn.execute("select n from late").fetchall() == []
+
+
+def test_close_waits_for_a_statement_of_another_thread(database: Database) -> None:
+    conn = database.connect()
+    answers: list[object] = []
+    thread = threading.Thread(target=lambda: answers.append(conn.execute("select pg_sleep(0.5), 3").fetchone()))
+    thread.start()
+    wait_for(lambda: conn.lock.locked() or bool(answers), 10, "the statement")
+    conn.close()
+    thread.join()
+    assert answers == [("", 3)]
+    with database.connect() as other:
+        assert other.execute("select 1").fetchone() == (1,)
+
+
+def test_autocommit_shows_that_the_server_responds(database: Database) -> None:
+    with database.connect() as conn:
+        conn.autocommit = True
+        conn.execute("select 1")
+    before = database.stats()["check_queries"]
+    database.check()
+    assert database.stats()["check_queries"] == before
+
+
+def test_a_forked_child_leaves_it_alone(database: Database) -> None:
+    conn, other = database.connect(), None
+    conn.execute("select 1")
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            other = database.connect()
+        except NotRunningError:
+            conn.close()
+            code = 0 if conn.closed else 2
+        os._exit(code)
+    assert other is None
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert conn.execute("select 3").fetchone() == (3,)
+    conn.close()
+
+
+def test_a_connection_that_is_kept_is_named(
+    database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pkg.database.lending.LEAK_AGE", 0.0)
+    kept = database._lending.kept
+    for take in (
+        lambda: contextlib.closing(database.connect()),
+        database.connection,
+        lambda: contextlib.closing(contextlib.ExitStack()),
+    ):
+        with take() as taken:
+            if isinstance(taken, contextlib.ExitStack):
+                taken.enter_context(database.connection())
+            for _ in range(2):
+                text = kept()
+                assert text.startswith("a connection is kept while no request is served; taken at ")
+                assert "test_borrowed.py:" in text and "test_a_connection_that_is_kept_is_named" in text
+        assert kept() == ""
+    assert sum("is kept" in record.getMessage() for record in caplog.records) == 3

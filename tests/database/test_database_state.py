@@ -23,7 +23,8 @@ def test_modules_set_only_what_belongs_to_the_process() -> None:
 
 
 def test_a_lease_holds_lending_and_never_the_database() -> None:
-    assert set(lending.Lease.__slots__) == {"_conn", "_deadline", "_lending", "_timeout"}
+    assert set(lending.Lease.__slots__) == {"_deadline", "_timeout"}
+    assert set(lending.Lease.__mro__[1].__slots__) == {"_code", "_conn", "_instruction", "_lending"}
     assert next(iter(inspect.signature(lending.Lease).parameters)) == "lending"
     imports = {
         node.module for node in ast.walk(ast.parse(inspect.getsource(lending))) if isinstance(node, ast.ImportFrom)

@@ -1,0 +1,48 @@
+"""Where the application took a connection, kept in two words: its code, and the instruction in it.
+
+It keeps no frame and no traceback, which would keep the application's objects.
+"""
+
+from __future__ import annotations
+
+import os
+from types import CodeType, FrameType
+
+__all__ = ["own_files", "taker", "text_of"]
+
+MAX_FILES = 4096  # names that are remembered; code that is made at run time has names without end
+
+# Python's own files, and ours.
+_ROOTS = tuple(
+    os.path.join(folder, "") for folder in (os.path.dirname(os.__file__), os.path.dirname(os.path.dirname(__file__)))
+)
+own_files: set[str] = set()  # known to belong to the application
+
+
+def _is_own(path: str) -> bool:
+    """Whether the file of this name belongs to the application, and not to Python, an installed package or us."""
+    if path in own_files:
+        return True
+    if path.startswith(("<", *_ROOTS)) or "/site-packages/" in path or "/dist-packages/" in path:
+        return False
+    if len(own_files) < MAX_FILES:
+        own_files.add(path)
+    return True
+
+
+def taker(frame: FrameType) -> FrameType:
+    """The innermost frame of the application's own code, from this one outwards; the given one if there is none."""
+    found: FrameType | None = frame
+    while found is not None:
+        if _is_own(found.f_code.co_filename):
+            return found
+        found = found.f_back
+    return frame
+
+
+def text_of(code: CodeType, instruction: int) -> str:
+    """As in "shop.py:41 in titles"; the path is short if it is below the working directory."""
+    line = next((line for start, end, line in code.co_lines() if start <= instruction < end and line), 0)
+    path = code.co_filename
+    here = os.path.join(os.path.abspath(os.curdir), "")
+    return f"{path.removeprefix(here)}:{line or code.co_firstlineno} in {code.co_qualname}"
