@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import subprocess
 import sys
 import time
@@ -13,7 +15,9 @@ from typing import Any
 import pytest
 
 pytest.importorskip("django")
-from tests.support.client import wait_for
+from tests.support.client import get, wait_for
+from tests.support.faults.host import Host
+from tests.support.faults.outage import RED, load, outage
 from tests.support.faults.postgres import Postgres
 from tests.support.processes import Process, ask, running
 
@@ -224,3 +228,35 @@ def test_commands_connect_by_themselves(tmp_path: Path, server: Postgres) -> Non
         assert ask(process.address, "/")[::2] == (200, '{"titles": []}')
         assert "Ran 2 tests" in run("test")
         assert process.stop() == 0, process.errors()
+
+
+@pytest.mark.long
+def test_readiness_from_djangos_own_connections() -> None:
+    """With its pool and without.  psycopg_pool would next try to connect up to 16 s after an outage of 15 s."""
+    with Postgres() as server, contextlib.ExitStack() as stack:
+        hosts = [
+            Host(
+                server.url, app="tests.support.faults.django_application:app",
+                PKG_POOL="off", PKG_THREADS="6", DJANGO_OPTIONS=json.dumps(options),
+            )
+            for options in ({"pool": {"min_size": 2, "max_size": 2, "timeout": 2}}, {})
+        ]  # fmt: skip
+        for host in hosts:
+            stack.enter_context(host)
+            host.wait_ready(200, 20)
+            assert get(("127.0.0.1", host.port), "/query").status == 200
+        outage(hosts, server.pause, server.resume)
+        with load(hosts):
+            outage(hosts, server.pause, server.resume)
+            outage(hosts, server.stop, server.start, lasts=15.0)
+        for host in hosts:
+            with host.load("/query") as answers:
+                wait_for(lambda answers=answers: answers.statuses[200] >= 4, 3, "answers, as soon as it is ready")
+        begun = time.monotonic()
+        with load(hosts, "/sleep?3", threads=2):
+            wait_for(lambda: hosts[0].logged("readiness check database degraded: saturated"), 15, "degraded")
+        with load(hosts):
+            server.terminate()
+            time.sleep(RED)
+        for host in hosts:
+            assert {p.status for p in host.probes if p.path == "/readyz" and p.at > begun} == {200}

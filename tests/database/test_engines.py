@@ -10,8 +10,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -22,9 +21,9 @@ from sqlalchemy import create_engine, text
 from pkg.integrations.sqlalchemy import check_engine
 from tests.support.client import get, wait_for
 from tests.support.faults.host import Host
+from tests.support.faults.outage import RED, each, load, outage
 from tests.support.faults.postgres import Postgres
 
-RED, GREEN = 5.0, 3.0  # seconds, as in the matrix of our own pool
 DRIVERS = ("psycopg", "psycopg2", "asyncpg", "psycopg_asyncio")
 OPTIONS = {"pool_size": 2, "max_overflow": 0, "pool_timeout": 2}
 
@@ -53,36 +52,6 @@ def hosts(server: Postgres) -> Iterator[list[Host]]:
         yield hosts
 
 
-@contextlib.contextmanager
-def load(hosts: list[Host], target: str = "/query", threads: int = 2) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for host in hosts:
-            stack.enter_context(host.load(target, threads=threads))
-        yield
-
-
-def each(hosts: list[Host], status: int) -> list[float]:
-    """The times at which they have this status of /readyz."""
-    with ThreadPoolExecutor(len(hosts)) as executor:
-        return list(executor.map(lambda host: host.wait_ready(status, 15), hosts))
-
-
-def outage(hosts: list[Host], begin: Callable[[], object], end: Callable[[], object]) -> None:
-    threads = [host.threads for host in hosts]
-    begun = time.monotonic()
-    begin()
-    red = [at - begun for at in each(hosts, 503)]
-    time.sleep(1.0)
-    ended = time.monotonic()
-    end()
-    green = [at - ended for at in each(hosts, 200)]
-    assert max(red) <= RED, red
-    assert max(green) <= GREEN, green
-    wait_for(lambda: all(host.threads <= n for host, n in zip(hosts, threads, strict=True)), 10, "as many threads")
-    for host in hosts:
-        assert all(probe.status == 200 for probe in host.probes if probe.path == "/healthz")
-
-
 def pings(server: Postgres) -> int:
     """Queries so far that are not the application's, nor around one."""
     lines = (server.folder / "log").read_text(errors="replace").lower().splitlines()
@@ -97,13 +66,14 @@ def test_statements_of_the_application_replace_queries(server: Postgres, hosts: 
     with load(hosts):
         for host in hosts:
             wait_for(lambda host=host: get(("127.0.0.1", host.port), "/query").status == 200, 10)
-        before, end = pings(server), time.monotonic() + 3
+        before, end = pings(server), time.monotonic() + 2.5
         wait_for(lambda: time.monotonic() > end, 10)
         assert pings(server) - before <= len(hosts) / 2, "each would have made one or two"
     before = pings(server)
     wait_for(lambda: pings(server) >= before + len(hosts), 10, "queries without other evidence")
 
 
+@pytest.mark.long
 def test_a_server_that_stops(server: Postgres, hosts: list[Host]) -> None:
     with load(hosts):
         outage(hosts, server.stop, server.start)

@@ -20,6 +20,7 @@ FOREIGN = {
     },
     # Of SQLAlchemy: how many connections a pool may have, and what opens one for it with the engine's own arguments.
     "integrations.sqlalchemy": {"_max_overflow", "_invoke_creator"},
+    "integrations.django.readiness": {"_connection_pools"},  # of Django, which closes a pool before it makes another
     "service.routes": {"_router"},  # of falcon
 }
 
