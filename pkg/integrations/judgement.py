@@ -21,6 +21,7 @@ import logging
 import os
 import socket
 import threading
+import traceback
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
@@ -38,6 +39,7 @@ ANSWER_PART = 0.4  # for a free connection, from the start of the check; then a 
 CHECK_PART = 0.75  # for all of it
 ATTEMPT_TIMEOUT = 3.0  # seconds for a new connection; attempts that begin in an outage can get lost with its server
 MAX_ATTEMPTS = 8  # such attempts at once
+MAX_CHAIN = 10  # exceptions behind one another, which may form a circle
 PROOF_AGE = 0.5  # seconds; maximum age of a statement that replaces a query
 RECENTLY = 10.0  # seconds; if a statement has succeeded within this time, the pool is saturated and not dead
 
@@ -124,8 +126,14 @@ class Question:
                     duplicate.shutdown(socket.SHUT_RDWR)
 
     def end(self, error: BaseException | None = None) -> None:
-        """Takes note of the outcome.  Of an error it keeps the text only, since its frames hold the connection."""
+        """Takes note of the outcome.  Of an error it keeps the text only, since its frames hold the connection; cycles
+        among them would keep its descriptor until the next garbage collection."""
         if error is not None:
+            link: BaseException | None = error
+            for _ in range(MAX_CHAIN):
+                if link is not None:
+                    traceback.clear_frames(link.__traceback__)
+                    link = link.__cause__ or link.__context__
             state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)  # psycopg and asyncpg, psycopg2
             text = str(error).strip() or type(error).__name__
             self.is_refusal = state is not None or is_servers(text)

@@ -22,16 +22,17 @@ from pkg.integrations.sqlalchemy import check_engine
 from tests.support.client import get, wait_for
 from tests.support.faults.host import Host
 from tests.support.faults.outage import RED, each, load, outage
-from tests.support.faults.postgres import Postgres
+from tests.support.faults.postgres import PASSWORD, Postgres
+from tests.support.faults.proxy import Mode, Proxy
 
 DRIVERS = ("psycopg", "psycopg2", "asyncpg", "psycopg_asyncio")
 OPTIONS = {"pool_size": 2, "max_overflow": 0, "pool_timeout": 2}
 
 
-def host_of(server: Postgres, driver: str, role: str = "any") -> Host:
+def host_of(server: Postgres, driver: str, role: str = "any", url: str = "", **options: object) -> Host:
     return Host(
-        server.url, app="tests.support.faults.engine_application:app",
-        PKG_POOL="off", ENGINE_DRIVER=driver, ENGINE_OPTIONS=json.dumps(OPTIONS), ENGINE_ROLE=role, PKG_THREADS="6",
+        url or server.url, app="tests.support.faults.engine_application:app",
+        PKG_POOL="off", ENGINE_DRIVER=driver, ENGINE_OPTIONS=json.dumps(OPTIONS | options), ENGINE_ROLE=role, PKG_THREADS="6",
     )  # fmt: skip
 
 
@@ -156,6 +157,30 @@ def test_a_server_that_is_full(server: Postgres, hosts: list[Host]) -> None:
                 wait_for(lambda host=host: host.logged("refuses another"), 15)
     for host in hosts:
         assert {p.status for p in host.probes if p.path == "/readyz" and p.at > begun} == {200}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("pre_ping", [False, True])
+def test_a_route_that_is_lost(server: Postgres, pre_ping: bool) -> None:
+    """Nothing ends the attempts to connect and the questions but the check."""
+    with Proxy(server.port) as proxy, contextlib.ExitStack() as stack:
+        url = server.url_of(PASSWORD, proxy.port)
+        hosts = [host_of(server, driver, url=url, pool_pre_ping=pre_ping) for driver in DRIVERS]
+        for host in hosts:
+            stack.enter_context(host)
+            host.wait_ready(200, 20)
+            assert get(("127.0.0.1", host.port), "/query").status == 200
+        descriptors, threads = [host.descriptors for host in hosts], [host.threads for host in hosts]
+        most = [0] * len(hosts)
+
+        def end() -> None:
+            most[:] = [host.threads for host in hosts]
+            proxy.mode = Mode.PASS
+
+        outage(hosts, lambda: setattr(proxy, "mode", Mode.BLACK_HOLE), end, lasts=12.0)
+        assert all(n - before <= 8 for n, before in zip(most, threads, strict=True)), "attempts that pile up"
+        # A thread of its own event loop may have come with its descriptors, and one connection more.
+        wait_for(lambda: all(h.descriptors <= n + 3 for h, n in zip(hosts, descriptors, strict=True)), 10)
 
 
 @pytest.mark.long
