@@ -5,6 +5,8 @@ It is not a framework: the application is a WSGI or ASGI callable, or an `http.s
     connection("name", timeout=None)
                                     a pooled database connection, for a `with` block; the name is for one of several
     connect("name", timeout=None)   one whose close() gives it back, for an ORM
+    aconnection(...), aconnect(...)
+                                    the same for `async with` and `await`: psycopg's AsyncConnection
     check(name, interval=5, ...)    decorator: registers a readiness check
     set_ready(ready, reason="")     takes this instance out of rotation, or puts it back
     draining()                      whether the service has been told to stop
@@ -24,7 +26,7 @@ TYPE_CHECKING = False  # importing typing would take a quarter of the time of a 
 if TYPE_CHECKING:
     from typing import Any
 
-    from pkg.api import check, connect, connection, draining, fail_liveness, set_ready
+    from pkg.api import aconnect, aconnection, check, connect, connection, draining, fail_liveness, set_ready
     from pkg.database.database import Database
     from pkg.errors import (
         BodyError,
@@ -52,6 +54,8 @@ __all__ = [
     "ResponseError",
     "Server",
     "StartupError",
+    "aconnect",
+    "aconnection",
     "check",
     "connect",
     "connection",
@@ -65,6 +69,8 @@ _HOMES = {
     "Database": "database.database",
     "RequestHandler": "http.handler",
     "Server": "http.server",
+    "aconnect": "api",
+    "aconnection": "api",
     "check": "api",
     "connect": "api",
     "connection": "api",

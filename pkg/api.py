@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from pkg.errors import NotRunningError
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
         def connect(
             self, timeout: float | None = None, *, deadline: float | None = None
         ) -> psycopg.Connection[Any]: ...
+        def aconnection(
+            self, timeout: float | None = None
+        ) -> AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]: ...
+        async def aconnect(
+            self, timeout: float | None = None, *, deadline: float | None = None
+        ) -> psycopg.AsyncConnection[Any]: ...
 
     class Parts(Protocol):
         """What a running service has; None for what is not there, or not yet.
@@ -41,7 +47,7 @@ if TYPE_CHECKING:
             """Called in a process that the application has forked."""
 
 
-__all__ = ["check", "connect", "connection", "draining", "fail_liveness", "set_ready"]
+__all__ = ["aconnect", "aconnection", "check", "connect", "connection", "draining", "fail_liveness", "set_ready"]
 
 _current: Parts | None = None
 _is_child = _is_watching = False
@@ -150,6 +156,29 @@ def connect(
     """
     found, timeout = database_of(database, timeout)
     return found.connect(timeout, deadline=deadline)
+
+
+def aconnection(
+    database: str | float | None = "", timeout: float | None = None
+) -> AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]:
+    """As `connection`, for an `async with` block: psycopg's AsyncConnection from the same pool.
+
+    Nothing blocks the event loop, and the deadline ends a statement also while something else blocks it.  If the task
+    is cancelled while a statement runs, the statement is cancelled on the server, and the connection is closed.
+    """
+    found, timeout = database_of(database, timeout)
+    return found.aconnection(timeout)
+
+
+async def aconnect(
+    database: str | float | None = "", timeout: float | None = None, *, deadline: float | None = None
+) -> psycopg.AsyncConnection[Any]:
+    """As `connect`: psycopg's AsyncConnection from the same pool, whose `await close()` gives it back.
+
+    For SQLAlchemy: `create_async_engine("postgresql+psycopg://", async_creator=pkg.aconnect, poolclass=NullPool)`.
+    """
+    found, timeout = database_of(database, timeout)
+    return await found.aconnect(timeout, deadline=deadline)
 
 
 def check(

@@ -14,7 +14,7 @@ import traceback
 import weakref
 from collections.abc import Iterator
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import pq, rows
@@ -38,7 +38,7 @@ _SQLSTATE = pq.DiagnosticField.SQLSTATE
 _IS_READ_ONLY = b"select pg_is_in_recovery() or current_setting('transaction_read_only')::bool"
 _HAS_PIPELINES = psycopg.Pipeline.is_supported()
 
-__all__ = ["IDLE", "Connection", "Cursor", "Expired", "Unavailable", "generation"]
+__all__ = ["IDLE", "BeginsWithStatement", "Connection", "Cursor", "Expired", "Unavailable", "generation"]
 
 
 # Held while a connection is closed on purpose, and while another thread reads from it what a cancel request needs:
@@ -121,8 +121,9 @@ class Expired(Unavailable):
     """Raised when the deadline of a connection has passed: nothing more is sent on it."""
 
 
-class Cursor(psycopg.Cursor[Any]):
-    """Sends BEGIN together with the first statement of a transaction; psycopg sends it one round trip earlier.
+class BeginsWithStatement:
+    """A cursor that sends BEGIN together with the first statement of a transaction; psycopg sends it one round trip
+    earlier.
 
     pgjdbc and Npgsql also do this.  It requires libpq's pipeline mode, in which a message holds one statement and COPY
     is impossible.  So it is done for a statement with parameters, or one that is already prepared; before any other
@@ -131,8 +132,12 @@ class Cursor(psycopg.Cursor[Any]):
     tests/support/psycopg_privates.py lists the names with a leading underscore that are used and overridden here.
     """
 
-    __slots__ = ()
-    _conn: Connection
+    if not TYPE_CHECKING:
+        __slots__ = ()
+    else:
+
+        def __getattr__(self, name: str) -> Any:
+            """What the cursor has that it is mixed into."""
 
     def _execute_gen(
         self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
@@ -141,14 +146,9 @@ class Cursor(psycopg.Cursor[Any]):
         if self._pgconn.transaction_status == IDLE and not (conn.autocommit or conn._pipeline or self._closed):
             yield from self._begin_and_execute_gen(query, params, prepare, binary)
             return
-        yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
+        yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
         if conn.autocommit:
             conn.answered = monotonic()  # in autocommit mode there is no end of a transaction to tell
-
-    def executemany(self, *args: Any, **options: Any) -> None:
-        super().executemany(*args, **options)
-        if self._conn.autocommit:
-            self._conn.answered = monotonic()
 
     def _begin_and_execute_gen(self, query: Any, params: Any, prepare: bool | None, binary: bool | None) -> PQGen[None]:
         conn = self._conn
@@ -235,6 +235,18 @@ class Cursor(psycopg.Cursor[Any]):
                     raise psycopg.OperationalError(results[-1].get_error_message())
 
 
+class Cursor(BeginsWithStatement, psycopg.Cursor[Any]):
+    """The cursor of the pool's connections."""
+
+    __slots__ = ()
+    _conn: Connection
+
+    def executemany(self, *args: Any, **options: Any) -> None:
+        super().executemany(*args, **options)
+        if self._conn.autocommit:
+            self._conn.answered = monotonic()
+
+
 def _has_said_why(answers: list[list[PGresult]]) -> bool:
     """Whether one of the results is an error from the server."""
     return any(result.error_field(_SQLSTATE) for results in answers for result in results)
@@ -309,6 +321,10 @@ class Connection(psycopg.Connection[Any]):
         self.wait = self._refuse  # type: ignore[method-assign]
         with _closing:
             return None if self.closed else prepare(self.pgconn)
+
+    @property
+    def is_expired(self) -> bool:
+        return "wait" in self.__dict__
 
     def _refuse(self, gen: Any, *_: Any, **__: Any) -> Any:
         gen.close()

@@ -6,6 +6,7 @@ It only combines the parts.
 from __future__ import annotations
 
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import psycopg
 
@@ -17,6 +18,9 @@ from pkg.database.pool import POOL_NAME, Pool, quiet
 from pkg.database.source import Source
 from pkg.health.checks import Degraded
 from pkg.logs import context
+
+if TYPE_CHECKING:
+    from pkg.database.asynchronous import AsyncConnection, AsyncLease
 
 __all__ = ["Database"]
 
@@ -176,6 +180,30 @@ class Database:
         if (at := context.deadline()) is not None:
             deadline = _within(at, deadline)
         return self._lending.connect(timeout, deadline)
+
+    def aconnection(self, timeout: float | None = None) -> AsyncLease:
+        """The same as `connection` for an `async with` block, with psycopg's AsyncConnection.
+
+        Nothing in it blocks the event loop.  If the task is cancelled while a statement runs, the statement is
+        cancelled on the server, and the connection is closed.
+        """
+        from pkg.database.asynchronous import AsyncLease
+
+        if timeout is not None:
+            _require_seconds("timeout", timeout)
+        if (at := context.deadline()) is not None:
+            timeout = _within(at, timeout)
+        return AsyncLease(self._lending, timeout)
+
+    async def aconnect(self, timeout: float | None = None, *, deadline: float | None = None) -> AsyncConnection:
+        """The same as `connect`, with psycopg's AsyncConnection, whose `await close()` gives it back."""
+        from pkg.database.asynchronous import AsyncLoan
+
+        _require_seconds("timeout", timeout)
+        _require_seconds("deadline", deadline)
+        if (at := context.deadline()) is not None:
+            deadline = _within(at, deadline)
+        return await AsyncLoan(self._lending).begin_in_task(timeout, deadline)
 
     # ------------------------------------------------------------------ for the admin pages and the health pages
 

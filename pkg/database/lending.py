@@ -5,6 +5,7 @@ It neither creates connections nor judges the database.
 
 from __future__ import annotations
 
+import asyncio  # psycopg has imported it
 import contextlib
 import logging
 import os
@@ -26,7 +27,7 @@ from pkg.database.pool import Pool, PoolTimeout, first_line
 from pkg.database.watchdog import Deadline, Watchdog
 from pkg.errors import NotRunningError
 
-__all__ = ["Lease", "Lending", "Unavailable"]
+__all__ = ["Lease", "Lending", "Loan", "Unavailable"]
 
 _log = logging.getLogger("pkg.database")
 
@@ -91,18 +92,36 @@ class Lending:
             timeout = min(timeout, KNOWN_DOWN_TIMEOUT)
         try:
             conn = self._pool.borrow(timeout)
-        except PoolTimeout:
-            in_use = len(self._leases)
-            why = (
-                f"; the last check failed: {self.reason}"
-                if self.failures
-                else f"; {in_use} of {self._max_size} are in use"
-            )
-            raise Unavailable(f"{self.prefix}no connection within {timeout:.3g} s{why}") from None
-        except (PoolClosed, TooManyRequests) as error:
-            raise Unavailable(str(error)) from None
+        except (PoolTimeout, PoolClosed, TooManyRequests) as error:
+            raise self._unavailable(error, timeout) from None
         self._leases.add(lease)
         return conn
+
+    async def lend_to_task(self, lease: Loan, timeout: float | None = None) -> Connection:
+        """The same for a task, whose event loop is not blocked."""
+        if self.is_foreign:
+            raise NotRunningError(_FOREIGN)
+        if self.forgotten:
+            await asyncio.to_thread(self.reclaim)
+        timeout = self._timeout if timeout is None else min(timeout, self._timeout)
+        if self.failures > 1:
+            timeout = min(timeout, KNOWN_DOWN_TIMEOUT)
+        try:
+            conn = await self._pool.borrow_in_task(timeout)
+        except (PoolTimeout, PoolClosed, TooManyRequests) as error:
+            raise self._unavailable(error, timeout) from None
+        self._leases.add(lease)
+        return conn
+
+    def _unavailable(self, error: Exception, timeout: float) -> Unavailable:
+        """What a borrower is told who has waited for `timeout` seconds, or was not let in."""
+        if not isinstance(error, PoolTimeout):
+            return Unavailable(str(error))
+        if self.failures:
+            why = f"the last check failed: {self.reason}"
+        else:
+            why = f"{len(self._leases)} of {self._max_size} are in use"
+        return Unavailable(f"{self.prefix}no connection within {timeout:.3g} s; {why}")
 
     def connect(self, timeout: float | None = None, deadline: float | None = None) -> BorrowedConnection:
         """Lends a connection whose close() gives it back.

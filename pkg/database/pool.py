@@ -5,6 +5,7 @@ It makes no decisions: `check` decides when to ask, flush, refill or give up.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import weakref
@@ -17,6 +18,7 @@ import psycopg_pool
 from psycopg_pool.pool import AddConnection
 
 from pkg.database.connection import Connection, generation
+from pkg.database.waiting import WaitingTask
 
 __all__ = ["POOL_NAME", "NotNow", "Pool", "PoolTimeout", "first_line", "quiet"]
 
@@ -79,6 +81,57 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
             self.putconn(conn)  # which replaces it
             end = end or conn.lent + timeout
             timeout = max(0.001, end - monotonic())
+
+    async def borrow_in_task(self, timeout: float) -> Connection:
+        """The same without blocking the event loop.  Threads and tasks wait in one queue."""
+        self._stats[self._REQUESTS_NUM] += 1
+        if self._closed:
+            self._check_open_getconn()
+        end = 0.0 if self._pool else monotonic() + timeout
+        while True:
+            conn = await self._take_or_wait(timeout)
+            conn.lent = monotonic()
+            if not conn.is_lost():
+                return conn
+            conn.close()
+            self.putconn(conn)
+            end = end or conn.lent + timeout
+            timeout = max(0.001, end - monotonic())
+
+    async def _take_or_wait(self, timeout: float) -> Connection:
+        """psycopg_pool's _getconn_unchecked(), for a task."""
+        begun, waiting = 0.0, None
+        with self._lock:
+            conn = self._get_ready_connection(timeout)
+            if conn is None:
+                begun, waiting = monotonic(), WaitingTask[Connection]()
+                self._waiting.append(waiting)
+                self._stats[self._REQUESTS_QUEUED] += 1
+                self._maybe_grow_pool()
+        if waiting is not None:
+            try:
+                conn = await waiting.result(timeout)
+            except BaseException:
+                self._stats[self._REQUESTS_ERRORS] += 1
+                if (given := waiting.abandon()) is not None:
+                    self._return_connection(given, from_getconn=True)  # to the next one that waits
+                else:
+                    with self._lock, contextlib.suppress(ValueError):
+                        self._waiting.remove(waiting)
+                raise
+            finally:
+                self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - begun))
+        assert conn is not None
+        conn._pool = self
+        return conn
+
+    def close(self, timeout: float = 5.0) -> None:
+        """As psycopg_pool's, but those who wait get their error first, and not after the last worker has ended."""
+        with self._lock:
+            waiting = list(self._waiting)
+        for client in waiting:
+            client.fail(psycopg_pool.PoolClosed(f"the pool {self.name!r} is closed"))
+        super().close(timeout)
 
     def prune(self) -> int:
         """Replaces idle connections that are known to be dead, without a query, and returns their number."""

@@ -18,6 +18,7 @@ FOREIGN = {
         "_prepared",
         "_registry",
     },
+    "database.pool": {"_pool"},  # of psycopg_pool: to which pool a connection has to go back
     # Of SQLAlchemy: how many connections a pool may have, and what opens one for it with the engine's own arguments.
     "integrations.sqlalchemy": {"_max_overflow", "_invoke_creator"},
     "integrations.django.readiness": {"_connection_pools"},  # of Django, which closes a pool before it makes another

@@ -39,6 +39,8 @@ _UNDO = "what a block has set on its connection is undone; the public properties
 _LEAK = "the next block inherits what an earlier one has set"
 _BORROW = "a dead connection is recognised without a query, and without psycopg_pool's pauses of 1, 2, 4 .. s"
 _WAIT = "callers meet dead connections, or wait for seconds although the database is back"
+_TASK = "a task waits for a connection in the queue of the threads, and does not block its event loop"
+_LOST = "a connection is lost from the pool, or a task waits for ever"
 _COUNT = "the check and the metrics know how many connections there are, without the lock"
 _WRONG = "the check refills too few or too many, and its decisions are wrong"
 
@@ -93,6 +95,13 @@ PRIVATES: tuple[Private, ...] = (
     Private("pool", "_closed", "bool", "read", _BORROW, "a closed pool lends"),
     Private("pool", "_check_open_getconn", "f()", "read", _BORROW, "a closed pool lends"),
     Private("pool", "_getconn_unchecked", "f(timeout)", "read", _BORROW, _WAIT),
+    Private("pool", "_get_ready_connection", "f(timeout)", "read", _TASK, _LOST),
+    Private("pool", "_return_connection", "f(conn, from_getconn)", "read", _TASK, _LOST),
+    Private("pool", "_REQUESTS_QUEUED", "str", "read", _TASK, "requests that wait are not counted"),
+    Private("pool", "_REQUESTS_WAIT_MS", "str", "read", _TASK, "requests that wait are not counted"),
+    Private("pool", "_REQUESTS_ERRORS", "str", "read", _TASK, "requests that wait in vain are not counted"),
+    Private("waiting", "_cond", "Condition", "read", _TASK, _LOST),
+    Private("connection", "_should_cancel", "f()", "read", _BORROW, "a task cancels a query that there is not"),
     Private("pool", "_pool", "deque", "read", _BORROW, _WAIT),
     Private("pool", "_lock", "Lock|RLock|lock", "read", _BORROW, "two threads change the pool at once"),
     Private("pool", "_close_connection", "f(conn)", "read", _BORROW, "descriptors leak"),
@@ -123,6 +132,7 @@ def _owners() -> dict[str, Any]:
         "types": psycopg.adapters.types,
         "pool": pool,
         "pool tasks": psycopg_pool.pool,
+        "waiting": psycopg_pool.pool.WaitingClient(),
     }
 
 
