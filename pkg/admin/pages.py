@@ -333,7 +333,8 @@ class _Levels:
 
 
 def _pool_lines(stats: Mapping[str, Any]) -> list[str]:
-    return statusz.columns([(name, str(value)) for name, value in stats.items()])
+    taken = [("taken", text) for text in stats.get("taken", ())]
+    return statusz.columns([(name, str(value)) for name, value in stats.items() if name != "taken"] + taken)
 
 
 def _groups(found: Iterable[tasks.TaskState]) -> list[str]:

@@ -82,14 +82,16 @@ class DatabaseCheck:
         self._began = self._ended = monotonic()  # of the last check
         self._doubt = ""  # why the pool's connections cannot be trusted
         self._doubted = ""  # the same at the previous check, so that a read-only server does not fill the log
+        self._oldest: Callable[[], float] | None = None
         self._read_only = False  # what the server last reported, with role=primary
         self._crowded = False  # whether somebody was waiting for a connection at the last check
         self._news = threading.Condition(threading.Lock())
         self._attempts: set[_Attempt] = set()
         self.counts = dict.fromkeys(("checks", "check_queries", "check_connections", "flushes", "refills"), 0)
 
-    def open(self) -> None:
-        """From now on there is evidence; what was before does not count."""
+    def open(self, oldest: Callable[[], float] | None) -> None:
+        """From now on there is evidence; what was before does not count.  `oldest` is described at `Database.open`."""
+        self._oldest = oldest
         self._began = self._ended = monotonic()
 
     def gate(self) -> None:
@@ -119,7 +121,9 @@ class DatabaseCheck:
         if self._pool.size < self._pool.min_size:
             self.counts["refills"] += 1
         self._pool.refill()
-        return verdict
+        if self._oldest is None or not (kept := self._lending.kept(self._oldest())):
+            return verdict
+        return Degraded(f"{verdict.reason}; {kept}" if verdict is not None else kept)
 
     def _judge(self, since: float) -> Degraded | None:
         lending = self._lending

@@ -5,6 +5,7 @@ It only combines the parts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -91,15 +92,18 @@ class Database:
 
     # ------------------------------------------------------------------ life
 
-    def open(self) -> None:
+    def open(self, oldest: Callable[[], float] | None = None) -> None:
         """Starts to connect and returns at once; it is not an error if the database is down.
+
+        `oldest`: tells the monotonic time at which the oldest request in flight has begun, or now if there is none.
+        With it, the check is degraded by connections that were taken earlier and are still out.
 
         Raises ConfigurationError if libpq does not accept the URL, and ValueError if a pool with this name is open.
         """
         self._source.verify()
         self._pool.take_name()
         quiet()
-        self._check.open()
+        self._check.open(oldest)
         self._lending.open()
         self._pool.open(wait=False)
 
@@ -210,6 +214,10 @@ class Database:
     def check(self) -> Degraded | None:
         """Checks the database, within a second.  Returns None or Degraded; raises DatabaseUnavailable if it fails."""
         return self._check.run()
+
+    def taken(self) -> list[str]:
+        """The connections that are out: for how long, and where the application took them."""
+        return self._lending.taken()
 
     def stats(self) -> dict[str, float]:
         """The statistics of psycopg_pool under its names ("Pool stats"), including zeros, and those of the check."""

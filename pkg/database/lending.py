@@ -33,7 +33,7 @@ _log = logging.getLogger("pkg.database")
 
 KNOWN_DOWN_TIMEOUT = 1.0  # how long a borrower waits while the check fails: until the next check
 
-LEAK_AGE = 5.0  # seconds after which a connection that is out while no request is served counts as kept
+LEAK_AGE = 5.0  # seconds after which a connection that no request uses counts as kept
 RECLAIM_TIMEOUT = 0.25  # seconds for rolling back what a borrower has forgotten
 MAX_PLACES = 100  # that the log has named
 _ACTIVE = pq.TransactionStatus.ACTIVE
@@ -145,22 +145,29 @@ class Lending:
                 _log.warning("%sa connection was not closed; it is taken back from %s", self.prefix, loan.place)
             loan.end(RECLAIM_TIMEOUT)
 
-    def kept(self) -> str:
-        """Names the connections that have been out for some seconds, with no statement under way; "" if there are none.
-        To be asked while no request is served."""
-        before = monotonic() - LEAK_AGE
+    def kept(self, since: float) -> str:
+        """Names the connections that were taken before the monotonic time `since`, and some seconds ago, and run no
+        statement now; "" if there are none."""
+        before = min(since, monotonic() - LEAK_AGE)
         found = [lease for lease in list(self._leases) if lease.is_idle_since(before)]
         for lease in found:
             if self._is_news(lease):
                 _log.warning(
-                    "%sa connection is kept while no request is served; it was taken at %s", self.prefix, lease.place
+                    "%sa connection is kept that no request uses; it was taken at %s", self.prefix, lease.place
                 )
         places = sorted({lease.place for lease in found})
         if not places:
             return ""
         count = "a connection is" if len(found) == 1 else f"{len(found)} connections are"
         more = f" and {len(places) - 3} more places" if len(places) > 3 else ""
-        return f"{count} kept while no request is served; taken at {', '.join(places[:3])}{more}"
+        return f"{count} kept that no request uses, taken at {', '.join(places[:3])}{more}"
+
+    def taken(self) -> list[str]:
+        """How long each connection has been out, and where it was taken, as in "12 s, shop.py:41 in titles"; those that
+        have been out longest come first."""
+        now = monotonic()
+        out = sorted(((lease.age(now), lease.place) for lease in list(self._leases)), reverse=True)
+        return [f"{age:.0f} s, {place}" for age, place in out]
 
     def _is_news(self, lease: Lease | Loan) -> bool:
         """Whether the log has not named the place of the lease yet."""
@@ -223,6 +230,11 @@ class _Taken:
     def taken_at(self) -> tuple[CodeType, int]:
         """The same, as a key."""
         return self._code, self._instruction
+
+    def age(self, now: float) -> float:
+        """Seconds for which it has been out at the monotonic time `now`."""
+        conn = self._conn
+        return now - conn.lent if conn is not None else 0.0
 
     def is_idle_since(self, at: float) -> bool:
         """Whether it was lent before the monotonic time `at`, and no statement is under way."""

@@ -224,8 +224,16 @@ class Status:
         return 0 if self.eventloop() is not None else self.threads
 
     def pools(self) -> dict[str, dict[str, Any]]:
-        """The statistics of the pool of each database, by name; "" is that of DATABASE_URL."""
-        return {name: dict(database.stats()) for name, database in self.databases().items()}
+        """The statistics of the pool of each database, by name; "" is that of DATABASE_URL.
+
+        Where connections are out, `taken` says for how long, and where the application took them.
+        """
+        found = {}
+        for name, database in self.databases().items():
+            found[name] = dict(database.stats())
+            if taken := database.taken():
+                found[name]["taken"] = taken
+        return found
 
     def metrics(self) -> metrics.Exposition:
         return metrics.collect(
@@ -551,6 +559,8 @@ def _of_pool(name: str, pool: Mapping[str, Any], *, is_idle: bool) -> Iterable[F
             f"{what} {'is' if lent == 1 else 'are'} in use while no request is in flight; leaked, unless one of the "
             "application's own threads holds it"
         )
+        if taken := pool.get("taken"):
+            text += f" ({taken[0]})"
         yield Finding("warning", text, "/debug/pool")
     size, most = pool.get("pool_size", 0), pool.get("pool_max", 0)
     waiting = pool.get("requests_waiting", 0)

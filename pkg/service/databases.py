@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from pkg.errors import StartupError
@@ -28,8 +28,11 @@ def check_name(name: str) -> str:
     return f"database-{name}" if name else "database"
 
 
-def open_all(settings: Mapping[str, Settings], checker: Checker) -> dict[str, Database]:
+def open_all(
+    settings: Mapping[str, Settings], checker: Checker, oldest: Callable[[], float] | None = None
+) -> dict[str, Database]:
     """The pools of the databases, by name, connecting, and checked from now on.  `settings`: those of each, by name.
+    `oldest` is described at `Database.open`.
 
     Raises StartupError if there is no driver, and ConfigurationError if libpq does not accept a URL.  What had been
     started then is closed again.
@@ -37,7 +40,7 @@ def open_all(settings: Mapping[str, Settings], checker: Checker) -> dict[str, Da
     opened: dict[str, Database] = {}
     try:
         for name, own in settings.items():
-            opened[name] = _open(name, own, checker)
+            opened[name] = _open(name, own, checker, oldest)
     except BaseException:  # there may be no thread for all of it, and the pool would wait for its threads at the exit
         close_all(opened, 0.2)
         raise
@@ -48,7 +51,7 @@ def open_all(settings: Mapping[str, Settings], checker: Checker) -> dict[str, Da
     return opened
 
 
-def _open(name: str, settings: Settings, checker: Checker) -> Database:
+def _open(name: str, settings: Settings, checker: Checker, oldest: Callable[[], float] | None) -> Database:
     try:
         from pkg.database.database import Database
         from pkg.database.pool import POOL_NAME
@@ -71,7 +74,7 @@ def _open(name: str, settings: Settings, checker: Checker) -> Database:
         variable=_variable(name),
     )
     try:
-        database.open()
+        database.open(oldest)
         checker.add(
             Check(
                 check_name(name),

@@ -269,7 +269,7 @@ class Service:
                 "pool is off: DATABASE_URL is left to the application, without a connection pool or a database check"
             )
         elif s.databases:
-            self.databases = databases.open_all(s.databases, self.checker)
+            self.databases = databases.open_all(s.databases, self.checker, self._oldest_request)
         else:
             _log.info("DATABASE_URL is not set: there is no connection pool and no database check")
         api.enter(self)  # the application may register checks while it is imported
@@ -454,6 +454,18 @@ class Service:
             )
             for place, listener in enumerate(self.server.listeners)
         ]
+
+    def _oldest_request(self) -> float:
+        """The monotonic time at which the oldest request in flight has begun; that of the start if it is not known."""
+        front = self.server.front if self.server is not None else None
+        if front is None:
+            return 0.0
+        stats = front.stats()
+        if stats.websockets or stats.in_flight > 64:  # more than requests() tells
+            return 0.0
+        # By the front's clock, without the time for which the process was frozen: rather too early than too late.
+        now: float = front.clock()
+        return now - max((request.age for request in front.requests()), default=0.0)
 
     def _executors(self) -> list[Executor]:
         from pkg.diagnostics.metrics import Executor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,11 @@ def test_the_admin_pages_say_so(server: Postgres, tmp_path: Path) -> None:
         wait_for(
             lambda: "a connection is in use while no request is in flight; leaked" in status(admin), 5, "a finding"
         )
+        assert re.search(r"taken +\d+ s, application\.py:\d+ in app", ask(admin, "/debug/pool")[2])
+        kept = "a connection is kept that no request uses, taken at application.py:"
+        wait_for(lambda: kept in status(admin), 15, "a degraded check")
+        assert ask(process.address, "/readyz")[0] == 200
+        process.await_message(r"a connection is kept that no request uses; it was taken at application\.py:\d+ in app")
 
 
 def status(admin: tuple[str, int]) -> str:

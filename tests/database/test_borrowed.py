@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
+from time import monotonic
 from typing import Any
 
 import psycopg
@@ -330,7 +331,10 @@ def test_a_connection_that_is_kept_is_named(
     database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pkg.database.lending.LEAK_AGE", 0.0)
-    kept = database._lending.kept
+
+    def kept() -> str:
+        return database._lending.kept(monotonic())
+
     for take in (
         lambda: contextlib.closing(database.connect()),
         database.connection,
@@ -341,7 +345,10 @@ def test_a_connection_that_is_kept_is_named(
                 taken.enter_context(database.connection())
             for _ in range(2):
                 text = kept()
-                assert text.startswith("a connection is kept while no request is served; taken at ")
+                assert text.startswith("a connection is kept that no request uses, taken at ")
                 assert "test_borrowed.py:" in text and "test_a_connection_that_is_kept_is_named" in text
+            assert database._lending.kept(monotonic() - 60) == ""  # a request in flight may have it
+            assert len(database.taken()) == 1
         assert kept() == ""
+        assert database.taken() == []
     assert sum("is kept" in record.getMessage() for record in caplog.records) == 3
