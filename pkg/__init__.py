@@ -10,6 +10,7 @@ It is not a framework: the application is a WSGI or ASGI callable, or an `http.s
     check(name, interval=5, ...)    decorator: registers a readiness check
     set_ready(ready, reason="")     takes this instance out of rotation, or puts it back
     draining()                      whether the service has been told to stop
+    outage(error)                   the DatabaseUnavailable that has caused an error, or None
     running(DATABASE_URL=...)       the pool and the checks for code that is not served, for a `with` block
     fail_liveness(reason)           makes the liveness page fail, so that the platform restarts the process
     Database(url, name=...)         a pool of its own, without settings
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         NotRunningError,
         ResponseError,
         StartupError,
+        outage,
     )
     from pkg.http.handler import RequestHandler
     from pkg.http.server import Server
@@ -61,6 +63,7 @@ __all__ = [
     "connection",
     "draining",
     "fail_liveness",
+    "outage",
     "running",
     "set_ready",
 ]

@@ -16,6 +16,7 @@ __all__ = [
     "NotRunningError",
     "ResponseError",
     "StartupError",
+    "outage",
 ]
 
 
@@ -60,6 +61,15 @@ class DatabaseUnavailable(Error):
 
     If the application does not catch it, the client gets 503 with `Retry-After`; the cause is only in the log.
     """
+
+
+def outage(error: BaseException | None) -> DatabaseUnavailable | None:
+    """The DatabaseUnavailable that is this error or its cause, as of the errors of an ORM (`raise ... from ...`)."""
+    for _ in range(16):  # causes may be a circle
+        if error is None or isinstance(error, DatabaseUnavailable):
+            return error
+        error = error.__cause__
+    return None
 
 
 class ResponseError(Error):

@@ -22,7 +22,7 @@ from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 from pkg import _core
-from pkg.errors import BodyError, ClientDisconnected, DatabaseUnavailable, ResponseError
+from pkg.errors import BodyError, ClientDisconnected, ResponseError, outage
 from pkg.http.adapt import adapt
 
 if TYPE_CHECKING:
@@ -421,9 +421,9 @@ class Server(ThreadingHTTPServer):
             if status == HTTPStatus.SERVICE_UNAVAILABLE:  # buffer_size is exhausted
                 headers = {"Retry-After": "1"}
             _log.info("%s %s: %s", request.method, request.target, error)
-        elif isinstance(error, DatabaseUnavailable):
+        elif (unavailable := outage(error)) is not None:
             status, headers = HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"}
-            _log.warning("%s %s: %s", request.method, request.target, error)
+            _log.warning("%s %s: %s", request.method, request.target, unavailable)
         elif isinstance(error, ResponseError):
             _log.error("%s %s: invalid response: %s", request.method, request.target, error)
         else:

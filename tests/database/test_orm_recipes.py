@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.support.client import wait_for
@@ -29,7 +30,7 @@ FIELDS = {"sqlalchemy": "title", "flask_sqlalchemy": "name", "django": "title"}
 def library(name: str, folder: Path, database: Postgres) -> Iterator[Process]:
     pytest.importorskip(name)
     for path, text in files_of(ROOT / "docs/databases.md").items():
-        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).parent.mkdir(exist_ok=True, parents=True)
         (folder / path).write_text(text)
     environ = {
         "DATABASE_URL": database.url,
@@ -99,14 +100,79 @@ def late():
 """
 
 
-def test_a_deadline_that_passes_between_two_statements_is_503(tmp_path: Path) -> None:
-    """SQLAlchemy does not take the connection for lost, as no statement was under way."""
+def test_a_deadline_that_passes_is_503(tmp_path: Path) -> None:
+    """Between two statements, when SQLAlchemy does not take the connection for lost, and on a server that hangs."""
     pytest.importorskip("sqlalchemy")
     for path, text in files_of(ROOT / "docs/databases.md").items():
         if path in ("engine.py", "orm_shop.py"):
-            (tmp_path / path).write_text(text.replace("timeout=10", "timeout=0.4"))
+            (tmp_path / path).write_text(text.replace("deadline=10", "deadline=0.4"))
     with Postgres() as database, running(tmp_path, LATE, DATABASE_URL=database.url, PKG_ADMIN="off") as process:
         wait_for(lambda: ask(process.address, "/readyz")[0] == 200, 15, "readiness")
         assert ask(process.address, "/")[0] == 200
         status, headers, _ = ask(process.address, "/late")
         assert (status, headers.get("retry-after")) == (503, "1")
+        database.pause()
+        status, headers, _ = ask(process.address, "/")
+        assert (status, headers.get("retry-after")) == (503, "1")
+        database.resume()
+
+
+def test_a_hung_server_is_503_from_fastapi_within_the_time_of_the_request(tmp_path: Path) -> None:
+    pytest.importorskip("sqlalchemy")
+    pytest.importorskip("fastapi")
+    for path, text in files_of(ROOT / "docs/databases.md").items():
+        if path in ("engine.py", "api_shop.py"):
+            (tmp_path / path).write_text(text.replace("deadline=10", "deadline=0.4"))
+    with (
+        Postgres() as database,
+        running(tmp_path, "", app="api_shop:app", DATABASE_URL=database.url, PKG_ADMIN="off") as process,
+    ):
+        wait_for(lambda: ask(process.address, "/readyz")[0] == 200, 15, "readiness")
+        assert ask(process.address, "/")[::2] == (200, "42")
+        database.pause()
+        status, headers, _ = ask(process.address, "/")
+        assert (status, headers.get("retry-after")) == (503, "1")
+        database.resume()
+
+
+OWN_ENGINE = """
+import os
+
+from alembic import context
+from sqlalchemy import NullPool, create_engine
+
+engine = create_engine(os.environ["DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:", 1), poolclass=NullPool)
+with engine.connect() as connection:
+    context.configure(connection=connection)
+    with context.begin_transaction():
+        context.run_migrations()
+"""
+
+
+def test_migrations_beside_a_running_service(tmp_path: Path) -> None:
+    """Within `pkg.running()`, as the recipe is, and with an engine of its own."""
+    pytest.importorskip("alembic")
+    for path, text in files_of(ROOT / "docs/databases.md").items():
+        if path == "alembic.ini" or path.startswith("migrations/") or path in ("engine.py", "orm_shop.py"):
+            (tmp_path / path).parent.mkdir(exist_ok=True, parents=True)
+            (tmp_path / path).write_text(text)
+
+    def alembic(*command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "alembic", *command], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+            env={"DATABASE_URL": database.url, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    with (
+        Postgres() as database,
+        running(tmp_path, "", app="orm_shop:app", DATABASE_URL=database.url, PKG_ADMIN="off") as process,
+    ):
+        wait_for(lambda: ask(process.address, "/readyz")[0] == 200, 15, "readiness")
+        alembic("upgrade", "head")
+        with psycopg.connect(database.url) as conn:
+            assert conn.execute("select count(*) from price").fetchone() == (0,)
+        (tmp_path / "migrations/env.py").write_text(OWN_ENGINE)
+        assert alembic("current") == "0001 (head)"
+        assert ask(process.address, "/")[0] == 200

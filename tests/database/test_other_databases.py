@@ -81,11 +81,39 @@ FLASK = """
 import pkg
 from flask import Flask
 app = Flask(__name__)
-app.register_error_handler(pkg.DatabaseUnavailable, lambda error: ("Service Unavailable\\n", 503, {"Retry-After": "1"}))
+app.config["PROPAGATE_EXCEPTIONS"] = True
 @app.get("/db")
 def db():
     with pkg.connection(timeout=1) as conn:
         return str(conn.execute("select 1").fetchone()[0])
+"""
+FLASK_500 = """
+import pkg
+from flask import Flask
+app = Flask(__name__)
+@app.errorhandler(500)
+def failed(error):
+    if pkg.outage(error.original_exception):
+        return "Service Unavailable", 503, {"Retry-After": "1"}
+    return "a page of my own", 500
+@app.get("/db")
+def db():
+    with pkg.connection(timeout=1) as conn:
+        return str(conn.execute("select 1").fetchone()[0])
+"""
+FASTAPI = """
+import pkg
+from fastapi import FastAPI
+from pkg.integrations.asgi import Unavailable
+app = FastAPI()
+app.add_middleware(Unavailable)
+@app.get("/db")
+def db():
+    try:
+        with pkg.connection(timeout=1) as conn:
+            return conn.execute("select 1").fetchone()[0]
+    except pkg.DatabaseUnavailable as error:
+        raise RuntimeError("as of an ORM") from error
 """
 DJANGO = """
 import django, pkg
@@ -105,7 +133,9 @@ app = get_wsgi_application()
 """
 
 
-@pytest.mark.parametrize("source", [FLASK, DJANGO], ids=["flask", "django"])
+@pytest.mark.parametrize(
+    "source", [FLASK, FLASK_500, DJANGO, FASTAPI], ids=["flask", "flask, with a page", "django", "fastapi"]
+)
 def test_an_outage_is_503_by_one_line(source: str, tmp_path: Path) -> None:
     with Postgres() as server, running(tmp_path, source, DATABASE_URL=server.url, PKG_ADMIN="off") as process:
         wait_for(lambda: ask(process.address, "/readyz")[0] == 200, 10, "readiness")
