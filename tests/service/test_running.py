@@ -139,23 +139,6 @@ def app(environ, start_response):
         assert b"has a service already" in get(process.address, "/").body
 
 
-def test_the_fixture_of_pytest(postgres: Postgres, tmp_path: Path) -> None:
-    (tmp_path / "test_it.py").write_text("""
-import pkg, pytest
-pytestmark = pytest.mark.usefixtures("pkg_running")
-def test_one():
-    with pkg.connection() as connection:
-        assert connection.execute("select 1").fetchone() == (1,)
-def test_two():
-    with pkg.connection() as connection:
-        assert connection.execute("select 2").fetchone() == (2,)
-""")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"]
-    environ = {**os.environ, "DATABASE_URL": postgres.url}
-    out = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
-    assert out.returncode == 0 and "2 passed" in out.stdout, out.stdout + out.stderr
-
-
 def test_a_check_of_an_imported_module_begins_anew_in_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "early_checks", [])
     blocks: list[int] = []
@@ -175,3 +158,116 @@ def test_a_check_of_an_imported_module_begins_anew_in_each_block(monkeypatch: py
             broken.set()
             wait_for(lambda: [s for s in report() if s.name == "early" and s.status == "failed"], 10, "a failure")
     assert ran == {1, 2}
+
+
+SUITE = {
+    "shop.py": """
+from flask import Flask
+from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy.orm import Session
+
+import pkg
+
+app = Flask(__name__)
+engine = create_engine("postgresql+psycopg://", creator=lambda: pkg.connect(deadline=10), poolclass=NullPool)
+
+
+@app.get("/")
+def answer():
+    with Session(engine) as session:
+        return {"pid": session.scalar(text("select pg_backend_pid()"))}
+""",
+    "library.py": """
+import django
+from django.conf import settings
+from django.db import connection
+from django.http import JsonResponse
+from django.urls import path
+
+from pkg.integrations.django import database
+
+settings.configure(
+    DATABASES={"default": database(deadline=10)}, ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="of a test"
+)
+django.setup()
+
+
+def answer(request):
+    with connection.cursor() as cursor:
+        cursor.execute("select pg_backend_pid()")
+        return JsonResponse({"pid": cursor.fetchone()[0]})
+
+
+urlpatterns = [path("", answer)]
+""",
+    "test_shop.py": """
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import library
+import pkg
+import shop
+
+pytestmark = pytest.mark.usefixtures("pkg_running")
+
+
+def pids(get):
+    with ThreadPoolExecutor(4) as threads:
+        return set(threads.map(lambda _: get(), range(20)))
+
+
+def test_one_pool_is_everyones():
+    from django.db import connections
+    from django.test import Client
+
+    with contextlib.closing(pkg.connect()) as one, contextlib.closing(pkg.connect()) as two:
+        both = {one.info.backend_pid, two.info.backend_pid}
+    assert pids(lambda: shop.app.test_client().get("/").json["pid"]) <= both
+    assert Client().get("/").json()["pid"] in both  # in one thread: Django's client lets each keep its connection
+    connections.close_all()
+
+
+def test_what_is_kept_until_the_end():
+    shop.kept = pkg.connect()
+    shop.kept.execute("select 1")
+""",
+    "test_then.py": """
+import gc, os, threading
+
+import pytest
+
+import pkg
+import shop
+
+
+def test_nothing_is_left():
+    with pytest.raises(pkg.DatabaseUnavailable):
+        shop.kept.execute("select 1")
+    shop.kept.close()
+    gc.collect()
+    assert threading.enumerate() == [threading.current_thread()]
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{number}"))
+        except OSError:
+            pass
+    assert not [name for name in found if name.startswith("socket:")]
+    with pytest.raises(pkg.NotRunningError, match=r"with pkg\\.running"):
+        pkg.connect()
+""",
+}
+
+
+def test_the_suite_of_a_small_application(postgres: Postgres, tmp_path: Path) -> None:
+    """By the fixture Flask's test client, Django's, sessions of SQLAlchemy and threads find the pool; after the module
+    nothing is left of it."""
+    for name, text in SUITE.items():
+        (tmp_path / name).write_text(text)
+    environ = {**os.environ, "DATABASE_URL": postgres.url, "PKG_POOL_MIN_SIZE": "2", "PKG_POOL_MAX_SIZE": "2"}
+    environ.pop("PYTEST_ADDOPTS", None)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_shop.py", "test_then.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert (done.returncode, "3 passed" in done.stdout) == (0, True), done.stdout + done.stderr
