@@ -3,6 +3,7 @@ of another."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -216,6 +217,8 @@ def test_running_knows_the_names(servers: tuple[Postgres, Postgres]) -> None:
     with pkg.running(DATABASE_URL=first.url, DATABASE_URL_OTHER=second.url, PKG_POOL_MIN_SIZE_OTHER="1"):
         with pkg.connection(5) as here, pkg.connection("other", 5) as there:
             assert (here.info.port, there.info.port) == (first.port, second.port)
+        with contextlib.closing(pkg.connect("other", 5)) as there:
+            assert there.info.port == second.port
         with pytest.raises(pkg.NotRunningError, match=r"no database 'mine'; it has: .*, 'other'"):
             pkg.connection("mine")
         with pytest.raises(TypeError, match="the name of the database is 5"):
