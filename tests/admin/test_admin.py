@@ -80,6 +80,10 @@ class World:
         """Of the pool."""
         return dict(self.pool or {})
 
+    def taken(self) -> list[str]:
+        """Connections of the pool that are out."""
+        return []
+
     def ask(self, target: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
         return ask(self.address, target, method, **headers)
 
