@@ -7,8 +7,11 @@
 
 It does not look inside: `test_database.py` does; nor does it wait for long: `test_outages.py` does.
 
+The application borrows in one of three ways: a block of `pkg.connection()`, SQLAlchemy on `pkg.connect`, or a block of
+`pkg.aconnection()` in an event loop.  Six faults of the latter two run in CI, all of them with `-m long`.
+
 Faults run several at a time, since most of their time is waiting; each test then judges its own row.  With
-FAULT_MATRIX=FILE.md (or .json) in the environment the table is written there, between markers if the file has them.
+FAULT_MATRIX=FILE.md (or .json) in the environment the tables are written there, between markers if the file has them.
 """
 
 from __future__ import annotations
@@ -38,6 +41,12 @@ LATENCY = 0.05  # seconds, a wide margin: the machine is shared with the load; t
 POOL = 4
 SETTINGS = {"PKG_POOL_MIN_SIZE": str(POOL), "PKG_POOL_MAX_SIZE": str(POOL), "PKG_THREADS": "16"}
 AT_A_TIME = 4
+WAYS = {  # and their applications, in tests.support.faults
+    "pkg.connection()": "application",
+    "SQLAlchemy": "sqlalchemy_application",
+    "pkg.aconnection()": "asynchronous_application",
+}
+FIRST_WAY = next(iter(WAYS))
 
 
 @dataclass
@@ -197,9 +206,27 @@ FAULTS = [
     ),
 ]
 
+SIX = ("stopped", "SIGSTOP", "backends terminated", "black hole", "password rotated, then the file",
+       "pool saturated by slow queries")  # fmt: skip
+
+
+def selected() -> list[Any]:
+    """Each way and fault, as parameters of the test."""
+    return [
+        pytest.param(
+            way,
+            fault,
+            id="-".join((WAYS[way].removesuffix("application").rstrip("_") or "connection", *fault.name.split())),
+            marks=[] if way == FIRST_WAY or fault.name in SIX else [pytest.mark.long],
+        )
+        for way in WAYS
+        for fault in FAULTS
+    ]
+
 
 @dataclass
 class Row:
+    way: str
     fault: str
     red: float | None = None  # seconds after the fault began; None: stayed green
     green: float | None = None  # seconds after it ended
@@ -242,8 +269,8 @@ class Servers(threading.local):
         return self.server
 
 
-def run(fault: Fault, rig: Rig) -> Row:
-    row = Row(fault.name)
+def run(way: str, fault: Fault, rig: Rig) -> Row:
+    row = Row(way, fault.name)
     settings = {**SETTINGS, **dict(fault.settings)}
     url = rig.server.url_of(PASSWORD, rig.proxy.port)
     if fault.by_file:
@@ -251,7 +278,7 @@ def run(fault: Fault, rig: Rig) -> Row:
         rig.url_file.chmod(0o600)
         settings["DATABASE_URL_FILE"] = str(rig.url_file)
         url = ""
-    with Host(url, **settings) as host:
+    with Host(url, app=f"tests.support.faults.{WAYS[way]}:app", **settings) as host:
         host.wait_ready(200, 10)
         with host.load(fault.load, threads=fault.loaders) as before:
             wait_for(lambda: before.statuses[200] >= 2 * fault.loaders, 20, "the load")
@@ -299,23 +326,26 @@ def hurt(fault: Fault, rig: Rig, host: Host, row: Row) -> None:
     row.green = host.wait_ready(200, 15) - ended
 
 
+Rows = dict[tuple[str, str], "Future[Row]"]
+
+
 @pytest.fixture(scope="module")
-def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Row]]]:
-    """The rows of the faults that this run selects, as they become known."""
-    selected: list[Any] = [
-        item.callspec.params["fault"]
+def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
+    """The rows of the ways and faults that this run selects, as they become known."""
+    wanted: list[tuple[str, Fault]] = [
+        (item.callspec.params["way"], item.callspec.params["fault"])
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.function is test_fault
     ]
     servers, folder = Servers(), tmp_path_factory.mktemp("faults")
 
-    def work(number: int, fault: Fault) -> Row:
+    def work(number: int, way: str, fault: Fault) -> Row:
         with rig_of(fault, servers, folder / str(number)) as rig:
-            return run(fault, rig)
+            return run(way, fault, rig)
 
     with ThreadPoolExecutor(AT_A_TIME) as executor:
         try:
-            futures = {fault.name: executor.submit(work, n, fault) for n, fault in enumerate(selected)}
+            futures = {(way, fault.name): executor.submit(work, n, way, fault) for n, (way, fault) in enumerate(wanted)}
             yield futures
         finally:
             executor.shutdown(cancel_futures=True)
@@ -331,9 +361,9 @@ def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     )
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
-def test_fault(fault: Fault, rows: dict[str, Future[Row]]) -> None:
-    row = rows[fault.name].result(110)
+@pytest.mark.parametrize(("way", "fault"), selected())
+def test_fault(way: str, fault: Fault, rows: Rows) -> None:
+    row = rows[way, fault.name].result(170)
     print(row)
     assert row.alive, "liveness has nothing to do with the database"
     assert row.latency < LATENCY + row.late
@@ -349,6 +379,10 @@ def test_fault(fault: Fault, rows: dict[str, Future[Row]]) -> None:
     assert row.descriptors[1] <= row.descriptors[0]
 
 
+def red(row: Row) -> str:
+    return "stays green" if row.red is None else f"{row.red:.1f} s"
+
+
 def write(rows: list[Row]) -> None:
     target = os.environ.get("FAULT_MATRIX")
     if not target:
@@ -362,10 +396,19 @@ def write(rows: list[Row]) -> None:
         "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row.fault} | {'stays green' if row.red is None else f'{row.red:.1f} s'} | {row.green:.1f} s "
+        f"| {row.fault} | {red(row)} | {row.green:.1f} s "
         f"| {row.requests} | {row.slowest:.1f} s | {row.latency * 1000:.1f} ms "
         f"| {row.threads[0]} / {row.threads[1]} | {row.descriptors[0]} / {row.descriptors[1]} |"
         for row in rows
+        if row.way == FIRST_WAY
+    ]
+    found = {(row.way, row.fault): row for row in rows}
+    lines += ["", "| fault, red after, green after its end | " + " | ".join(WAYS) + " |", "|---|" + "---|" * len(WAYS)]
+    lines += [
+        f"| {fault} | "
+        + " | ".join(f"{red(row)}, {row.green:.1f} s" if (row := found.get((way, fault))) else "" for way in WAYS)
+        + " |"
+        for fault in dict.fromkeys(row.fault for row in rows)
     ]
     table, path = "\n".join(lines), Path(target)
     before, marker, rest = (path.read_text() if path.exists() else "").partition("<!-- matrix -->\n")
