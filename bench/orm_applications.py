@@ -85,7 +85,9 @@ def _orm() -> Callable[[], bytes]:
 
 def _django_database() -> dict[str, Any]:
     if OURS:
-        return {"ENGINE": "pkg.integrations.django"}
+        from pkg.integrations.django import database
+
+        return database()
     url = urlsplit(os.environ["DATABASE_URL"])
     return {
         "ENGINE": "django.db.backends.postgresql", "NAME": url.path.lstrip("/"),

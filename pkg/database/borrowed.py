@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import psycopg
 from psycopg import pq
+from psycopg.adapt import AdaptersMap
 
-from pkg.database.connection import Connection, Expired, Unavailable
+from pkg.database.connection import Adapters, Connection, Expired, Unavailable
 from pkg.database.pool import first_line
 
 __all__ = ["BorrowedConnection", "Lender"]
@@ -64,6 +65,18 @@ class BorrowedConnection(Connection):
     def __init__(self, conn: Connection, lender: Lender) -> None:
         self._lender = lender
         self.__dict__ = conn.__dict__
+
+    def adapt_like(self, template: AdaptersMap) -> None:
+        """Uses adapters made from these, until it is closed.
+
+        The session keeps them for the next borrower with the same template, as to make them and to fill their caches
+        takes longer than a short query.
+        """
+        kept = self.kept_adapters
+        if kept is None or kept.template is not template or kept.is_changed:
+            kept = self.kept_adapters = Adapters(template)
+            kept.is_changed = False
+        self._adapters = kept
 
     def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
         """As psycopg's.  Raises Unavailable if the connection is lost or its deadline passes meanwhile."""

@@ -101,6 +101,7 @@ class Adapters(AdaptersMap):
 
     def __init__(self, template: AdaptersMap | None = None, types: TypesRegistry | None = None) -> None:
         super().__init__(template, types)
+        self.template = template
         self.is_changed = template is not psycopg.adapters  # Django calls this again with its own template
 
     def register_dumper(self, *args: Any, **options: Any) -> None:
@@ -260,12 +261,14 @@ class Connection(psycopg.Connection[Any]):
     _notifies_backlog: Any = ()  # psycopg 3.2.2 does not have it
     lent = 0.0  # monotonic time at which it was last lent
     usual_threshold = PrepareManager.prepare_threshold  # executions before a statement is prepared; None: never
+    kept_adapters: Adapters | None = None  # of a library that has its own; with their caches, for the next loan
     begins_later = False  # the cursor sends BEGIN by itself
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.cursor_factory = Cursor
         self._adapters: Adapters = Adapters(psycopg.adapters)
+        self.usual_adapters = self._adapters
 
     @classmethod
     def connect(cls, conninfo: str = "", **options: Any) -> Connection:
@@ -361,8 +364,10 @@ class Connection(psycopg.Connection[Any]):
         if self._notifies_backlog:
             self._notifies_backlog.clear()
         adapters = self._adapters
+        if adapters is self.kept_adapters:
+            adapters = self._adapters = self.usual_adapters
         if adapters.is_changed or adapters.types._registry is not psycopg.adapters.types._registry:
-            self._adapters = Adapters(psycopg.adapters)
+            self._adapters = self.usual_adapters = Adapters(psycopg.adapters)
 
     def is_lost(self) -> bool:
         """Whether the server has closed this idle session.  Needs no query: it looks at what has arrived.
@@ -375,8 +380,10 @@ class Connection(psycopg.Connection[Any]):
         pgconn, last_word = self.pgconn, self.last_word
         try:
             while True:
-                pgconn.consume_input()  # one recv(); poll() would release the interpreter lock
-                pgconn.is_busy()  # parses what has arrived
+                # One recv(), and what has arrived is parsed.  poll() and is_busy() would release the interpreter lock,
+                # for which this thread would queue behind all that run.
+                pgconn.consume_input()
+                pgconn.get_result()
                 if last_word is None or not last_word.heard:
                     return pgconn.status == _BAD
                 if last_word.text:

@@ -352,3 +352,24 @@ def test_a_connection_that_is_kept_is_named(
         assert kept() == ""
         assert database.taken() == []
     assert sum("is kept" in record.getMessage() for record in caplog.records) == 3
+
+
+def test_adapters_of_a_library_are_kept_for_its_next_loan_only(database: Database) -> None:
+    template = psycopg.adapt.AdaptersMap(psycopg.adapters)
+    template.register_loader("int4", psycopg.types.string.TextLoader)
+    seen = []
+    for _ in range(2):
+        with database.connect() as conn:
+            conn.adapt_like(template)
+            seen.append(conn.adapters)
+            assert conn.execute("select 7").fetchone() == ("7",)
+        with database.connection() as block:
+            assert block.execute("select 7").fetchone() == (7,)
+    assert seen[0] is seen[1]
+    with database.connect() as conn:
+        conn.adapt_like(template)
+        conn.adapters.register_loader("int4", psycopg.types.numeric.IntLoader)
+        assert conn.execute("select 7").fetchone() == (7,)
+    with database.connect() as conn:
+        conn.adapt_like(template)
+        assert conn.execute("select 7").fetchone() == ("7",)

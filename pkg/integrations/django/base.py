@@ -18,6 +18,7 @@ from django.db.backends.postgresql import base
 from django.db.backends.postgresql.psycopg_any import IsolationLevel, get_adapters_template
 
 import pkg
+from pkg.database.borrowed import BorrowedConnection
 
 __all__ = ["DatabaseWrapper"]
 
@@ -53,7 +54,8 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]
                 connection.isolation_level = self.isolation_level
             connection.cursor_factory = conn_params["cursor_factory"]
             connection.prepare_threshold = conn_params["prepare_threshold"]
-            connection.adapters.__init__(get_adapters_template(settings.USE_TZ, self.timezone))  # type: ignore[misc]
+            assert isinstance(connection, BorrowedConnection)
+            connection.adapt_like(get_adapters_template(settings.USE_TZ, self.timezone))
         except BaseException:
             connection.close()
             raise
