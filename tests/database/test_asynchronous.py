@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import logging
+import os
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -13,7 +17,7 @@ from psycopg.types import TypeInfo
 from psycopg.types.json import set_json_loads
 
 from pkg.database.database import Database
-from pkg.errors import DatabaseUnavailable
+from pkg.errors import DatabaseUnavailable, NotRunningError
 from tests.support.client import wait_for
 from tests.support.faults.postgres import Postgres
 
@@ -227,8 +231,7 @@ def test_tasks_and_threads_wait_in_one_queue(database: Database, run: Run) -> No
         tasks: list[Awaitable[Any]] = []
         async with database.aconnection(timeout=30):
             for number in range(0, 10, 2):
-                for _begin in (lambda: None,):
-                    tasks.append(asyncio.create_task(waits(number)))
+                tasks.append(asyncio.create_task(waits(number)))
                 while database.stats()["requests_waiting"] < number + 1:
                     await asyncio.sleep(0.001)
                 tasks.append(asyncio.create_task(asyncio.to_thread(waits_in_thread, number + 1)))
@@ -398,3 +401,224 @@ def test_a_task_is_cancelled_at_each_step(server: Postgres, run: Run) -> None:
         assert at > 10
         with database.connection() as block:
             block.execute("drop table steps")
+
+
+def test_it_is_given_to_one_that_is_cancelled_at_that_moment(database: Database, run: Run) -> None:
+    async def main() -> None:
+        for _ in range(20):
+            held = await database.aconnect()
+            waiting = [asyncio.create_task(database.aconnect(5)) for _ in range(3)]
+            await asyncio.sleep(0)
+            await held.close()  # the first one has it now, and does not know
+            waiting[0].cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting[0]
+            await (await waiting[1]).close()
+            await (await waiting[2]).close()
+
+    run(main())
+    assert is_whole(database)
+    assert database.stats()["connections_num"] == 1
+
+
+def test_those_who_wait_in_a_loop_that_has_ended_get_none(database: Database, run: Run) -> None:
+    """Their coroutines live on, as a coroutine that somebody has stored does."""
+    loop = asyncio.new_event_loop()
+    with database.connection():
+        task = loop.create_task(database.aconnect(30))
+        loop.run_until_complete(asyncio.sleep(0.01))
+        assert database.stats()["requests_waiting"] == 1
+        loop.close()
+    assert is_whole(database)
+    with contextlib.suppress(RuntimeError):
+        task.cancel()
+    del task
+    gc.collect()
+    assert is_whole(database)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_query_in_a_loop_that_has_ended(server: Postgres, database: Database) -> None:
+    loop = asyncio.new_event_loop()
+
+    async def waits() -> None:
+        async with database.aconnection() as conn:
+            await conn.execute("select pg_sleep(60)")
+
+    task = loop.create_task(waits())
+    busy = "select count(*) from pg_stat_activity where usename = 'app' and state = 'active'"
+    while not server.sql(busy):
+        loop.run_until_complete(asyncio.sleep(0.01))
+    loop.close()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    del task
+    gc.collect()
+    assert is_whole(database)
+    wait_for(lambda: server.sql(busy) == 0, 10, "the end of the query")
+
+
+def test_one_that_is_forgotten_comes_back(database: Database, caplog: pytest.LogCaptureFixture, run: Run) -> None:
+    async def main() -> None:
+        conn = await database.aconnect()
+        await conn.execute("create table forgotten (n int)")
+        del conn
+        async with database.aconnection() as other:
+            assert await (await other.execute("select to_regclass('forgotten')")).fetchone() == (None,)
+
+    with caplog.at_level(logging.WARNING, "pkg.database"):
+        run(main())
+    (said,) = [record.getMessage() for record in caplog.records if "not closed" in record.getMessage()]
+    assert "test_asynchronous.py" in said
+    assert is_whole(database)
+
+
+def test_another_task_closes_it(server: Postgres, database: Database, run: Run) -> None:
+    async def main() -> None:
+        conn = await database.aconnect()
+        task = asyncio.create_task(conn.execute("select pg_sleep(60)"))
+        await asyncio.sleep(0.05)
+        await conn.close()
+        with pytest.raises(psycopg.OperationalError):
+            await task
+
+    run(main())
+    assert is_whole(database)
+    busy = "select count(*) from pg_stat_activity where usename = 'app' and state = 'active'"
+    wait_for(lambda: server.sql(busy) == 0, 10, "the end of the query")
+
+
+@pytest.mark.parametrize("leave", ["transaction", "pipeline", "stream", "tpc"])
+def test_a_connection_that_is_left_in_the_middle_is_replaced(database: Database, run: Run, leave: str) -> None:
+    async def main() -> None:
+        conn, left = await database.aconnect(), contextlib.AsyncExitStack()
+        if leave == "transaction":
+            await left.enter_async_context(conn.transaction())
+            await conn.execute("select 1")
+        elif leave == "pipeline":
+            await left.enter_async_context(conn.pipeline())
+            await conn.execute("select 1")
+        elif leave == "stream":
+            rows = conn.cursor().stream("select generate_series(1, 100000)")
+            await rows.__anext__()
+            left.push_async_callback(rows.aclose)
+        else:
+            await conn.tpc_begin("an id")
+            await conn.execute("select 1")
+        await conn.close()
+        async with database.aconnection() as other:
+            assert await (await other.execute("select 1")).fetchone() == (1,)
+            with contextlib.suppress(psycopg.Error):
+                await left.aclose()
+            assert await (await other.execute("select 1")).fetchone() == (1,)
+
+    run(main())
+    assert is_whole(database)
+
+
+def test_closing_the_pool_frees_those_who_wait_and_those_who_work(server: Postgres, run: Run) -> None:
+    async def main() -> None:
+        with database_of(server) as database:
+            conn = await database.aconnect()
+            works = asyncio.create_task(conn.execute("select pg_sleep(60)"))
+            waits = asyncio.create_task(database.aconnect(60))
+            while database.stats()["requests_waiting"] < 1:
+                await asyncio.sleep(0.001)
+            closing = asyncio.create_task(asyncio.to_thread(database.close))
+            with pytest.raises(DatabaseUnavailable, match="closed"):
+                await waits
+            with pytest.raises(DatabaseUnavailable):
+                await works
+            await closing
+            await conn.close()
+            with pytest.raises(DatabaseUnavailable):
+                await database.aconnect()
+
+    run(main())
+
+
+def test_while_the_database_is_down_nobody_waits_for_long(server: Postgres, run: Run) -> None:
+    async def main() -> None:
+        with database_of(server) as database:
+            async with database.aconnection() as conn:
+                await conn.execute("select 1")
+            server.stop()
+            for _ in range(3):
+                with contextlib.suppress(DatabaseUnavailable):
+                    await asyncio.to_thread(database.check)
+            with pytest.raises(DatabaseUnavailable, match="within 1 s; the last check failed"):
+                await database.aconnect()
+            server.start()
+            for _ in range(2):
+                await asyncio.to_thread(database.check)
+            async with database.aconnection() as conn:
+                await conn.execute("select 1")
+
+    try:
+        run(main())
+    finally:
+        with contextlib.suppress(Exception):
+            server.start()
+
+
+def test_a_forked_child_leaves_it_to_the_parent(database: Database, run: Run) -> None:
+    async def child() -> None:
+        with pytest.raises(NotRunningError):
+            await database.aconnect()
+        with pytest.raises(NotRunningError):
+            async with database.aconnection():
+                pass
+
+    async def main() -> None:
+        async with database.aconnection() as conn:
+            await conn.execute("select 1")
+            pid = os.fork()
+            if pid == 0:
+                left: list[bool] = []
+                thread = threading.Thread(target=lambda: left.append(asyncio.run(child()) is None))
+                thread.start()
+                thread.join()
+                os._exit(0 if left else 1)
+            assert await asyncio.to_thread(os.waitpid, pid, 0) == (pid, 0)
+            assert await (await conn.execute("select 2")).fetchone() == (2,)
+
+    run(main())
+    assert is_whole(database)
+
+
+def test_the_loop_runs_on_while_a_server_is_silent(server: Postgres, database: Database, run: Run) -> None:
+    """Whatever a cancelled task needs: its rollback, its cancel request."""
+
+    async def main() -> None:
+        longest, done = 0.0, False
+
+        async def ticks() -> None:
+            nonlocal longest
+            loop = asyncio.get_running_loop()
+            while not done:
+                begun = loop.time()
+                await asyncio.sleep(0.001)
+                longest = max(longest, loop.time() - begun)
+
+        ticking = asyncio.create_task(ticks())
+        async with database.aconnection() as conn:
+            await conn.execute("select 1")
+        for statement in ("select 2", ""):
+            server.pause()
+            try:
+                with pytest.raises((TimeoutError, DatabaseUnavailable)):
+                    async with asyncio.timeout(0.3), database.aconnection(timeout=5) as conn:
+                        if statement:
+                            await conn.execute(statement)
+                        else:
+                            rows = conn.cursor().stream("select 1")
+                            await rows.__anext__()
+            finally:
+                server.resume()
+            async with database.aconnection(timeout=5) as conn:
+                await conn.execute("select 1")
+        done = True
+        await ticking
+        assert longest < 1.0
+
+    run(main())
+    assert is_whole(database)

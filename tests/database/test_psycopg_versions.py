@@ -104,7 +104,7 @@ def test_a_query_is_cancelled_and_a_silent_server_given_up(environment: dict[str
 @pytest.mark.parametrize("environment", ["oldest"], indirect=True)
 def test_connections_behave_with_the_oldest(environment: dict[str, str]) -> None:
     """With the newest, the whole suite runs."""
-    tests = ["tests/database/test_connection.py", "tests/database/test_block.py"]
+    tests = [f"tests/database/test_{name}.py" for name in ("connection", "block", "asynchronous")]
     said = run(environment, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, f"--deselect={DESELECTED}")
     assert re.search(r"^\d+ passed", said, re.MULTILINE)
 
