@@ -168,10 +168,10 @@ class Status:
     """Collects the state from the parts.
 
     `front` has stats(), requests(), queued(), websockets(), durations(), queue_waits() and probers(); `checker` has
-    report().  `databases()` returns the databases by name, which have stats().  `eventloop()` returns the event loop of an ASGI
-    application, or None; `slow`: the seconds after which a turn of it counts as blocked.  `alive()` returns the number
-    of running workers.  `proxy_waits()` returns how long requests have been at proxies, or is None if none are trusted.
-    `listening()` returns how each listener is, `executors()` how the threads beside an event loop are.
+    report().  `databases()` returns the databases by name, which have stats().  `eventloop()` returns the event loop
+    of an ASGI application, or None; `slow`: the seconds after which a turn of it counts as blocked.  `alive()` returns
+    the number of running workers.  `proxy_waits()` returns how long requests have been at proxies, or is None if none
+    are trusted.  `listening()` returns how each listener is, `executors()` how the threads beside an event loop are.
     `settings`: rows with secrets redacted.  `began`: monotonic time of the start.
     """
 

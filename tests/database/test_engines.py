@@ -32,7 +32,8 @@ OPTIONS = {"pool_size": 2, "max_overflow": 0, "pool_timeout": 2}
 def host_of(server: Postgres, driver: str, role: str = "any", url: str = "", **options: object) -> Host:
     return Host(
         url or server.url, app="tests.support.faults.engine_application:app",
-        PKG_POOL="off", ENGINE_DRIVER=driver, ENGINE_OPTIONS=json.dumps(OPTIONS | options), ENGINE_ROLE=role, PKG_THREADS="6",
+        PKG_POOL="off", ENGINE_DRIVER=driver, ENGINE_OPTIONS=json.dumps(OPTIONS | options), ENGINE_ROLE=role,
+        PKG_THREADS="6",
     )  # fmt: skip
 
 

@@ -135,6 +135,29 @@ def test_a_hung_server_is_503_from_fastapi_within_the_time_of_the_request(tmp_pa
         database.resume()
 
 
+def test_an_outage_is_503_in_an_event_loop_and_passes(tmp_path: Path) -> None:
+    pytest.importorskip("sqlalchemy")
+    pytest.importorskip("fastapi")
+    (tmp_path / "async_shop.py").write_text(files_of(ROOT / "docs/databases.md")["async_shop.py"])
+    answers = {"/": "42", "/engine": "43"}
+    with (
+        Postgres() as database,
+        running(tmp_path, "", app="async_shop:app", DATABASE_URL=database.url, PKG_ADMIN="off") as process,
+    ):
+        wait_for(lambda: ask(process.address, "/readyz")[0] == 200, 15, "readiness")
+        for path, answer in answers.items():
+            assert ask(process.address, path)[::2] == (200, answer)
+        database.stop()
+        for path in answers:
+            status, headers, _ = ask(process.address, path)
+            assert (status, headers.get("retry-after")) == (503, "1"), path
+        wait_for(lambda: ask(process.address, "/readyz")[0] == 503, 15, "the failure")
+        database.start()
+        wait_for(lambda: ask(process.address, "/readyz")[0] == 200, 15, "readiness")
+        for path, answer in answers.items():
+            assert ask(process.address, path)[::2] == (200, answer)
+
+
 OWN_ENGINE = """
 import os
 

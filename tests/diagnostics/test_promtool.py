@@ -37,5 +37,6 @@ def test_promtool_finds_nothing_in_the_page(tmp_path: Path) -> None:
 @needs_promtool
 def test_promtool_finds_nothing_in_the_pools_part() -> None:
     page = metrics.Exposition()
-    metrics._add_pool(page, {"pool_size": 2, "pool_available": 1, "requests_num": 3, "usage_ms": 12})
+    stats = {"pool_size": 2, "pool_available": 1, "requests_num": 3, "usage_ms": 12}
+    metrics._add_pools(page, {"": stats, "replica": stats})
     assert check(page.text()) == ""
