@@ -240,9 +240,10 @@ class AsyncLoan(Loan):
         self.shut()
         # The watchdog has a duplicate of the socket until the server has the cancel request.  libpq would end the
         # session on it, and PgBouncer then forget for whom the request is.
-        ours, peer = socket.socketpair()
-        with ours, peer, contextlib.suppress(OSError, psycopg.Error):
-            os.dup2(ours.fileno(), conn.pgconn.socket, inheritable=False)
+        with contextlib.suppress(OSError, psycopg.Error):  # such as no descriptor left
+            ours, peer = socket.socketpair()
+            with ours, peer:
+                os.dup2(ours.fileno(), conn.pgconn.socket, inheritable=False)
         conn.close()
 
     def end_in_task(self, answered: float) -> None:
