@@ -135,29 +135,6 @@ def test_a_hung_server_is_503_from_fastapi_within_the_time_of_the_request(tmp_pa
         database.resume()
 
 
-def test_an_outage_is_503_in_an_event_loop_and_passes(tmp_path: Path) -> None:
-    pytest.importorskip("sqlalchemy")
-    pytest.importorskip("fastapi")
-    (tmp_path / "async_shop.py").write_text(files_of(ROOT / "docs/databases.md")["async_shop.py"])
-    answers = {"/": "42", "/engine": "43"}
-    with (
-        Postgres() as database,
-        running(tmp_path, "", app="async_shop:app", DATABASE_URL=database.url, PKG_ADMIN="off") as process,
-    ):
-        wait_for(lambda: ask(process.address, "/readyz")[0] == 200, 15, "readiness")
-        for path, answer in answers.items():
-            assert ask(process.address, path)[::2] == (200, answer)
-        database.stop()
-        for path in answers:
-            status, headers, _ = ask(process.address, path)
-            assert (status, headers.get("retry-after")) == (503, "1"), path
-        wait_for(lambda: ask(process.address, "/readyz")[0] == 503, 15, "the failure")
-        database.start()
-        wait_for(lambda: ask(process.address, "/readyz")[0] == 200, 15, "readiness")
-        for path, answer in answers.items():
-            assert ask(process.address, path)[::2] == (200, answer)
-
-
 OWN_ENGINE = """
 import os
 
@@ -199,3 +176,50 @@ def test_migrations_beside_a_running_service(tmp_path: Path) -> None:
         (tmp_path / "migrations/env.py").write_text(OWN_ENGINE)
         assert alembic("current") == "0001 (head)"
         assert ask(process.address, "/")[0] == 200
+
+
+STARLETTE = """
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+import pkg
+from pkg.integrations.asgi import Unavailable
+
+
+async def answer(request):
+    async with pkg.aconnection(timeout=2) as conn:
+        row = await (await conn.execute("select '42'")).fetchone()
+    return PlainTextResponse(row[0])
+
+
+app = Starlette(routes=[Route("/", answer), Route("/core", answer)])
+app.add_middleware(Unavailable)
+"""
+
+
+@pytest.mark.parametrize("framework", ["fastapi", "starlette"])
+def test_an_outage_in_an_event_loop_is_503_and_passes(framework: str, tmp_path: Path) -> None:
+    pytest.importorskip(framework)
+    text = files_of(ROOT / "docs/databases.md")["api_async.py"] if framework == "fastapi" else STARLETTE
+    (tmp_path / "served.py").write_text(text)
+    environ = {"PKG_ADMIN": "off", "PKG_POOL_MAX_SIZE": "2", "PKG_DATABASE_CHECK_INTERVAL": "500ms"}
+    with (
+        Postgres() as database,
+        running(tmp_path, "", app="served:app", DATABASE_URL=database.url, **environ) as process,
+    ):
+        wait_for(lambda: ask(process.address, "/readyz")[0] == 200, 15, "readiness")
+        with ThreadPoolExecutor(6) as clients:
+            paths = ["/", "/core"] * 20
+            assert {status for status, _, _ in clients.map(lambda path: ask(process.address, path), paths)} == {200}
+        database.terminate()  # a restart that readiness does not notice
+        assert {ask(process.address, path)[0] for path in ["/", "/core"] * 2} <= {200, 503}
+        database.stop()
+        wait_for(lambda: ask(process.address, "/readyz")[0] == 503, 15, "readiness to fail")
+        for path in ("/", "/core"):
+            status, headers, _ = ask(process.address, path)
+            assert (status, headers["retry-after"]) == (503, "1")
+        database.start()
+        wait_for(lambda: ask(process.address, "/readyz")[0] == 200, 15, "readiness")
+        assert [ask(process.address, path)[0] for path in ("/", "/core")] == [200, 200]
+        assert process.stop() == 0, process.errors()
