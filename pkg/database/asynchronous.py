@@ -70,6 +70,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 
     answered = 0.0  # monotonic time of the last response at the end of a transaction or in autocommit mode
     begins_later = False  # the cursor sends BEGIN by itself
+    _ready: asyncio.Future[None] | None = None  # of the task that waits for the session
 
     def __init__(self, conn: Connection, loan: AsyncLoan) -> None:
         pgconn = conn.pgconn
@@ -97,8 +98,10 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         if loan.is_shut:
             gen.close()
             raise Unavailable(loan.why(None))
-        options = {} if timeout is None else {"timeout": timeout}  # psycopg 3.2.2 does not have it
         try:
+            if timeout is None and interval == _INTERVAL and self._ready is None:
+                return await self._run(gen)
+            options = {} if timeout is None else {"timeout": timeout}  # psycopg 3.2.2 does not have it
             return await waiting.wait_async(gen, self.pgconn.socket, interval, **options)
         except psycopg.OperationalError as error:
             if self.pgconn.status != _BAD and not loan.is_shut:
@@ -106,8 +109,43 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             raise Unavailable(loan.why(error)) from error
         except BaseException as error:
             if not isinstance(error, Exception) and self.pgconn.transaction_status == _ACTIVE:
+                self._release()
                 loan.cut()
+                with contextlib.suppress(psycopg.Error):  # psycopg would go on with a pipeline, which is gone
+                    gen.close()
             raise
+
+    async def _run(self, gen: Any) -> Any:
+        """Waits as psycopg's wait_async() does, which also wakes up ten times a second, with a timer for each wait."""
+        fd = self.pgconn.socket
+        try:
+            wanted = next(gen)
+            loop = asyncio.get_running_loop()
+            while wanted == waiting.WAIT_R:
+                self._ready = ready = loop.create_future()
+                loop.add_reader(fd, _settle, ready)
+                try:
+                    await ready
+                finally:
+                    if self._ready is ready:
+                        self._ready = None
+                        loop.remove_reader(fd)
+                wanted = gen.send(waiting.READY_R)
+            return await waiting.wait_async(_resumed(gen, wanted), fd, _INTERVAL)  # rare: there is much to send
+        except StopIteration as end:
+            return end.value
+        except OSError as error:  # the descriptor is closed
+            raise psycopg.OperationalError(f"the connection was lost: {error}") from error
+
+    def _release(self) -> None:
+        """Wakes another task that waits for the session.  It must not touch the descriptor afterwards, since its number
+        may belong to another connection."""
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            with contextlib.suppress(RuntimeError):  # the event loop is closed
+                with contextlib.suppress(psycopg.Error):  # the session is closed
+                    ready.get_loop().remove_reader(self.pgconn.socket)
+                _settle(ready)
 
     def _start_query(self) -> Any:
         if not self.begins_later:
@@ -179,6 +217,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         if loan is None:
             return
         pgconn = self.pgconn
+        self._release()
         pgconn.notice_handler, pgconn.notify_handler = self._usual_handlers
         self.pgconn = _closed_session()
         self._closed = True
@@ -190,6 +229,20 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         if loan is not None:
             self.pgconn.notice_handler, self.pgconn.notify_handler = self._usual_handlers
             loan.forget()
+
+
+def _settle(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+def _resumed(gen: Any, wanted: int) -> Any:
+    """A generator that has begun, for whoever would begin it.  `wanted`: what it has asked for last."""
+    try:
+        while True:
+            wanted = gen.send((yield wanted))
+    except StopIteration as end:
+        return end.value
 
 
 class AsyncLoan(Loan):
@@ -255,10 +308,6 @@ class AsyncLoan(Loan):
         if conn is None or self._lending.is_foreign:  # it belongs to the parent
             return
         if conn.pgconn.transaction_status == _ACTIVE:
-            with contextlib.suppress(RuntimeError):  # no event loop runs
-                loop = asyncio.get_running_loop()
-                loop.remove_reader(conn.pgconn.socket)
-                loop.remove_writer(conn.pgconn.socket)
             self.cut()
         elif conn.pgconn.transaction_status != IDLE or conn.is_expired:
             conn.close()
