@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.activation import ROOT, TAKER, names_of, taking, two_sockets
+from tests.support.client import wait_for
 
 # As process 1 of a container, and as podman starts it there.
 TAKE_IN_CHILD = f"""{TAKER}
@@ -71,8 +72,8 @@ def test_process_1_keeps_no_socket(passed: list[socket.socket]) -> None:
     """Otherwise the kernel would accept connections that nobody reads, once the child has closed the socket."""
     with taking(TAKE_IN_CHILD, passed) as (process, (named, _, child, _)):
         assert len(named) == 2
-        folder = Path(f"/proc/{process.pid}/fd")
-        assert sorted(os.listdir(folder)) == ["0", "1", "2"]
+        folder = f"/proc/{process.pid}/fd"
+        wait_for(lambda: sorted(os.listdir(folder)) == ["0", "1", "2"], message="no socket in process 1")
         assert {"3", "4"} <= set(os.listdir(f"/proc/{child}/fd"))
 
 
