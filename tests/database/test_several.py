@@ -287,6 +287,6 @@ with pkg.Database(sys.argv[1], name="own") as own:
     with own.connection(timeout=10) as conn:
         print(conn.execute("select 'as well'").fetchone()[0])
 """)
-    command = [sys.executable, "script.py", servers[0].url]
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "script.py", servers[0].url]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "connected\nas well\n", "")
