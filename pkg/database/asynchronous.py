@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -27,7 +26,7 @@ from psycopg import capabilities, pq, waiting
 from psycopg._preparing import PrepareManager
 
 from pkg.database.cancel import prepare
-from pkg.database.connection import IDLE, BeginsWithStatement, Connection, Unavailable
+from pkg.database.connection import IDLE, BeginsWithStatement, Connection, Unavailable, closed_session
 from pkg.database.lending import Lending, Loan
 from pkg.database.place import taker
 from pkg.database.pool import first_line
@@ -40,14 +39,6 @@ _CLOSED = "the connection is closed"  # psycopg's words
 _BAD = pq.ConnStatus.BAD
 _ACTIVE = pq.TransactionStatus.ACTIVE
 _INTERVAL = 0.1  # seconds between two looks, as psycopg's own
-
-
-@functools.cache
-def _closed_session() -> Any:
-    """A PGconn that never was open: "host" alone is not a connection string."""
-    pgconn = pq.PGconn.connect_start(b"host")
-    pgconn.finish()
-    return pgconn
 
 
 class AsyncCursor(BeginsWithStatement, psycopg.AsyncCursor[Any]):
@@ -219,7 +210,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         pgconn = self.pgconn
         self._release()
         pgconn.notice_handler, pgconn.notify_handler = self._usual_handlers
-        self.pgconn = _closed_session()
+        self.pgconn = closed_session()
         self._closed = True
         self._prepared, self._adapters = PrepareManager(), None
         loan.end_in_task(self.answered)

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import pq
 from psycopg.adapt import AdaptersMap
 
-from pkg.database.connection import Adapters, Connection, Expired, Unavailable
+from pkg.database.connection import Adapters, Connection, Expired, Unavailable, closed_session
 from pkg.database.pool import first_line
 
 __all__ = ["BorrowedConnection", "Lender"]
@@ -31,12 +31,9 @@ def _refuse_closed(gen: Any, *_: Any, **__: Any) -> Any:
 
 @functools.cache
 def _closed_state() -> dict[str, Any]:
-    """The attributes of a connection that was closed, over a PGconn that never was open: "host" alone is not a
-    connection string."""
-    pgconn = pq.PGconn.connect_start(b"host")
-    pgconn.finish()
+    """The attributes of a connection that was closed."""
     # Cursors keep their PGconn; what they send passes wait().
-    return Connection(pgconn).__dict__ | {"_closed": True, "wait": _refuse_closed}
+    return Connection(closed_session()).__dict__ | {"_closed": True, "wait": _refuse_closed}
 
 
 class Lender(Protocol):

@@ -7,6 +7,7 @@ connection is undone at its end.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import threading
@@ -38,12 +39,30 @@ _SQLSTATE = pq.DiagnosticField.SQLSTATE
 _IS_READ_ONLY = b"select pg_is_in_recovery() or current_setting('transaction_read_only')::bool"
 _HAS_PIPELINES = psycopg.Pipeline.is_supported()
 
-__all__ = ["IDLE", "BeginsWithStatement", "Connection", "Cursor", "Expired", "Unavailable", "generation"]
+__all__ = [
+    "IDLE",
+    "BeginsWithStatement",
+    "Connection",
+    "Cursor",
+    "Expired",
+    "Unavailable",
+    "closed_session",
+    "generation",
+]
 
 
 # Held while a connection is closed on purpose, and while another thread reads from it what a cancel request needs:
 # psycopg's Python implementation calls libpq without the interpreter lock.
 _closing = threading.Lock()
+
+
+@functools.cache
+def closed_session() -> Any:
+    """A PGconn that never was open: "host" alone is not a connection string."""
+    pgconn = pq.PGconn.connect_start(b"host")
+    pgconn.finish()
+    return pgconn
+
 
 _sessions: weakref.WeakSet[Connection] = weakref.WeakSet()
 _generation = 0

@@ -5,7 +5,6 @@ It makes no decisions: `check` decides when to ask, flush, refill or give up.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import weakref
@@ -73,7 +72,11 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
             self._check_open_getconn()
         end = 0.0 if self._pool else monotonic() + timeout  # no deadline is needed if a connection is free
         while True:
-            conn = self._getconn_unchecked(timeout)  # getconn() has a loop for `check=` around it
+            try:
+                conn = self._getconn_unchecked(timeout)  # getconn() has a loop for `check=` around it
+            except PoolTimeout:
+                self._forget_who_left()
+                raise
             conn.lent = monotonic()
             if not conn.is_lost():
                 return conn
@@ -111,19 +114,30 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
         if waiting is not None:
             try:
                 conn = await waiting.result(timeout)
+            except GeneratorExit:  # the coroutine is garbage, perhaps where this thread holds the lock
+                waiting.soon(self._leave_queue, waiting)
+                raise
             except BaseException:
-                self._stats[self._REQUESTS_ERRORS] += 1
-                if (given := waiting.abandon()) is not None:
-                    self._return_connection(given, from_getconn=True)  # to the next one that waits
-                else:
-                    with self._lock, contextlib.suppress(ValueError):
-                        self._waiting.remove(waiting)
+                self._leave_queue(waiting)
                 raise
             finally:
                 self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - begun))
         assert conn is not None
         conn._pool = self
         return conn
+
+    def _leave_queue(self, waiting: WaitingTask[Connection]) -> None:
+        self._stats[self._REQUESTS_ERRORS] += 1
+        given = waiting.abandon()
+        self._forget_who_left()
+        if given is not None:
+            self._return_connection(given, from_getconn=True)  # to the next one that waits
+
+    def _forget_who_left(self) -> None:
+        """psycopg_pool keeps those who have waited in vain until there is a connection: in a long outage, thousands."""
+        with self._lock:
+            while self._waiting and self._waiting[0].error is not None:
+                self._waiting.popleft()
 
     def close(self, timeout: float = 5.0) -> None:
         """As psycopg_pool's, but those who wait get their error first, and not after the last worker has ended."""

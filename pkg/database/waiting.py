@@ -6,6 +6,8 @@ It neither takes nor returns connections.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from psycopg_pool import PoolTimeout
@@ -46,6 +48,11 @@ class WaitingTask(WaitingClient[Conn], Generic[Conn]):  # type: ignore[type-var]
             conn, self.conn = self.conn, None
             self.error = self.error or PoolTimeout("nobody waits any more")
             return conn
+
+    def soon(self, function: Callable[..., object], *arguments: object) -> None:
+        """Lets the event loop call the function; it is safe wherever the garbage collector runs."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(function, *arguments)
 
     def set(self, conn: Conn) -> bool:
         return super().set(conn) and self._wake()

@@ -161,6 +161,26 @@ def test_a_task_that_is_cancelled_in_the_queue_loses_no_connection(server: Postg
         asyncio.run(main(database))
 
 
+def test_a_coroutine_in_the_queue_may_be_garbage_anywhere(server: Postgres) -> None:
+    """Such as where the same thread holds the pool's lock, which would wait for itself."""
+
+    async def main(database: Database) -> None:
+        for has_got_one in (False, True):
+            async with database.aconnection():
+                waiting = database.aconnection().__aenter__()
+                waiting.send(None)  # type: ignore[attr-defined]
+            if has_got_one:  # a thread of the pool gives it what was returned
+                await asyncio.to_thread(wait_for, lambda: not database._pool._waiting)
+            with database._pool._lock:
+                waiting.close()  # type: ignore[attr-defined]
+            async with database.aconnection(timeout=5) as conn:
+                assert await one(conn, "select 1") == 1
+            assert database.stats()["connections_used"] == database.stats()["requests_waiting"] == 0
+
+    with database_of(server) as database:
+        asyncio.run(main(database))
+
+
 def test_cancelling_a_query_ends_it_on_the_server(server: Postgres, run: Callable[..., None]) -> None:
     async def main(database: Database) -> None:
         with pytest.raises(TimeoutError):

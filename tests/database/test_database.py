@@ -263,6 +263,10 @@ def test_a_database_that_is_down_at_start(server: Postgres) -> None:
     with opened(server.url) as db:
         for _ in range(3):
             assert "refused" in fails(db)
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                value(db, timeout=0.05)
+        assert db.stats()["requests_waiting"] == 0  # psycopg_pool counts, and keeps, those who have left
         server.start()
         passes(db)
         assert value(db, timeout=1.0) == 1

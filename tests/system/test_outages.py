@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tests.support.client import get, wait_for
 from tests.support.faults.host import Host
 from tests.support.faults.postgres import PASSWORD, Postgres
 from tests.support.faults.proxy import Mode, Proxy
+from tests.support.processes import free_port
 
 RED, GREEN = 5.0, 3.0  # seconds, as in the matrix
 POOL = 4
@@ -32,6 +34,7 @@ class Outage:
     refilled: float  # until the pool had as many connections as before
     threads: tuple[int, int]
     descriptors: tuple[int, int]
+    waiting: int  # callers that wait for a connection, by /metrics, when it has been away long
     alive: bool
     statuses: set[int]
 
@@ -42,7 +45,9 @@ def endure(
     """One service with its own server and steady requests, for an outage so long."""
     with Postgres() as server, Proxy(server.port) as proxy:
         url = server.url_of(PASSWORD, proxy.port)
-        with Host(url, PKG_POOL_MIN_SIZE=str(POOL), PKG_POOL_MAX_SIZE=str(POOL), PKG_THREADS="4") as host:
+        admin = free_port()
+        settings = {"PKG_POOL_MIN_SIZE": str(POOL), "PKG_POOL_MAX_SIZE": str(POOL), "PKG_THREADS": "4"}
+        with Host(url, **settings, PKG_ADMIN=f"127.0.0.1:{admin}") as host:
             address = "127.0.0.1", host.port
             host.wait_ready(200, 10)
             with host.load("/query", threads=2) as load:
@@ -54,6 +59,7 @@ def endure(
                 begin(server, proxy)
                 red = host.wait_ready(503, 15) - begun
                 time.sleep(begun + seconds - time.monotonic())
+                waiting = pending(admin)
                 ended = time.monotonic()
                 end(server, proxy)
                 wait_for(lambda: get(address, "/query").status == 200, 15, "an answer")
@@ -65,9 +71,17 @@ def endure(
             return Outage(
                 red=red, green=green, first=first, refilled=refilled,
                 threads=(threads, host.threads), descriptors=(descriptors, host.descriptors),
+                waiting=waiting,
                 alive=all(p.status == 200 for p in host.probes if p.path == "/healthz"),
                 statuses=set(load.statuses),
             )  # fmt: skip
+
+
+def pending(admin: int) -> int:
+    with urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=10) as response:
+        metrics = response.read().decode()
+    line = next(line for line in metrics.splitlines() if line.startswith("db_client_connection_pending_requests{"))
+    return int(line.rpartition(" ")[2])
 
 
 def stop(server: Postgres, proxy: Proxy) -> None:
@@ -107,6 +121,7 @@ def test_however_long_it_was_away_it_is_used_at_once() -> None:
         assert outage.first <= GREEN, name
         assert outage.refilled <= GREEN, name
         assert outage.statuses <= {200, 503}, name
+        assert outage.waiting <= 2, name  # as many as there are clients
 
 
 def test_a_thousand_probes_a_second_cost_no_query() -> None:

@@ -18,11 +18,9 @@ __all__ = ["Unavailable"]
 
 
 def _is_outage(error: BaseException | None) -> bool:
-    if isinstance(error, pkg.DatabaseUnavailable):
+    if pkg.outage(error) is not None:
         return True
     cause = error.__cause__ if isinstance(error, OperationalError | InterfaceError) else None
-    if isinstance(cause, pkg.DatabaseUnavailable):
-        return True
     # Without SQLSTATE libpq has lost the connection, or got none; class 57P is a server that shuts down or starts.
     return isinstance(cause, psycopg.OperationalError) and (cause.sqlstate is None or cause.sqlstate[:3] == "57P")
 
