@@ -119,6 +119,17 @@ def app(environ, start_response):
     return [b"ok"]
 """
 
+IN_AN_EVENT_LOOP = """
+import pkg
+
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    async with pkg.aconnection({limit}) as conn:
+        await conn.execute("select pg_sleep(%s), 'of the service'", [float(scope["query_string"] or 0)])
+    await send({{"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}})
+    await send({{"type": "http.response.body", "body": b"ok"}})
+"""
+
 
 def sleeping(server: Postgres) -> int:
     """How many queries of the service run on the server."""
@@ -126,10 +137,21 @@ def sleeping(server: Postgres) -> int:
     return int(server.sql(query))
 
 
-def test_a_late_query_ends_on_the_server(server: Postgres, url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "settings", "status"),
+    [
+        (SOURCE, {}, 503),
+        (IN_AN_EVENT_LOOP.format(limit="timeout=1"), {}, 503),
+        (IN_AN_EVENT_LOOP.format(limit=""), {"PKG_REQUEST_TIMEOUT": "1s"}, 504),
+    ],
+    ids=["a thread's deadline", "a task's deadline", "a task that is cancelled"],
+)
+def test_a_late_query_ends_on_the_server(
+    server: Postgres, url: str, tmp_path: Path, source: str, settings: dict[str, str], status: int
+) -> None:
     """PgBouncer knows the secret of each of its clients, as long as that is connected, and passes the cancel on."""
     environ = {"DATABASE_URL": url, "PKG_PREPARE_STATEMENTS": "false", "PKG_ADMIN": "off"}
-    with running(tmp_path, SOURCE, **environ) as process:
+    with running(tmp_path, source, **environ, **settings) as process:
         wait_for(lambda: is_ready(process), 10, "readiness")
         threads = [threading.Thread(target=ask, args=(process.address, "/?60")) for _ in range(SESSIONS)]
         for thread in threads:
@@ -138,7 +160,7 @@ def test_a_late_query_ends_on_the_server(server: Postgres, url: str, tmp_path: P
         for thread in threads:
             thread.join(15)
         wait_for(lambda: sleeping(server) == 0, 5, "the queries to end")
-        assert ask(process.address, "/?60")[0] == 503
+        assert ask(process.address, "/?60")[0] == status
         assert ask(process.address, "/")[0] == 200
         assert process.stop() == 0
 
