@@ -137,6 +137,27 @@ def serves(folder: Path, python: Path, implementation: str, monkeypatch: pytest.
         assert service.stop(signal.SIGTERM) == 0
 
 
+SUITE = """
+import pkg
+import pytest
+
+@pytest.mark.usefixtures("pkg_running")
+def test_it():
+    with pkg.connection() as conn:
+        assert conn.execute("select 42").fetchone() == (42,)
+"""
+
+
+def brings_its_fixture(folder: Path, python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest finds it in what is installed, for a test that names it."""
+    run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "pytest", cwd=folder)
+    (folder / "test_it.py").write_text(SUITE)
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    with Postgres() as server:
+        monkeypatch.setenv("DATABASE_URL", server.url)
+        assert "1 passed" in run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py", cwd=folder)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("extra", "implementation"), [("[binary]", "binary"), ("", "python")])
@@ -145,6 +166,8 @@ def test_the_wheel_serves_where_there_is_no_compiler(
 ) -> None:
     python = install(tmp_path / "venv", sys.executable, f"{archives['wheel']}{extra}", monkeypatch)
     serves(tmp_path, python, implementation, monkeypatch)
+    if extra:
+        brings_its_fixture(tmp_path, python, monkeypatch)
 
 
 @pytest.mark.slow
