@@ -390,12 +390,12 @@ def write(rows: list[Row]) -> None:
     if target.endswith(".json"):
         Path(target).write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
         return
-    lines = [
+    by_connection = [
         "| fault | red after | green after its end | what requests saw meanwhile | slowest "
         "| probes p99 | threads | descriptors |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    lines += [
+    by_connection += [
         f"| {row.fault} | {red(row)} | {row.green:.1f} s "
         f"| {row.requests} | {row.slowest:.1f} s | {row.latency * 1000:.1f} ms "
         f"| {row.threads[0]} / {row.threads[1]} | {row.descriptors[0]} / {row.descriptors[1]} |"
@@ -403,14 +403,17 @@ def write(rows: list[Row]) -> None:
         if row.way == FIRST_WAY
     ]
     found = {(row.way, row.fault): row for row in rows}
-    lines += ["", "| fault, red after, green after its end | " + " | ".join(WAYS) + " |", "|---|" + "---|" * len(WAYS)]
-    lines += [
+    by_way = ["| fault, red after, green after its end | " + " | ".join(WAYS) + " |", "|---|" + "---|" * len(WAYS)]
+    by_way += [
         f"| {fault} | "
         + " | ".join(f"{red(row)}, {row.green:.1f} s" if (row := found.get((way, fault))) else "" for way in WAYS)
         + " |"
         for fault in dict.fromkeys(row.fault for row in rows)
     ]
-    table, path = "\n".join(lines), Path(target)
-    before, marker, rest = (path.read_text() if path.exists() else "").partition("<!-- matrix -->\n")
-    after = rest.partition("<!-- /matrix -->")[2]
-    path.write_text(f"{before}{marker}{table}\n<!-- /matrix -->{after}" if marker else f"{table}\n")
+    path = Path(target)
+    text = path.read_text() if path.exists() else "<!-- matrix -->\n<!-- /matrix -->\n\n<!-- ways -->\n<!-- /ways -->\n"
+    for name, lines in (("matrix", by_connection), ("ways", by_way)):
+        before, _, rest = text.partition(f"<!-- {name} -->\n")
+        table = "\n".join(lines)
+        text = f"{before}<!-- {name} -->\n{table}\n<!-- /{name} -->{rest.partition(f'<!-- /{name} -->')[2]}"
+    path.write_text(text)
