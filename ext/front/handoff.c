@@ -261,6 +261,8 @@ bool handoff_may_keep(front *f)
     uint32_t workers = f->queue.n_taken + f->queue.n_idle_workers, reading = f->queue.n_unread;
     for (const front_conn *c = f->queue.taken.first; c != NULL; c = c->next) /* at most as many as there are workers */
         reading -= c->unread && atomic_load_explicit(&c->complete, memory_order_relaxed); /* has read its body and works */
+    for (const front_conn *c = f->queue.returned.first; c != NULL; c = c->next) /* which the loop has not seen yet */
+        reading -= c->unread;
     pthread_mutex_unlock(&f->queue.mutex);
     return reading > 0 && 2 * reading >= workers;
 }
