@@ -154,7 +154,9 @@ def connect(
     `deadline`: seconds until it must have been closed; then it is shut down, and the query that runs on it ends with an
     OperationalError.  The time that a request has left bounds both.  Raises as `connection` does.
     """
-    found, timeout = database_of(database, timeout)
+    found = _current.databases.get(database) if _current is not None else None  # type: ignore[arg-type]
+    if found is None:
+        found, timeout = database_of(database, timeout)
     return found.connect(timeout, deadline=deadline)
 
 
@@ -166,7 +168,9 @@ def aconnection(
     Nothing blocks the event loop, and the deadline ends a statement also while something else blocks it.  If the task
     is cancelled while a statement runs, the statement is cancelled on the server, and the connection is closed.
     """
-    found, timeout = database_of(database, timeout)
+    found = _current.databases.get(database) if _current is not None else None  # type: ignore[arg-type]
+    if found is None:
+        found, timeout = database_of(database, timeout)
     return found.aconnection(timeout)
 
 

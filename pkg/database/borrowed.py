@@ -21,6 +21,7 @@ __all__ = ["BorrowedConnection", "Lender"]
 
 _CLOSED = "the connection is closed"  # psycopg's words
 _BAD = pq.ConnStatus.BAD
+_wait = Connection.wait  # the look-up of super() is felt here, twice in each loan
 
 
 def _refuse_closed(gen: Any, *_: Any, **__: Any) -> Any:
@@ -78,7 +79,7 @@ class BorrowedConnection(Connection):
     def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
         """As psycopg's.  Raises Unavailable if the connection is lost or its deadline passes meanwhile."""
         try:
-            return super().wait(gen, *arguments, **options)
+            return _wait(self, gen, *arguments, **options)
         except psycopg.OperationalError as error:
             if self.pgconn.status != _BAD and not isinstance(error, Expired):
                 raise
@@ -114,7 +115,7 @@ class BorrowedConnection(Connection):
             if lender is None:
                 return
             pipeline = self._pipeline
-            self.__dict__ = dict(_closed_state())
+            self.__dict__ = _closed_state().copy()
             self._pipeline = pipeline  # psycopg expects it at the end of the pipeline's block
         lender.end()
 

@@ -23,7 +23,7 @@ from psycopg._preparing import Prepare, PrepareManager
 from psycopg._queries import PostgresQuery
 from psycopg.abc import PQGen
 from psycopg.adapt import AdaptersMap
-from psycopg.generators import fetch_many, send
+from psycopg.generators import fetch, send
 from psycopg.pq.abc import PGresult
 from psycopg.types import TypesRegistry
 
@@ -236,23 +236,32 @@ class BeginsWithStatement:
         answers: list[list[PGresult]] = []
         while True:
             try:
-                results = yield from fetch_many(pgconn)
+                result = yield from fetch(pgconn)
             except psycopg.Error:
                 if _has_said_why(answers):
                     return answers
                 raise
-            if results and results[0].status == _PIPELINE_SYNC:
+            if result is None:
+                answers.append([])
+                return answers
+            status = result.status
+            if status == _PIPELINE_SYNC:
                 pgconn.exit_pipeline_mode()
                 return answers
-            answers.append(results)
+            answers.append([result])
             # A COPY with a parameter in a comment: libpq would report it forever.
-            if not results or results[-1].status in _COPIES:
+            if status in _COPIES:
                 return answers
+            # After the only result of a message PQgetResult() says NULL without waiting, so there is no need to ask
+            # whether it would: each question gives up the interpreter lock, and takes it back.
+            end = pgconn.get_result()
+            if end is not None:
+                answers[-1].append(end)
             if pgconn.status == _BAD:
                 if _has_said_why(answers):
                     return answers
-                if results[-1].status == _FATAL_ERROR:  # an error of libpq
-                    raise psycopg.OperationalError(results[-1].get_error_message())
+                if status == _FATAL_ERROR:  # an error of libpq
+                    raise psycopg.OperationalError(result.get_error_message())
 
 
 class Cursor(BeginsWithStatement, psycopg.Cursor[Any]):
@@ -363,7 +372,7 @@ class Connection(psycopg.Connection[Any]):
             raise psycopg.ProgrammingError("the connection was left in a transaction block")
         # Reads the attributes and not psycopg's properties, because this runs at the end of each block.
         if self._autocommit:
-            self.autocommit = False
+            self._autocommit = False  # the property takes the lock, and waits for an empty generator
         if self._isolation_level is not None:
             self.isolation_level = None
         if self._read_only is not None:

@@ -179,8 +179,10 @@ class Database:
 
         Raises DatabaseUnavailable if no connection is free in time.
         """
-        _require_seconds("timeout", timeout)
-        _require_seconds("deadline", deadline)
+        if timeout is not None:
+            _require_seconds("timeout", timeout)
+        if deadline is not None:
+            _require_seconds("deadline", deadline)
         if (at := context.deadline()) is not None:
             deadline = _within(at, deadline)
         return self._lending.connect(timeout, deadline)
@@ -203,8 +205,10 @@ class Database:
         """The same as `connect`, with psycopg's AsyncConnection, whose `await close()` gives it back."""
         from pkg.database.asynchronous import AsyncLoan
 
-        _require_seconds("timeout", timeout)
-        _require_seconds("deadline", deadline)
+        if timeout is not None:
+            _require_seconds("timeout", timeout)
+        if deadline is not None:
+            _require_seconds("deadline", deadline)
         if (at := context.deadline()) is not None:
             deadline = _within(at, deadline)
         return await AsyncLoan(self._lending).begin_in_task(timeout, deadline)
@@ -236,8 +240,8 @@ def _within(at: float, timeout: float | None) -> float:
     return left if timeout is None else min(timeout, left)
 
 
-def _require_seconds(name: str, value: float | None) -> None:
-    if value is not None and not 0 < value < float("inf"):
+def _require_seconds(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
         raise ValueError(f"{name} is {value!r}, not a positive number of seconds")
 
 

@@ -129,10 +129,10 @@ class Lending:
         `timeout`: seconds to wait for one.  `deadline`: seconds from now until it must have been closed; then it is
         shut down, and what runs on it is cancelled.  Raises as `lend` does.
         """
-        begun = monotonic()
-        if deadline is not None:
-            timeout = deadline if timeout is None else min(timeout, deadline)
-        return Loan(self).begin(timeout, None if deadline is None else begun + deadline)
+        if deadline is None:
+            return Loan(self).begin(timeout, None)
+        timeout = deadline if timeout is None else min(timeout, deadline)
+        return Loan(self).begin(timeout, monotonic() + deadline)
 
     def reclaim(self) -> None:
         """Takes back the connections whose borrowers have forgotten them."""
@@ -190,7 +190,7 @@ class Lending:
                 conn.restore()
             except psycopg.Error:
                 conn.close()
-        self._pool.putconn(conn)
+        self._pool.give_back(conn)
 
     def close(self, timeout: float) -> None:
         """Shuts down the connections that are lent; cancelling their queries takes at most `timeout` seconds."""
@@ -358,11 +358,14 @@ class Loan(_Taken):
             return
         if timeout is not None and self._deadline is None and not conn.closed:
             self._deadline = lending.watchdog.watch(conn, monotonic() + timeout)
-        if conn.pgconn.transaction_status in _ENDED and not conn.pgconn.pipeline_status:
-            with contextlib.suppress(psycopg.Error):
-                conn.rollback()
-        # Otherwise another thread runs a query on it, it has expired, or it was left in the middle of something.
-        is_lost = conn.pgconn.transaction_status != IDLE
+        pgconn = conn.pgconn
+        is_lost = pgconn.transaction_status != IDLE
+        if is_lost:
+            if pgconn.transaction_status in _ENDED and not pgconn.pipeline_status:
+                with contextlib.suppress(psycopg.Error):
+                    conn.rollback()
+            # Otherwise another thread runs a query on it, it has expired, or it was left in the middle of something.
+            is_lost = conn.pgconn.transaction_status != IDLE
         if self._deadline is not None and lending.watchdog.release(self._deadline, is_lost=is_lost):
             is_lost = True
         if is_lost:

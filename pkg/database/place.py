@@ -17,24 +17,24 @@ _ROOTS = tuple(
     os.path.join(folder, "") for folder in (os.path.dirname(os.__file__), os.path.dirname(os.path.dirname(__file__)))
 )
 own_files: set[str] = set()  # known to belong to the application
+_other_files: set[str] = set()  # known to belong to others; an ORM's call has a dozen frames of them
 
 
 def _is_own(path: str) -> bool:
     """Whether the file of this name belongs to the application, and not to Python, an installed package or us."""
-    if path in own_files:
-        return True
-    if path.startswith(("<", *_ROOTS)) or "/site-packages/" in path or "/dist-packages/" in path:
-        return False
-    if len(own_files) < MAX_FILES:
-        own_files.add(path)
-    return True
+    own = not (path.startswith(("<", *_ROOTS)) or "/site-packages/" in path or "/dist-packages/" in path)
+    known = own_files if own else _other_files
+    if len(known) < MAX_FILES:
+        known.add(path)
+    return own
 
 
 def taker(frame: FrameType) -> FrameType:
     """The innermost frame of the application's own code, from this one outwards; the given one if there is none."""
     found: FrameType | None = frame
     while found is not None:
-        if _is_own(found.f_code.co_filename):
+        path = found.f_code.co_filename
+        if path not in _other_files and (path in own_files or _is_own(path)):
             return found
         found = found.f_back
     return frame

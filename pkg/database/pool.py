@@ -85,6 +85,13 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
             end = end or conn.lent + timeout
             timeout = max(0.001, end - monotonic())
 
+    def give_back(self, conn: Connection) -> None:
+        """putconn() for a connection that is certainly of this pool: without asking that, and without a line of log."""
+        if self._closed:
+            self.putconn(conn)
+        else:
+            self._return_connection(conn, from_getconn=False)
+
     async def borrow_in_task(self, timeout: float) -> Connection:
         """The same without blocking the event loop.  Threads and tasks wait in one queue."""
         self._stats[self._REQUESTS_NUM] += 1

@@ -44,7 +44,8 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]
             connection = pkg.connect(name, deadline=options.get("deadline"))
         except pkg.NotRunningError:
             return super().get_new_connection(conn_params)  # type: ignore[no-any-return]
-        if connection.info.dbname != conn_params.get("dbname", connection.info.dbname):
+        wanted = conn_params.get("dbname")
+        if wanted is not None and connection.info.dbname != wanted:
             connection.close()  # as for the test runner's database, or `postgres` from which it is made
             return super().get_new_connection(conn_params)  # type: ignore[no-any-return]
         try:
