@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from threading import get_ident
 from typing import Generic, TypeVar
 
 from psycopg_pool import PoolTimeout
@@ -21,11 +22,12 @@ Conn = TypeVar("Conn")
 class WaitingTask(WaitingClient[Conn], Generic[Conn]):  # type: ignore[type-var]
     """set() and fail() may be called from any thread; everything else in that of the event loop."""
 
-    __slots__ = ("_future", "_loop")
+    __slots__ = ("_future", "_loop", "_thread")
 
     def __init__(self) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
+        self._thread = get_ident()
         self._future: asyncio.Future[None] = self._loop.create_future()
 
     async def result(self, timeout: float) -> Conn:
@@ -63,7 +65,10 @@ class WaitingTask(WaitingClient[Conn], Generic[Conn]):  # type: ignore[type-var]
     def _wake(self) -> bool:
         """Returns whether there is an event loop that can be woken up."""
         try:
-            self._loop.call_soon_threadsafe(self._wake_here)
+            if get_ident() == self._thread:  # another task gives it back: no need to wake the selector
+                self._wake_here()
+            else:
+                self._loop.call_soon_threadsafe(self._wake_here)
         except RuntimeError:  # it is closed
             self.abandon()
             return False
