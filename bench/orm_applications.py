@@ -7,7 +7,7 @@
 
 Under our server the connections are the service's own (`pkg.connect`, `pkg.aconnection`, `pkg.integrations.django`);
 elsewhere they are those of the library's usual pool: SQLAlchemy's QueuePool, Django's `OPTIONS["pool"]`,
-`psycopg_pool.AsyncConnectionPool`, all of 2 to 10 connections.
+`psycopg_pool.AsyncConnectionPool`, each of at most 10 connections, which it keeps open.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _engine() -> Any:
 
         return create_engine("postgresql+psycopg://", creator=pkg.connect, poolclass=NullPool)
     url = os.environ["DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:")
-    return create_engine(url, pool_size=2, max_overflow=8)
+    return create_engine(url, pool_size=10, max_overflow=0)
 
 
 @functools.cache
