@@ -363,7 +363,9 @@ class FileWrapper:
 class Tasks:
     """The tasks of an event loop's requests.
 
-    `host`: the event loop, with `loop`, `handle(exchange)`, the coroutine function of a task, and `watch(exchange)`.
+    `host`: the event loop, with `loop`, `watch(exchange)`, and `fail(exchange, error)`, called while what the
+    application has raised is being handled; whether it ends the task as well.  `app`: the application.
+    `await_it(awaitable)` is a coroutine function for what the application returns if that is no coroutine.
     `receive(exchange)` and `send(exchange, message)` are coroutine functions: the first is what the application gets;
     the second waits until flush() has sent what is left, and then sends `message`, if it is not None.  `addresses`: the
     scope's `server` for each listener.  `state`: copied for each request.  `on_request`, `on_response`: called with
@@ -381,6 +383,8 @@ class Tasks:
     def __init__(
         self,
         host: Any,
+        app: Callable[..., Awaitable[object]],
+        await_it: Callable[[Awaitable[object]], Coroutine[Any, Any, None]],
         receive: Callable[[Exchange], Coroutine[Any, Any, dict[str, Any]]],
         send: Callable[[Exchange, dict[str, Any] | None], Coroutine[Any, Any, None]],
         *,
@@ -391,7 +395,7 @@ class Tasks:
         on_response: Callable[[Request], object] | None = None,
     ) -> None: ...
     def start(self, requests: list[Request]) -> None:
-        """Makes a task for each, which takes its first step at once.  For the loop's thread, outside of any task."""
+        """Serves each: its task takes its first step at once.  For the loop's thread, outside of any task."""
 
 class Exchange:
     """The messages of one request of an ASGI application (HTTP).  Nothing here waits.
@@ -428,8 +432,6 @@ class Exchange:
 
     def begin(self) -> dict[str, Any]:
         """The scope.  Called once, in the task."""
-    def conclude(self) -> None:
-        """The application has returned.  Raises ResponseError if it has not sent a complete response."""
     def close(self) -> None:
         """The task ends; a response that is not complete is cut off."""
     def wake(self) -> None:

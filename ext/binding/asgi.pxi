@@ -115,41 +115,52 @@ cdef int end_child_in_loop(Exchange exchange) except -1:
     return 0
 
 
+cdef object ENDED = object()   # in place of what a step of the application gives to its task
+
+
 @cython.final
 cdef class Tasks:
     """The tasks of an event loop's requests: what they have in common, and how they begin.
 
-    A task takes its first step at once, in the turn that has taken its request, and most need no other.  From Python 3.12 on
-    that is an eager task.  Before, Task() asks the loop to call the first step soon; here it is called instead, which saves
-    the loop a handle, and a short request a fifth of its time.
+    A task takes its first step at once, in the turn that has taken its request, and most need no other.  As making a task
+    costs a short request a fifth of its time, one is there for them in advance: it is the current one while the application
+    takes its first step.  If that was all, and nothing has taken hold of it, it serves the next request.  Otherwise it goes on
+    as any task of asyncio.
     """
 
-    cdef readonly object host     # the event loop, with loop, handle() and watch()
+    cdef readonly object host     # the event loop, with loop, fail() and watch()
     cdef readonly set exchanges   # of requests whose task has not ended with its first step
-    cdef readonly list starting   # those of this turn, while their tasks take that step, otherwise None
+    cdef readonly list starting   # those of this turn, while they take that step, otherwise None
     cdef readonly object stepping # the one of them that takes it now
-    cdef object loop, handle, receive, send, task_type
-    cdef dict options             # of Task()
-    cdef object step_type, step, context   # what Task() has asked for
+    cdef object loop, app, await_it, receive, send, task_type
+    cdef object enter, leave, register, unregister   # asyncio's, for whoever runs tasks
+    cdef object enlist, delist    # the same for a first step, which is short
+    cdef set listed               # by which asyncio knows its tasks (3.11), or None
+    cdef Handling spare           # None: its task has been taken
+    cdef object step_type, step   # what Task() has asked for
     cdef list bases               # of scopes, for each listener
     cdef dict state
     cdef object on_request, on_response
 
-    def __init__(self, host, receive, send, *, addresses, str root_path not None="", dict state not None, on_request=None,
-                 on_response=None):
+    def __init__(self, host, app, await_it, receive, send, *, addresses, str root_path not None="", dict state not None,
+                 on_request=None, on_response=None):
         import asyncio
 
         self.exchanges = set()
         self.host = host
         self.loop = host.loop
-        self.handle = host.handle
+        self.app = app
+        self.await_it = await_it
         self.receive = receive
         self.send = send
         self.task_type = asyncio.Task
+        self.enter, self.leave = asyncio.tasks._enter_task, asyncio.tasks._leave_task
+        self.register, self.unregister = asyncio.tasks._register_task, asyncio.tasks._unregister_task
         if sys.version_info >= (3, 12):
-            self.options = {"loop": host.loop, "eager_start": True}
+            self.enlist, self.delist = asyncio.tasks._register_eager_task, asyncio.tasks._unregister_eager_task
         else:
-            self.options = {"loop": host.loop, "name": "request"}   # by default a number, which costs more
+            self.listed = asyncio.tasks._all_tasks.data   # directly, as a WeakSet takes ten times as long
+            self.enlist, self.delist = self.listed.add, self.listed.discard
         self.bases = [make_base(address, root_path) for address in addresses]
         self.state = state
         self.on_request = on_request
@@ -163,7 +174,7 @@ cdef class Tasks:
                 function._is_coroutine = asyncio.coroutines._is_coroutine
 
     def start(self, list requests not None):
-        """Makes a task of handle(exchange) for each, and lets it take its first step.  Raises nothing."""
+        """Serves each: lets its task take its first step.  Raises nothing."""
         cdef list exchanges = []
         for request in requests:
             if (<Request>request).head.upgrade and request.asks_for_websocket:
@@ -179,23 +190,20 @@ cdef class Tasks:
         self.starting = self.stepping = None
 
     cdef int start_all(self, list exchanges) except -1:
-        cdef object make = None
-        if self.loop.get_task_factory() is not None or self.loop.get_debug():
-            make = self.loop.create_task
-        elif "eager_start" not in self.options:
-            return self.step_at_once(exchanges)
+        cdef Exchange exchange
+        cdef bint is_usual = self.loop.get_task_factory() is None and not self.loop.get_debug()
         for exchange in exchanges:
             self.stepping = exchange
             try:
-                coroutine = self.handle(exchange)
-                self.keep(exchange, self.make(coroutine) if make is None else make(coroutine))
+                if is_usual:
+                    self.step_at_once(exchange)
+                else:
+                    self.keep(exchange, self.loop.create_task(Handling.__new__(Handling, exchange, self)))
             except BaseException:
-                self.give_up(exchange)
+                asgi_log.critical("%s %s: no task can be made", exchange.request.method, exchange.request.target, exc_info=True)
+                exchange.release()
             end_child_in_loop(exchange)
         return 0
-
-    cdef object make(self, coroutine):
-        return PyObject_Call(self.task_type, (coroutine,), self.options)
 
     cdef int keep(self, Exchange exchange, task) except -1:
         """asyncio itself only has a weak reference to a task."""
@@ -204,39 +212,56 @@ cdef class Tasks:
             self.exchanges.add(exchange)
         return 0
 
-    cdef int give_up(self, Exchange exchange) except -1:
-        asgi_log.critical("%s %s: no task can be made", exchange.request.method, exchange.request.target, exc_info=True)
-        exchange.close()
+    cdef int step_at_once(self, Exchange exchange) except -1:
+        cdef Handling handling = self.spare
+        self.spare = None
+        if handling is None:
+            handling = self.prepare()
+        handling.exchange = exchange
+        if handling.step is None:   # the loop calls it
+            return self.keep(exchange, handling.give_task())
+        handling.step_first()
+        if handling.is_untouched():
+            handling.exchange = handling.context = None
+            self.spare = handling
+            return 0
+        step, task = handling.step, handling.give_task()
+        if handling.given is not ENDED:
+            task._log_destroy_pending = True
+            self.register(task)
+        self.keep(exchange, task)
+        try:
+            step()
+        except BaseException as error:
+            self.loop.call_exception_handler({"message": "the step of a task has failed", "exception": error})
+        if handling.was_cancelled:
+            task.cancel()   # also what it waits for, which was not yet known
+            task.uncancel()
         return 0
 
-    cdef int step_at_once(self, list exchanges) except -1:
-        cdef list tasks = [], steps = [], contexts = []
-        cdef Py_ssize_t i
+    cdef Handling prepare(self):
+        """With a task whose first step the loop does not call."""
+        cdef Handling handling = Handling.__new__(Handling, None, self)
+        self.step = None
         self.loop.call_soon = self.take_step
-        for exchange in exchanges:
-            self.step = self.context = None
-            try:
-                tasks.append(self.make(self.handle(exchange)))
-            except BaseException:
-                self.give_up(exchange)
-                tasks.append(None)
-            steps.append(self.step)
-            contexts.append(self.context)
-        self.step = self.context = None
-        del self.loop.call_soon
-        for i in range(len(tasks)):
-            if steps[i] is not None:
-                self.stepping = exchanges[i]
-                PyContext_Enter(contexts[i])
-                try:
-                    steps[i]()
-                except BaseException as error:
-                    self.loop.call_exception_handler({"message": "the step of a task has failed", "exception": error})
-                PyContext_Exit(contexts[i])
-            self.keep(exchanges[i], tasks[i])
-            tasks[i] = steps[i] = contexts[i] = None   # what has ended gives way to the next
-            end_child_in_loop(exchanges[i])
-        return 0
+        try:
+            handling.task = self.task_type(handling, loop=self.loop, name="request")   # by default a number
+        finally:
+            del self.loop.call_soon
+            handling.step = self.step
+            self.step = None
+        if handling.step is not None:
+            self.unregister(handling.task)
+            handling.task._log_destroy_pending = False
+            if self.listed is None:
+                handling.entry = handling.task
+            else:
+                import weakref
+
+                handling.entry = weakref.ref(handling.task)
+                hash(handling.entry)   # which it keeps
+            handling.take_images()
+        return handling
 
     def take_step(self, callback, *args, context=None):
         """Stands in for the loop's call_soon() while a task is made.  Whatever else happens meanwhile, as by the garbage
@@ -245,9 +270,181 @@ cdef class Tasks:
             self.step_type = type(callback)   # it has no public name
         if type(callback) is self.step_type and self.step is None and not args and context is not None:
             self.step = callback
-            self.context = context
             return None
         return type(self.loop).call_soon(self.loop, callback, *args, context=context)
+
+
+cdef enum:
+    MANAGED_AT = 4 * sizeof(void *)
+    MANAGED_SIZE = 2 * sizeof(void *)
+
+
+@cython.freelist(16)
+@cython.final
+cdef class Handling:
+    """What the task of a request runs, in place of a coroutine: the application, and what has to be done after it.
+
+    `task`, with the call of its `step`, is there until the application waits for something, or has taken hold of it.
+    """
+
+    cdef Tasks tasks
+    cdef Exchange exchange
+    cdef object task, step
+    cdef object entry             # of enlist() and delist()
+    cdef bytes image, managed, entry_image   # of both, while nobody has used them
+    cdef object rest              # the application's coroutine, while it waits
+    cdef object context           # that of the application, if it is not that of the task
+    cdef object given             # what the first step has given, or ENDED
+    cdef bint is_given            # which the task has not yet taken
+    cdef object error             # which it has raised
+    cdef bint was_cancelled       # the task was, in its first step
+
+    def __cinit__(self, Exchange exchange, Tasks tasks not None):
+        self.exchange = exchange
+        self.tasks = tasks
+
+    cdef object give_task(self):
+        task = self.task
+        self.task = self.step = self.entry = self.image = self.managed = self.entry_image = None
+        return task
+
+    cdef int take_images(self) except -1:
+        """Borrows its references, as is_untouched() does: they count."""
+        cdef const char *task = <const char *><void *>self.task
+        self.image = PyBytes_FromStringAndSize(task, <Py_ssize_t>type(self.task).__basicsize__)
+        self.entry_image = PyBytes_FromStringAndSize(<const char *><void *>self.entry, <Py_ssize_t>type(self.entry).__basicsize__)
+        # From Python 3.12 on attributes and weak references are before the object (pycore_object.h, pre-header), if its type has
+        # Py_TPFLAGS_MANAGED_DICT or Py_TPFLAGS_MANAGED_WEAKREF.
+        self.managed = PyBytes_FromStringAndSize(task - MANAGED_AT, MANAGED_SIZE if type(self.task).__flags__ & 24 else 0)
+        return 0
+
+    cdef bint is_untouched(self) noexcept:
+        """Whether the first step was the last, and nothing knows or has changed the task: its references, weak ones, done
+        callbacks, name, attributes and requests to cancel it are all in its memory."""
+        cdef const char *task = <const char *><void *>self.task
+        return (self.given is ENDED and self.error is None
+                and memcmp(task, PyBytes_AS_STRING(self.image), <size_t>PyBytes_GET_SIZE(self.image)) == 0
+                and memcmp(task - MANAGED_AT, PyBytes_AS_STRING(self.managed), <size_t>PyBytes_GET_SIZE(self.managed)) == 0
+                and memcmp(<void *>self.entry, PyBytes_AS_STRING(self.entry_image),
+                           <size_t>PyBytes_GET_SIZE(self.entry_image)) == 0)
+
+    cdef int step_first(self) except -1:
+        """The first step, in a context of its own, as the task.  The outcome is in `given` and `error`."""
+        cdef Tasks tasks = self.tasks
+        self.given = ENDED
+        self.is_given = True
+        self.context = PyContext_CopyCurrent()
+        tasks.enter(tasks.loop, self.task)
+        tasks.enlist(self.entry)
+        PyContext_Enter(self.context)
+        try:
+            self.given = self.run(None)
+        except BaseException as error:
+            self.error = error
+        PyContext_Exit(self.context)
+        tasks.delist(self.entry)
+        tasks.leave(tasks.loop, self.task)
+        return 0
+
+    cdef object run(self, tuple thrown):
+        """A step of the application.  Returns what it gives to its task, or ENDED; raises what is to end the task."""
+        cdef Exchange exchange = self.exchange
+        cdef PyObject *result = NULL
+        try:
+            if self.rest is None:
+                if thrown is not None:   # it has not begun
+                    raise thrown[0]
+                self.rest = self.tasks.app(exchange.get_scope(), exchange.receive, exchange.send)
+                if not PyCoro_CheckExact(self.rest):
+                    self.rest = self.tasks.await_it(self.rest)
+            if thrown is not None:
+                try:
+                    return self.rest.throw(*thrown)
+                except StopIteration:
+                    pass
+            elif PyIter_Send(self.rest, None, &result) == PYGEN_NEXT:
+                given = <object>result
+                Py_DECREF(given)
+                return given
+            else:
+                Py_XDECREF(result)
+            self.rest = None
+            exchange.conclude()
+        except BaseException as error:   # SystemExit in the application ends the request and not the event loop
+            self.rest = None
+            try:
+                if self.tasks.host.fail(exchange, error):
+                    raise
+            finally:
+                exchange.release()
+        else:
+            exchange.release()
+        return ENDED
+
+    cdef object go_on(self, tuple thrown):
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        if self.is_given:   # the task comes for what the first step has given
+            given, self.given = self.given, None
+            self.is_given = False
+            self.was_cancelled = thrown is not None and given is not ENDED
+            if thrown is not None and given is ENDED:
+                raise thrown[0]
+            return given
+        if self.exchange is None or self.exchange.is_closed:
+            raise RuntimeError("cannot reuse already awaited coroutine")
+        if self.context is None:
+            return self.run(thrown)
+        PyContext_Enter(self.context)
+        try:
+            return self.run(thrown)
+        finally:
+            PyContext_Exit(self.context)
+
+    def __await__(self):
+        return self
+
+    def __next__(self):
+        given = self.go_on(None)
+        if given is ENDED:
+            raise StopIteration
+        return given
+
+    def send(self, value):
+        return next(self)   # futures give nothing
+
+    def throw(self, *error):
+        given = self.go_on(error)
+        if given is ENDED:
+            raise StopIteration
+        return given
+
+    def close(self):
+        if self.rest is not None:
+            self.rest.close()
+            self.rest = None
+            self.exchange.release()
+
+    # For asyncio's repr() of tasks, and for whoever looks for the place in which one waits: that is in the application.
+
+    __name__ = __qualname__ = "request"
+
+    @property
+    def cr_await(self):
+        return getattr(self.rest, "cr_await", None)
+
+    @property
+    def cr_frame(self):
+        return getattr(self.rest, "cr_frame", None)
+
+    @property
+    def cr_running(self):
+        return getattr(self.rest, "cr_running", False)
+
+    @property
+    def cr_suspended(self):
+        return getattr(self.rest, "cr_suspended", False)
 
 
 @cython.freelist(16)
@@ -361,6 +558,9 @@ cdef class Exchange:
 
     def begin(self):
         """The scope.  To be called in the task, as the observer of requests may set context variables."""
+        return self.get_scope()
+
+    cdef dict get_scope(self):
         cdef Tasks tasks = self.tasks
         if type(tasks.on_request) is NewIds:   # directly, without Python
             (<NewIds>tasks.on_request).give(self.request)
@@ -368,7 +568,7 @@ cdef class Exchange:
             tasks.on_request(self.request)
         return make_scope(self.request, <dict>tasks.bases[self.request.listener], tasks.state)
 
-    def conclude(self):
+    cdef int conclude(self) except -1:
         """The application has returned.  Raises ResponseError if the response is not complete."""
         if c.front_is_foreign(self.request.front._front):
             end_child(None)
@@ -377,6 +577,9 @@ cdef class Exchange:
 
     def close(self):
         """The end of the task."""
+        self.release()
+
+    cdef int release(self) except -1:
         self.is_closed = True
         if self.dismissed and self.has_left:   # an application that was told so does not complete its response
             self.end_stream()

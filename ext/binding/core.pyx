@@ -8,9 +8,10 @@ interpreter lock is crossed in `with nogil:` blocks around one C call.
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.contextvars cimport PyContext_Enter, PyContext_Exit, PyContextVar_Set
+from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit, PyContextVar_Set
 from cpython.dict cimport PyDict_Copy, PyDict_SetDefault
-from cpython.object cimport PyObject_Call
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_XDECREF
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeLatin1, PyUnicode_DecodeUTF8
 from libc.errno cimport EAGAIN, EALREADY, EINVAL, EIO, ENOBUFS, ENOMEM, EPIPE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
@@ -53,6 +54,9 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     int PyUnicode_1BYTE_KIND
     Py_ssize_t PY_SSIZE_T_MAX
+    bint PyCoro_CheckExact(object)
+    int PYGEN_NEXT
+    int PyIter_Send(object iterator, object value, PyObject **result) except -1
 
 
 include "request.pxi"

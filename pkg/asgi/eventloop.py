@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from pkg._core import Exchange, News, Tasks
-from pkg.asgi.exchange import receive, send
+from pkg.asgi.exchange import await_it, receive, send
 from pkg.asgi.executors import Executors
 from pkg.asgi.keepalive import Keepalive, WebSocketRules
 from pkg.asgi.lifespan import Lifespan
@@ -202,6 +202,8 @@ class EventLoop:
         lifespan = Lifespan(self._app, self._lifespan_mode)
         self._tasks = Tasks(
             self,
+            self._app,
+            await_it,
             receive,
             send,
             addresses=self._addresses,
@@ -279,25 +281,20 @@ class EventLoop:
                     self._on_late(exchange.request, exchange.task)
                 exchange.task.cancel()
 
-    async def handle(self, exchange: Exchange) -> None:
-        """The task of one request."""
-        try:
-            await self._app(exchange.begin(), exchange.receive, exchange.send)
-            exchange.conclude()
-        except BaseException as error:  # SystemExit in the application ends the request and not the event loop
-            self._end_child(error)
-            request = exchange.request
-            if self._is_cancelled(error):
-                if not (exchange.has_ended or exchange.has_left or request.is_late):  # or it is logged elsewhere
-                    self._fail(exchange)
-                raise
-            if exchange.has_left or (exchange.is_finished and not exchange.has_ended):
-                level = logging.DEBUG if isinstance(error, ClientDisconnected) else logging.INFO
-                _log.log(level, "%s %s: after the client had left: %r", request.method, request.target, error)
-            else:
-                self._failed(request, request.client_address)
-        finally:
-            exchange.close()
+    def fail(self, exchange: Exchange, error: BaseException) -> bool:
+        """Called while what the application has raised is being handled.  Whether it ends the task as well."""
+        self._end_child(error)
+        request = exchange.request
+        if self._is_cancelled(error):
+            if not (exchange.has_ended or exchange.has_left or request.is_late):  # or it is logged elsewhere
+                self._fail(exchange)
+            return True
+        if exchange.has_left or (exchange.is_finished and not exchange.has_ended):
+            level = logging.DEBUG if isinstance(error, ClientDisconnected) else logging.INFO
+            _log.log(level, "%s %s: after the client had left: %r", request.method, request.target, error)
+        else:
+            self._failed(request, request.client_address)
+        return False
 
     def start_websocket(self, request: Request) -> None:
         """Makes the task of a request for a WebSocket.  What only they need is imported with the first of them."""
@@ -328,7 +325,7 @@ class EventLoop:
             await self._app(scope, exchange.receive, exchange.send)
             self._end_child(None)
             exchange.conclude()
-        except BaseException as error:  # as in handle()
+        except BaseException as error:  # as in Handling, which serves the others
             self._end_child(error)
             exchange.has_failed = True
             request = exchange.request

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pkg._core import Exchange
 
-__all__ = ["receive", "send"]
+__all__ = ["await_it", "receive", "send"]
+
+
+async def await_it(awaitable: Awaitable[object]) -> None:
+    """For an application that is no coroutine function, and returns something else that can be awaited."""
+    await awaitable
 
 
 async def receive(exchange: Exchange) -> dict[str, Any]:

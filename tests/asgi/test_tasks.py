@@ -8,6 +8,7 @@ import gc
 import inspect
 import json
 import warnings
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -179,6 +180,75 @@ async def sends_in_tasks(scope: Scope, receive: Receive, send: Send) -> Any:
     await asyncio.wait_for(asyncio.shield(send({"type": "http.response.body", "body": b'"sent"'})), 10)
 
 
+kept: list[Any] = []
+
+
+async def keeps_its_task(scope: Scope, receive: Receive, send: Send) -> Any:
+    """It ends like any other, although the application has never waited; the next request has another one."""
+    task = asyncio.current_task()
+    before, kept[:] = list(kept), [task]
+    return all(other is not task and other.done() and other.result() is None for other in before)
+
+
+steps: list[Any] = []
+
+
+async def shares_its_task(scope: Scope, receive: Receive, send: Send) -> Any:
+    """With the next request, as nothing has touched it.  What would call its first step is the same."""
+    referrers = gc.get_referrers(asyncio.current_task())
+    steps.append(next(one for one in referrers if type(one).__name__ == "TaskStepMethWrapper"))
+    return all(one is steps[0] for one in steps)
+
+
+def with_task(change: Callable[[asyncio.Task[Any]], object]) -> Any:
+    """Changes its task, of which the next request must not see anything."""
+
+    async def case(scope: Scope, receive: Receive, send: Send) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        found = [task.get_name() == "changed", hasattr(task, "changed"), task.cancelling()]
+        found.append(any(one() is not None for one in weak))
+        change(task)
+        return found
+
+    return case
+
+
+weak: list[weakref.ref[asyncio.Task[Any]]] = []
+called: list[asyncio.Task[Any]] = []
+
+
+async def calls_back(scope: Scope, receive: Receive, send: Send) -> Any:
+    task = asyncio.current_task()
+    assert task is not None
+    task.add_done_callback(called.append)
+    return all(one.done() and one is not task for one in called)
+
+
+async def cancels_itself(scope: Scope, receive: Receive, send: Send) -> Any:
+    """In its first step: it ends where it waits next, and so does what it waits for."""
+    task, inner = asyncio.current_task(), asyncio.create_task(asyncio.sleep(60))
+    assert task is not None
+    task.cancel()
+    try:
+        await inner
+    except asyncio.CancelledError:
+        await asyncio.sleep(0)
+        return [inner.cancelled(), task.uncancel(), task.cancelling()]
+
+
+async def leaves_nothing(scope: Scope, receive: Receive, send: Send) -> Any:
+    """Between two requests there is no task for them."""
+
+    def look() -> None:
+        names = [task.get_name() for task in asyncio.all_tasks()]
+        ended["leaves_nothing"] = [asyncio.current_task() is None, "request" in names]
+
+    asyncio.get_running_loop().call_soon(look)
+    await send(START)
+    await send({"type": "http.response.body", "body": b"null"})
+
+
 CASES: dict[str, tuple[Any, Any]] = {
     "first_step": (first_step, ["unset", True, True]),
     "later_steps": (later_steps, ["mine", True, True]),
@@ -195,6 +265,15 @@ CASES: dict[str, tuple[Any, Any]] = {
     "sends_by_hand": (sends_by_hand, "the message 'nonsense' is not known for HTTP"),
     "is_inspected": (is_inspected, [True] * 6),
     "sends_in_tasks": (sends_in_tasks, "sent"),
+    "shares_its_task": (shares_its_task, True),
+    "keeps_its_task": (keeps_its_task, True),
+    "names_its_task": (with_task(lambda task: task.set_name("changed")), [False, False, 0, False]),
+    "marks_its_task": (with_task(lambda task: setattr(task, "changed", True)), [False, False, 0, False]),
+    "is_cancelled": (with_task(lambda task: task.cancel()), [False, False, 0, False]),
+    "knows_its_task": (with_task(lambda task: weak.append(weakref.ref(task))), [False, False, 0, False]),
+    "calls_back": (calls_back, True),
+    "cancels_itself": (cancels_itself, [True, 0, 0]),
+    "leaves_nothing": (leaves_nothing, [True, False]),
 }
 ended: dict[str, Any] = {}  # what the tasks that a case has left have returned
 
@@ -232,6 +311,19 @@ def test_what_an_application_may_do(server: Server, name: str) -> None:
             assert answer == expected
 
 
+def test_an_application_may_return_whatever_can_be_awaited() -> None:
+    class Awaited:
+        def __init__(self, *given: Any) -> None:
+            self.given = given
+
+        def __await__(self) -> Any:
+            return app(*self.given).__await__()
+
+    with serving_asgi(Awaited) as server, Connection(server.server_address) as c:
+        assert json.loads(c.request("GET", "/later_steps").body) == CASES["later_steps"][1]
+        assert json.loads(c.request("GET", "/first_step").body) == CASES["first_step"][1]
+
+
 def test_a_task_that_waits_in_send_can_be_looked_at() -> None:
     """Its chain of coroutines goes on into the one that waits for the client."""
     found: list[Any] = []
@@ -260,7 +352,7 @@ def test_a_task_that_waits_in_send_can_be_looked_at() -> None:
         wait_for(lambda: found)
         assert c.receive().status == 200
     names, text = found[0]
-    assert names == ["handle", "app", "send", "_drain", "_wait"] and "handle" in text
+    assert names == ["app", "send", "_drain", "_wait"] and "coro=<request" in text
 
 
 @pytest.mark.parametrize("what", ["debug", "task factory"])
