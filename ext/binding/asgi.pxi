@@ -115,6 +115,7 @@ cdef int end_child_in_loop(Exchange exchange) except -1:
     return 0
 
 
+cdef object count_weak = weakref.getweakrefcount
 cdef object ENDED = object()   # in place of what a step of the application gives to its task
 
 
@@ -123,9 +124,9 @@ cdef class Tasks:
     """The tasks of an event loop's requests: what they have in common, and how they begin.
 
     A task takes its first step at once, in the turn that has taken its request, and most need no other.  As making a task
-    costs a short request a fifth of its time, one is there for them in advance: it is the current one while the application
-    takes its first step.  If that was all, and nothing has taken hold of it, it serves the next request.  Otherwise it goes on
-    as any task of asyncio.
+    costs a short request a fifth of its time, one is there for them in advance, a SpareTask: it is the current one while the
+    application takes its first step.  If that was all, and nothing has taken hold of it, it serves the next request.  Otherwise
+    it goes on as any task of asyncio.
     """
 
     cdef readonly object host     # the event loop, with loop, fail() and watch()
@@ -136,8 +137,11 @@ cdef class Tasks:
     cdef object enter, leave, register, unregister   # asyncio's, for whoever runs tasks
     cdef object enlist, delist    # the same for a first step, which is short
     cdef set listed               # by which asyncio knows its tasks (3.11), or None
-    cdef Handling spare           # None: its task has been taken
-    cdef object step_type, step   # what Task() has asked for
+    cdef SpareTask spare          # None: a request has taken it
+    cdef bint has_spares
+    cdef Handling being_made      # whose task asks for its first step
+    cdef object step              # what it has asked for
+    cdef object call_soon         # of the loop, meanwhile
     cdef list bases               # of scopes, for each listener
     cdef dict state
     cdef object on_request, on_response
@@ -172,6 +176,7 @@ cdef class Tasks:
                 inspect.markcoroutinefunction(function)
             else:
                 function._is_coroutine = asyncio.coroutines._is_coroutine
+        self.has_spares = self.task_type.__module__ == "_asyncio" and self.can_see_changes()
 
     def start(self, list requests not None):
         """Serves each: lets its task take its first step.  Raises nothing."""
@@ -191,7 +196,7 @@ cdef class Tasks:
 
     cdef int start_all(self, list exchanges) except -1:
         cdef Exchange exchange
-        cdef bint is_usual = self.loop.get_task_factory() is None and not self.loop.get_debug()
+        cdef bint is_usual = self.has_spares and self.loop.get_task_factory() is None and not self.loop.get_debug()
         for exchange in exchanges:
             self.stepping = exchange
             try:
@@ -213,138 +218,191 @@ cdef class Tasks:
         return 0
 
     cdef int step_at_once(self, Exchange exchange) except -1:
-        cdef Handling handling = self.spare
+        cdef SpareTask spare = self.spare
         self.spare = None
-        if handling is None:
-            handling = self.prepare()
-        handling.exchange = exchange
-        if handling.step is None:   # the loop calls it
-            return self.keep(exchange, handling.give_task())
-        handling.step_first()
-        if handling.is_untouched():
-            handling.exchange = handling.context = None
-            self.spare = handling
+        if spare is None:
+            spare = self.make_spare()
+        spare.handling.exchange = exchange
+        spare.step_first()
+        if spare.handling.has_ended_at_once() and spare.is_untouched():
+            self.spare = spare
             return 0
-        step, task = handling.step, handling.give_task()
+        return self.go_on_with(spare, exchange)
+
+    cdef int go_on_with(self, SpareTask spare, Exchange exchange) except -1:
+        """As a task of its own, which comes to know how the first step has ended by making it itself."""
+        cdef Handling handling = spare.handling
+        task = spare.task
         if handling.given is not ENDED:
             task._log_destroy_pending = True
             self.register(task)
         self.keep(exchange, task)
         try:
-            step()
+            spare.step()
         except BaseException as error:
             self.loop.call_exception_handler({"message": "the step of a task has failed", "exception": error})
-        if handling.was_cancelled:
-            task.cancel()   # also what it waits for, which was not yet known
+        if handling.cancelled is not None:   # in its first step: now also what it waits for, which was not yet known
+            task.cancel(*handling.cancelled.args)
             task.uncancel()
+            handling.cancelled = None
         return 0
 
-    cdef Handling prepare(self):
-        """With a task whose first step the loop does not call."""
-        cdef Handling handling = Handling.__new__(Handling, None, self)
+    cdef SpareTask make_spare(self):
+        """Task() asks the loop to call its first step soon; this one's is not called by the loop."""
+        cdef SpareTask spare = SpareTask.__new__(SpareTask)
+        spare.tasks = self
+        spare.handling = self.being_made = Handling.__new__(Handling, None, self)
+        patched = vars(self.loop).get("call_soon")   # by something that watches the loop
+        self.call_soon = self.loop.call_soon
         self.step = None
         self.loop.call_soon = self.take_step
         try:
-            handling.task = self.task_type(handling, loop=self.loop, name="request")   # by default a number
+            spare.task = self.task_type(spare.handling, loop=self.loop, name="request")   # by default a number
         finally:
-            del self.loop.call_soon
-            handling.step = self.step
-            self.step = None
-        if handling.step is not None:
-            self.unregister(handling.task)
-            handling.task._log_destroy_pending = False
-            if self.listed is None:
-                handling.entry = handling.task
+            if patched is None:
+                del self.loop.call_soon
             else:
-                import weakref
-
-                handling.entry = weakref.ref(handling.task)
-                hash(handling.entry)   # which it keeps
-            handling.take_images()
-        return handling
+                self.loop.call_soon = patched
+            spare.step, self.step = self.step, None
+            self.being_made = self.call_soon = None
+        if spare.step is None:
+            raise RuntimeError("asyncio.Task() has not asked for its first step")
+        spare.task._log_destroy_pending = False
+        self.unregister(spare.task)
+        spare.weak = weakref.ref(spare.task)
+        hash(spare.weak)   # which it keeps
+        spare.entry = spare.task if self.listed is None else spare.weak
+        spare.remember()
+        return spare
 
     def take_step(self, callback, *args, context=None):
         """Stands in for the loop's call_soon() while a task is made.  Whatever else happens meanwhile, as by the garbage
         collector, is passed on."""
-        if type(callback) is not self.step_type and type(callback).__name__ == "TaskStepMethWrapper":
-            self.step_type = type(callback)   # it has no public name
-        if type(callback) is self.step_type and self.step is None and not args and context is not None:
+        task = getattr(callback, "__self__", None)
+        if isinstance(task, self.task_type) and task.get_coro() is self.being_made and self.step is None:
             self.step = callback
             return None
-        return type(self.loop).call_soon(self.loop, callback, *args, context=context)
+        return self.call_soon(callback, *args, context=context)
+
+    cdef bint can_see_changes(self) except -1:
+        """Tries out whether this Python's tasks are as SpareTask expects them.  Otherwise each request has one of its own."""
+        cdef SpareTask spare
+        try:
+            for change in CHANGES:
+                spare = self.make_spare()
+                kept = change(spare.task)
+                if spare.is_untouched():
+                    raise RuntimeError("a task does not show that it has been changed")
+                kept = None
+        except Exception:
+            asgi_log.debug("each request has a task of its own", exc_info=True)
+            return False
+        return True
 
 
-cdef enum:
-    MANAGED_AT = 4 * sizeof(void *)
-    MANAGED_SIZE = 2 * sizeof(void *)
+# What an application can do to its task.  What it returns, it keeps.
+CHANGES = (
+    lambda task: task,
+    lambda task: task.get_coro(),
+    lambda task: weakref.ref(task),
+    lambda task: weakref.ref(task, print),
+    lambda task: setattr(task, "changed", True),
+    lambda task: task.set_name("changed"),
+    lambda task: task.add_done_callback(print),
+    lambda task: task.cancel(),
+)
+
+
+@cython.final
+cdef class SpareTask:
+    """A task that has been made in advance, with which one request after the other takes its first step.
+
+    The next request must not see what the last one has done to it, nor the last one what becomes of it.  Whatever is done to a
+    task needs a reference to it, and leaves something behind: the reference, strong or weak; an attribute in its dictionary; or
+    a change of the object, as of its name, its callbacks, the requests to cancel it.  References are counted, of the dictionary
+    nothing is needed but that it is empty, and the object is compared, as a whole, with what it was in the beginning.
+
+    So nothing here knows how CPython lays out a task.  If it kept a part of one elsewhere, Tasks.can_see_changes() would
+    find out, and there would be no spare tasks.  If it changed something in the object of its own accord, no task would seem
+    untouched, and each would serve one request.  Neither is wrong; both are slower.
+    """
+
+    cdef Tasks tasks
+    cdef Handling handling        # its coroutine
+    cdef object task
+    cdef object step              # what calls its first step
+    cdef object weak              # the one weak reference to it
+    cdef dict attributes
+    cdef object entry             # of enlist() and delist()
+    cdef bytes image              # of the object
+    cdef Py_ssize_t known[3]      # references
+
+    cdef int step_first(self) except -1:
+        """Lets the application take its first step, as the current task."""
+        cdef Tasks tasks = self.tasks
+        tasks.enter(tasks.loop, self.task)
+        tasks.enlist(self.entry)
+        self.handling.step_first()
+        tasks.delist(self.entry)
+        tasks.leave(tasks.loop, self.task)
+        return 0
+
+    cdef int remember(self) except -1:
+        self.attributes = PyObject_GenericGetDict(self.task, NULL)   # made now, and empty
+        self.image = PyBytes_FromStringAndSize(<const char *><void *>self.task, <Py_ssize_t>type(self.task).__basicsize__)
+        self.count(self.known)
+        return 0
+
+    cdef void count(self, Py_ssize_t *found) noexcept:
+        """References to what belongs to the task.  Those to itself are in its image."""
+        found[0] = Py_REFCNT(<PyObject *>self.handling)
+        found[1] = Py_REFCNT(<PyObject *>self.weak)
+        found[2] = Py_REFCNT(<PyObject *>self.attributes)
+
+    cdef bint is_untouched(self) except -1:
+        cdef Py_ssize_t found[3]
+        self.count(found)
+        return (memcmp(<void *>self.task, PyBytes_AS_STRING(self.image), <size_t>PyBytes_GET_SIZE(self.image)) == 0
+                and memcmp(found, self.known, sizeof(found)) == 0 and not self.attributes
+                and count_weak(self.task) == 1)
 
 
 @cython.freelist(16)
 @cython.final
 cdef class Handling:
-    """What the task of a request runs, in place of a coroutine: the application, and what has to be done after it.
-
-    `task`, with the call of its `step`, is there until the application waits for something, or has taken hold of it.
-    """
+    """What the task of a request runs, in place of a coroutine: the application, and what has to be done after it."""
 
     cdef Tasks tasks
-    cdef Exchange exchange
-    cdef object task, step
-    cdef object entry             # of enlist() and delist()
-    cdef bytes image, managed, entry_image   # of both, while nobody has used them
+    cdef Exchange exchange        # None: there is nothing left to do
     cdef object rest              # the application's coroutine, while it waits
-    cdef object context           # that of the application, if it is not that of the task
-    cdef object given             # what the first step has given, or ENDED
-    cdef bint is_given            # which the task has not yet taken
-    cdef object error             # which it has raised
-    cdef bint was_cancelled       # the task was, in its first step
+    # Of a first step that was not made by the task:
+    cdef object context           # in which the application runs; the task's own, get_context(), is older than the request
+    cdef object given             # what it has given, or ENDED
+    cdef object error             # what it has raised
+    cdef bint is_given            # the task has not yet come for either
+    cdef object cancelled         # CancelledError: the application has cancelled its task in it
 
     def __cinit__(self, Exchange exchange, Tasks tasks not None):
         self.exchange = exchange
         self.tasks = tasks
 
-    cdef object give_task(self):
-        task = self.task
-        self.task = self.step = self.entry = self.image = self.managed = self.entry_image = None
-        return task
-
-    cdef int take_images(self) except -1:
-        """Borrows its references, as is_untouched() does: they count."""
-        cdef const char *task = <const char *><void *>self.task
-        self.image = PyBytes_FromStringAndSize(task, <Py_ssize_t>type(self.task).__basicsize__)
-        self.entry_image = PyBytes_FromStringAndSize(<const char *><void *>self.entry, <Py_ssize_t>type(self.entry).__basicsize__)
-        # From Python 3.12 on attributes and weak references are before the object (pycore_object.h, pre-header), if its type has
-        # Py_TPFLAGS_MANAGED_DICT or Py_TPFLAGS_MANAGED_WEAKREF.
-        self.managed = PyBytes_FromStringAndSize(task - MANAGED_AT, MANAGED_SIZE if type(self.task).__flags__ & 24 else 0)
-        return 0
-
-    cdef bint is_untouched(self) noexcept:
-        """Whether the first step was the last, and nothing knows or has changed the task: its references, weak ones, done
-        callbacks, name, attributes and requests to cancel it are all in its memory."""
-        cdef const char *task = <const char *><void *>self.task
-        return (self.given is ENDED and self.error is None
-                and memcmp(task, PyBytes_AS_STRING(self.image), <size_t>PyBytes_GET_SIZE(self.image)) == 0
-                and memcmp(task - MANAGED_AT, PyBytes_AS_STRING(self.managed), <size_t>PyBytes_GET_SIZE(self.managed)) == 0
-                and memcmp(<void *>self.entry, PyBytes_AS_STRING(self.entry_image),
-                           <size_t>PyBytes_GET_SIZE(self.entry_image)) == 0)
-
     cdef int step_first(self) except -1:
-        """The first step, in a context of its own, as the task.  The outcome is in `given` and `error`."""
-        cdef Tasks tasks = self.tasks
+        """The first step, in a context of its own."""
+        context = PyContext_CopyCurrent()
+        self.context = context
         self.given = ENDED
-        self.is_given = True
-        self.context = PyContext_CopyCurrent()
-        tasks.enter(tasks.loop, self.task)
-        tasks.enlist(self.entry)
-        PyContext_Enter(self.context)
+        self.is_given = False
+        PyContext_Enter(context)
         try:
             self.given = self.run(None)
         except BaseException as error:
             self.error = error
-        PyContext_Exit(self.context)
-        tasks.delist(self.entry)
-        tasks.leave(tasks.loop, self.task)
+        PyContext_Exit(context)
+        self.is_given = True
         return 0
+
+    cdef bint has_ended_at_once(self) noexcept:
+        return self.given is ENDED and self.error is None
 
     cdef object run(self, tuple thrown):
         """A step of the application.  Returns what it gives to its task, or ENDED; raises what is to end the task."""
@@ -376,31 +434,44 @@ cdef class Handling:
                 if self.tasks.host.fail(exchange, error):
                     raise
             finally:
-                exchange.release()
+                self.end()
         else:
-            exchange.release()
+            self.end()
         return ENDED
 
+    cdef int end(self) except -1:
+        """What keeps its task does not keep the request."""
+        exchange, self.exchange, self.context = self.exchange, None, None
+        if exchange is not None:
+            exchange.release()
+        return 0
+
     cdef object go_on(self, tuple thrown):
-        if self.error is not None:
-            error, self.error = self.error, None
-            raise error
-        if self.is_given:   # the task comes for what the first step has given
-            given, self.given = self.given, None
+        if self.is_given:
             self.is_given = False
-            self.was_cancelled = thrown is not None and given is not ENDED
-            if thrown is not None and given is ENDED:
-                raise thrown[0]
-            return given
-        if self.exchange is None or self.exchange.is_closed:
+            return self.take_given(thrown)
+        if self.exchange is None:
             raise RuntimeError("cannot reuse already awaited coroutine")
-        if self.context is None:
+        context = self.context
+        if context is None:
             return self.run(thrown)
-        PyContext_Enter(self.context)
+        PyContext_Enter(context)
         try:
             return self.run(thrown)
         finally:
-            PyContext_Exit(self.context)
+            PyContext_Exit(context)
+
+    cdef object take_given(self, tuple thrown):
+        """How the first step has ended.  What is thrown is that the application has cancelled its task in it."""
+        given, self.given = self.given, None
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+        if thrown is not None:
+            if given is ENDED:
+                raise thrown[0]
+            self.cancelled = thrown[0]
+        return given
 
     def __await__(self):
         return self
@@ -422,9 +493,9 @@ cdef class Handling:
 
     def close(self):
         if self.rest is not None:
-            self.rest.close()
+            self.rest.close()   # ValueError: it runs
             self.rest = None
-            self.exchange.release()
+            self.end()
 
     # For asyncio's repr() of tasks, and for whoever looks for the place in which one waits: that is in the application.
 

@@ -38,6 +38,7 @@ import os
 import stat
 import sys
 import time
+import weakref
 
 from pkg.errors import (
     BodyError,
@@ -57,6 +58,8 @@ cdef extern from "Python.h":
     bint PyCoro_CheckExact(object)
     int PYGEN_NEXT
     int PyIter_Send(object iterator, object value, PyObject **result) except -1
+    Py_ssize_t Py_REFCNT(PyObject *)
+    object PyObject_GenericGetDict(object, void *)
 
 
 include "request.pxi"

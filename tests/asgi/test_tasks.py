@@ -237,6 +237,58 @@ async def cancels_itself(scope: Scope, receive: Receive, send: Send) -> Any:
         return [inner.cancelled(), task.uncancel(), task.cancelling()]
 
 
+async def cancels_itself_and_says_why(scope: Scope, receive: Receive, send: Send) -> Any:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel("why")
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError as error:
+        return [list(error.args), task.uncancel()]
+
+
+coroutines: list[Any] = []
+
+
+async def keeps_its_coroutine(scope: Scope, receive: Receive, send: Send) -> Any:
+    """It has ended with its request, and shows nothing of the next one."""
+    task = asyncio.current_task()
+    assert task is not None
+    coroutines.append(task.get_coro())
+    *before, this = coroutines
+    return [this.cr_running, any(other is this or other.cr_frame is not None for other in before)]
+
+
+async def steps_itself(scope: Scope, receive: Receive, send: Send) -> Any:
+    """Which no coroutine can; it goes on unharmed."""
+    task, found = asyncio.current_task(), []
+    assert task is not None
+    this: Any = task.get_coro()
+    for step in (lambda: this.send(None), lambda: this.throw(KeyError()), this.close):
+        try:
+            step()
+        except (RuntimeError, ValueError):
+            found.append("refused")
+    await asyncio.sleep(0)
+    return found
+
+
+class Thing:
+    """Which can be referred to weakly."""
+
+
+things: list[Any] = []
+thing = contextvars.ContextVar[Thing]("thing")
+
+
+async def keeps_its_task_alone(scope: Scope, receive: Receive, send: Send) -> Any:
+    """What was in the context of the request goes with it, although the task is kept."""
+    is_left = any(one() is not None for one, _ in things)
+    thing.set(Thing())
+    things.append((weakref.ref(thing.get()), asyncio.current_task()))
+    return is_left
+
+
 async def leaves_nothing(scope: Scope, receive: Receive, send: Send) -> Any:
     """Between two requests there is no task for them."""
 
@@ -273,6 +325,10 @@ CASES: dict[str, tuple[Any, Any]] = {
     "knows_its_task": (with_task(lambda task: weak.append(weakref.ref(task))), [False, False, 0, False]),
     "calls_back": (calls_back, True),
     "cancels_itself": (cancels_itself, [True, 0, 0]),
+    "cancels_itself_and_says_why": (cancels_itself_and_says_why, [["why"], 0]),
+    "keeps_its_coroutine": (keeps_its_coroutine, [True, False]),
+    "steps_itself": (steps_itself, ["refused"] * 3),
+    "keeps_its_task_alone": (keeps_its_task_alone, False),
     "leaves_nothing": (leaves_nothing, [True, False]),
 }
 ended: dict[str, Any] = {}  # what the tasks that a case has left have returned
@@ -322,6 +378,47 @@ def test_an_application_may_return_whatever_can_be_awaited() -> None:
     with serving_asgi(Awaited) as server, Connection(server.server_address) as c:
         assert json.loads(c.request("GET", "/later_steps").body) == CASES["later_steps"][1]
         assert json.loads(c.request("GET", "/first_step").body) == CASES["first_step"][1]
+
+
+def test_what_replaces_call_soon_of_the_loop_stays_there() -> None:
+    """As tools do that watch a loop; making a task in advance is the only thing that replaces it as well."""
+    called: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        if not called:
+            original = loop.call_soon
+
+            def call_soon(*args: Any, **options: Any) -> Any:
+                called.append(args)
+                return original(*args, **options)
+
+            loop.call_soon = call_soon  # type: ignore[method-assign, assignment]
+        kept.append(asyncio.current_task())  # the next request needs another
+        await asyncio.sleep(0)
+        await send(START)
+        await send({"type": "http.response.body", "body": vars(loop)["call_soon"].__name__.encode()})
+
+    with serving_asgi(app) as server, Connection(server.server_address) as c:
+        assert [c.request("GET", "/").body for _ in range(3)] == [b"call_soon"] * 3
+    assert called
+
+
+def test_other_kinds_of_tasks_are_made_for_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries that let loops nest put Python's own in the place of asyncio.Task; of those none is made in advance."""
+    monkeypatch.setattr(asyncio, "Task", asyncio.tasks._PyTask)  # type: ignore[attr-defined]
+    monkeypatch.setattr(asyncio.tasks, "Task", asyncio.tasks._PyTask)  # type: ignore[attr-defined]
+    found: list[asyncio.Task[Any] | None] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        found.append(asyncio.current_task())
+        await send(START)
+        await send({"type": "http.response.body", "body": mark.get().encode()})
+        mark.set("set")
+
+    with serving_asgi(app) as server, Connection(server.server_address) as c:
+        assert [c.request("GET", "/").body for _ in range(3)] == [b"unset"] * 3
+    assert len(set(found)) == 3 and {type(one) for one in found} == {asyncio.tasks._PyTask}  # type: ignore[attr-defined]
 
 
 def test_a_task_that_waits_in_send_can_be_looked_at() -> None:
