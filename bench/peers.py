@@ -195,7 +195,9 @@ ORM_WSGI_PEERS = tuple(
     for name in ("pkg", "gunicorn", "granian")
 )
 ORM_ASGI_PEERS = tuple(
-    peer.serving(ORM_ASGI, ASGI) for peer in ASGI_PEERS if peer.name in ("pkg", "uvicorn", "granian")
+    peer.serving(ORM_ASGI, ASGI, **({"PKG_LOOP": "uvloop"} if peer.name == "pkg" else {}))  # as the others
+    for peer in ASGI_PEERS
+    if peer.name in ("pkg", "uvicorn", "granian")
 )
 
 
