@@ -280,7 +280,8 @@ class Postgres:
     # ------------------------------------------------------------------ processes
 
     def _environment(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
+        # LD_PRELOAD: of a sanitizer, which is for us.
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("PG") and k != "LD_PRELOAD"}
         return {**kept, "LC_ALL": "C", "TZ": "UTC", "HOME": str(self.folder)}
 
     def _run(self, tool: str, *arguments: str, text: str = "") -> str:
