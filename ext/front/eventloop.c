@@ -3,6 +3,7 @@
 #include "eventloop.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -29,7 +30,9 @@ static int open_with(front *f, int outer_fd, int watched_fd)
         return -errno;
     if ((f->eventloop.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) == -1)
         return -errno;
-    f->eventloop.outer_fd = outer_fd;
+    /* Of our own, as asyncio closes its when it ends, and another thread may lead then. */
+    if (outer_fd != -1 && (f->eventloop.outer_fd = fcntl(outer_fd, F_DUPFD_CLOEXEC, 0)) == -1)
+        return -errno;
     f->eventloop.watched_fd = watched_fd;
     if (watched_fd != -1) {
         struct epoll_event wakes = {.events = EPOLLIN};
@@ -66,6 +69,8 @@ int64_t eventloop_looks(const front *f)
 
 void eventloop_free(front *f)
 {
+    if (f->eventloop.outer_fd != -1)
+        close(f->eventloop.outer_fd);
     if (f->eventloop.wake_fd != -1)
         close(f->eventloop.wake_fd);
     if (f->eventloop.watched_fd != -1)
@@ -77,7 +82,7 @@ void eventloop_free(front *f)
 void eventloop_disown(front *f)
 {
     eventloop_free(f);
-    f->eventloop.wake_fd = f->eventloop.watched_fd = f->eventloop.told_fd = -1;
+    f->eventloop.outer_fd = f->eventloop.wake_fd = f->eventloop.watched_fd = f->eventloop.told_fd = -1;
 }
 
 /* -------------------------------------------------------------------------- its turns */

@@ -224,7 +224,7 @@ enum eventloop_state {
 /* eventloop.c: the event loop that serves in place of workers. */
 struct front_eventloop {
     _Atomic int state;       /* enum eventloop_state */
-    int outer_fd, wake_fd;   /* asyncio's epoll descriptor, and an eventfd; -1: none */
+    int outer_fd, wake_fd;   /* a duplicate of asyncio's epoll descriptor, and an eventfd; -1: none */
     bool is_watched;         /* L: the front's epoll descriptor reports outer_fd */
     int watched_fd;          /* of one that waits elsewhere: the epoll descriptor that it watches, or -1; */
     atomic_bool may_lead;    /* and that reports the front's, written by L */
