@@ -7,8 +7,9 @@ This script runs in a temporary stage on the same base and writes `__pycache__` 
 The files use unchecked hashes: nothing is compared at start, and file times do not matter.  They cannot become stale,
 since sources and byte code are in the same image.
 
-Docstrings of functions are left out, a tenth of the byte code, on disk and in memory: in production nobody reads those of
-the standard library and of psycopg, and the sources still have them.  An application's own byte code is its own affair.
+Docstrings of functions are left out, a tenth of the byte code, on disk and in memory: in production nobody reads those
+of the standard library and of psycopg, and the sources still have them.  An application's own byte code is its own
+affair.
 
     python3 bytecode.py OUT PACKAGE      compiles everything that the sources of PACKAGE import, also inside functions
 """
@@ -90,7 +91,8 @@ def without_docstrings(source):
     """Its tree.  Classes keep theirs: a dataclass without one spells out its signature at import instead."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+        is_function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        if is_function and ast.get_docstring(node, clean=False) is not None:
             node.body[0] = ast.copy_location(ast.Pass(), node.body[0])
     return tree
 
