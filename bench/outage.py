@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import math
 import re
-import socket
 import threading
 import time
 import urllib.request
@@ -24,6 +23,7 @@ from bench.plots import ALARM, FAINT, INK, MARGIN, OURS, WIDTH, _line, _picture,
 from tests.support.faults.host import Host, Probe
 from tests.support.faults.postgres import PASSWORD, NoServer, Postgres
 from tests.support.faults.proxy import Mode, Proxy
+from tests.support.ports import free_port
 
 BEFORE, AFTER = 4.0, 6.0  # seconds of normal operation before and after
 POOL = 6
@@ -72,7 +72,7 @@ def measure(fault: Fault, seconds: float) -> Run:
     run = Run(fault.title)
     settings = {"PKG_POOL_MIN_SIZE": str(POOL), "PKG_POOL_MAX_SIZE": str(POOL), "PKG_THREADS": "16"}
     with Postgres() as server, Proxy(server.port) as proxy:
-        admin = _free_port()
+        admin = free_port()
         with Host(server.url_of(PASSWORD, proxy.port), PKG_ADMIN=f"127.0.0.1:{admin}", **settings) as host:
             host.wait_ready(200, 10)
             with host.load(threads=4, pause=0.05) as load, _sampled(admin) as pool:
@@ -92,12 +92,6 @@ def measure(fault: Fault, seconds: float) -> Run:
     run.pool = [(at - start, size, used) for at, size, used in pool if start <= at <= stop]
     run.requests = [(at - start, status, latency) for at, status, latency in load.answers if start <= at <= stop]
     return run
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @contextlib.contextmanager

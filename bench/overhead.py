@@ -13,8 +13,9 @@ from typing import Any
 
 from bench.load import Sample, warm_up, wrk
 from bench.peers import BY_NAME, Peer
-from bench.servers import LOAD_CORES, Running, free_port, get, on_cores
+from bench.servers import LOAD_CORES, Running, get, on_cores
 from bench.session import Session
+from tests.support.ports import free_port
 
 CONNECTIONS = 32
 SCRAPE_INTERVAL = 1.0  # seconds; usual for Prometheus is 15

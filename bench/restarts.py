@@ -33,6 +33,7 @@ from typing import Any
 from bench import environment
 from bench.environment import PEER_PYTHON, ROOT, Missing, command
 from bench.session import Session
+from tests.support.ports import free_ports
 
 GRACE = 20  # seconds that every server has for requests in flight
 DELAY = 1.0  # seconds; drain_delay of our server, ten times the interval of HAProxy's checks
@@ -218,8 +219,6 @@ def race(times: int) -> Counter[str]:
 
     Each client looks whether its connection is still open, as pools do, and then sends at once.
     """
-    from tests.support.places import free_ports
-
     fate: Counter[str] = Counter()
     request = b"GET / HTTP/1.1\r\nHost: t\r\n\r\n"
     for _ in range(times):

@@ -9,7 +9,6 @@ import contextlib
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from bench.environment import ROOT, Missing
 from bench.peers import THREADS, Peer
+from tests.support.ports import free_port
 
 START_TIMEOUT = 20.0  # seconds
 
@@ -40,12 +40,6 @@ def on_cores(which: set[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, _ALL)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def process_tree(pid: int) -> list[int]:

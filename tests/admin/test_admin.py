@@ -30,7 +30,8 @@ from pkg.logs import sink as logs
 from pkg.logs.sink import LogLines
 from pkg.settings import declared as settings
 from tests.support.client import get, wait_for
-from tests.support.processes import ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import ask, running
 from tests.support.servers import serving_app
 
 SECRET = "hunter2-and-more"

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.client import get
-from tests.support.processes import free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import running
 
 TOKEN = "abcdefghijklmnopqrstuvwxyz0123"
 HELLO = "def app(environ, start_response):\n    start_response('200 OK', [])\n    return []\n"

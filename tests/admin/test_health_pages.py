@@ -12,7 +12,8 @@ from pkg.admin.pages import Pages
 from pkg.health.checks import Checker
 from pkg.health.pages import LIVENESS, READINESS
 from tests.support.client import Answer, get, wait_for
-from tests.support.processes import ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import ask, running
 
 TOKEN = "hunter2-and-more"
 APPLICATION = """

@@ -12,7 +12,8 @@ import pytest
 
 from tests.support.browser import Tab, browsing, program
 from tests.support.client import get, wait_for
-from tests.support.processes import ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import ask, running
 
 pytestmark = pytest.mark.skipif(program() is None, reason="not installed: chromium (Debian's package)")
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.support.client import SLOWNESS, Answer, get, wait_for
-from tests.support.processes import Process, ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import Process, ask, running
 
 SOURCE = """
 import asyncio, ctypes, gc, os, re, time

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.client import SLOWNESS, get, wait_for
-from tests.support.processes import Process, ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import Process, ask, running
 
 WORK = """
 import threading

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.client import Connection, get, wait_for
-from tests.support.processes import Process, ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import Process, ask, running
 
 APPLICATION = """
 import asyncio, time

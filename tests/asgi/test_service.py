@@ -14,7 +14,8 @@ from typing import Any, cast
 import pytest
 
 from tests.support.client import SLOWNESS, Connection, get, wait_for
-from tests.support.processes import Process, ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import Process, ask, running
 
 APPLICATION = """
 import asyncio, collections, itertools, os, time

@@ -17,7 +17,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.support.client import SLOWNESS, get, wait_for
 from tests.support.peer import Peer
-from tests.support.processes import ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import ask, running
 
 APPLICATION = """
 import asyncio, sys

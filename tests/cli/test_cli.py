@@ -22,6 +22,7 @@ from pkg.cli import main as cli
 from pkg.settings.declared import HEADINGS, SETTINGS, Settings
 from pkg.settings.kinds import Setting
 from tests.support.answering import Answering
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "hunter2"
@@ -51,12 +52,6 @@ def answering() -> Iterator[Callable[..., Answering]]:
             return server
 
         yield start
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 # --- help and version

@@ -18,7 +18,8 @@ import pytest
 from pkg.cli import main as cli
 from tests.support.answering import Answering
 from tests.support.client import get, wait_for
-from tests.support.processes import free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import running
 
 ROOT = Path(__file__).parents[2]
 HELLO = """

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.client import wait_for
-from tests.support.processes import Process, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import Process, running
 
 APPLICATION = """
 def app(environ, start_response):

@@ -21,7 +21,7 @@ from tests.conformance.echo import app, asgi, handler
 from tests.support import over_unix
 from tests.support.client import dial
 from tests.support.listeners import opened, tcp, unix
-from tests.support.processes import free_port
+from tests.support.ports import free_port
 from tests.support.servers import serving, serving_app, serving_asgi
 
 AFTER = Request("GET", "/after")

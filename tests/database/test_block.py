@@ -16,7 +16,8 @@ from psycopg.types.string import StrDumper
 from pkg.database.database import Database
 from tests.support.client import get, wait_for
 from tests.support.faults.postgres import Postgres
-from tests.support.processes import ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import ask, running
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from pkg.database.database import LAST_CANCELS
 from tests.support.client import get, wait_for
 from tests.support.faults.postgres import PASSWORD, Postgres
 from tests.support.faults.proxy import Mode, Proxy
-from tests.support.processes import Process, ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import Process, ask, running
 
 APPLICATION = """
 import os

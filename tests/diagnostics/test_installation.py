@@ -14,7 +14,8 @@ import pytest
 
 from pkg.diagnostics import installation as _installation
 from tests.support.faults.postgres import Postgres
-from tests.support.processes import ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import ask, running
 
 ROOT = Path(__file__).resolve().parents[2]
 NOWHERE = "postgresql://nobody@127.0.0.1:1/none"

@@ -10,7 +10,8 @@ import pytest
 
 from pkg.diagnostics import metrics
 from tests.support.client import get
-from tests.support.processes import ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import ask, running
 
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")

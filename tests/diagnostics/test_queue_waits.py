@@ -13,7 +13,8 @@ import pytest
 
 from pkg._core import QUEUE_WAIT_BOUNDS
 from tests.support.client import get, wait_for
-from tests.support.processes import Process, ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import Process, ask, running
 
 NAME = "pkg_request_queue_duration_seconds"
 SOURCE = """

@@ -12,7 +12,8 @@ import pytest
 from pkg.errors import ConfigurationError
 from pkg.service.routes import own_routes
 from pkg.settings.declared import load
-from tests.support.processes import ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import ask, running
 
 PATHS = ("/healthz", "/livez", "/readyz")
 

@@ -27,7 +27,7 @@ from pkg.http.listeners import Listener, open_listeners
 from tests.supervisors.test_process_1 import namespace
 from tests.support.client import SLOWNESS, wait_for
 from tests.support.listeners import accept, client_of, opened, refusal, tcp, unix
-from tests.support.processes import free_port
+from tests.support.ports import free_port
 from tests.support.unprivileged import unprivileged
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.client import Answer, Connection, wait_for
-from tests.support.processes import Process, ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import Process, ask, running
 from tests.support.tables import names, tables
 
 SOURCE = """

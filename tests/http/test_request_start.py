@@ -16,7 +16,8 @@ from tests.support import balancers
 from tests.support.client import get
 from tests.support.pages import ROOT
 from tests.support.places import Place
-from tests.support.processes import ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import ask, running
 
 NAME = "pkg_request_proxy_duration_seconds"
 HELLO = """

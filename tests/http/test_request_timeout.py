@@ -12,7 +12,8 @@ import pytest
 
 from tests.support.client import Connection, wait_for
 from tests.support.faults.postgres import Postgres
-from tests.support.processes import Process, ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import Process, ask, running
 
 APPLICATION = """
 import ctypes, time

@@ -8,7 +8,8 @@ import struct
 from pathlib import Path
 
 from tests.support.client import Connection, wait_for
-from tests.support.processes import Process, ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import Process, ask, running
 
 LATE = """
 import sys

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from tests.support.client import Connection, get, wait_for
-from tests.support.processes import Process, ask, free_port, open_files, running
+from tests.support.ports import free_port
+from tests.support.processes import Process, ask, open_files, running
 
 MIB = 1 << 20
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.client import wait_for
-from tests.support.processes import ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import ask, running
 
 APPLICATION = """
 import json, os, time

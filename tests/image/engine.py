@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tarfile
 import tempfile
@@ -21,7 +20,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["ROOT", "Answer", "Container", "Engine", "Layer", "NoEngine", "free_port", "wait_for"]
+from tests.support.ports import free_port
+
+__all__ = ["ROOT", "Answer", "Container", "Engine", "Layer", "NoEngine", "wait_for"]
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -49,12 +50,6 @@ class Answer(NamedTuple):
 class Layer(NamedTuple):
     size: int  # bytes of tar
     packed_size: int  # bytes of gzip -6, as it is pulled
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout: float = 60.0) -> Any:

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.image.engine import Container, Engine, free_port, wait_for
+from tests.image.engine import Container, Engine, wait_for
 from tests.support.faults.postgres import Postgres
+from tests.support.ports import free_port
 
 APPLICATION = """
 import time

@@ -14,7 +14,8 @@ from pkg.diagnostics.metrics import Exposition
 from pkg.diagnostics.snapshot import _of_past
 from pkg.logs.sink import LogLines
 from tests.support.client import Connection, get
-from tests.support.processes import ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import ask, running
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 OTHER = "1af7651916cd43dd8448eb211c80319c"

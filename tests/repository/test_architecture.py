@@ -12,7 +12,8 @@ import pytest
 from tests.repository.test_layers import LAYERS, NAMES
 from tests.support.client import get
 from tests.support.faults.postgres import Postgres
-from tests.support.processes import ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import ask, running
 from tests.support.tables import DOCS, names, tables
 
 ROOT = DOCS.parent

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.client import wait_for
 from tests.support.faults.postgres import Postgres
-from tests.support.processes import free_port
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 

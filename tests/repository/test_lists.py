@@ -16,7 +16,8 @@ import pytest
 import pkg._core as core
 from pkg.settings.declared import SETTINGS
 from tests.support.client import get, wait_for
-from tests.support.processes import ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import ask, running
 
 ROOT = Path(__file__).resolve().parent
 while not (ROOT / "setup.py").exists():

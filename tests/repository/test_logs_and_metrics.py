@@ -17,7 +17,8 @@ from pkg.logs.records import text_access
 from tests.support import promises
 from tests.support.client import wait_for
 from tests.support.faults.postgres import Postgres
-from tests.support.processes import Process, ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import Process, ask, running
 from tests.support.tables import DOCS, names, tables
 
 PAGE = "logs-and-metrics.md"

@@ -11,7 +11,8 @@ import pytest
 
 from tests.support.client import Connection, get, wait_for
 from tests.support.faults.postgres import Postgres
-from tests.support.processes import ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import ask, running
 
 APPLICATION = """
 import multiprocessing, os, sys, time

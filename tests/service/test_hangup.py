@@ -14,7 +14,8 @@ import pytest
 from tests.supervisors.test_reload import APP as RELOADED
 from tests.supervisors.test_reload import Reloading
 from tests.support.client import get, wait_for
-from tests.support.processes import free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import running
 
 APP = """
 import ctypes, pathlib, signal, time

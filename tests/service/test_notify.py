@@ -23,7 +23,8 @@ from tests.supervisors.test_process_1 import SUBREAPER
 from tests.support.client import Connection, get, wait_for
 from tests.support.faults.postgres import Postgres
 from tests.support.pages import ROOT
-from tests.support.processes import Process, ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import Process, ask, running
 
 APP = """
 import ctypes, json, os, pathlib, sys, threading, time

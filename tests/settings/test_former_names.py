@@ -13,7 +13,8 @@ from pkg.errors import ConfigurationError
 from pkg.settings.declared import load
 from tests.support.client import wait_for
 from tests.support.faults.postgres import Postgres
-from tests.support.processes import ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import ask, running
 
 NAME, VARIABLE, FORMER = "database_check_interval", "PKG_DATABASE_CHECK_INTERVAL", "PKG_CHECK_INTERVAL"
 RENAMED = f"{FORMER} is now called {VARIABLE}"

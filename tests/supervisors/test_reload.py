@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.client import get, wait_for
-from tests.support.processes import Process, free_port
+from tests.support.ports import free_port
+from tests.support.processes import Process
 
 APP = """
 import time

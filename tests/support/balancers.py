@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.support.client import wait_for
 from tests.support.load import is_reachable
 from tests.support.places import Place
-from tests.support.processes import free_port
+from tests.support.ports import free_port
 
 # Active checks: a server leaves the rotation after two responses in a row other than 200, and returns with the first
 # 200.  A check may take much longer than the interval, so that a busy machine does not make a server look dead.

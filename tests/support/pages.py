@@ -37,7 +37,8 @@ from tests.image.conftest import unavailable
 from tests.support.client import wait_for
 from tests.support.faults.postgres import Postgres
 from tests.support.load import is_reachable
-from tests.support.processes import ask, free_port
+from tests.support.ports import free_port
+from tests.support.processes import ask
 
 ROOT = Path(__file__).parents[2]
 ONLY_SHOWN = {"text", "mermaid", "json", "yaml", "ini"}  # languages that hold no commands

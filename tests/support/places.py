@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.support.client import Address
 from tests.support.load import is_listening
+from tests.support.ports import free_ports
 
 
 class Place(NamedTuple):
@@ -53,16 +51,3 @@ def unix_places(count: int, folder: str | Path, *, has_health_port: bool = False
     """Paths in the folder; with `has_health_port` each has a port for its health pages as well."""
     ports: Sequence[int] = free_ports(count) if has_health_port else [0] * count
     return [Place(path=f"{folder}/{number}.sock", health_port=port) for number, port in enumerate(ports)]
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports outside the range of ephemeral ports, so that no client gets one of them while an instance is down."""
-    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    with contextlib.ExitStack() as stack:
-        ports: list[int] = []
-        while len(ports) < count:
-            port = random.randrange(min(10_000, lowest - 1000), lowest)
-            with contextlib.suppress(OSError):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-                ports.append(port)
-    return ports

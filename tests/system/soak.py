@@ -41,7 +41,8 @@ from typing import Any
 
 from tests.support.client import Answer, Connection, wait_for
 from tests.support.faults.postgres import Postgres
-from tests.support.processes import ask, free_port
+from tests.support.ports import free_port
+from tests.support.processes import ask
 
 # Bytes from one pair of quiet moments to another.  What malloc has not given back yet makes these differ by some 4 MB,
 # in either direction; the least of one pair and the most of the other leave most of that out.  At 200 connections a

@@ -16,7 +16,8 @@ from tests.support.balancers import haproxy, missing
 from tests.support.client import wait_for
 from tests.support.load import Tally, loading
 from tests.support.places import Place
-from tests.support.processes import ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import ask, running
 
 pytestmark = pytest.mark.skipif("haproxy" in missing(), reason="not installed: haproxy (a package of Debian's)")
 

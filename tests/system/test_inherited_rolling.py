@@ -23,7 +23,7 @@ import pytest
 from tests.support.client import Connection, get, wait_for
 from tests.support.instances import Instances, folder_of_user
 from tests.support.load import loading
-from tests.support.places import free_ports
+from tests.support.ports import free_ports
 from tests.support.rolling import Outcome, table
 from tests.support.unprivileged import describe
 

@@ -20,7 +20,7 @@ from tests.support.client import get, wait_for
 from tests.support.faults.host import Host
 from tests.support.faults.postgres import PASSWORD, Postgres
 from tests.support.faults.proxy import Mode, Proxy
-from tests.support.processes import free_port
+from tests.support.ports import free_port
 
 RED, GREEN = 5.0, 3.0  # seconds, as in the matrix
 POOL = 4

@@ -21,7 +21,8 @@ import pytest
 from pkg.service.signals import Interrupted, Signals
 from tests.support.client import Connection, get, wait_for
 from tests.support.faults.postgres import Postgres
-from tests.support.processes import Process, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import Process, running
 
 HELLO = """
 def app(environ, start_response):

@@ -17,8 +17,8 @@ from tests.support.balancers import Balancer, haproxy_with, nginx_with
 from tests.support.client import wait_for
 from tests.support.instances import folder_of_user
 from tests.support.pages import ROOT, blocks
-from tests.support.places import free_ports
-from tests.support.processes import free_port, running
+from tests.support.ports import free_port, free_ports
+from tests.support.processes import running
 from tests.support.unprivileged import USER
 
 APPLICATION = """

@@ -17,7 +17,7 @@ import pytest
 from tests.support.client import get, wait_for
 from tests.support.instances import Instances
 from tests.support.load import is_listening
-from tests.support.places import free_ports
+from tests.support.ports import free_ports
 from tests.support.unprivileged import describe
 
 CLIENTS = 8

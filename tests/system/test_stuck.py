@@ -23,7 +23,8 @@ import pytest
 from pkg.health.stuck import StuckWorkers
 from tests.support.client import Connection, get, wait_for
 from tests.support.faults.postgres import Postgres
-from tests.support.processes import Process, ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import Process, ask, running
 from tests.support.servers import serving_app
 
 APPLICATION = """

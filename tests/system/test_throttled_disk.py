@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.client import Connection
-from tests.support.processes import Process, ask, free_port, running
+from tests.support.ports import free_port
+from tests.support.processes import Process, ask, running
 
 UPLOADS, SIZE = 100, 100 << 20
 RATE = 50_000_000  # bytes per second that the disk takes

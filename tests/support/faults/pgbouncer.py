@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 from tests.support.client import wait_for
 from tests.support.faults.postgres import Postgres
 from tests.support.load import is_reachable
-from tests.support.processes import free_port
+from tests.support.ports import free_port
 
 __all__ = ["PGBOUNCER", "bouncing"]
 

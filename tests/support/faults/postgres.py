@@ -19,7 +19,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,8 @@ from collections.abc import Iterator, Mapping
 from glob import glob
 from pathlib import Path
 from typing import IO, Any
+
+from tests.support.ports import free_port
 
 __all__ = ["NoServer", "Postgres"]
 
@@ -139,12 +140,6 @@ def _temporary(uid: int, gid: int) -> Path:
     raise NoServer("no temporary folder that an unprivileged user can reach; set TMPDIR to one")
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 def _children(pid: int) -> list[int]:
     found = []
     for path in glob("/proc/[0-9]*/stat"):
@@ -199,7 +194,7 @@ class Postgres:
                 self.bin = self._copy_bin()
             self.version = self._run("postgres", "--version").split()[2]
             self.data = self.folder / f"data-{self.version.partition('.')[0]}"
-            self.port = _free_port()
+            self.port = free_port()
             self._end_former()
             if not (self.data / "PG_VERSION").exists():
                 self._make_data(copy_of)
