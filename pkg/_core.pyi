@@ -294,8 +294,8 @@ class Request:
     def header(self, name: bytes, default: str | None = None) -> str | None:
         """The first header with this lower-case name, or `default`."""
     def access_line(self) -> bytes | None:
-        """The access record as rendered by `_records.json_access`; None if that must render it, because a text is long
-        or needs escaping."""
+        """The access record as json_access() of pkg.logs.records renders it in the schema that was set; None if
+        that must do it, because a text is long or needs escaping."""
     def only_header(self, name: bytes) -> str | None:
         """The header with this lower-case name, or None unless there is exactly one."""
 
@@ -601,6 +601,9 @@ class ParseError(ValueError):
 
     name: str
     status: int
+
+def set_access_schema(number: int, trace_prefix: str) -> None:
+    """From now on Request.access_line() renders in this schema of pkg.logs.schemas.  ValueError: there is none."""
 
 def parse_head(
     data: bytes, seen: int = 0, *, max_header_size: int = 32_768, max_headers: int = 100, max_target_size: int = 8192

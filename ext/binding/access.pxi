@@ -1,5 +1,18 @@
 # Renders the access record of a request as a line of JSON.
 
+# There is one log, so these are the process's.
+cdef r.access_record_schema access_schema = r.ACCESS_RECORD_OTEL
+cdef str access_trace_prefix = ""
+
+
+def set_access_schema(unsigned number, str trace_prefix not None):
+    global access_schema, access_trace_prefix
+    if number >= r.ACCESS_RECORD_SCHEMAS:
+        raise ValueError(f"no schema of access records has the number {number}")
+    access_schema = <r.access_record_schema>number
+    access_trace_prefix = trace_prefix
+
+
 cdef inline r.access_record_text text_of(const char *data, http1.http1_span span) noexcept:
     cdef r.access_record_text text
     text.at = data + span.pos
@@ -49,5 +62,7 @@ cdef bytes render_access(Request request):
     if not (put_text(&record.client, address) and put_text(&record.trace_id, trace_id)
             and put_text(&record.span_id, span_id) and put_text(&record.request_id, request_id)):
         return None
-    n = r.access_record_json(&record, out)
+    if not put_text(&record.trace_prefix, access_trace_prefix):
+        return None
+    n = r.access_record_json(&record, access_schema, out)
     return PyBytes_FromStringAndSize(out, <Py_ssize_t>n) if n > 0 else None

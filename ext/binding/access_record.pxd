@@ -6,6 +6,10 @@ cdef extern from "http/access_record.h" nogil:
     enum:
         ACCESS_RECORD_MAX_SIZE
 
+    enum access_record_schema:
+        ACCESS_RECORD_OTEL
+        ACCESS_RECORD_SCHEMAS
+
     ctypedef struct access_record_text:
         const char *at
         size_t len
@@ -17,5 +21,6 @@ cdef extern from "http/access_record.h" nogil:
         unsigned status
         access_record_text method, path, client
         access_record_text listener, agent, trace_id, span_id, request_id
+        access_record_text trace_prefix
 
-    size_t access_record_json(const access_record *r, char *out)
+    size_t access_record_json(const access_record *r, access_record_schema schema, char *out)

@@ -3,7 +3,7 @@
 It writes nothing: `sink` decides which thread renders a record and where the line goes.
 
 JSON lines are pure ASCII, so that a line remains valid JSON on one line whatever bytes a client or application sends.
-The names of fields are those of OpenTelemetry.
+The names of fields are those of a schema, by default OpenTelemetry's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from json import dumps
 from json.encoder import encode_basestring_ascii
 from math import isfinite
 from typing import Any, NamedTuple
+
+from pkg.logs.schemas import OTEL, Schema
 
 # Limits of one record, in characters.
 MAX_MESSAGE = 32768
@@ -142,10 +144,9 @@ class _Fields(NamedTuple):
 _NO_IDS = ("", "", "")
 # Not from makeLogRecord(): the factory of an agent adds its own fields, which must be shown.
 _STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName"}
-_RESERVED = frozenset(("timestamp", "severity", "message", "logger"))
 
 
-def _take_apart(record: logging.LogRecord, ids: Ids) -> _Fields:
+def _take_apart(record: logging.LogRecord, ids: Ids, schema: Schema = OTEL) -> _Fields:
     fields: dict[str, Any] = {}
     try:
         message = record.getMessage()
@@ -154,14 +155,14 @@ def _take_apart(record: logging.LogRecord, ids: Ids) -> _Fields:
         message = f"{record.msg if isinstance(record.msg, str) else type(record.msg).__name__}"
     for name, value in zip(("trace_id", "span_id", "request_id"), ids, strict=True):
         if value:
-            fields[name] = value
+            fields[schema.name(name)] = f"{schema.trace_prefix}{value}" if name == "trace_id" else value
     stacktrace = ""
     if record.exc_info and record.exc_info[0] is not None:
         kind, error_value, trace = record.exc_info
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-        fields["exception.type"] = name
+        fields[schema.name("exception.type")] = name
         try:
-            fields["exception.message"] = str(error_value)
+            fields[schema.name("exception.message")] = str(error_value)
         except Exception as error:  # the stack is more important than the message
             fields["logging.error"] = f"{type(error).__name__} in str() of the exception"
         try:
@@ -174,19 +175,23 @@ def _take_apart(record: logging.LogRecord, ids: Ids) -> _Fields:
         stacktrace = record.stack_info
     for name, value in vars(record).items():
         if name not in _STANDARD:
-            fields[f"extra.{name}" if name in _RESERVED else name] = value
+            fields[f"extra.{name}" if name in schema.first else name] = value
     return _Fields(record.created, record.levelname, record.name, message, stacktrace, fields)
 
 
-def json_record(record: logging.LogRecord, ids: Ids = _NO_IDS) -> bytes:
-    at, severity, logger, message, stacktrace, fields = _take_apart(record, ids)
-    key = "exception.stacktrace" if "exception.type" in fields else "code.stacktrace"
+def _begin(schema: Schema, at: float, severity: str, message: str, logger: str) -> str:
+    level = severity.lower() if schema.lowers else severity
+    return schema.begin.format(
+        at=_timestamp(at), severity=_quote(level), message=_quote(message), logger=_quote(logger)
+    )
+
+
+def json_record(record: logging.LogRecord, ids: Ids = _NO_IDS, schema: Schema = OTEL) -> bytes:
+    at, severity, logger, message, stacktrace, fields = _take_apart(record, ids, schema)
+    key = schema.name("exception.stacktrace" if schema.name("exception.type") in fields else "code.stacktrace")
     if stacktrace and key in fields:  # a name may occur only once; it belongs to the stack
         fields[f"extra.{key}"] = fields.pop(key)
-    parts = [
-        f'{{"timestamp":"{_timestamp(at)}","severity":{_quote(severity)}'
-        f',"message":{_quote(_clip(message, MAX_MESSAGE))},"logger":{_quote(logger)}'
-    ]
+    parts = [_begin(schema, at, severity, _clip(message, MAX_MESSAGE), logger)]
     parts += [f"{_quote(str(name))}:{_json_value(value)}" for name, value in fields.items()]
     if stacktrace:
         parts.append(f'"{key}":{_quote(_clip_middle(stacktrace, MAX_STACKTRACE))}')
@@ -216,25 +221,24 @@ def _text_value(value: Any) -> str:
     return _json_value(value)
 
 
-def json_access(item: Access) -> bytes:
+def json_access(item: Access, schema: Schema = OTEL) -> bytes:
     at, method, target, status, duration, received, sent, client, agent, trace_id, span_id, request_id, listener = item
     path = _header_text(target.partition("?")[0])  # a query may contain secrets
-    more = f',"listener":{_quote(listener)}' if listener else ""
-    if agent:
-        more += f',"user_agent.original":{_quote(_header_text(agent))}'
+    line = _begin(schema, at, "ERROR" if status >= 500 else "INFO", f"{method} {path} {status}", "pkg.access")
+    line += schema.access.format(
+        method=_quote(method), path=_quote(path), status=status, duration=duration, nanoseconds=round(duration * 1e9),
+        received=received, sent=sent, client=_quote(client),
+        agent=f',"{schema.agent}":{_quote(_header_text(agent))}' if agent else "",
+    )  # fmt: skip
+    if listener:
+        line += f',"listener":{_quote(listener)}'
     if trace_id:
-        more += f',"trace_id":{_quote(trace_id)}'
+        line += f',"{schema.name("trace_id")}":{_quote(schema.trace_prefix + trace_id)}'
     if span_id:
-        more += f',"span_id":{_quote(span_id)}'
+        line += f',"{schema.name("span_id")}":{_quote(span_id)}'
     if request_id:
-        more += f',"request_id":{_quote(request_id)}'
-    return (
-        f'{{"timestamp":"{_timestamp(at)}","severity":"{"ERROR" if status >= 500 else "INFO"}"'
-        f',"message":{_quote(f"{method} {path} {status}")},"logger":"pkg.access"'
-        f',"http.request.method":{_quote(method)},"url.path":{_quote(path)},"http.response.status_code":{status}'
-        f',"duration":{duration:.6f},"http.request.body.size":{received},"http.response.body.size":{sent}'
-        f',"client.address":{_quote(client)}{more}}}\n'
-    ).encode("ascii")
+        line += f',"{schema.name("request_id")}":{_quote(request_id)}'
+    return (line + "}\n").encode("ascii")
 
 
 def text_access(item: Access) -> bytes:

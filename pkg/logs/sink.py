@@ -27,12 +27,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from pkg._core import set_access_schema
 from pkg.logs import context
 from pkg.logs.output import PIPE_BUF, Output
 from pkg.logs.records import Access, json_access, json_record, text_access, text_record
+from pkg.logs.schemas import OTEL, Schema, schema_of
 
 if TYPE_CHECKING:
     from pkg._core import Request
@@ -122,12 +125,13 @@ class LogLines(NamedTuple):
 class Sink:
     """The queue, its writer thread, and what `configure` changed in `logging`.  Only `configure` creates one."""
 
-    def __init__(self, output: Output, *, text: bool, access_log: bool) -> None:
+    def __init__(self, output: Output, *, text: bool, access_log: bool, schema: Schema = OTEL) -> None:
         self._output = output
         self._text = text
         self._access_log = access_log
         self._access_from = 0
-        self._render_access = text_access if text else json_access
+        self._render = text_record if text else partial(json_record, schema=schema)
+        self._render_access = text_access if text else partial(json_access, schema=schema)
         self._queue: SimpleQueue[_Item] = SimpleQueue()
         # Each counter is written either by callers (under the handler's lock) or by the writer thread.
         self._bytes_put = 0
@@ -352,7 +356,7 @@ class Sink:
                 "log.dropped": dropped - self._reported,
             }
         )
-        if self._write([text_record(record) if self._text else json_record(record)]):
+        if self._write([self._render(record)]):
             self._reported = dropped
         self._lost, self._written = lost, written
 
@@ -376,11 +380,10 @@ class _Handler(logging.Handler):
     def __init__(self, sink: Sink) -> None:
         super().__init__()
         self._sink = sink
-        self._render = text_record if sink._text else json_record
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line = self._render(record, context.ids_now())
+            line = self._sink._render(record, context.ids_now())
         except Exception:
             self._sink._refuse()
         else:
@@ -399,12 +402,18 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def configure(
-    *, format: str = "auto", level: str = "info", access_log: bool = True, stream: IO[Any] | None = None
+    *,
+    format: str = "auto",
+    schema: str = "otel",
+    level: str = "info",
+    access_log: bool = True,
+    stream: IO[Any] | None = None,
 ) -> Sink:
     """Sends all records of `logging` and `access` to `stream` (default: stdout), and starts the writer.
 
-    `format`: json, text, or auto (text on a terminal, otherwise json).  `level`: a name in LEVELS.  A sink that is
-    still open is closed first.  `Sink.close()` undoes everything.
+    `format`: json, text, or auto (text on a terminal, otherwise json).  `schema`: whose names the fields of JSON have,
+    otel, gcp or ecs.  `level`: a name in LEVELS.  A sink that is still open is closed first.  `Sink.close()` undoes
+    everything.
     """
     global _sink
     if _sink is not None:
@@ -415,8 +424,10 @@ def configure(
         with suppress(ValueError, OSError):
             sys.stdout.reconfigure(line_buffering=True)
     text = format == "text" or (format == "auto" and output.is_terminal)
-    sink = Sink(output, text=text, access_log=access_log)
+    names = schema_of(schema, os.environ)
+    sink = Sink(output, text=text, access_log=access_log, schema=names)
     sink._thread.start()  # before anything is changed, because starting a thread may fail
+    set_access_schema(names.number, names.trace_prefix)
     root, own = logging.getLogger(), _own_loggers()
     # Handlers that write to the console are replaced.  Those of an agent send records elsewhere; they get ours as well.
     others = [handler for handler in root.handlers if not _is_console(handler)]

@@ -90,7 +90,9 @@ class Service:
             from pkg.diagnostics import installation
             from pkg.logs import sink
 
-            self.logs = sink.configure(format=s.log_format, level=s.log_level, access_log=s.access_log)
+            self.logs = sink.configure(
+                format=s.log_format, schema=s.log_schema, level=s.log_level, access_log=s.access_log
+            )
         sink.catch_uncaught(self.logs)
         for warning in filter(None, (installation.conflict(), *s.warnings)):
             _log.warning("%s", warning)

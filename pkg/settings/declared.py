@@ -498,6 +498,12 @@ class Settings:
         "read. auto means text on a terminal and json otherwise.",
         environment="LOG_FORMAT",
     )
+    log_schema = Setting(
+        choice("otel", "gcp", "ecs"),
+        "otel",
+        "Names of the fields of JSON lines: OpenTelemetry's, those of Google Cloud's structured logging, or the "
+        "Elastic Common Schema.",
+    )
     access_log = Setting(BOOLEAN, True, "Log one record for each request. Probes are never logged.", basic=True)
 
     admin = Setting(

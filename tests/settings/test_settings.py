@@ -107,6 +107,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "readiness_path": "/readyz",
         "log_level": "info",
         "log_format": "auto",
+        "log_schema": "otel",
         "access_log": "true",
         "admin": "127.0.0.1:9901",
         "admin_token": "",
