@@ -286,15 +286,20 @@ def _front(front: Counters) -> Rows:
 
 
 def _process(d: Snapshot) -> Rows:
-    process, service, logs = d.process, d.service, d.logs
+    process, service, logs, limits = d.process, d.service, d.logs, d.limits
     rows = [(Cell("host, pid"), Cell(f"{service.host}, {service.pid}"))]
     if "resident_memory_bytes" in process:
         memory = size(process["resident_memory_bytes"])
-        if "memory_limit_bytes" in process:
-            memory += f"; container {size(process['container_memory_bytes'])} of {size(process['memory_limit_bytes'])}"
+        if limits.memory is not None and limits.memory_limit is not None:
+            memory += f"; container {size(limits.memory)} of {size(limits.memory_limit)}"
         rows.append((Cell("memory"), Cell(memory)))
         rows.append((Cell("threads"), Cell(number(process["threads"]))))
     rows.append((Cell("CPU time"), Cell(seconds(process["cpu_seconds"]))))
+    if limits.cpu_limit is not None:
+        stops = f", stopped in {number(limits.throttled_periods or 0)} of {number(limits.periods or 0)} periods"
+        rows.append((Cell("CPU limit"), Cell(f"{limits.cpu_limit:.3g} CPU{stops}")))
+    if limits.oom_group:
+        rows.append((Cell("a kill for memory"), Cell("ends all processes (memory.oom.group)")))
     used = number(process["open_fds"]) if "open_fds" in process else "all"
     rows.append((Cell("file descriptors"), Cell(f"{used} of {number(process['max_fds'])}")))
     delay = process["interpreter_delay_seconds"]

@@ -22,6 +22,7 @@ from pkg._core import COUNTERS, Counters
 from pkg.logs.records import printable_lines
 
 if TYPE_CHECKING:
+    from pkg.diagnostics.cgroup import Limits
     from pkg.health.report import HealthReport
     from pkg.logs.sink import LogLines
 
@@ -185,6 +186,28 @@ def _add_process(page: Exposition) -> None:
     page.family("pkg_threads", "gauge", "Threads of the process.", found.get("threads"))
     for name, kind, help in _PROCESS:
         page.family(f"process_{name}", kind, help, found.get(name))
+
+
+# By the names of cgroup.Limits.  Not cAdvisor's `container_*`: a sum over both would count twice.
+_CGROUP: tuple[tuple[str, str, Kind, str], ...] = (
+    ("cpu_limit", "cpu_limit_cpus", "gauge", "CPUs that the control group may use at once."),
+    ("cpu_seconds", "cpu_seconds", "counter", "CPU time of all processes of the control group."),
+    ("periods", "cpu_periods", "counter", "Periods of the CPU limit in which the control group ran."),
+    ("throttled_periods", "cpu_throttled_periods", "counter", "Of these, those in which the limit stopped it."),
+    ("throttled_seconds", "cpu_throttled_seconds", "counter", "Time for which it was stopped, summed over CPUs."),
+    ("memory_limit", "memory_limit_bytes", "gauge", "Memory that the control group may use (memory.max)."),
+    ("memory_high", "memory_high_bytes", "gauge", "Memory from which on the kernel slows it down (memory.high)."),
+    ("memory", "memory_bytes", "gauge", "Memory of the control group, file cache included."),
+    ("anon", "memory_anon_bytes", "gauge", "Of this, what no file stands behind."),
+    ("file", "memory_file_bytes", "gauge", "Of this, cached files, which the kernel can take back."),
+    ("high_events", "memory_high_events", "counter", "Times that it was slowed down because of memory.high."),
+    ("oom_kills", "oom_kills", "counter", "Processes of the control group that were killed for want of memory."),
+)
+
+
+def _add_cgroup(page: Exposition, limits: Limits) -> None:
+    for field, name, kind, help in _CGROUP:
+        page.family(f"pkg_cgroup_{name}", kind, help, getattr(limits, field))
 
 
 def _add_python(page: Exposition) -> None:
@@ -362,12 +385,14 @@ def collect(
     proxy_waits: tuple[Sequence[int], float] | None = None,
     listening: Sequence[Listening] = (),
     executors: Sequence[Executor] = (),
+    limits: Limits | None = None,
     version: str = "",
     is_asgi: bool = False,
 ) -> Exposition:
     """The whole page.  `front` has stats(), durations() and queue_waits(); `health` is the checker's report;
     `pools`: the numbers of each pool by name, "" for the one without; `listening`: how each listener is;
-    `executors`: how the threads beside an event loop are; `is_asgi`: whether an event loop serves."""
+    `executors`: how the threads beside an event loop are; `limits`: those of the control group; `is_asgi`: whether an
+    event loop serves."""
     from pkg import _core
 
     page = Exposition()
@@ -414,6 +439,8 @@ def collect(
         page.family("pkg_log_lines_queued", "gauge", "Log lines waiting to be written.", logs.queued)
     page.family("pkg_info", "gauge", "Version of this package.", [("", {"version": version}, 1)])
     _add_process(page)
+    if limits is not None:
+        _add_cgroup(page, limits)
     _add_python(page)
     return page
 

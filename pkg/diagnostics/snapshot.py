@@ -5,7 +5,6 @@ It changes nothing and stores nothing: every call collects the state from the pa
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import time
@@ -15,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pkg.diagnostics import blocked, installation, metrics, stacks, tasks
+from pkg.diagnostics.cgroup import Cgroup, Limits, Throttling
 
 if TYPE_CHECKING:
     from pkg._core import Counters, Prober
@@ -31,6 +31,8 @@ LONG_START = 10.0
 SLOW_INTERPRETER = 0.05
 MANY_DESCRIPTORS = 0.9  # of the limit
 MUCH_MEMORY = 0.9
+# Of the periods; kubernetes-mixin's alert CPUThrottlingHigh has the same.
+MUCH_THROTTLING = 0.25
 MAX_PLACES = 5
 SLOW_TURN = 0.1  # of an event loop, if the setting is off
 
@@ -122,7 +124,8 @@ class Snapshot(NamedTuple):
     """The state at one moment.
 
     `pools`: statistics of each database by its name ("" for the one without), under psycopg_pool's own names.
-    `process`: numbers under the names of their metrics; those that the system does not tell are missing.
+    `process`: numbers under the names of their metrics; those that the system does not tell are missing.  `limits`:
+    those of the control group; `throttling`: how often it ran into them lately, None if nobody has looked before.
     """
 
     service: ServiceState
@@ -139,6 +142,8 @@ class Snapshot(NamedTuple):
     settings: Sequence[Mapping[str, str]]
     eventloop: EventLoopState | None = None  # of an ASGI application
     executors: Sequence[metrics.Executor] = ()
+    limits: Limits = Limits()
+    throttling: Throttling | None = None
     findings: Sequence[Finding] = ()
 
     def document(self) -> dict[str, Any]:
@@ -158,6 +163,8 @@ class Snapshot(NamedTuple):
             "latency": latency,
             "probers": [prober._asdict() for prober in self.probers],
             "process": self.process,
+            "limits": self.limits._asdict(),
+            "throttling": self.throttling._asdict() if self.throttling is not None else None,
             "logs": self.logs._asdict(),
             "settings": [dict(row) for row in self.settings],
             "findings": [finding._asdict() for finding in self.findings],
@@ -210,6 +217,7 @@ class Status:
         self.checker = checker
         self.databases = databases
         self.logs = logs
+        self.cgroup = Cgroup()
         self._began = time.monotonic() if began is None else began
         self._began_at = datetime.now(UTC) - timedelta(seconds=time.monotonic() - self._began)
 
@@ -246,6 +254,7 @@ class Status:
             proxy_waits=self._proxy_waits() if self._proxy_waits is not None else None,
             listening=self.listening(),
             executors=self.executors(),
+            limits=self.cgroup.look()[0],
             version=self.version,
             is_asgi=self.eventloop() is not None,
         )
@@ -350,6 +359,7 @@ class Status:
         at = stacks.place(main) if main is not None else None
         stats = self.front.stats()
         now = time.monotonic()
+        limits, throttling = self.cgroup.look()
         snapshot = Snapshot(
             service=ServiceState(
                 app=self.app,
@@ -377,7 +387,9 @@ class Status:
             executors=self.executors(),
             latency=_latency(self.front.durations()),
             probers=sorted(self.front.probers(), key=lambda prober: prober.age),
-            process={**metrics.process(), **_memory_limit(), "interpreter_delay_seconds": _interpreter_delay()},
+            process={**metrics.process(), "interpreter_delay_seconds": _interpreter_delay()},
+            limits=limits,
+            throttling=throttling,
             logs=self.logs.stats(),
             settings=self.settings,
             eventloop=self._eventloop_state(),
@@ -427,16 +439,6 @@ def _interpreter_delay() -> float:
     return round(worst, 4)
 
 
-def _memory_limit() -> dict[str, float]:
-    """The memory and memory limit of the container (cgroup v2), if there is a limit."""
-    found = {}
-    with contextlib.suppress(OSError, ValueError):
-        for name, file in (("memory_limit_bytes", "memory.max"), ("container_memory_bytes", "memory.current")):
-            with open(f"/sys/fs/cgroup/{file}", encoding="ascii") as content:
-                found[name] = float(int(content.read()))
-    return found if len(found) == 2 else {}
-
-
 # --- what seems to be wrong ----------------------------------------------------------------------------------------
 
 
@@ -454,6 +456,8 @@ def diagnose(snapshot: Snapshot) -> list[Finding]:
         *_of_executors(snapshot),
         *_of_pools(snapshot),
         *_of_process(snapshot),
+        *_of_cpu_limit(snapshot.limits, snapshot.throttling),
+        *_of_memory_limit(snapshot.limits, snapshot.throttling),
         *_of_past(snapshot),
     ]
     return sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.level))
@@ -584,10 +588,46 @@ def _of_process(snapshot: Snapshot) -> Iterable[Finding]:
     if delay > SLOW_INTERPRETER:
         text = f"threads wait {delay * 1000:.0f} ms for the interpreter lock: a thread computes and seldom releases it"
         yield Finding("warning", text, "/debug/profile?seconds=5")
-    limit = process.get("memory_limit_bytes")
-    if limit and process["container_memory_bytes"] > MUCH_MEMORY * limit:
-        share = process["container_memory_bytes"] / limit
-        yield Finding("warning", f"the container uses {share:.0%} of its memory limit", "/debug/memory")
+
+
+def _of_cpu_limit(limits: Limits, lately: Throttling | None) -> Iterable[Finding]:
+    if limits.cpu_limit is not None and lately is not None and lately.share > MUCH_THROTTLING:
+        text = (
+            f"throttled in {100 * lately.share:.0f} % of the CPU periods of the last {lately.seconds:.0f} s: the limit "
+            f"of {limits.cpu_limit:.3g} CPU makes answers slow, whatever the code does; raise or remove it "
+            "(limits.cpu in Kubernetes, --cpus in Docker, CPUQuota= in systemd)"
+        )
+        yield Finding("warning", text, "/metrics")
+
+
+def _of_memory_limit(limits: Limits, lately: Throttling | None) -> Iterable[Finding]:
+    most, used, file = limits.memory_limit, limits.memory, limits.file or 0
+    if lately is not None and lately.high_events:
+        text = (
+            f"{_times(lately.high_events, 'time')} in the last {lately.seconds:.0f} s the kernel has slowed the "
+            f"process down to keep its memory below {_mib(limits.memory_high)} (memory.high)"
+        )
+        yield Finding("warning", text, "/debug/memory")
+    if not most or used is None:
+        return
+    ends = "; such a kill ends all processes of the container (memory.oom.group is 1)" if limits.oom_group else ""
+    if used > MUCH_MEMORY * most:
+        text = f"memory is at {100 * used / most:.0f} % of its limit of {_mib(most)}"
+        if file >= 1 << 20:
+            text += f": {_mib(file)} of it are file cache, which the kernel takes back first"
+        if used - file > MUCH_MEMORY * most:
+            text += f"; beyond the limit the kernel kills (limits.memory in Kubernetes, --memory in Docker){ends}"
+            yield Finding("warning", text, "/debug/memory")
+        else:
+            yield Finding("note", text, "/debug/memory")
+    if limits.oom_kills:
+        killed = _times(limits.oom_kills, "process", "processes")
+        text = f"the kernel has killed {killed} of this container for memory since it started{ends}"
+        yield Finding("warning", text, "/debug/memory")
+
+
+def _mib(size: float | None) -> str:
+    return f"{(size or 0) / (1 << 20):.0f} MiB"
 
 
 def _of_past(snapshot: Snapshot) -> Iterable[Finding]:

@@ -73,6 +73,7 @@ class Service:
         self.eventloop: EventLoop | None = None
         self.databases: Mapping[str, Database] = {}  # by name, "" for the one of DATABASE_URL
         self.checker: Checker | None = None
+        self._notices: list[Callable[[], object]] = []  # called with each tick of the checks
         self.admin: Admin | None = None
         self.request_start: RequestStart | None = None
         self._late: Callable[[], None]
@@ -231,14 +232,14 @@ class Service:
             s.drain_delay + s.drain_timeout + GIVE_UP,
         )
         self._stuck: Callable[[], str | None] = StuckWorkers(front, s.threads, s.stuck_timeout, clock=front.clock)
-        notices: list[Callable[[], None]] = [_Unspooled(front)]
+        self._notices.append(_Unspooled(front))
         if self.notify is not None:
-            notices.insert(0, self.notify)  # the others might fail
+            self._notices.insert(0, self.notify)  # the others might fail
         if s.request_timeout:
             from pkg.diagnostics.last_words import Late
 
             self._late = Late(front, s.request_timeout)
-            notices.append(lambda: self._late())
+            self._notices.append(lambda: self._late())
         self.coroutines = Coroutines()
         self.checker = Checker(
             publish=front.publish,
@@ -249,7 +250,7 @@ class Service:
             readiness_path=s.readiness_path,
             stuck=(lambda: self._stuck()) if s.stuck_timeout else None,
             last_words=self._last_words,
-            notices=notices,
+            notices=self._notices,
             clock=front.clock,
             frozen=lambda: front.frozen,
             coroutines=self.coroutines,
@@ -423,7 +424,7 @@ class Service:
 
         s = self.settings
         assert self.server is not None
-        return Status(
+        status = Status(
             front=self.server.front,
             threads=s.threads,
             alive=self._stuck_threads,
@@ -441,6 +442,9 @@ class Service:
             settings=[{"name": row.name, "value": row.value, "origin": row.origin} for row in s.describe()],
             began=self.started,
         )
+        if self.admin is not None:
+            self._notices.append(status.cgroup.tick)  # so that the first one who asks learns of the last minute
+        return status
 
     def _listening(self) -> list[Listening]:
         from pkg.diagnostics.metrics import Listening

@@ -21,6 +21,7 @@ from pkg._core import Counters
 from pkg.admin import pages as _pages
 from pkg.admin.listener import THREADS, Admin
 from pkg.admin.pages import Pages
+from pkg.diagnostics.cgroup import Throttling
 from pkg.diagnostics.profile import Profile, Profiler
 from pkg.diagnostics.snapshot import InFlight, Latency, ServiceState, Snapshot, Status, Workers, diagnose
 from pkg.health.checks import Check, Checker, Degraded
@@ -688,8 +689,33 @@ FINDINGS: list[tuple[str, dict[str, Any], str]] = [
     ("warning", {"process.interpreter_delay_seconds": 0.3}, "threads wait 300 ms for the interpreter lock"),
     (
         "warning",
-        {"process.memory_limit_bytes": 100.0, "process.container_memory_bytes": 95.0},
-        "95% of its memory limit",
+        {"limits.cpu_limit": 0.5, "throttling": Throttling(60.0, 600, 228, 0)},
+        "throttled in 38 % of the CPU periods of the last 60 s: the limit of 0.5 CPU makes answers slow.*limits.cpu",
+    ),
+    (
+        "note",
+        {"limits.memory_limit": 64 << 20, "limits.memory": 61 << 20, "limits.file": 12 << 20},
+        "memory is at 95 % of its limit of 64 MiB: 12 MiB of it are file cache, which the kernel takes back first$",
+    ),
+    (
+        "warning",
+        {"limits.memory_limit": 64 << 20, "limits.memory": 61 << 20, "limits.file": 1 << 20},
+        "memory is at 95 % of its limit of 64 MiB: 1 MiB of it are .*; beyond the limit the kernel kills",
+    ),
+    (
+        "warning",
+        {"limits.memory_limit": 64 << 20, "limits.memory": 61 << 20, "limits.oom_group": 1},
+        "of 64 MiB; .* such a kill ends all processes of the container",
+    ),
+    (
+        "warning",
+        {"limits.memory_limit": 64 << 20, "limits.memory": 1 << 20, "limits.oom_kills": 2},
+        "the kernel has killed 2 processes of this container for memory since it started$",
+    ),
+    (
+        "warning",
+        {"limits.memory_high": 48 << 20, "throttling": Throttling(60.0, 0, 0, 7)},
+        "7 times in the last 60 s the kernel has slowed the process down .* below 48 MiB .memory.high",
     ),
     ("note", {"front.accept_errors": 2}, "2 times there was no descriptor or memory"),
     ("note", {"front.stale": 1}, "1 probe got 503 because the interpreter showed no sign of life"),
@@ -710,6 +736,23 @@ def test_findings(level: str, changes: dict[str, Any], text: str) -> None:
 
 def test_no_findings_when_all_is_well() -> None:
     assert diagnose(healthy()) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"limits.cpu_limit": 0.5, "throttling": Throttling(60.0, 600, 150, 0)},
+        {"limits.cpu_limit": 0.5, "throttling": Throttling(60.0, 9, 9, 0)},  # too few periods to say
+        {"throttling": Throttling(60.0, 600, 600, 0)},
+        {"limits.memory_limit": 64 << 20, "limits.memory": 57 << 20, "limits.oom_group": 1},
+        {"limits.memory": 64 << 20, "limits.oom_kills": 2},  # without a limit it may be the whole machine's group
+    ],
+)
+def test_limits_that_hurt_nobody(changes: dict[str, Any]) -> None:
+    snapshot = healthy()
+    for path, value in changes.items():
+        snapshot = change(snapshot, path, value)
+    assert diagnose(snapshot) == []
 
 
 def test_a_queued_request_is_no_long_one() -> None:

@@ -28,6 +28,7 @@ from pkg.cli import main as cli
 from pkg.cli.admin import PAGES as ADMIN_COMMANDS
 from pkg.database.database import _POOL_STATS
 from pkg.diagnostics import metrics
+from pkg.diagnostics.cgroup import Limits
 from pkg.diagnostics.stacks import capture
 from pkg.health.checks import Check, Checker
 from pkg.logs import sink as logs
@@ -304,6 +305,7 @@ def metric_families() -> dict[str, Any]:
         proxy_waits=_Front(stats).queue_waits(),
         is_asgi=True,
         executors=[metrics.Executor("asyncio", 1, 0, 0)],
+        limits=Limits(*[1] * len(Limits._fields)),
     )
     found = {}
     for family in page.document():
