@@ -8,6 +8,7 @@ It is not a framework: the application is a WSGI or ASGI callable, or an `http.s
     aconnection(...), aconnect(...)
                                     the same for `async with` and `await`: psycopg's AsyncConnection
     check(name, interval=5, ...)    decorator: registers a readiness check
+    on_start, on_stop               decorators: run a function before the first request, and after the last one
     set_ready(ready, reason="")     takes this instance out of rotation, or puts it back
     draining()                      whether the service has been told to stop
     outage(error)                   the DatabaseUnavailable that has caused an error, or None
@@ -27,7 +28,18 @@ TYPE_CHECKING = False  # importing typing would take a quarter of the time of a 
 if TYPE_CHECKING:
     from typing import Any
 
-    from pkg.api import aconnect, aconnection, check, connect, connection, draining, fail_liveness, set_ready
+    from pkg.api import (
+        aconnect,
+        aconnection,
+        check,
+        connect,
+        connection,
+        draining,
+        fail_liveness,
+        on_start,
+        on_stop,
+        set_ready,
+    )
     from pkg.database.database import Database
     from pkg.errors import (
         BodyError,
@@ -63,6 +75,8 @@ __all__ = [
     "connection",
     "draining",
     "fail_liveness",
+    "on_start",
+    "on_stop",
     "outage",
     "running",
     "set_ready",
@@ -79,6 +93,8 @@ _HOMES = {
     "connection": "api",
     "draining": "api",
     "fail_liveness": "api",
+    "on_start": "api",
+    "on_stop": "api",
     "running": "service.outside",
     "set_ready": "api",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pkg.errors import NotRunningError
 
@@ -31,10 +31,14 @@ if TYPE_CHECKING:
             self, timeout: float | None = None, *, deadline: float | None = None
         ) -> psycopg.AsyncConnection[Any]: ...
 
+    class Hooks(Protocol):
+        def add_start(self, function: Callable[[], object]) -> None: ...
+        def add_stop(self, function: Callable[[], object]) -> None: ...
+
     class Parts(Protocol):
         """What a running service has; None for what is not there, or not yet.
 
-        `databases`: by name, "" for the one of DATABASE_URL.
+        `databases`: by name, "" for the one of DATABASE_URL.  `hooks`: None where no application is served.
         """
 
         @property
@@ -42,18 +46,35 @@ if TYPE_CHECKING:
         @property
         def checker(self) -> Checker | None: ...
         @property
+        def hooks(self) -> Hooks | None: ...
+        @property
         def is_draining(self) -> bool: ...
         def in_child(self) -> None:
             """Called in a process that the application has forked."""
 
 
-__all__ = ["aconnect", "aconnection", "check", "connect", "connection", "draining", "fail_liveness", "set_ready"]
+__all__ = [
+    "aconnect",
+    "aconnection",
+    "check",
+    "connect",
+    "connection",
+    "draining",
+    "fail_liveness",
+    "on_start",
+    "on_stop",
+    "set_ready",
+]
+
+Function = TypeVar("Function", bound=Callable[[], object])
 
 _current: Parts | None = None
 _is_child = _is_watching = False
 # Those registered by modules that were imported before the service existed.  Each service makes its own, without
 # results from the time of another one.
 early_checks: list[Callable[[], Check]] = []
+early_starts: list[Callable[[], object]] = []
+early_stops: list[Callable[[], object]] = []
 
 
 def enter(parts: Parts) -> None:
@@ -212,6 +233,44 @@ def check(
         return probe
 
     return register
+
+
+def on_start(function: Function) -> Function:
+    """Has the service run `function` once in the process that serves, after the import of the application and before
+    its first request; for threads, clients and exporters that must not begin in another process.  A decorator, or a
+    plain call.
+
+    Such functions run in the order of registration, in the main thread, and before ASGI's lifespan; the pool is open.
+    A coroutine function runs on the event loop of an ASGI application; elsewhere it is refused at the start.  If one
+    fails, the process ends with exit code 3.
+
+    Raises RuntimeError if the application has started.  In `pkg.running()` and in `pkg.Server` it is not run.
+    """
+    _check_callable(function)
+    hooks = _current.hooks if _current is not None else None
+    (early_starts.append if hooks is None else hooks.add_start)(function)
+    return function
+
+
+def on_stop(function: Function) -> Function:
+    """Has the service run `function` once when the last request has ended and ASGI's lifespan is shut down, while the
+    pool is still open.  A decorator, or a plain call, also while the application serves.
+
+    Such functions run in the reverse order of registration, each in a thread; a coroutine function runs as that of
+    `on_start` does.  What fails is logged, and so is what takes longer than its share of the rest of `drain_timeout`.
+    They also run after a start function has failed.
+
+    Raises RuntimeError if the application has stopped.  In `pkg.running()` and in `pkg.Server` it is not run.
+    """
+    _check_callable(function)
+    hooks = _current.hooks if _current is not None else None
+    (early_stops.append if hooks is None else hooks.add_stop)(function)
+    return function
+
+
+def _check_callable(function: object) -> None:
+    if not callable(function):
+        raise TypeError(f"{function!r} is no function")
 
 
 def set_ready(ready: bool, reason: str = "") -> None:

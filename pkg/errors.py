@@ -63,6 +63,14 @@ class DatabaseUnavailable(Error):
     """
 
 
+def one_line(error: BaseException) -> str:
+    """Its type and the first line of its text."""
+    try:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    except Exception:  # raised by its str()
+        return type(error).__name__
+
+
 def outage(error: BaseException | None) -> DatabaseUnavailable | None:
     """The DatabaseUnavailable that is this error or its cause, as of the errors of an ORM (`raise ... from ...`)."""
     for _ in range(16):  # causes may be a circle

@@ -1,8 +1,10 @@
 """EventLoop: the thread that runs an ASGI application, one task for each request.
 
-      start()    the thread; the application's startup, while requests wait in the front
+      start()    the thread, which runs coroutine functions for others from now on: run()
+      startup()  the application's startup, while requests wait in the front
       open()     requests are taken: the thread leads the front while it is idle (FrontSelector, FrontReader)
-      end()      tasks that still run finish, the application's shutdown, everything else is cancelled
+      shutdown() tasks that still run finish, the application's shutdown
+      end()      everything else is cancelled
 
 It ends no connection: the front does, and the drain decides when.
 """
@@ -14,7 +16,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -93,19 +95,51 @@ class EventLoop:
         self.websocket_rules = websockets or WebSocketRules()
         self._has_no_websockets = False  # as the library is missing, which has been logged
         self._error: BaseException | None = None  # why the start has failed
+        self._has_loop = threading.Event()
         self._has_started = threading.Event()
+        self._has_shut_down = threading.Event()
         self._wait = FrontSelector() if new_loop is None else FrontReader(new_loop)
+        self._begin: asyncio.Event  # the application's startup
         self._end: asyncio.Event
         self._end_timeout = 0.0
+        self._close: asyncio.Event
 
     # -------------------------------------------------------------- life
 
     def start(self) -> None:
-        """Returns when the application has started.
-
-        Raises StartupError if it says that it cannot, and RuntimeError if no thread can be started.
-        """
+        """Raises RuntimeError if no thread can be started."""
         self.thread.start()
+        self._has_loop.wait()
+        if self._error is not None:
+            raise self._error
+
+    def run(self, function: Callable[[], Awaitable[object]], timeout: float | None = None) -> bool:
+        """Runs a coroutine function of the application, for another thread; raises what it raises.
+
+        Returns whether it has ended in `timeout` seconds.  What has not, or what interrupts the wait, cancels it.
+        Raises RuntimeError if the event loop has ended.
+        """
+        outcome = _outcome(function)
+        try:
+            future = asyncio.run_coroutine_threadsafe(outcome, self.loop)
+        except RuntimeError:
+            outcome.close()  # or the interpreter warns that it was never awaited
+            raise
+        try:
+            error = future.result(timeout)
+        except TimeoutError:
+            return False
+        finally:
+            future.cancel()
+        if isinstance(error, asyncio.CancelledError):
+            raise RuntimeError("its task has been cancelled") from error
+        if error is not None:
+            raise error
+        return True
+
+    def startup(self) -> None:
+        """Returns when the application has started.  Raises StartupError if it says that it cannot."""
+        self.loop.call_soon_threadsafe(self._begin.set)
         self._has_started.wait()
         if self._error is not None:
             raise self._error
@@ -150,11 +184,8 @@ class EventLoop:
         with contextlib.suppress(AttributeError, RuntimeError):  # as in end()
             self.loop.call_soon_threadsafe(look, {})
 
-    def end(self, timeout: float) -> None:
-        """Lets tasks finish, and the application shut down, in at most `timeout` seconds; then cancels what is left.
-
-        Returns when the thread has ended, or a little later than `timeout`.
-        """
+    def shutdown(self, timeout: float) -> None:
+        """Lets tasks finish, and the application shut down, in at most `timeout` seconds, or a little later."""
         if self.thread.ident is None:
             return
 
@@ -164,7 +195,15 @@ class EventLoop:
 
         with contextlib.suppress(AttributeError, RuntimeError):  # it has not got so far, or has ended
             self.loop.call_soon_threadsafe(set_end)
-        self.thread.join(timeout + 0.3)
+        self._has_shut_down.wait(timeout + 0.3)
+
+    def end(self) -> None:
+        """Cancels what is left.  Returns when the thread has ended, or soon after."""
+        if self.thread.ident is None:
+            return
+        with contextlib.suppress(AttributeError, RuntimeError):
+            self.loop.call_soon_threadsafe(self._close.set)
+        self.thread.join(0.3 if self._has_shut_down.is_set() else 0.05)  # it is blocked, and has been waited for
 
     def _run(self) -> None:
         try:
@@ -175,7 +214,8 @@ class EventLoop:
                 _log.critical("the event loop has ended", exc_info=True)
             self._error = error
         finally:
-            self._has_started.set()
+            for event in (self._has_loop, self._has_started, self._has_shut_down):
+                event.set()
 
     def _run_until(self, loop: asyncio.AbstractEventLoop) -> None:
         """Runs until _main() has ended, although the application can end each call of run_forever(): with stop(), and
@@ -198,7 +238,7 @@ class EventLoop:
     async def _main(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.executors.open()
-        self._end = asyncio.Event()
+        self._begin, self._end, self._close = asyncio.Event(), asyncio.Event(), asyncio.Event()
         lifespan = Lifespan(self._app, self._lifespan_mode)
         self._tasks = Tasks(
             self,
@@ -213,25 +253,30 @@ class EventLoop:
             on_response=self._on_response,
         )
         end = asyncio.ensure_future(self._end.wait())
-        starts = asyncio.ensure_future(lifespan.startup())
+        starts = asyncio.ensure_future(self._starts(lifespan))
+        self._has_loop.set()
         await asyncio.wait((end, starts), return_when=asyncio.FIRST_COMPLETED)
+        end.cancel()
         if not starts.done():  # the end has been asked for meanwhile
             starts.cancel()
-            return
-        starts.result()
-        end.cancel()
-        self.executors.adopt()  # the application may have imported anyio meanwhile
-        self._has_started.set()
-        while not self._end.is_set():
-            # Some applications cancel all tasks that there are, and this is one of them.
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._end.wait()
-        until = self.loop.time() + self._end_timeout
-        while not await self._ends(lifespan, until):
-            pass
+        else:
+            self._error = starts.exception()
+            self.executors.adopt()  # the application may have imported anyio meanwhile
+            self._has_started.set()
+        if starts.done() and self._error is None:
+            await _come(self._end)
+            until = self.loop.time() + self._end_timeout
+            while not await self._ends(lifespan, until):
+                pass
+        self._has_shut_down.set()
+        await _come(self._close)  # coroutine functions may still be run
         # What asyncio.Runner cancels may never have run, and then does not give its connection back.
         for exchange in self._tasks.exchanges:
             exchange.finish()
+
+    async def _starts(self, lifespan: Lifespan) -> None:
+        await self._begin.wait()
+        await lifespan.startup()
 
     async def _ends(self, lifespan: Lifespan, until: float) -> bool:
         """Waits for requests and for the application's shutdown.  False: the application has cancelled this."""
@@ -405,3 +450,19 @@ class EventLoop:
                 del self._watched[exchange]
         if self._watched:
             self.loop.call_later(self._look_every, self._look)
+
+
+async def _come(event: asyncio.Event) -> None:
+    """Waits for it.  Some applications cancel all tasks that there are, and the one that waits is one of them."""
+    while not event.is_set():
+        with contextlib.suppress(asyncio.CancelledError):
+            await event.wait()
+
+
+async def _outcome(function: Callable[[], Awaitable[object]]) -> BaseException | None:
+    """What it raises.  Not raised in this task, as a SystemExit would end the event loop."""
+    try:
+        await function()
+    except BaseException as error:
+        return error
+    return None

@@ -34,7 +34,8 @@ exit codes:
   0  drained without aborting a request
   1  requests were aborted, or the exit was forced; probe: not healthy; admin: refused or unreachable
   2  wrong usage or configuration
-  3  start-up failed: the port is taken, the application cannot be imported, or libpq, a thread or memory is missing
+  3  start-up failed: the port is taken, the application cannot be imported or started, or libpq, a thread
+     or memory is missing
 
 signals:
   SIGTERM  drain: readiness fails at once; requests are still accepted for drain_delay; then the listener closes, and

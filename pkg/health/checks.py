@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
 
+from pkg.errors import one_line
 from pkg.health.coroutines import Coroutines, Gone, Overran, is_coroutine_function
 from pkg.health.pages import LIVENESS, READINESS, Answers, HealthPage, Result, State, pages_of, verdict_of
 from pkg.health.report import CheckRuns, HealthReport
@@ -67,10 +68,7 @@ def _reason(error: BaseException) -> str:
         return str(error)
     if not isinstance(error, Exception):
         return type(error).__name__
-    try:
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-    except Exception:  # an error whose own __str__ fails
-        return type(error).__name__
+    return one_line(error)
 
 
 class Check:

@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any
 
-from pkg.errors import StartupError
+from pkg.errors import StartupError, one_line
 from pkg.logs import sink
 
 __all__ = ["load"]
@@ -83,8 +83,4 @@ def _import_failed(spec: str, error: BaseException) -> StartupError:
         import traceback
 
         traceback.print_exception(type(error), error, frames)
-    try:
-        reason = f"{type(error).__name__}: {error}"
-    except Exception:  # raised by its str()
-        reason = type(error).__name__
-    return StartupError(f"APP {spec!r} cannot be imported: {reason}".splitlines()[0])
+    return StartupError(f"APP {spec!r} cannot be imported: {one_line(error)}")

@@ -24,6 +24,8 @@ _log = logging.getLogger("pkg.service")
 
 
 class _Parts:
+    hooks = None  # there is no application whose start and end this would be
+
     def __init__(self) -> None:
         self.checker = Checker(publish=_ignore, renew=_ignore)
         self.databases: Mapping[str, Database] = {}
@@ -61,6 +63,8 @@ def running(**environment: str) -> Iterator[None]:
 
         with pkg.running(DATABASE_URL="postgresql://..."):
             assert app.test_client().get("/").status_code == 200
+
+    Functions of `on_start` and `on_stop` do not run: they belong to the process that serves.
 
     `environment`: settings under the names of their environment variables, which win over those of the process.  It
     does not wait for the database: `connection()` does, for up to PKG_POOL_TIMEOUT seconds.

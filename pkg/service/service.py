@@ -4,12 +4,12 @@ It decides when something happens; each part knows how.
 
     start   signal handlers, then logs                       (phase STARTING)
             socket bound, front running: /healthz 200, /readyz 503 `startup`
-            pool opened without waiting, application imported, checks started
+            pool opened without waiting, application imported, its start functions, lifespan startup
             workers started, `startup` passes                (phase READY)
 
     stop    SIGTERM, SIGINT, SIGHUP, SIGQUIT or POST /drain  (phase DRAINING)
             the drain, whose timeline is in `drain`
-            checks stop, the pool closes, a summary is logged    (phase STOPPED)
+            lifespan shutdown, stop functions, checks stop, the pool closes, a summary is logged    (phase STOPPED)
             logs are flushed; exit 0 if nothing was aborted, else 1
             1.5 s after the drain's deadline: the front or faulthandler ends the process with exit code 1
 
@@ -35,6 +35,7 @@ from pkg.errors import StartupError
 from pkg.lifecycle import Lifecycle, Phase
 from pkg.service import databases
 from pkg.service.drain import GIVE_UP, drain
+from pkg.service.hooks import Hooks
 from pkg.service.signals import Interrupted, Signals
 from pkg.settings.kinds import parse_address
 
@@ -74,6 +75,7 @@ class Service:
         self.databases: Mapping[str, Database] = {}  # by name, "" for the one of DATABASE_URL
         self.checker: Checker | None = None
         self._notices: list[Callable[[], object]] = []  # called with each tick of the checks
+        self.hooks = Hooks(api.early_starts, api.early_stops, self._end_child)
         self.admin: Admin | None = None
         self.request_start: RequestStart | None = None
         self._late: Callable[[], None]
@@ -279,6 +281,9 @@ class Service:
         try:
             with self.signals.interrupting():
                 handler = self._handler()
+                self.hooks.start(self.eventloop.run if self.eventloop is not None else None)
+                if self.eventloop is not None:
+                    self.eventloop.startup()
         except BaseException as error:
             self._end_child(error)
             raise
@@ -325,7 +330,6 @@ class Service:
         return Application(app, name=name, port=port, others=others, script_name=self.settings.script_name)
 
     def _start_eventloop(self, app: Any) -> None:
-        """Returns when the application has started."""
         from pkg.asgi.eventloop import EventLoop
         from pkg.asgi.keepalive import WebSocketRules
         from pkg.health.stuck import StuckEventLoop
@@ -485,7 +489,7 @@ class Service:
         s = self.settings
         assert self.server is not None and self.checker is not None
         timeout: float = s.drain_timeout
-        if self.eventloop is not None and self._may_be_started_again:
+        if self._may_be_started_again and (self.eventloop is not None or self.hooks.has_stops):
             timeout = min(timeout, RELOAD_TIMEOUT)
         drained = drain(
             self.server,
@@ -505,9 +509,9 @@ class Service:
     def _end(self) -> None:
         """Ends what the drain leaves, or everything if there was none; after a worker that is stuck, the process."""
         is_drained = self.lifecycle.phase is Phase.STOPPED
-        api.leave()
         if not is_drained:
             self._abort()
+        api.leave()
         if self.admin is not None:
             self.admin.close()
         stuck = self._stuck_threads()
@@ -525,12 +529,16 @@ class Service:
         return workers + (self.eventloop is not None and self.eventloop.thread.is_alive())
 
     def _close_parts(self, left: float = 0.0) -> None:
-        """Takes at most 1.3 s, whatever hangs: less than GIVE_UP, so that the summary is logged.
+        """Takes at most 1.4 s, whatever hangs: less than GIVE_UP, so that the summary is logged.
 
-        Only an ASGI application may take longer to shut down, as long as there are `left` seconds of the drain.
+        Only the application may take longer to shut down, as long as there are `left` seconds of the drain.
         """
+        until = time.monotonic() + left
         if self.eventloop is not None:
-            self.eventloop.end(max(0.0, left))
+            self.eventloop.shutdown(max(0.0, left))
+        self.hooks.stop(until - time.monotonic())
+        if self.eventloop is not None:
+            self.eventloop.end()
         if self.checker is not None:
             self.checker.stop()
         if self.notify is not None:
@@ -545,7 +553,7 @@ class Service:
             self.server.shutdown()
         # A part whose start was interrupted may fail to end; the process ends all the same.
         with contextlib.suppress(RuntimeError, MemoryError):
-            self._close_parts()
+            self._close_parts(self.settings.drain_timeout if self.hooks.has_stops else 0.0)
         if _has_lasting_threads():
             failure = sys.exception()
             code = getattr(failure, "exit_code", 1)

@@ -89,9 +89,11 @@ def serving_asgi(
         if prepare is not None:
             prepare(eventloop)
         eventloop.start()
+        eventloop.startup()
         eventloop.open()
         try:
             yield server
         finally:
-            eventloop.end(5.0 * SLOWNESS)
+            eventloop.shutdown(5.0 * SLOWNESS)
+            eventloop.end()
             assert not eventloop.thread.is_alive()
