@@ -33,6 +33,7 @@ from pkg.database.connection import Connection
 from pkg.database.lending import Lending
 from pkg.database.pool import NotNow, Pool, PoolTimeout, first_line
 from pkg.database.refusals import is_one_too_many, is_servers
+from pkg.database.slots import shortage
 from pkg.database.source import Source
 from pkg.errors import DatabaseUnavailable
 from pkg.health.checks import Degraded
@@ -59,7 +60,8 @@ class DatabaseCheck:
     """Asks through the pool, or on a connection of its own, and tells the lending what it has found.
 
     `primary`: whether a server that is read-only fails.  `connect_timeout`: maximum time in seconds to establish a
-    connection.  `counts`: how often it has run, asked, connected, flushed and refilled the pool.
+    connection.  `counts`: how often it has run, asked, connected, flushed and refilled the pool.  `shortage`: why the
+    pool cannot get all of its connections, "" if nothing is known of that.
     """
 
     def __init__(
@@ -85,6 +87,8 @@ class DatabaseCheck:
         self._oldest: Callable[[], float] | None = None
         self._read_only = False  # what the server last reported, with role=primary
         self._crowded = False  # whether somebody was waiting for a connection at the last check
+        self.shortage = ""
+        self._has_passed = self._knows_slots = False
         self._news = threading.Condition(threading.Lock())
         self._attempts: set[_Attempt] = set()
         self.counts = dict.fromkeys(("checks", "check_queries", "check_connections", "flushes", "refills"), 0)
@@ -121,6 +125,9 @@ class DatabaseCheck:
         if self._pool.size < self._pool.min_size:
             self.counts["refills"] += 1
         self._pool.refill()
+        if self._has_passed and not self._knows_slots:  # not in the first one, whose result readiness waits for
+            self._count_slots()
+        self._has_passed = True
         if self._oldest is None or not (kept := self._lending.kept(self._oldest())):
             return verdict
         return Degraded(f"{verdict.reason}; {kept}" if verdict is not None else kept)
@@ -211,6 +218,26 @@ class DatabaseCheck:
         if read_only:
             self._doubt = "the server is read-only"
             raise DatabaseUnavailable("the server is read-only, but database_role=primary is set")
+
+    def _count_slots(self) -> None:
+        """Asks once whether the server has as many connections as the pool may want, if one is free for it."""
+        is_late = monotonic() - self._began > ANSWER_TIMEOUT
+        if is_late or not self._pool.available or (conn := self._free()) is None:
+            return
+        self._knows_slots = True
+        try:
+            deadline = self._lending.watchdog.watch(conn, self._began + CHECK_TIMEOUT)
+            try:
+                self.shortage = shortage(conn, self._max_size)
+            finally:
+                self._lending.watchdog.release(deadline)
+        except Exception as error:  # not PostgreSQL, or not all of it; the check has passed all the same
+            _log.debug("%sthe server's limit of connections is not known: %s", self._prefix, first_line(error))
+            conn.close()
+        finally:
+            self._pool.putconn(conn)
+        if self.shortage:
+            _log.warning("%s%s", self._prefix, self.shortage)
 
     def _ask_new(self) -> None:
         """The same on a new connection.  Responses from before the start of this check do not count."""

@@ -223,6 +223,11 @@ class Database:
         """The connections that are out: for how long, and where the application took them."""
         return self._lending.taken()
 
+    @property
+    def shortage(self) -> str:
+        """Why the server cannot give the pool all of its connections, and what to set; "" if nothing is known of it."""
+        return self._check.shortage
+
     def stats(self) -> dict[str, float]:
         """The statistics of psycopg_pool under its names ("Pool stats"), including zeros, and those of the check."""
         stats: dict[str, float] = dict.fromkeys(_POOL_STATS, 0)

@@ -175,10 +175,11 @@ class Status:
     """Collects the state from the parts.
 
     `front` has stats(), requests(), queued(), websockets(), durations(), queue_waits() and probers(); `checker` has
-    report().  `databases()` returns the databases by name, which have stats().  `eventloop()` returns the event loop
-    of an ASGI application, or None; `slow`: the seconds after which a turn of it counts as blocked.  `alive()` returns
-    the number of running workers.  `proxy_waits()` returns how long requests have been at proxies, or is None if none
-    are trusted.  `listening()` returns how each listener is, `executors()` how the threads beside an event loop are.
+    report().  `databases()` returns the databases by name, which have stats(), taken() and `shortage`.  `eventloop()`
+    returns the event loop of an ASGI application, or None; `slow`: the seconds after which a turn of it counts as
+    blocked.  `alive()` returns the number of running workers.  `proxy_waits()` returns how long requests have been at
+    proxies, or is None if none are trusted.  `listening()` returns how each listener is, `executors()` how the threads
+    beside an event loop are.
     `settings`: rows with secrets redacted.  `began`: monotonic time of the start.
     """
 
@@ -234,13 +235,16 @@ class Status:
     def pools(self) -> dict[str, dict[str, Any]]:
         """The statistics of the pool of each database, by name; "" is that of DATABASE_URL.
 
-        Where connections are out, `taken` says for how long, and where the application took them.
+        Where connections are out, `taken` says for how long, and where the application took them.  `shortage` says why
+        the server cannot give the pool all of its connections.
         """
         found = {}
         for name, database in self.databases().items():
             found[name] = dict(database.stats())
             if taken := database.taken():
                 found[name]["taken"] = taken
+            if database.shortage:
+                found[name]["shortage"] = database.shortage
         return found
 
     def metrics(self) -> metrics.Exposition:
@@ -566,6 +570,8 @@ def _of_pool(name: str, pool: Mapping[str, Any], *, is_idle: bool) -> Iterable[F
         if taken := pool.get("taken"):
             text += f" ({taken[0]})"
         yield Finding("warning", text, "/debug/pool")
+    if shortage := pool.get("shortage"):
+        yield Finding("warning", f"{name.lstrip()}: {shortage}" if name else shortage, "/debug/pool")
     size, most = pool.get("pool_size", 0), pool.get("pool_max", 0)
     waiting = pool.get("requests_waiting", 0)
     if waiting or (most and size >= most and not pool.get("pool_available", 0)):

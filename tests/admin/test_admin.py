@@ -78,6 +78,8 @@ class World:
         self.admin.start()
         self.address = self.admin.address
 
+    shortage = ""
+
     def stats(self) -> dict[str, int]:
         """Of the pool."""
         return dict(self.pool or {})
@@ -686,6 +688,8 @@ FINDINGS: list[tuple[str, dict[str, Any], str]] = [
         {"pools": {"": {"connections_used": 2}}},
         "2 connections are in use while no request is in flight",
     ),
+    ("warning", {"pools": {"": {"shortage": "pool_max_size is 9, but"}}}, "^pool_max_size is 9"),
+    ("warning", {"pools": {"b": {"shortage": "pool_max_size is 9, but"}}}, "^b: pool_max_size is 9"),
     ("warning", {"process.interpreter_delay_seconds": 0.3}, "threads wait 300 ms for the interpreter lock"),
     (
         "warning",

@@ -83,8 +83,9 @@ def opened(url: str = "", **options: Any) -> Iterator[Database]:
 
 
 def warmed(db: Database) -> Database:
-    """With all its `min_size` connections there."""
+    """With all its `min_size` connections there, and the server asked for its limits, as the second check does."""
     wait_for(lambda: db.stats()["pool_available"] >= db.stats()["pool_min"], 10, "a full pool")
+    assert db.check() is None
     assert db.check() is None
     return db
 
