@@ -244,7 +244,8 @@ def on_start(function: Function) -> Function:
     A coroutine function runs on the event loop of an ASGI application; elsewhere it is refused at the start.  If one
     fails, the process ends with exit code 3.
 
-    Raises RuntimeError if the application has started.  In `pkg.running()` and in `pkg.Server` it is not run.
+    In `pkg.running()` and in `pkg.Server` it is not run.  Raises RuntimeError if the application has started, and
+    TypeError for what cannot be called.
     """
     _check_callable(function)
     hooks = _current.hooks if _current is not None else None
@@ -260,7 +261,8 @@ def on_stop(function: Function) -> Function:
     `on_start` does.  What fails is logged, and so is what takes longer than its share of the rest of `drain_timeout`.
     They also run after a start function has failed.
 
-    Raises RuntimeError if the application has stopped.  In `pkg.running()` and in `pkg.Server` it is not run.
+    In `pkg.running()` and in `pkg.Server` it is not run.  Raises RuntimeError if the application has stopped, and
+    TypeError for what cannot be called.
     """
     _check_callable(function)
     hooks = _current.hooks if _current is not None else None

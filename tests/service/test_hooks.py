@@ -12,6 +12,7 @@ import pytest
 
 import pkg
 from pkg import api
+from pkg.service.hooks import Hooks
 from tests.support.client import SLOWNESS, get, wait_for
 from tests.support.faults.postgres import Postgres
 from tests.support.ports import free_port
@@ -157,6 +158,9 @@ FAILURES = {
 BEFORE = """
 @pkg.on_stop
 def stop():
+    if "DATABASE_URL" in os.environ:
+        with pkg.connection(timeout=5) as connection:
+            connection.execute("select 1")
     say("stopped")
 
 @pkg.on_start
@@ -176,12 +180,14 @@ def good():
         ("asgi", "exit of a coroutine"),
     ],
 )
-def test_a_start_function_that_fails_ends_the_process(interface: str, how: str, tmp_path: Path) -> None:
-    """What has been started is stopped, also on the event loop."""
+def test_a_start_function_that_fails_ends_the_process(
+    interface: str, how: str, postgres: Postgres, tmp_path: Path
+) -> None:
+    """What has been started is stopped, also on the event loop, and while the pool is open."""
     function, reason = FAILURES[how]
     last = "async def last():\n    say('last')\n" if interface == "asgi" else "def last():\n    say('last')\n"
     source = SAY + BEFORE + function + "\npkg.on_start(bad)\n" + last + "pkg.on_stop(last)" + APPS[interface]
-    with running(tmp_path, source, ready=False, PKG_ADMIN="off") as process:
+    with running(tmp_path, source, ready=False, PKG_ADMIN="off", DATABASE_URL=postgres.url) as process:
         assert process.process.wait(15 * SLOWNESS) == 3
         assert said(process) == ["good", "last", "stopped"]
         place = next(number for number, line in enumerate(source.splitlines(), 1) if "def bad" in line)
@@ -197,8 +203,9 @@ def test_coroutine_functions_need_an_event_loop(what: str, tmp_path: Path) -> No
     source = SAY + BEFORE + f"@pkg.on_{what}\nasync def waits():\n    pass\n" + APPS["wsgi"]
     with running(tmp_path, source, ready=False, PKG_ADMIN="off") as process:
         assert process.process.wait(15 * SLOWNESS) == 3
+        place = source.splitlines().index("async def waits():")  # of its decorator
         text = "is a coroutine function, and only an ASGI application has an event loop to run it on"
-        assert process.errors() == f"pkg: waits (application.py:13) {text}\n"
+        assert process.errors() == f"pkg: waits (application.py:{place}) {text}\n"
         assert said(process) == []
 
 
@@ -253,6 +260,29 @@ def test_reload_stops_and_starts_again(tmp_path: Path) -> None:
         wait_for(lambda: sum(text.startswith("serving ") for text in process.messages()) == 2, 15)
         assert process.stop(signal.SIGTERM) == 0
         assert said(process) == ["good", "stopped", "good", "stopped"]
+
+
+async def waits() -> None:
+    pass
+
+
+def test_what_is_registered_while_the_application_serves() -> None:
+    hooks = Hooks([], [], lambda _: None)
+    hooks.add_stop(waits)  # nobody knows yet
+    with pytest.raises(pkg.StartupError, match=r"waits .* is a coroutine function"):
+        hooks.start(None)
+    ran: list[str] = []
+    hooks = Hooks([], [], lambda _: None)
+    hooks.start(None)
+    with pytest.raises(TypeError, match=r"waits .* is a coroutine function"):
+        hooks.add_stop(waits)
+    hooks.add_stop(lambda: hooks.add_stop(lambda: ran.append("last")))
+    with pytest.raises(RuntimeError, match=r"on_start\(waits .* too late: the application has started"):
+        hooks.add_start(waits)
+    hooks.stop(1.0)
+    assert ran == ["last"]
+    with pytest.raises(RuntimeError, match=r"on_stop\(waits .* too late: the application has stopped"):
+        hooks.add_stop(waits)
 
 
 def test_they_are_not_run_where_nothing_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
