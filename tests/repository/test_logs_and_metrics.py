@@ -190,7 +190,8 @@ def test_names_end_in_their_units() -> None:
 def test_everything_shown_is_a_metric_of_the_page() -> None:
     told = {names(row["metric"])[0] for row in METRICS}
     shown = {line.partition("{")[0].partition(" ")[0] for line in blocks("text") if re.match(r"(pkg|db|http)_", line)}
-    shown |= {m for row in tables(PAGE, "condition") for m in re.findall(r"(?:pkg|db|http)_\w+", row["condition"])}
+    meanings = " ".join(row["what it means"] for row in tables(PAGE, "alert", "fires if"))
+    shown |= set(re.findall(r"(?:pkg|db|http)_\w+", meanings))
     assert shown
     assert {re.sub(r"_(bucket|count|sum)$", "", name) if name not in told else name for name in shown} <= told
 
