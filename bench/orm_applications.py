@@ -36,12 +36,13 @@ def _json(number: int, name: str, price: int) -> bytes:
 
 @functools.cache
 def _engine() -> Any:
-    from sqlalchemy import NullPool, create_engine
+    from sqlalchemy import create_engine
 
     if OURS:
         import pkg
+        from pkg.integrations.sqlalchemy_pool import ServicePool
 
-        return create_engine("postgresql+psycopg://", creator=pkg.connect, poolclass=NullPool)
+        return create_engine("postgresql+psycopg://", creator=pkg.connect, poolclass=ServicePool)
     url = os.environ["DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:")
     return create_engine(url, pool_size=10, max_overflow=0)
 

@@ -57,11 +57,13 @@ class BorrowedConnection(Connection):
     and the return would pass by the deadline, the evidence for the check, and what restores the connection.
     """
 
-    __slots__ = ("_lender",)
+    __slots__ = ("_lender", "ends_unheard")
     _lender: Lender | None
+    ends_unheard: bool  # whether rollback() only sends; for a borrower that always closes the connection after it
 
     def __init__(self, conn: Connection, lender: Lender) -> None:
         self._lender = lender
+        self.ends_unheard = False
         self.__dict__ = conn.__dict__
 
     def adapt_like(self, template: AdaptersMap) -> None:
@@ -79,6 +81,8 @@ class BorrowedConnection(Connection):
     def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
         """As psycopg's.  Raises Unavailable if the connection is lost or its deadline passes meanwhile."""
         try:
+            if self.is_ending:
+                _wait(self, self.end_gen())
             return _wait(self, gen, *arguments, **options)
         except psycopg.OperationalError as error:
             if self.pgconn.status != _BAD and not isinstance(error, Expired):
@@ -90,7 +94,8 @@ class BorrowedConnection(Connection):
     def rollback(self) -> None:
         if self._closed:
             raise psycopg.OperationalError(_CLOSED)
-        super().rollback()
+        if not (self.ends_unheard and (self.is_ending or self.send_rollback())):
+            super().rollback()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import select
 import socket
 import threading
 import traceback
@@ -32,11 +33,13 @@ from pkg.errors import DatabaseUnavailable
 
 IDLE = pq.TransactionStatus.IDLE
 _BAD = pq.ConnStatus.BAD
+_COMMAND_OK = pq.ExecStatus.COMMAND_OK
 _FATAL_ERROR = pq.ExecStatus.FATAL_ERROR
 _COPIES = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
 _PIPELINE_SYNC = pq.ExecStatus.PIPELINE_SYNC
 _SQLSTATE = pq.DiagnosticField.SQLSTATE
 _IS_READ_ONLY = b"select pg_is_in_recovery() or current_setting('transaction_read_only')::bool"
+_OPEN = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 _HAS_PIPELINES = psycopg.Pipeline.is_supported()
 
 __all__ = [
@@ -291,6 +294,7 @@ class Connection(psycopg.Connection[Any]):
     usual_threshold = PrepareManager.prepare_threshold  # executions before a statement is prepared; None: never
     kept_adapters: Adapters | None = None  # of a library that has its own; with their caches, for the next loan
     begins_later = False  # the cursor sends BEGIN by itself
+    is_ending = False  # ROLLBACK has been sent, and its response not been read
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -328,6 +332,68 @@ class Connection(psycopg.Connection[Any]):
         super().rollback()
         if is_open:
             self.answered = monotonic()
+
+    def send_rollback(self) -> bool:
+        """Does what rollback() does, but leaves the response to the session's next user.
+
+        To wait for it is a large part of a short transaction, since the thread then waits for the interpreter lock as
+        well.  Returns False, and does nothing, where psycopg has more to do than to send ROLLBACK, or where restore()
+        has, which needs an idle session.
+        """
+        if (
+            self.is_expired
+            or self.pgconn.transaction_status not in _OPEN
+            or self._pipeline
+            or self._num_transactions
+            or self._tpc
+            or self._isolation_level is not None
+            or self._read_only is not None
+            or self._deferrable is not None
+            or self._prepared.clear()  # as psycopg does; True if the server has to forget them as well
+        ):
+            return False
+        with self.lock:
+            self.wait(self._send_rollback_gen())
+        self.answered = max(self.answered, self.lent)  # the transaction has begun since then
+        return True
+
+    def _send_rollback_gen(self) -> PQGen[None]:
+        self.pgconn.send_query(b"ROLLBACK")
+        yield from send(self.pgconn)
+        self.is_ending = True
+
+    def end_gen(self) -> PQGen[None]:
+        """Reads the response to what send_rollback() has sent."""
+        while self.is_ending:
+            self._note_end((yield from fetch(self.pgconn)))
+
+    def _note_end(self, result: PGresult | None) -> None:
+        """One part of that response.  Raises psycopg.OperationalError if it is the end of the session."""
+        if result is None:
+            self.is_ending = False
+            self.answered = monotonic()
+        elif result.status != _COMMAND_OK:
+            raise psycopg.OperationalError(result.get_error_message())
+
+    def has_ended(self, until: float) -> bool:
+        """Reads the response to ROLLBACK.  Returns whether it has come by the monotonic time `until`.
+
+        Raises psycopg.OperationalError if the session is lost.
+        """
+        ready = None
+        while True:
+            self.pgconn.consume_input()
+            while not self.pgconn.is_busy():
+                self._note_end(self.pgconn.get_result())
+                if not self.is_ending:
+                    return True
+            left = until - monotonic()
+            if left <= 0:
+                return False
+            if ready is None:
+                ready = select.poll()
+                ready.register(self.pgconn.socket, select.POLLIN)
+            ready.poll(left * 1000)
 
     @contextlib.contextmanager
     def transaction(self, *args: Any, **options: Any) -> Iterator[psycopg.Transaction]:
@@ -398,7 +464,8 @@ class Connection(psycopg.Connection[Any]):
             self._adapters = self.usual_adapters = Adapters(psycopg.adapters)
 
     def is_lost(self) -> bool:
-        """Whether the server has closed this idle session.  Needs no query: it looks at what has arrived.
+        """Whether the server has closed this idle session, which is not ending.  Needs no query: it looks at what has
+        arrived.
 
         A server that stops, or ends a session, first sends a FATAL message (PostgreSQL 55.2.3, "Function of the
         `ErrorResponse` in idle state") and then closes the connection.  One that stops immediately, or because one of

@@ -182,7 +182,7 @@ class Lending:
         self._leases.discard(lease)
         use_time = monotonic() - conn.lent
         self.use_time += use_time  # no call between reading and writing it, so no other thread can come in between
-        if conn.pgconn.transaction_status == IDLE:
+        if conn.pgconn.transaction_status == IDLE or conn.is_ending:
             if conn.answered > self.returned and not (self._primary and conn.reports_read_only()):
                 self.returned = conn.answered
                 self.proved = max(self.proved, conn.answered)
@@ -359,7 +359,7 @@ class Loan(_Taken):
         if timeout is not None and self._deadline is None and not conn.closed:
             self._deadline = lending.watchdog.watch(conn, monotonic() + timeout)
         pgconn = conn.pgconn
-        is_lost = pgconn.transaction_status != IDLE
+        is_lost = pgconn.transaction_status != IDLE and not conn.is_ending
         if is_lost:
             if pgconn.transaction_status in _ENDED and not pgconn.pipeline_status:
                 with contextlib.suppress(psycopg.Error):

@@ -5,6 +5,7 @@ It makes no decisions: `check` decides when to ask, flush, refill or give up.
 
 from __future__ import annotations
 
+import asyncio  # psycopg has imported it
 import logging
 import threading
 import weakref
@@ -16,7 +17,7 @@ import psycopg
 import psycopg_pool
 from psycopg_pool.pool import AddConnection
 
-from pkg.database.connection import Connection, generation
+from pkg.database.connection import IDLE, Connection, generation
 from pkg.database.waiting import WaitingTask
 
 __all__ = ["POOL_NAME", "NotNow", "Pool", "PoolTimeout", "first_line", "quiet"]
@@ -78,12 +79,28 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
                 self._forget_who_left()
                 raise
             conn.lent = monotonic()
-            if not conn.is_lost():
+            if (not conn.is_ending or self._has_ended(conn, end or conn.lent + timeout)) and not conn.is_lost():
                 return conn
             conn.close()
             self.putconn(conn)  # which replaces it
             end = end or conn.lent + timeout
             timeout = max(0.001, end - monotonic())
+
+    def _has_ended(self, conn: Connection, until: float) -> bool:
+        """Whether the transaction that the last borrower has rolled back ends by the monotonic time `until`."""
+        try:
+            return conn.has_ended(until)
+        except psycopg.Error:
+            return False
+        except BaseException:
+            conn.close()
+            self.putconn(conn)
+            raise
+
+    def _reset_connection(self, conn: Connection) -> None:
+        """psycopg_pool would close a connection with a statement under way."""
+        if conn.pgconn.transaction_status != IDLE and not conn.is_ending:
+            super()._reset_connection(conn)
 
     def give_back(self, conn: Connection) -> None:
         """putconn() for a connection that is certainly of this pool: without asking that, and without a line of log."""
@@ -101,12 +118,30 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
         while True:
             conn = await self._take_or_wait(timeout)
             conn.lent = monotonic()
-            if not conn.is_lost():
+            until = end or conn.lent + timeout
+            if (not conn.is_ending or await self._has_ended_in_task(conn, until)) and not conn.is_lost():
                 return conn
             conn.close()
             self.putconn(conn)
             end = end or conn.lent + timeout
             timeout = max(0.001, end - monotonic())
+
+    async def _has_ended_in_task(self, conn: Connection, until: float) -> bool:
+        """The same for a task, which looks again and again: it seldom gets the connection of a thread so early."""
+        pause = 0.0005
+        try:
+            while not conn.has_ended(0.0):
+                if monotonic() >= until:
+                    return False
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 0.05)
+        except psycopg.Error:
+            return False
+        except BaseException:
+            conn.close()
+            self.putconn(conn)
+            raise
+        return True
 
     async def _take_or_wait(self, timeout: float) -> Connection:
         """psycopg_pool's _getconn_unchecked(), for a task."""
@@ -157,7 +192,7 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
     def prune(self) -> int:
         """Replaces idle connections that are known to be dead, without a query, and returns their number."""
         with self._lock:
-            lost = [conn for conn in self._pool if conn.is_lost()]
+            lost = [conn for conn in self._pool if _is_lost(conn)]
             for conn in lost:
                 self._pool.remove(conn)
         for conn in lost:
@@ -188,6 +223,13 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
     @property
     def waiting(self) -> int:
         return len(self._waiting)
+
+
+def _is_lost(conn: Connection) -> bool:
+    try:
+        return (not conn.is_ending or conn.has_ended(0.0)) and conn.is_lost()
+    except psycopg.Error:
+        return True
 
 
 # By name, those that have been opened; a lock, as two threads may open pools at once.

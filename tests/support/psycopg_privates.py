@@ -41,6 +41,7 @@ _BORROW = "a dead connection is recognised without a query, and without psycopg_
 _WAIT = "callers meet dead connections, or wait for seconds although the database is back"
 _TASK = "a task waits for a connection in the queue of the threads, and does not block its event loop"
 _LOST = "a connection is lost from the pool, or a task waits for ever"
+_ROLLBACK = "a rollback at the end of a loan is sent, and its response read by the next borrower"
 _COUNT = "the check and the metrics know how many connections there are, without the lock"
 _WRONG = "the check refills too few or too many, and its decisions are wrong"
 
@@ -65,6 +66,7 @@ PRIVATES: tuple[Private, ...] = (
     Private("prepared", "maybe_add_to_cache", "f(query, prep, name)", "read", _BEGIN, "statements are prepared twice"),
     Private("prepared", "validate", "f(key, prep, name, results)", "read", _BEGIN, "statements are prepared twice"),
     Private("prepared", "maintain_gen", "f(conn)", "read", _BEGIN, "prepared statements pile up on the server"),
+    Private("prepared", "clear", "f()", "read", _ROLLBACK, "statements that were rolled back are used"),
     Private("prepared", "prepare_threshold", "int", "read", _UNDO, _LEAK),
     Private("prepared", "prepared_max", "int", "read", _UNDO, _LEAK),
     Private("preparing", "Prepare", "EnumMeta|EnumType", "read", _BEGIN, _TWO_TRIPS),
@@ -97,6 +99,7 @@ PRIVATES: tuple[Private, ...] = (
     Private("pool", "_getconn_unchecked", "f(timeout)", "read", _BORROW, _WAIT),
     Private("pool", "_get_ready_connection", "f(timeout)", "read", _TASK, _LOST),
     Private("pool", "_return_connection", "f(conn, from_getconn)", "read", _TASK, _LOST),
+    Private("pool", "_reset_connection", "f(conn)", "override", _ROLLBACK, "each such connection is closed"),
     Private("pool", "_REQUESTS_QUEUED", "str", "read", _TASK, "requests that wait are not counted"),
     Private("pool", "_REQUESTS_WAIT_MS", "str", "read", _TASK, "requests that wait are not counted"),
     Private("pool", "_REQUESTS_ERRORS", "str", "read", _TASK, "requests that wait in vain are not counted"),

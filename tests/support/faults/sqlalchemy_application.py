@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 import pkg
+from pkg.integrations.sqlalchemy_pool import ServicePool
 
-hasty = create_engine("postgresql+psycopg://", creator=lambda: pkg.connect(deadline=2), poolclass=NullPool)
-patient = create_engine("postgresql+psycopg://", creator=pkg.connect, poolclass=NullPool)
+hasty = create_engine("postgresql+psycopg://", creator=lambda: pkg.connect(deadline=2), poolclass=ServicePool)
+patient = create_engine("postgresql+psycopg://", creator=pkg.connect, poolclass=ServicePool)
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -1,0 +1,171 @@
+"""An engine of SQLAlchemy on the service's connections, whose rollbacks are read by the next borrower.
+
+The recipes with it, in the service, are in test_orm_recipes.py and in the fault matrix.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from time import monotonic
+
+import pytest
+
+from pkg.database.database import Database
+from pkg.errors import DatabaseUnavailable
+from tests.database.test_borrowed import database_of
+from tests.support.client import wait_for
+from tests.support.faults.postgres import Postgres
+
+pytest.importorskip("sqlalchemy")
+
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.orm import Session
+
+from pkg.integrations.sqlalchemy_pool import ServicePool
+
+PID = text("select pg_backend_pid() where 1 = :one")
+ONE = {"one": 1}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def database(server: Postgres) -> Iterator[Database]:
+    with database_of(server) as database:
+        yield database
+
+
+def engine_of(database: Database, **options: str) -> Engine:
+    return create_engine("postgresql+psycopg://", creator=database.connect, poolclass=ServicePool, **options)
+
+
+@pytest.fixture
+def engine(database: Database) -> Engine:
+    return engine_of(database)
+
+
+def pid_of(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return int(connection.execute(PID, ONE).scalar_one())
+
+
+async def pid_in_task(database: Database, timeout: float = 5.0) -> int:
+    async with database.aconnection(timeout=timeout) as connection:
+        row = await (await connection.execute("select pg_backend_pid()")).fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+def pid_in_block(database: Database, timeout: float = 5.0) -> int:
+    with database.connection(timeout=timeout) as connection:
+        row = connection.execute("select pg_backend_pid()").fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+def pid_of_a_task(database: Database, timeout: float = 5.0) -> int:
+    return asyncio.run(pid_in_task(database, timeout))
+
+
+NEXT = pytest.mark.parametrize("borrow", [pid_in_block, pid_of_a_task])
+
+
+@NEXT
+def test_the_next_borrower_gets_the_same_session(
+    engine: Engine, database: Database, borrow: Callable[[Database], int]
+) -> None:
+    pid = pid_of(engine)
+    for _ in range(20):
+        assert borrow(database) == pid
+        assert pid_of(engine) == pid
+        with Session(engine) as session:
+            assert session.scalar(PID, ONE) == pid
+    stats = database.stats()
+    assert (stats["connections_used"], stats["connections_num"]) == (0, 1)
+
+
+def test_what_was_not_committed_is_rolled_back(server: Postgres, engine: Engine, database: Database) -> None:
+    with engine.connect() as connection:
+        connection.execute(text("create table undone (n int)"))
+    wait_for(lambda: server.sql("select count(*) from pg_locks where locktype = 'relation' and mode = "
+                                "'AccessExclusiveLock'") == 0, 5, "the locks to be released")  # fmt: skip
+    with engine.begin() as connection:
+        assert connection.scalar(text("select to_regclass('undone')")) is None
+        connection.execute(text("create table done (n int)"))
+    with database.connection() as block:
+        assert block.execute("select to_regclass('done')").fetchone() == ("done",)
+
+
+def test_a_connection_that_is_used_after_its_rollback(engine: Engine) -> None:
+    with engine.connect() as connection:
+        for _ in range(3):
+            assert connection.execute(PID, ONE).scalar_one()
+            connection.rollback()
+            connection.rollback()
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        assert connection.execute(PID, ONE).scalar_one()
+    raw = engine.raw_connection()
+    try:
+        raw.cursor().execute("select 1")
+        raw.rollback()
+        raw.commit()
+        raw.cursor().execute("select 1")
+    finally:
+        raw.close()
+
+
+def test_what_needs_an_idle_session_waits_for_it(server: Postgres) -> None:
+    with database_of(server) as database:
+        engine = engine_of(database, isolation_level="REPEATABLE READ")
+        pid = pid_of(engine)
+        for _ in range(3):
+            with engine.connect() as connection:
+                for _ in range(7):  # it is prepared then, and the rollback makes the server forget it
+                    assert connection.execute(PID, ONE).scalar_one() == pid
+        assert pid_in_block(database) == pid
+        plain = engine_of(database)
+        for _ in range(3):
+            with plain.connect() as connection:
+                for _ in range(7):
+                    assert connection.execute(PID, ONE).scalar_one() == pid
+
+
+@NEXT
+def test_a_server_that_hangs_is_noticed_in_time(
+    server: Postgres, engine: Engine, database: Database, borrow: Callable[[Database, float], int]
+) -> None:
+    with engine.connect() as connection:
+        pid = connection.execute(PID, ONE).scalar_one()
+        server.pause()
+    try:
+        begin = monotonic()
+        with pytest.raises(DatabaseUnavailable):
+            borrow(database, 0.3)
+        assert 0.2 < monotonic() - begin < 2
+    finally:
+        server.resume()
+    wait_for(lambda: borrow(database, 5.0) != pid, 10, "another connection")
+
+
+@NEXT
+def test_a_session_that_ends_after_the_rollback_is_not_lent(
+    server: Postgres, engine: Engine, database: Database, borrow: Callable[[Database], int]
+) -> None:
+    pid = pid_of(engine)
+    server.terminate()
+    wait_for(lambda: server.backends() == 0 or borrow(database) != pid, 10, "the end of the session")
+    assert borrow(database) != pid
+    assert pid_of(engine) != pid
+
+
+def test_a_session_that_was_rolled_back_shows_that_the_server_responds(engine: Engine, database: Database) -> None:
+    database.check()
+    before = database.stats()["check_queries"]
+    assert pid_of(engine)
+    database.check()
+    assert database.stats()["check_queries"] == before
