@@ -20,7 +20,7 @@ class News:
     """What Front.wait() returns, as a set of bits."""
 
     REQUESTS: int
-    """Front.accept() has some."""
+    """Tasks.start() has some to take."""
     MOVED: int
     """Front.moved() has some."""
     OTHERS: int
@@ -209,8 +209,6 @@ class Front:
     def watch_turns(self) -> Turn | None:
         """Waits, without the interpreter lock, for a turn that takes longer than slow_callback_duration, then for its
         end; None when the front has stopped.  For one thread, after serve_by_eventloop()."""
-    def accept(self, most: int) -> list[Request]:
-        """At most so many requests that are ready.  Does not wait."""
     def take_late(self) -> None:
         """Request.becomes_late() is about to be asked of all requests."""
     def moved(self) -> list[Any]:
@@ -375,10 +373,8 @@ class Tasks:
     host: Any
     exchanges: set[Any]
     """Those of requests whose task has not ended with its first step."""
-    starting: list[Any] | None
-    """Those whose tasks take that step in this turn."""
     stepping: Any
-    """The one of them whose task takes it now."""
+    """The one whose task takes that step now."""
 
     def __init__(
         self,
@@ -394,8 +390,9 @@ class Tasks:
         on_request: Callable[[Request], object] | None = None,
         on_response: Callable[[Request], object] | None = None,
     ) -> None: ...
-    def start(self, requests: list[Request]) -> None:
-        """Serves each: its task takes its first step at once.  For the loop's thread, outside of any task."""
+    def start(self, front: Front) -> None:
+        """Serves requests that are ready, as many as fit into a short turn: the task of each takes its first step at
+        once.  For the loop's thread, outside of any task."""
 
 class Exchange:
     """The messages of one request of an ASGI application (HTTP).  Nothing here waits.

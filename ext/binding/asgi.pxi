@@ -31,6 +31,16 @@ cdef inline bytes bytes_at(const char *data, http1.http1_span span):
     return PyBytes_FromStringAndSize(data + span.pos, span.len)
 
 
+cdef bytes read_part(c.front *front, x.front_conn *conn, ssize_t *n):
+    """What front_read() gives without waiting, or b""; `n`: what it returns."""
+    cdef PyObject *room = new_bytes(NULL, 65536)
+    n[0] = x.front_read(front, conn, PyBytes_AS_STRING(<object>room), 65536, False)
+    _PyBytes_Resize(&room, max(n[0], 0))   # in place; a part of it would be a copy
+    data = <bytes>room
+    Py_DECREF(data)
+    return data
+
+
 cdef enum taking:   # what has become of a message of send()
     TAKING_FAILED = -1
     SENT
@@ -106,14 +116,17 @@ cdef dict make_scope(Request request, dict base, dict state):
     return scope
 
 
-cdef int end_child_in_loop(Exchange exchange) except -1:
+cdef int end_child_in_loop(Request request) except -1:
     """Ends this process if it is a child that the first step of a task has forked, and which then waits for something: the
     other requests are those of the parent."""
-    if c.front_is_foreign(exchange.request.front._front):
+    if c.front_is_foreign(request.front._front):
         from pkg.child import end_in_loop
         end_in_loop()
     return 0
 
+
+cdef enum:
+    TURN = 300_000   # nanoseconds, so that the next look at the front comes within the millisecond after which its own thread leads
 
 cdef object count_weak = weakref.getweakrefcount
 cdef object ENDED = object()   # in place of what a step of the application gives to its task
@@ -131,8 +144,7 @@ cdef class Tasks:
 
     cdef readonly object host     # the event loop, with loop, fail() and watch()
     cdef readonly set exchanges   # of requests whose task has not ended with its first step
-    cdef readonly list starting   # those of this turn, while they take that step, otherwise None
-    cdef readonly object stepping # the one of them that takes it now
+    cdef readonly object stepping # the one that takes that step now
     cdef object loop, app, await_it, receive, send, task_type
     cdef object enter, leave, register, unregister   # asyncio's, for whoever runs tasks
     cdef object enlist, delist    # the same for a first step, which is short
@@ -178,37 +190,42 @@ cdef class Tasks:
                 function._is_coroutine = asyncio.coroutines._is_coroutine
         self.has_spares = self.task_type.__module__ == "_asyncio" and self.can_see_changes()
 
-    def start(self, list requests not None):
-        """Serves each: lets its task take its first step.  Raises nothing."""
-        cdef list exchanges = []
-        for request in requests:
-            if (<Request>request).head.upgrade and request.asks_for_websocket:
-                try:
-                    self.host.start_websocket(request)
-                except BaseException:
-                    asgi_log.critical("%s %s: no task can be made", request.method, request.target, exc_info=True)
-                    request.finish(False, True)
-            else:
-                exchanges.append(Exchange(request, self))
-        self.starting = exchanges
-        self.start_all(exchanges)
-        self.starting = self.stepping = None
+    def start(self, Front front not None):
+        """Takes requests that are ready and serves each: lets its task take its first step.  Raises nothing.
 
-    cdef int start_all(self, list exchanges) except -1:
-        cdef Exchange exchange
+        What is still ready after TURN waits in the front for the next turn, where it can time out and is counted."""
+        cdef x.front_request taken
         cdef bint is_usual = self.has_spares and self.loop.get_task_factory() is None and not self.loop.get_debug()
-        for exchange in exchanges:
-            self.stepping = exchange
+        cdef int64_t until = c.front_now() + TURN
+        while x.front_take(front._front, &taken, 0) == c.FRONT_OK:
             try:
-                if is_usual:
-                    self.step_at_once(exchange)
-                else:
-                    self.keep(exchange, self.loop.create_task(Handling.__new__(Handling, exchange, self)))
-            except BaseException:
-                asgi_log.critical("%s %s: no task can be made", exchange.request.method, exchange.request.target, exc_info=True)
+                request = new_request(front, &taken)
+            except MemoryError:
+                x.front_finish(front._front, taken.conn, False, True, 0)
+            else:
+                self.serve(request, is_usual)
+            if c.front_now() >= until:
+                break
+
+    cdef int serve(self, Request request, bint is_usual) except -1:
+        cdef Exchange exchange = None
+        try:
+            if request.head.upgrade and request.asks_for_websocket:
+                self.host.start_websocket(request)
+                return 0
+            self.stepping = exchange = Exchange.__new__(Exchange, request, self)
+            if is_usual:
+                self.step_at_once(exchange)
+            else:
+                self.keep(exchange, self.loop.create_task(Handling.__new__(Handling, exchange, self)))
+        except BaseException:
+            asgi_log.critical("%s %s: no task can be made", request.method, request.target, exc_info=True)
+            if exchange is None:
+                request.finish(False, True)
+            else:
                 exchange.release()
-            end_child_in_loop(exchange)
-        return 0
+        self.stepping = None
+        return end_child_in_loop(request)
 
     cdef int keep(self, Exchange exchange, task) except -1:
         """asyncio itself only has a weak reference to a task."""
@@ -754,8 +771,7 @@ cdef class Exchange:
             if request.whole_body is not None:
                 self.body_given = True
                 return {"type": "http.request", "body": request.whole_body, "more_body": False}
-            data = PyBytes_FromStringAndSize(NULL, 65536)
-            n = x.front_read(front, request.conn, PyBytes_AS_STRING(data), 65536, False)
+            data = read_part(front, request.conn, &n)
             if n == -EAGAIN:
                 if not self.awaits(x.FRONT_READABLE):
                     continue
@@ -767,7 +783,7 @@ cdef class Exchange:
                 break
             request.body_read += <uint64_t>n
             self.body_given = n == 0 or not (x.front_body_pending(request.conn) or x.front_body_left(request.conn) > 0)
-            return {"type": "http.request", "body": data[:n], "more_body": not self.body_given}
+            return {"type": "http.request", "body": data, "more_body": not self.body_given}
         self.has_left = self.has_left or not self.has_ended
         return {"type": "http.disconnect"}
 

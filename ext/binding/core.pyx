@@ -60,6 +60,8 @@ cdef extern from "Python.h":
     int PyIter_Send(object iterator, object value, PyObject **result) except -1
     Py_ssize_t Py_REFCNT(PyObject *)
     object PyObject_GenericGetDict(object, void *)
+    PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *text, Py_ssize_t length) except NULL
+    int _PyBytes_Resize(PyObject **only_reference, Py_ssize_t length) except -1
 
 
 include "request.pxi"
@@ -351,16 +353,6 @@ cdef class Front:
         if check(rv) != c.FRONT_OK:
             return None
         return Turn(turn.number, turn.took / 1e9, (c.front_now() - turn.at) / 1e9)
-
-    def accept(self, int most):
-        cdef x.front_request taken
-        cdef list requests = []
-        while len(requests) < most and x.front_take(self._front, &taken, 0) == c.FRONT_OK:
-            try:
-                requests.append(new_request(self, &taken))
-            except MemoryError:
-                x.front_finish(self._front, taken.conn, False, True, 0)
-        return requests
 
     def take_late(self):
         x.front_take_late(self._front)

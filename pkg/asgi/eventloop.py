@@ -37,10 +37,6 @@ __all__ = ["EventLoop"]
 
 _log = logging.getLogger("pkg.asgi")
 
-# Requests taken in one turn.  Few, so that the next look at the front comes within the millisecond after which its own
-# thread leads; the others wait in the queue, as they would here.
-MOST_AT_ONCE = 16
-
 LEAST_SHUTDOWN = 0.2  # seconds for the application's shutdown, even if requests have taken all the time there was
 # How long a request may take to begin its response before it is told to end, and then to end by itself: turns of the
 # event loop, each of so many seconds or more, as it can do neither while the process does not run.
@@ -300,11 +296,11 @@ class EventLoop:
         tasks = getattr(self, "_tasks", None)
         if tasks is None:
             return []
-        found = {id(exchange): exchange for exchange in (*tuple(tasks.exchanges), *(tasks.starting or ()))}
         stepping = tasks.stepping  # its task may not be known yet
+        found = {exchange for exchange in (*tuple(tasks.exchanges), stepping) if exchange is not None}
         return [
             (exchange.request, asyncio.current_task(self.loop) if exchange is stepping else exchange.task)
-            for exchange in found.values()
+            for exchange in found
             if not exchange.is_closed
         ]
 
@@ -315,7 +311,7 @@ class EventLoop:
             self._cancel_late()
         for exchange in front.moved():
             exchange.wake()
-        self._tasks.start(front.accept(MOST_AT_ONCE))
+        self._tasks.start(front)
 
     def _cancel_late(self) -> None:
         """Cancels the task of each request that request_timeout has cut off, once."""

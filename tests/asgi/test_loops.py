@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -18,6 +19,8 @@ from tests.support.processes import ask, running
 APPLICATION = """
 import asyncio, sys, time
 
+turns = []
+
 async def app(scope, receive, send):
     assert scope["type"] == "http"
     path, _, seconds = scope["path"][1:].partition("/")
@@ -30,6 +33,10 @@ async def app(scope, receive, send):
         time.sleep(float(seconds))
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
     body = type(asyncio.get_running_loop()).__module__ + (" uvloop" if "uvloop" in sys.modules else "")
+    if path == "turn":
+        body = str(len(turns))
+        asyncio.get_running_loop().call_soon(turns.append, path)
+        time.sleep(float(seconds))
     await send({"type": "http.response.body", "body": body.encode()})
 """
 
@@ -83,6 +90,21 @@ def test_probes_and_requests_while_it_is_idle_loaded_and_blocked(tmp_path: Path,
                 thread.join(10 * SLOWNESS)
                 assert not thread.is_alive()
             assert c.request("GET", "/").status == 200
+        assert process.stop() == 0
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_turn_takes_few_requests_that_take_long(tmp_path: Path, loop: str) -> None:
+    """The others wait in the front, also if they are there already."""
+    pytest.importorskip("uvloop")
+    with running(tmp_path, APPLICATION, PKG_ADMIN="off", PKG_LOOP=loop) as process, contextlib.ExitStack() as stack:
+        blocking, *others = (stack.enter_context(Connection(process.address)) for _ in range(5))
+        blocking.send(b"GET /block/0.5 HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(0.1)
+        for c in others:
+            c.send(b"GET /turn/0.001 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert sorted(c.receive().body for c in others) == [b"0", b"1", b"2", b"3"]
+        assert blocking.receive().status == 200
         assert process.stop() == 0
 
 
