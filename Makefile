@@ -10,7 +10,7 @@ PIP     = $(PY) -m pip install -q --disable-pip-version-check
 TOOLS   = import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
           print(*(r for r in p["optional-dependencies"]["test"] if not r.startswith(p["name"])))
 
-.PHONY: run test test-image-python test-all soak lint bench bench-guard image wheel fuzz compatibility ext clean check-tools
+.PHONY: run test test-image-python test-all soak lint bench bench-guard image wheel fuzz compatibility dashboard ext clean check-tools
 
 run: .venv/running           ## run the service on $(PORT), with DATABASE_URL or a temporary PostgreSQL; APP=module:attribute
 	@PORT=$(PORT) exec $(PY) -m tests.support.faults.postgres --unless-set -- $(PY) -m pkg $(APP)
@@ -47,6 +47,9 @@ fuzz: .venv/ready            ## run libFuzzer on the C core, SECONDS_EACH for ea
 
 compatibility: .venv/ready   ## rewrite docs/compatibility.json, the list of what a version promises
 	@$(PY) -m tests.support.promises
+
+dashboard: .venv/ready       ## rewrite deploy/prometheus/dashboard.json, Grafana's
+	@$(PY) -m tests.support.dashboard
 
 ext: .venv/running           ## rebuild the extension
 	@$(PY) setup.py -q build_ext --inplace
