@@ -73,6 +73,9 @@ class Prometheus:
         found: list[dict[str, Any]] = self._get("/api/v1/targets")["activeTargets"]
         return found
 
+    def rules(self) -> list[dict[str, Any]]:
+        return [rule for group in self._get("/api/v1/rules")["groups"] for rule in group["rules"]]
+
     def _get(self, path: str) -> dict[str, Any]:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as response:
             data: dict[str, Any] = json.load(response)["data"]
