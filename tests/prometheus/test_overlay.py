@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.image.conftest import needed
 from tests.image.test_deploy import container, pod, render
-from tests.prometheus.drills import RULES
+from tests.prometheus.drills import ROOT, RULES
 from tests.support.client import wait_for
+from tests.support.pages import files_of
 from tests.support.ports import free_port
 from tests.support.processes import ask, running
 from tests.support.prometheus import Prometheus
@@ -74,3 +77,25 @@ def test_it_is_scraped_with_the_token_only(manifests: dict[str, Any], tmp_path: 
         assert refused.query("pkg_ready") == []
         wait_for(lambda: {rule["health"] for rule in allowed.rules()} == {"ok"}, 20)
         assert [rule["name"] for rule in allowed.rules() if rule["state"] != "inactive"] == []
+        for query in scaling_queries():
+            (series,) = wait_for(lambda query=query: allowed.query(query), 20)
+            assert 0 <= float(series["value"][1]) <= 100, query
+
+
+def scaling_queries() -> Iterator[str]:
+    """What KEDA and prometheus-adapter ask, without the labels that only a cluster gives."""
+    for trigger in render("overlays/keda")["ScaledObject"]["spec"]["triggers"]:
+        query: str = trigger["metadata"]["query"]
+        assert query.count(',namespace="pkg"') >= 1
+        yield query.replace(',namespace="pkg"', "").replace("[2m]", "[5s]")
+    (rule,) = yaml.safe_load(files_of(ROOT / "docs" / "logs-and-metrics.md")["adapter.yaml"])["rules"]
+    yield rule["metricsQuery"].replace("<<.GroupBy>>", "instance").replace("<<.LabelMatchers>>", 'job="pkg"')
+
+
+def test_one_autoscaler_at_a_time(manifests: dict[str, Any]) -> None:
+    on_cpu = manifests["HorizontalPodAutoscaler"]["spec"]
+    with_keda = render("overlays/keda")
+    assert "HorizontalPodAutoscaler" not in with_keda
+    spec = with_keda["ScaledObject"]["spec"]
+    assert spec["scaleTargetRef"] == {"name": with_keda["Deployment"]["metadata"]["name"]}
+    assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (on_cpu["minReplicas"], on_cpu["maxReplicas"])
