@@ -38,6 +38,9 @@ def observers(
         from pkg.http.forwarded import Forwarded
 
         on_request = _after(Forwarded(proxies, unix=unix, on_trusted=on_trusted), on_request)
+    if access_log:
+        schema = sink.schema()
+        _core.set_access_schema(schema.number, schema.trace_prefix)
     return on_request, sink.access_of if access_log else None
 
 

@@ -31,7 +31,6 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from pkg._core import set_access_schema
 from pkg.logs import context
 from pkg.logs.output import PIPE_BUF, Output
 from pkg.logs.records import Access, json_access, json_record, text_access, text_record
@@ -48,6 +47,7 @@ __all__ = [
     "catch_uncaught",
     "configure",
     "is_open",
+    "schema",
 ]
 
 # Limits of the queue.  Access records are dropped first, so that a flood of requests cannot displace the lines that
@@ -129,6 +129,7 @@ class Sink:
         self._output = output
         self._text = text
         self._access_log = access_log
+        self.schema = schema
         self._access_from = 0
         self._render = text_record if text else partial(json_record, schema=schema)
         self._render_access = text_access if text else partial(json_access, schema=schema)
@@ -424,10 +425,8 @@ def configure(
         with suppress(ValueError, OSError):
             sys.stdout.reconfigure(line_buffering=True)
     text = format == "text" or (format == "auto" and output.is_terminal)
-    names = schema_of(schema, os.environ)
-    sink = Sink(output, text=text, access_log=access_log, schema=names)
+    sink = Sink(output, text=text, access_log=access_log, schema=schema_of(schema, os.environ))
     sink._thread.start()  # before anything is changed, because starting a thread may fail
-    set_access_schema(names.number, names.trace_prefix)
     root, own = logging.getLogger(), _own_loggers()
     # Handlers that write to the console are replaced.  Those of an agent send records elsewhere; they get ours as well.
     others = [handler for handler in root.handlers if not _is_console(handler)]
@@ -511,6 +510,11 @@ def catch_uncaught(sink: Sink) -> None:
 def is_open() -> bool:
     """Whether there is an open sink."""
     return _sink is not None
+
+
+def schema() -> Schema:
+    """That of the open sink."""
+    return _sink.schema if _sink is not None else OTEL
 
 
 def access(
