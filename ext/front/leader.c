@@ -115,7 +115,6 @@ int front_run(front *f)
 
     if (f->foreign)
         return FRONT_CLOSED;
-    atomic_store(&f->has_run, true);
     prctl(PR_SET_TIMERSLACK, 1000UL);
     pthread_mutex_lock(&f->leader.lead); /* waits here while a worker leads */
     f->now = clock_now();

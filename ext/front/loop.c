@@ -86,6 +86,7 @@ int loop_turn(front *f, int timeout, enum handoff_waking waking)
     struct epoll_event events[EVENTS];
     int64_t due = timeout < 0 ? INT64_MAX : f->now + timeout * MILLISECOND;
 
+    atomic_store_explicit(&f->has_run, true, memory_order_relaxed); /* workers may lead before the front's own thread */
     clock_expect(f, due);
     int n = epoll_wait(f->epoll_fd, events, EVENTS, timeout);
 
