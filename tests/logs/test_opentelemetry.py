@@ -1,0 +1,142 @@
+"""OpenTelemetry's agent, and its SDK in code, with a collector: the ids of spans are those of the log."""
+
+from __future__ import annotations
+
+import gzip
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.client import get, wait_for
+from tests.support.pages import files_of
+from tests.support.ports import free_port
+from tests.support.processes import running
+
+ROOT = Path(__file__).parents[2]
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    """Takes OTLP over HTTP, and keeps the log records and the spans."""
+
+    received: list[tuple[str, bytes]] = []  # noqa: RUF012 - one for each test, set by the fixture
+
+    def do_POST(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            data = gzip.decompress(data)
+        self.received.append((self.path, data))
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-protobuf")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[int, list[tuple[str, bytes]]]]:
+    received: list[tuple[str, bytes]] = []
+    handler = type("Collector", (Collector,), {"received": received})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1], received
+        server.shutdown()
+        thread.join()
+
+
+def test_opentelemetrys_agent_exports_logs_with_the_ids_of_its_spans(
+    tmp_path: Path, collector: tuple[int, list[tuple[str, bytes]]]
+) -> None:
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+    (tmp_path / "application.py").write_text("""
+from flask import Flask
+app = Flask(__name__)
+@app.route("/")
+def view():
+    app.logger.warning("in the view")
+    return "hi"
+""")
+    port, received = collector
+    own_port = free_port()
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PORT": str(own_port),
+        "HOST": "127.0.0.1",
+        "LOG_FORMAT": "json",
+        "PKG_ADMIN": "off",
+        "PKG_DRAIN_DELAY": "0",
+        "OTEL_SERVICE_NAME": "shop",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+        "OTEL_LOGS_EXPORTER": "otlp",
+        "OTEL_TRACES_EXPORTER": "otlp",
+        "OTEL_METRICS_EXPORTER": "none",
+        "OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED": "true",
+        "OTEL_BLRP_SCHEDULE_DELAY": "100",
+        "NO_PROXY": "127.0.0.1",
+    }
+    agent = Path(sys.executable).with_name("opentelemetry-instrument")
+    out = tmp_path / "out"
+    with open(out, "wb") as file, open(tmp_path / "err", "wb") as err:
+        command = [sys.executable, str(agent), sys.executable, "-m", "pkg", "application:app"]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=file, stderr=err)
+    try:
+        wait_for(lambda: "serving application:app" in out.read_text(), 40, "the service")
+        header = f"traceparent: 00-{TRACE}-{SPAN}-01\r\n"
+        assert get(("127.0.0.1", own_port), "/", header).status == 200
+
+        def exported() -> Any:
+            for path, data in list(received):
+                if path == "/v1/logs":
+                    for resource in ExportLogsServiceRequest.FromString(data).resource_logs:
+                        for scope in resource.scope_logs:
+                            for record in scope.log_records:
+                                if record.body.string_value == "in the view":
+                                    return record
+            return None
+
+        record = wait_for(exported, 20, "the record at the collector")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    [line] = [line for line in lines if line["message"] == "in the view"]
+    assert record.trace_id.hex() == line["trace_id"] == TRACE
+    # The span that was active, not the caller's.
+    assert record.span_id.hex() == line["span_id"] != SPAN
+
+
+def test_spans_of_the_sdk_in_code(tmp_path: Path, collector: tuple[int, list[tuple[str, bytes]]]) -> None:
+    """The page's application: one span for a request, none for probes, and nothing lost at the end."""
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    port, received = collector
+    source = files_of(ROOT / "docs" / "logs-and-metrics.md")["traced.py"]
+    environ = {"OTEL_SERVICE_NAME": "shop", "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}"}
+    with running(tmp_path, source, **environ, NO_PROXY="127.0.0.1", PKG_ADMIN="off") as process:
+        for path in ("/healthz", "/readyz", "/"):
+            assert get(process.address, path, f"traceparent: 00-{TRACE}-{SPAN}-01\r\n").status == 200
+        assert process.stop(signal.SIGTERM) == 0
+        [line] = [line for line in process.lines() if line["message"] == "in the view"]
+        [access] = [line for line in process.lines() if line["logger"] == "pkg.access"]
+    exported = [ExportTraceServiceRequest.FromString(data) for path, data in received if path == "/v1/traces"]
+    [span] = [s for e in exported for r in e.resource_spans for scope in r.scope_spans for s in scope.spans]
+    assert span.name == "GET /" and span.parent_span_id.hex() == SPAN
+    assert span.trace_id.hex() == line["trace_id"] == access["trace_id"] == TRACE
+    assert span.span_id.hex() == line["span_id"]
