@@ -14,7 +14,7 @@ import psycopg
 from psycopg import pq
 from psycopg.adapt import AdaptersMap
 
-from pkg.database.connection import Adapters, Connection, Expired, Unavailable, closed_session
+from pkg.database.connection import Adapters, Connection, Unavailable, closed_session
 from pkg.database.pool import first_line
 
 __all__ = ["BorrowedConnection", "Lender"]
@@ -85,7 +85,8 @@ class BorrowedConnection(Connection):
                 _wait(self, self.end_gen())
             return _wait(self, gen, *arguments, **options)
         except psycopg.OperationalError as error:
-            if self.pgconn.status != _BAD and not isinstance(error, Expired):
+            # The server's word that it has cancelled a statement may arrive before the end of the connection is seen.
+            if self.pgconn.status != _BAD and not self.is_expired:
                 raise
             lost = Unavailable(f"the connection was lost: {first_line(error)}")
             lost.sqlstate = error.sqlstate

@@ -183,13 +183,30 @@ def test_a_deadline_ends_a_query_and_the_server_forgets_it(server: Postgres, dat
     with pytest.raises(DatabaseUnavailable) as caught:
         conn.execute("select pg_sleep(60)")
     assert isinstance(caught.value, psycopg.OperationalError)
-    with pytest.raises(psycopg.OperationalError, match="closed"):
+    with pytest.raises(psycopg.OperationalError, match=r"closed|deadline has passed"):
         conn.execute("select 1")
     conn.close()
     session = f"select count(*) from pg_stat_activity where pid = {pid}"
     wait_for(lambda: server.sql(session) == 0, 10, "the end of the query")
     with database.connect() as other:
         assert other.execute("select 1").fetchone() == (1,)
+
+
+def test_the_word_of_the_server_may_come_before_the_end(server: Postgres, database: Database) -> None:
+    """That it has cancelled the statement, on a connection whose deadline has passed."""
+    conn = database.connect()
+    pid = conn.info.backend_pid
+
+    def cancel() -> None:
+        conn.expire()
+        assert server.sql(f"select pg_cancel_backend({pid})")
+
+    timer = threading.Timer(0.3, cancel)
+    timer.start()
+    with pytest.raises(DatabaseUnavailable, match="canceling statement"):
+        conn.execute("select pg_sleep(60)")
+    timer.join()
+    conn.close()
 
 
 def test_a_lost_connection_is_unavailable_and_is_replaced(server: Postgres, database: Database) -> None:
