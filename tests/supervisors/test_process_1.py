@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -133,7 +134,8 @@ def first(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[First]:
 def end(process: First) -> None:
     if process.process.poll() is None:
         for pid in (process.service, process.init):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     process.kill()
 
 

@@ -159,8 +159,9 @@ def test_a_thousand_probes_a_second_cost_no_query() -> None:
         carried = proxy.carried - carried
         stop.set()
         thread.join(10)
-        # An empty query is 6 bytes there (Query) and 11 back (EmptyQueryResponse, ReadyForQuery).
-        assert carried <= 17 * (lasted / 1.7 + 2), f"{carried} bytes for {answers[0]} probes in {lasted:.1f} s"
+        # An empty query is 6 bytes there (Query) and 11 back (EmptyQueryResponse, ReadyForQuery).  How many connections
+        # the server has is asked once, in 700 bytes.
+        assert carried <= 17 * (lasted / 1.7 + 2) + 800, f"{carried} bytes for {answers[0]} probes in {lasted:.1f} s"
         assert carried >= 17, "the check itself"
         assert proxy.accepted == accepted
         assert answers[1] == 0
