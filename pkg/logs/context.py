@@ -40,6 +40,10 @@ class TraceParent(NamedTuple):
     span_id: str
     flags: int
 
+    @property
+    def is_sampled(self) -> bool:
+        return bool(self.flags & 1)
+
 
 _TRACEPARENT = compile_pattern(
     r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-[\x20-\x7e]*)?", ASCII
