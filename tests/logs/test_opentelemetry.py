@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
-import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.client import get, wait_for
+from tests.support.collector import Received, collecting
 from tests.support.pages import files_of
 from tests.support.ports import free_port
 from tests.support.processes import running
@@ -25,39 +23,14 @@ ROOT = Path(__file__).parents[2]
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
-class Collector(http.server.BaseHTTPRequestHandler):
-    """Takes OTLP over HTTP, and keeps the log records and the spans."""
-
-    received: list[tuple[str, bytes]] = []  # noqa: RUF012 - one for each test, set by the fixture
-
-    def do_POST(self) -> None:
-        data = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.headers.get("Content-Encoding") == "gzip":
-            data = gzip.decompress(data)
-        self.received.append((self.path, data))
-        self.send_response(200)
-        self.send_header("Content-Type", "application/x-protobuf")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
-
-
 @pytest.fixture
-def collector() -> Iterator[tuple[int, list[tuple[str, bytes]]]]:
-    received: list[tuple[str, bytes]] = []
-    handler = type("Collector", (Collector,), {"received": received})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_address[1], received
-        server.shutdown()
-        thread.join()
+def collector() -> Iterator[tuple[int, Received]]:
+    with collecting() as found:
+        yield found
 
 
 def test_opentelemetrys_agent_exports_logs_with_the_ids_of_its_spans(
-    tmp_path: Path, collector: tuple[int, list[tuple[str, bytes]]]
+    tmp_path: Path, collector: tuple[int, Received]
 ) -> None:
     from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
@@ -122,7 +95,7 @@ def view():
     assert record.span_id.hex() == line["span_id"] != SPAN
 
 
-def test_spans_of_the_sdk_in_code(tmp_path: Path, collector: tuple[int, list[tuple[str, bytes]]]) -> None:
+def test_spans_of_the_sdk_in_code(tmp_path: Path, collector: tuple[int, Received]) -> None:
     """The page's application: one span for a request, none for probes, and nothing lost at the end."""
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
