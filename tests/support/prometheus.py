@@ -73,6 +73,12 @@ class Prometheus:
         found: list[dict[str, Any]] = self._get("/api/v1/query?" + urlencode({"query": text}))["result"]
         return found
 
+    def over_time(self, text: str, begin: float, end: float, step: float) -> list[dict[str, Any]]:
+        """The series that the query had, with their values, each a time and a text."""
+        times = {"start": begin, "end": end, "step": step}
+        found: list[dict[str, Any]] = self._get("/api/v1/query_range?" + urlencode({"query": text, **times}))["result"]
+        return found
+
     def exemplars(self, text: str) -> list[dict[str, Any]]:
         """Those of the series of the query, of the last minute."""
         now = time.time()
