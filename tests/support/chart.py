@@ -65,11 +65,11 @@ def _chart(chart: Chart, left: float, top: float, until: float, trouble: tuple[f
             f'<rect x="{begin:.1f}" y="{top + HEAD}" width="{end - begin:.1f}" height="{HEIGHT}" fill="{ALARM}" '
             'fill-opacity="0.08"/>'
         )
-    for share in (0.0, 0.5, 1.0):
+    for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         level = y(most * share)
         yield f'<path d="M{first:.1f} {level:.1f}h{width:.1f}" stroke="{FAINT}"/>'
         yield _text(first - 6, level + 4, _value(most * share, chart.unit), anchor="end", fill=PALE, size=12)
-        yield _text(x(until * share), bottom + 15, _time(until * share, until), anchor="middle", fill=PALE, size=12)
+        yield _text(x(until * share), bottom + 15, _time(until * share, until), anchor=anchor, fill=PALE, size=12)
     for n, (name, points) in enumerate(lines.items()):
         colour = COLOURS[n % len(COLOURS)]
         path = "L".join(f"{x(at):.1f} {y(value):.1f}" for at, value in _thinned(points))
