@@ -19,11 +19,7 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 @pytest.fixture(scope="module")
 def traced_image(engine: Engine, image: str, builder_image: str) -> str:
-    name = engine.image_name("traced")
-    flags = [f"--build-arg=PKG={image}", f"--build-arg=BUILDER={builder_image}", *engine.secrets()]
-    own = ["--network=host", "--format=docker"] if engine.name == "podman" else []
-    engine.run("build", *own, *flags, "--tag", name, str(EXAMPLE), timeout=600)
-    return name
+    return engine.build_on(image, builder_image, EXAMPLE, "traced")
 
 
 @pytest.mark.long  # because of what pip installs
