@@ -137,7 +137,8 @@ def test_spans_of_the_sdk_in_code(tmp_path: Path, collector: tuple[int, Received
     environ = {"OTEL_SERVICE_NAME": "shop", "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}"}
     with running(tmp_path, source, **environ, NO_PROXY="127.0.0.1", PKG_ADMIN="off") as process:
         for path in ("/healthz", "/readyz", "/"):
-            assert get(process.address, path, f"traceparent: 00-{TRACE}-{SPAN}-01\r\n").status == 200
+            answer = get(process.address, path, f"traceparent: 00-{TRACE}-{SPAN}-01\r\n")
+            assert answer.status == 200
         assert process.stop(signal.SIGTERM) == 0
         [line] = [line for line in process.lines() if line["message"] == "in the view"]
         [access] = [line for line in process.lines() if line["logger"] == "pkg.access"]
@@ -145,3 +146,5 @@ def test_spans_of_the_sdk_in_code(tmp_path: Path, collector: tuple[int, Received
     assert span.name == "GET /" and span.parent_span_id.hex() == SPAN
     assert span.trace_id.hex() == line["trace_id"] == access["trace_id"] == TRACE
     assert span.span_id.hex() == line["span_id"]
+    attributes = {attribute.key: attribute.value.string_value for attribute in span.attributes}
+    assert attributes["request_id"] == access["request_id"] == answer.header("x-request-id")
