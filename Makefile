@@ -24,8 +24,8 @@ test-image-python: check-tools .venv/ready ## run the fast tests on the image's 
 test-all: check-tools .venv/ready ## run all tests, including those that take minutes each
 	@$(PY) -m pytest -q $(ARGS)
 
-soak: .venv/ready            ## good and bad clients for MINUTES=60; memory and descriptors are to stay flat
-	@$(PY) -m tests.system.soak --minutes $(MINUTES) $(ARGS)
+soak: .venv/ready            ## good and bad clients for MINUTES=60; memory and descriptors are to stay flat; PLOT=FILE.svg draws it
+	@$(PY) -m tests.system.soak --minutes $(MINUTES) $(if $(PLOT),--plot $(PLOT)) $(ARGS)
 
 lint: .venv/ready            ## run ruff and mypy
 	@$(PY) -m ruff check pkg tests bench deploy/wheel setup.py && $(PY) -m ruff format --check pkg tests bench deploy/wheel setup.py && $(PY) -m mypy

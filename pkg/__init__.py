@@ -11,6 +11,7 @@ It is not a framework: the application is a WSGI or ASGI callable, or an `http.s
     on_start, on_stop               decorators: run a function before the first request, and after the last one
     set_ready(ready, reason="")     takes this instance out of rotation, or puts it back
     draining()                      whether the service has been told to stop
+    request_id()                    the id of the request that is being served
     outage(error)                   the DatabaseUnavailable that has caused an error, or None
     running(DATABASE_URL=...)       the pool and the checks for code that is not served, for a `with` block
     fail_liveness(reason)           makes the liveness page fail, so that the platform restarts the process
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     )
     from pkg.http.handler import RequestHandler
     from pkg.http.server import Server
+    from pkg.logs.context import request_id
     from pkg.service.outside import running
 
 __all__ = [
@@ -78,6 +80,7 @@ __all__ = [
     "on_start",
     "on_stop",
     "outage",
+    "request_id",
     "running",
     "set_ready",
 ]
@@ -95,6 +98,7 @@ _HOMES = {
     "fail_liveness": "api",
     "on_start": "api",
     "on_stop": "api",
+    "request_id": "logs.context",
     "running": "service.outside",
     "set_ready": "api",
 }

@@ -97,6 +97,20 @@ class Turn(NamedTuple):
     waited: float
     """How long the caller has waited for the interpreter lock since the front said so."""
 
+class Exemplar(NamedTuple):
+    """A request with a trace, the last one of its bucket in `Front.durations()`.
+
+    `bucket`: the place of that among the counts; `seconds`: its duration; `at`: when it ended, in seconds since the
+    Unix epoch.
+    """
+
+    method: str
+    status: int
+    bucket: int
+    trace_id: str
+    seconds: float
+    at: float
+
 class Prober(NamedTuple):
     """A client of published pages; status and age are those of its last response."""
 
@@ -235,6 +249,9 @@ class Front:
         The buckets are those of DURATION_BOUNDS, not cumulative, and one more for longer requests.  There are at most
         128 entries; further ones are counted under method `_OTHER`, status 0.  Probes are not included.
         """
+    def exemplars(self) -> list[Exemplar]:
+        """For each bucket of durations() the last request that had a trace, and apart from them the last of those that
+        failed: status 0, or from 500 on."""
     def queue_waits(self) -> tuple[list[int], float]:
         """How long requests have waited for a worker: count of each bucket, sum in seconds.
 
@@ -287,6 +304,8 @@ class Request:
     is_finished: bool
     is_gone: bool
     """The client has reset the connection."""
+    def trace(self, trace_id: bytes) -> None:
+        """The request belongs to this trace, whose id (16 bytes) may be shown in Front.exemplars().  Only once."""
     def becomes_late(self) -> bool:
         """For an event loop: whether request_timeout has cut off the request; True only once."""
     def header(self, name: bytes, default: str | None = None) -> str | None:

@@ -141,6 +141,7 @@ Counters, NANOSECONDS, COUNTERS = list_counters()
 Flight = namedtuple("Flight", "method target age thread late", module="pkg._core")
 Turn = namedtuple("Turn", "number took waited", module="pkg._core")
 Prober = namedtuple("Prober", "client user_agent page count status age", module="pkg._core")
+Exemplar = namedtuple("Exemplar", "method status bucket trace_id seconds at", module="pkg._core")
 
 
 def list_limits():
@@ -439,6 +440,21 @@ cdef class Front:
         return [
             (method_names[series[i].method] or "_OTHER", series[i].status,
              [series[i].count[b] for b in range(tally.TALLY_BUCKETS)], series[i].sum / 1e9)
+            for i in range(n)
+        ]
+
+    def exemplars(self):
+        cdef tally.tally_exemplar[tally.TALLY_EXEMPLARS] found
+        cdef size_t n = c.front_exemplars(self._front, found)
+        return [
+            Exemplar(
+                method=method_names[found[i].method] or "_OTHER",
+                status=found[i].status,
+                bucket=found[i].bucket,
+                trace_id=found[i].trace[:tally.TALLY_TRACE].hex(),
+                seconds=found[i].duration / 1e9,
+                at=found[i].when / 1e9,
+            )
             for i in range(n)
         ]
 

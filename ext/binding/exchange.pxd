@@ -1,6 +1,6 @@
 # Mirrors exchange.h, in its order; the documentation is there.
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from posix.types cimport off_t
 
 from front cimport front, front_turn
@@ -65,6 +65,7 @@ cdef extern from "front/exchange.h" nogil:
     uint64_t front_body_left(const front_conn *c)
     bint front_is_gone(front_conn *c)
     void front_interrupt(front_conn *c)
+    void front_trace(front *f, front_conn *c, const uint8_t *id)
     unsigned front_finish(front *f, front_conn *c, bint keep_alive, bint abort, unsigned status)
 
     enum front_news:

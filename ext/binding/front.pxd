@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from pages cimport pages
-from tally cimport tally_prober, tally_series, tally_waits
+from tally cimport tally_exemplar, tally_prober, tally_series, tally_waits
 
 
 cdef extern from "<arpa/inet.h>" nogil:
@@ -120,6 +120,7 @@ cdef extern from "front/front.h" nogil:
         FRONT_SWITCHED
     size_t front_requests(front *f, unsigned which, front_flight *out, size_t max)
     size_t front_durations(front *f, tally_series *out, size_t max)
+    size_t front_exemplars(front *f, tally_exemplar *out)
     void front_waits(front *f, tally_waits *out)
     size_t front_probers(front *f, tally_prober *out, size_t max)
     int64_t front_now()

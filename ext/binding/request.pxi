@@ -57,6 +57,7 @@ cdef class Request:
     cdef bint never_waits            # an event loop serves it: what a socket does not take is kept in `unsent`
     cdef bytes unsent                # None: nothing
     cdef size_t unsent_keep          # how much of it may be left with the front
+    cdef bytes trace_id              # None, or the id that the front has a pointer to
     cdef public bytes request_id     # sent as X-Request-Id in the response, unless the application sets its own
 
     @property
@@ -104,6 +105,13 @@ cdef class Request:
     @property
     def content_length(self):
         return self.head.content_length if self.head.has_length else None
+
+    def trace(self, bytes trace_id not None):
+        if len(trace_id) != tally.TALLY_TRACE:
+            raise ValueError(f"the id of a trace has {tally.TALLY_TRACE} bytes, not {len(trace_id)}")
+        if self.trace_id is None and self.conn is not NULL:
+            self.trace_id = trace_id
+            x.front_trace(self.front._front, self.conn, <const uint8_t *>PyBytes_AS_STRING(trace_id))
 
     def becomes_late(self):
         if self.is_late or self.conn is NULL or not x.front_is_late(self.conn):

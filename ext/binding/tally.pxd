@@ -15,6 +15,18 @@ cdef extern from "front/tally.h" nogil:
         uint64_t count[TALLY_BUCKETS]
         uint64_t sum
 
+    enum:
+        TALLY_TRACE
+        TALLY_EXEMPLARS
+
+    ctypedef struct tally_exemplar:
+        uint8_t trace[TALLY_TRACE]
+        int64_t duration
+        int64_t when
+        uint16_t status
+        uint8_t method
+        uint8_t bucket
+
     const int64_t tally_bounds[]
 
     enum:

@@ -423,6 +423,12 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
 
 /* ---------------------------------------------------------------------- finish */
 
+void front_trace(front *f, front_conn *c, const uint8_t *id)
+{
+    if (!f->foreign)
+        handoff_trace(f, c, id);
+}
+
 unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned status)
 {
     handoff_result result = {.abort = abort, .rest = is_left(c), .status = status, .end = clock_now()};

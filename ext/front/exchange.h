@@ -46,6 +46,9 @@ bool front_body_pending(const front_conn *c); /* a part of the body has not been
 uint64_t front_body_left(const front_conn *c);    /* bytes that front_read() will still return of a body of known length */
 bool front_is_gone(front_conn *c);            /* the peer reset the connection, or closed a Unix socket */
 void front_interrupt(front_conn *c);          /* makes front_read, front_send etc. in another thread fail soon */
+/* The request belongs to the trace with this id (TALLY_TRACE bytes), which the caller keeps until front_finish(): statistics may
+ * show it as an example of how long requests take. */
+void front_trace(front *f, front_conn *c, const uint8_t *id);
 /* status: 0 if none was sent.  Returns the status that was sent: 504 if the loop has responded instead of the worker. */
 unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned status);
 

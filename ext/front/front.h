@@ -171,6 +171,7 @@ void front_count(front *f, front_counters *out);
 enum front_flights { FRONT_TAKEN = 1, FRONT_QUEUED = 2, FRONT_SWITCHED = 4 };
 size_t front_requests(front *f, unsigned which, front_flight *out, size_t max);
 size_t front_durations(front *f, tally_series *out, size_t max);
+size_t front_exemplars(front *f, tally_exemplar *out); /* room for TALLY_EXEMPLARS */
 void front_waits(front *f, tally_waits *out); /* for a worker, of requests that one has taken or that were refused in the queue */
 size_t front_probers(front *f, tally_prober *out, size_t max);
 int64_t front_now(void); /* CLOCK_MONOTONIC, nanoseconds */

@@ -165,9 +165,16 @@ void handoff_switch(front *f, front_conn *c)
     c->switched = true;
     list_push(&f->queue.switched, c);
     f->queue.n_switched++;
-    tally_add(&f->queue.durations, c->in->head.method_id, 101, clock_now() - c->arrived); /* of the handshake */
+    tally_add(&f->queue.durations, c->in->head.method_id, 101, clock_now() - c->arrived, c->trace); /* of the handshake */
     pthread_mutex_unlock(&f->queue.mutex);
     count_add(&f->count.websockets_opened, 1);
+}
+
+void handoff_trace(front *f, front_conn *c, const uint8_t *id)
+{
+    pthread_mutex_lock(&f->queue.mutex);
+    c->trace = id;
+    pthread_mutex_unlock(&f->queue.mutex);
 }
 
 bool handoff_return(front *f, front_conn *c, const handoff_result *result, int *fd)
@@ -188,7 +195,8 @@ bool handoff_return(front *f, front_conn *c, const handoff_result *result, int *
             count_add(&f->count.served, 1);
     }
     if (!result->is_answered && !c->switched)
-        tally_add(&f->queue.durations, b->head.method_id, result->status, result->end - c->arrived);
+        tally_add(&f->queue.durations, b->head.method_id, result->status, result->end - c->arrived, c->trace);
+    c->trace = NULL;
     list_remove(c->switched ? &f->queue.switched : &f->queue.taken, c);
     if (c->switched)
         f->queue.n_switched--;
@@ -289,7 +297,7 @@ static void answer_late(front *f, front_conn *c)
     if (n > 0)
         count_add(&f->count.bytes_out, (uint64_t)n);
     io_end_output(c->fd);
-    tally_add(&f->queue.durations, c->in->head.method_id, 504, f->now - c->arrived);
+    tally_add(&f->queue.durations, c->in->head.method_id, 504, f->now - c->arrived, c->trace);
 }
 
 /* Requests that have taken too long.  They are in the order in which workers took them. */
@@ -379,7 +387,7 @@ void handoff_close(front *f, uint64_t lost)
 void handoff_tally(front *f, uint8_t method, unsigned status, int64_t duration)
 {
     pthread_mutex_lock(&f->queue.mutex);
-    tally_add(&f->queue.durations, method, status, duration);
+    tally_add(&f->queue.durations, method, status, duration, NULL);
     pthread_mutex_unlock(&f->queue.mutex);
 }
 
@@ -435,6 +443,20 @@ void front_waits(front *f, tally_waits *out)
     pthread_mutex_lock(&f->queue.mutex);
     *out = f->queue.waits;
     pthread_mutex_unlock(&f->queue.mutex);
+}
+
+size_t front_exemplars(front *f, tally_exemplar *out)
+{
+    size_t n = 0;
+
+    if (f->foreign)
+        return 0;
+    pthread_mutex_lock(&f->queue.mutex);
+    for (size_t i = 0; i < TALLY_EXEMPLARS; i++)
+        if (f->queue.durations.exemplars[i].when != 0)
+            out[n++] = f->queue.durations.exemplars[i];
+    pthread_mutex_unlock(&f->queue.mutex);
+    return n;
 }
 
 size_t front_durations(front *f, tally_series *out, size_t max)

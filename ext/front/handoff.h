@@ -155,6 +155,9 @@ static inline void handoff_rouse(waiter *w)
 /* What was a request is a connection of raw bytes from now on. */
 void handoff_switch(front *f, front_conn *c);
 
+/* The loop may count the request as well, when it is late. */
+void handoff_trace(front *f, front_conn *c, const uint8_t *id);
+
 /* How the worker leaves a request that it gives back. */
 typedef struct {
     bool abort;       /* cut off */

@@ -2,6 +2,7 @@
 #include "tally.h"
 
 #include <string.h>
+#include <time.h>
 
 #define MS 1000000LL
 
@@ -41,12 +42,31 @@ static tally_series *find(tally_durations *t, uint8_t method, uint16_t status)
     }
 }
 
-void tally_add(tally_durations *t, uint8_t method, unsigned status, int64_t duration)
+/* Failures are rare among the others, so they have a place of their own.  Not inline: requests without a trace do not pay. */
+__attribute__((noinline)) static void put_exemplar(tally_durations *t, const tally_series *s, unsigned bucket, int64_t duration,
+                                                   const uint8_t *trace)
+{
+    tally_exemplar *e = &t->exemplars[bucket + (s->status == 0 || s->status >= 500 ? TALLY_BUCKETS : 0)];
+    struct timespec now;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    memcpy(e->trace, trace, TALLY_TRACE);
+    e->duration = duration > 0 ? duration : 0;
+    e->when = (int64_t)now.tv_sec * 1000 * MS + now.tv_nsec;
+    e->status = s->status;
+    e->method = s->method;
+    e->bucket = (uint8_t)bucket;
+}
+
+void tally_add(tally_durations *t, uint8_t method, unsigned status, int64_t duration, const uint8_t *trace)
 {
     tally_series *s = find(t, method, (uint16_t)(status <= 999 ? status : 0));
+    unsigned bucket = bucket_of(duration, tally_bounds, TALLY_BUCKETS - 1);
 
-    s->count[bucket_of(duration, tally_bounds, TALLY_BUCKETS - 1)]++;
+    s->count[bucket]++;
     s->sum += duration > 0 ? (uint64_t)duration : 0;
+    if (trace != NULL)
+        put_exemplar(t, s, bucket, duration, trace);
 }
 
 void tally_add_wait(tally_waits *t, int64_t wait)

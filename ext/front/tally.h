@@ -25,14 +25,28 @@ typedef struct {
     uint64_t sum;                  /* nanoseconds */
 } tally_series;
 
+#define TALLY_TRACE 16     /* bytes of a trace's id */
+#define TALLY_EXEMPLARS (2 * TALLY_BUCKETS)
+
+/* The last request of a bucket that had a trace. */
+typedef struct {
+    uint8_t trace[TALLY_TRACE];
+    int64_t duration; /* nanoseconds */
+    int64_t when;     /* nanoseconds since the Unix epoch; 0: there was none */
+    uint16_t status;  /* of its series */
+    uint8_t method, bucket;
+} tally_exemplar;
+
 typedef struct {
     tally_series series[TALLY_SERIES];
     uint32_t n_used;
+    tally_exemplar exemplars[TALLY_EXEMPLARS]; /* of each bucket, and then of each bucket of those that have failed */
 } tally_durations;
 
 extern const int64_t tally_bounds[TALLY_BUCKETS - 1]; /* upper bounds, inclusive, nanoseconds */
 
-void tally_add(tally_durations *t, uint8_t method, unsigned status, int64_t duration);
+/* `trace`: the id of the request's trace, or NULL. */
+void tally_add(tally_durations *t, uint8_t method, unsigned status, int64_t duration, const uint8_t *trace);
 
 /* ------------------------------------------- waits of requests for a worker: guarded by the caller's lock, too */
 

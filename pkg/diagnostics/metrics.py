@@ -22,6 +22,7 @@ from pkg._core import COUNTERS, Counters
 from pkg.logs.records import printable_lines
 
 if TYPE_CHECKING:
+    from pkg._core import Exemplar
     from pkg.diagnostics.cgroup import Limits
     from pkg.health.report import HealthReport
     from pkg.logs.sink import LogLines
@@ -33,6 +34,7 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 Kind = Literal["counter", "gauge", "histogram", "summary"]
 Labels = Mapping[str, object]
+Sample = tuple[str, Labels, float]
 
 
 class Listening(NamedTuple):
@@ -65,11 +67,10 @@ class Exposition:
     """The page: families in the order in which they are added."""
 
     def __init__(self) -> None:
-        self._families: list[tuple[str, Kind, str, list[tuple[str, Labels, float]]]] = []
+        self._families: list[tuple[str, Kind, str, list[Sample]]] = []
+        self._exemplars: dict[str, str] = {}  # by series
 
-    def family(
-        self, name: str, kind: Kind, help: str, samples: Iterable[tuple[str, Labels, float]] | float | None
-    ) -> None:
+    def family(self, name: str, kind: Kind, help: str, samples: Iterable[Sample] | float | None) -> None:
         """Adds one metric.  `samples`: (suffix, labels, value) each, or a single value; without samples nothing is
         added.
 
@@ -88,14 +89,22 @@ class Exposition:
         help: str,
         bounds: Sequence[float],
         series: Iterable[tuple[Labels, Sequence[int], float]],
+        exemplars: Iterable[tuple[Labels, Exemplar]] = (),
     ) -> None:
-        """Adds a histogram.  `series`: labels, the count of each single bucket (one more than bounds), and the sum."""
-        samples: list[tuple[str, Labels, float]] = []
+        """Adds a histogram.  `series`: labels, the count of each single bucket (one more than bounds), and the sum.
+
+        `exemplars`: requests with the labels of their series.  Only OpenMetrics shows them.
+        """
+        names = [_number(float(bound)) for bound in (*bounds, float("inf"))]
+        for labels, it in exemplars:
+            bucket = _series(f"{name}_bucket", {**labels, "le": names[it.bucket]})
+            self._exemplars[bucket] = f' # {{trace_id="{it.trace_id}"}} {_number(it.seconds)} {it.at:.3f}'
+        samples: list[Sample] = []
         for labels, counts, total in series:
             count = 0
-            for bound, n in zip((*bounds, float("inf")), counts, strict=True):
+            for bound, n in zip(names, counts, strict=True):
                 count += n
-                samples.append(("_bucket", {**labels, "le": _number(float(bound))}, count))
+                samples.append(("_bucket", {**labels, "le": bound}, count))
             samples += [("_count", labels, count), ("_sum", labels, total)]
         self.family(name, "histogram", help, samples)
 
@@ -106,8 +115,9 @@ class Exposition:
             help = help.replace("\\", r"\\").replace("\n", r"\n")
             lines += [f"# HELP {shown} {help}", f"# TYPE {shown} {kind}"]
             for sample, labels, value in samples:
-                text = ",".join(f'{key}="{_escape(str(label))}"' for key, label in labels.items())
-                lines.append(f"{sample}{{{text}}} {_number(value)}" if text else f"{sample} {_number(value)}")
+                series = _series(sample, labels)
+                exemplar = self._exemplars.get(series, "") if openmetrics else ""
+                lines.append(f"{series} {_number(value)}{exemplar}")
         return "\n".join([*lines, *(["# EOF"] if openmetrics else []), ""])
 
     def document(self) -> list[dict[str, Any]]:
@@ -124,6 +134,11 @@ class Exposition:
             }
             for name, kind, help, samples in self._families
         ]
+
+
+def _series(name: str, labels: Labels) -> str:
+    text = ",".join(f'{key}="{_escape(str(label))}"' for key, label in labels.items())
+    return f"{name}{{{text}}}" if text else name
 
 
 def _escape(label: str) -> str:
@@ -259,7 +274,7 @@ def _add_eventloop(page: Exposition, front: Any) -> None:
 
 
 def _add_listeners(page: Exposition, listening: Sequence[Listening]) -> None:
-    def samples(values: Iterable[float | None]) -> list[tuple[str, Labels, float]]:
+    def samples(values: Iterable[float | None]) -> list[Sample]:
         named = zip(listening, values, strict=True)
         return [("", {"listener": listener.name}, value) for listener, value in named if value is not None]
 
@@ -310,7 +325,7 @@ def _add_pools(page: Exposition, pools: Mapping[str, Mapping[str, Any]]) -> None
     prefix = "db_client_connection"
     every = [({f"{prefix}_pool_name": name or "main"}, stats) for name, stats in pools.items()]
 
-    count: list[tuple[str, Labels, float]] = []
+    count: list[Sample] = []
     for labels, stats in every:
         available = stats.get("pool_available", 0)
         count.append(("", {**labels, f"{prefix}_state": "idle"}, available))
@@ -389,8 +404,8 @@ def collect(
     version: str = "",
     is_asgi: bool = False,
 ) -> Exposition:
-    """The whole page.  `front` has stats(), durations() and queue_waits(); `health` is the checker's report;
-    `pools`: the numbers of each pool by name, "" for the one without; `listening`: how each listener is;
+    """The whole page.  `front` has stats(), durations(), exemplars() and queue_waits(); `health` is the checker's
+    report; `pools`: the numbers of each pool by name, "" for the one without; `listening`: how each listener is;
     `executors`: how the threads beside an event loop are; `limits`: those of the control group; `is_asgi`: whether an
     event loop serves."""
     from pkg import _core
@@ -402,6 +417,7 @@ def collect(
         "Requests that were cut off before a response have no status.",
         _core.DURATION_BOUNDS,
         [(_request_labels(method, status), counts, total) for method, status, counts, total in front.durations()],
+        [(_request_labels(it.method, it.status), it) for it in front.exemplars()],
     )
     page.histogram(
         "pkg_request_queue_duration_seconds",

@@ -21,9 +21,11 @@ from __future__ import annotations
 import logging
 import random
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -60,6 +62,13 @@ def _judge(outcome: Any) -> Result:
     if outcome is False:
         return Result("failed", "returned False")
     return Result("ok")
+
+
+def _untraced() -> AbstractContextManager[object]:
+    """OpenTelemetry's instrumentation of a driver or a client, if there is one, makes no spans of what a check does."""
+    utils = sys.modules.get("opentelemetry.instrumentation.utils")
+    suppressing: Callable[[], AbstractContextManager[object]] = getattr(utils, "suppress_instrumentation", nullcontext)
+    return suppressing()
 
 
 def _reason(error: BaseException) -> str:
@@ -325,9 +334,10 @@ class Checker:
             check._began, check._overdue = self._clock(), 0
             frozen = self._frozen()
         try:
-            outcome = check.probe()
-            if hasattr(outcome, "__await__"):
-                outcome = self._coroutines.run(check.name, outcome, check.timeout)
+            with _untraced():
+                outcome = check.probe()
+                if hasattr(outcome, "__await__"):
+                    outcome = self._coroutines.run(check.name, outcome, check.timeout)
             result = _judge(outcome)
             failure: BaseException | None = None
         except BaseException as error:  # SystemExit in a probe must not end its thread

@@ -49,6 +49,8 @@ def _read_ids(request: Any) -> None:
     request_id = context.parse_request_id(request.header(b"x-request-id")) or _core.new_request_id()
     parent = context.trace_parent(request.only_header)
     trace_id, span_id = (parent.trace_id, parent.span_id) if parent else ("", "")
+    if parent and parent.is_sampled:
+        request.trace(bytes.fromhex(trace_id))
     request.request_id = request_id.encode()
     request.context = trace_id, span_id, request_id
     context.bind(trace_id, span_id, request_id)  # not unbound, because the worker's next request binds its own

@@ -25,6 +25,7 @@ __all__ = [
     "parse_cloud_trace",
     "parse_request_id",
     "parse_traceparent",
+    "request_id",
     "set_deadline",
     "trace_parent",
 ]
@@ -39,6 +40,10 @@ class TraceParent(NamedTuple):
     trace_id: str
     span_id: str
     flags: int
+
+    @property
+    def is_sampled(self) -> bool:
+        return bool(self.flags & 1)
 
 
 _TRACEPARENT = compile_pattern(
@@ -119,6 +124,14 @@ bound: ContextVar[Ids] = ContextVar("pkg.context", default=("", "", ""))
 def bind(trace_id: str = "", span_id: str = "", request_id: str = "") -> Token[Ids]:
     """Gives every log record of this context these ids, until `bound` is reset with the returned token."""
     return bound.set((trace_id, span_id, request_id))
+
+
+def request_id() -> str:
+    """The id of the request that is being served, as its response and its records have it; "" where none is.
+
+    For what else is told of a request: a span, an error report, a call of another service.
+    """
+    return bound.get()[2]
 
 
 def ids_now() -> Ids:

@@ -33,6 +33,9 @@ class Front:
     def durations(self) -> Any:
         return self._durations
 
+    def exemplars(self) -> Any:
+        return []
+
     def queue_waits(self) -> Any:
         return [0] * (len(_core.QUEUE_WAIT_BOUNDS) + 1), 0.0
 

@@ -15,6 +15,7 @@ static int use_everything(rig *r, int connection)
     tally_series series[4];
     tally_prober probers[4];
     tally_waits waits;
+    tally_exemplar exemplars[TALLY_EXEMPLARS];
 
 #define EXPECT(condition) do { if (!(condition)) return __LINE__ % 256; } while (0)
     EXPECT(front_is_foreign(r->f));
@@ -23,6 +24,7 @@ static int use_everything(rig *r, int connection)
     front_count(r->f, &n);
     EXPECT(n.connections == 0 && n.in_flight == 0);
     EXPECT(front_requests(r->f, FRONT_TAKEN, flights, 4) == 0 && front_durations(r->f, series, 4) == 0 && front_probers(r->f, probers, 4) == 0);
+    EXPECT(front_exemplars(r->f, exemplars) == 0);
     front_waits(r->f, &waits);
     EXPECT(waits.sum == 0 && waits.count[0] == 0);
     front_renew(r->f, 0, SEC);

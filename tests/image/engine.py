@@ -146,6 +146,14 @@ class Engine:
         assert done.returncode == 0, done.stdout[-4000:]
         return image
 
+    def build_on(self, image: str, builder: str, folder: Path, tag: str) -> str:
+        """Builds an image of a user's own, from the folder's Dockerfile; its name."""
+        name = self.image_name(tag)
+        own = ["--network=host", "--format=docker"] if self.name == "podman" else []
+        flags = [f"--build-arg=PKG={image}", f"--build-arg=BUILDER={builder}", *self.secrets()]
+        self.run("build", *own, *flags, "--tag", name, str(folder), timeout=600)
+        return name
+
     def secrets(self) -> list[str]:
         """Flags of `build` that hand over what pip needs to reach its index here, as deploy/image/build.sh does."""
         certificates = os.environ.get("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt")

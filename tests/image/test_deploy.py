@@ -200,7 +200,9 @@ def test_compose_runs_it_as_in_production() -> None:
     assert f'version = "{service["image"].partition(":")[2]}"' in base
 
 
-@pytest.mark.parametrize("path", ["Dockerfile", "examples/image/Dockerfile", "deploy/dev/Dockerfile"])
+@pytest.mark.parametrize(
+    "path", ["Dockerfile", "examples/image/Dockerfile", "examples/opentelemetry/Dockerfile", "deploy/dev/Dockerfile"]
+)
 def test_dockerfiles_are_clean(path: str) -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     found = str(hadolint) if hadolint.exists() else shutil.which("hadolint")
@@ -220,7 +222,7 @@ def test_every_base_is_an_argument() -> None:
 
 
 def test_locks_pin_every_package_by_hash() -> None:
-    for path in [*(ROOT / "deploy/image").glob("*.lock"), *(ROOT / "examples/image").glob("*.lock")]:
+    for path in [*(ROOT / "deploy/image").glob("*.lock"), *(ROOT / "examples").glob("*/*.lock")]:
         entries = re.split(r"\n(?=[a-z])", re.sub(r"^#.*\n", "", path.read_text(), flags=re.M).strip())
         assert all(re.match(r"[a-z0-9._-]+==\S+ \\\n(    --hash=sha256:[0-9a-f]{64}( \\\n|$))+", e) for e in entries)
 

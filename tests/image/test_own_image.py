@@ -15,11 +15,7 @@ EXAMPLE = ROOT / "examples/image"
 
 @pytest.fixture(scope="module")
 def own_image(engine: Engine, image: str, builder_image: str) -> str:
-    name = engine.image_name("own")
-    flags = [f"--build-arg=PKG={image}", f"--build-arg=BUILDER={builder_image}", *engine.secrets()]
-    own = ["--network=host", "--format=docker"] if engine.name == "podman" else []
-    engine.run("build", *own, *flags, "--tag", name, str(EXAMPLE), timeout=600)
-    return name
+    return engine.build_on(image, builder_image, EXAMPLE, "own")
 
 
 def test_flask_in_an_image_of_its_own(engine: Engine, own_image: str, postgres: Postgres) -> None:

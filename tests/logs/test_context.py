@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import threading
+from pathlib import Path
 
 import pytest
 
 from pkg import _core
 from pkg.logs import context
+from tests.support.client import get
+from tests.support.processes import running
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -132,3 +135,21 @@ def test_new_request_ids_are_unique_over_threads() -> None:
         thread.join()
     assert len(set(found)) == 8000
     assert all(re.fullmatch(r"[0-9a-f]{32}", value) and context.parse_request_id(value) for value in found)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def app(environ, start_response):\n    start_response('200 OK', [])\n    return [pkg.request_id().encode()]\n",
+        "async def app(scope, receive, send):\n"
+        "    await send({'type': 'http.response.start', 'status': 200, 'headers': []})\n"
+        "    await send({'type': 'http.response.body', 'body': pkg.request_id().encode()})\n",
+    ],
+    ids=["wsgi", "asgi"],
+)
+def test_an_application_knows_the_id(tmp_path: Path, source: str) -> None:
+    with running(tmp_path, f"import pkg\nassert pkg.request_id() == ''\n{source}", PKG_ADMIN="off") as process:
+        for headers in ("", "X-Request-Id: seven\r\n"):
+            answer = get(process.address, "/", headers)
+            assert answer.body.decode() == answer.header("x-request-id")
+        assert answer.body == b"seven"

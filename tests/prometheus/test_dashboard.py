@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.prometheus import picture
 from tests.support import dashboard
 from tests.support.client import wait_for
 from tests.support.faults.postgres import Postgres
@@ -54,6 +55,15 @@ def test_the_file_is_what_the_command_writes() -> None:
 def test_a_query_of_what_is_not_there_is_refused(query: str) -> None:
     with pytest.raises(AssertionError):
         dashboard.checked(query)
+
+
+def test_the_picture_is_of_the_dashboard() -> None:
+    """And the page shows it."""
+    text = picture.PICTURE.read_text()
+    for row, titles in picture.SHOWN.items():
+        for title in titles:
+            assert title in [panel[0] for panel in dashboard.ROWS[row]]
+            assert f">{title}</text>" in text, "run `python -m tests.prometheus.picture`"
 
 
 def test_no_datasource_is_named_but_the_variable() -> None:

@@ -20,6 +20,7 @@ from tests.support.ports import free_port
 from tests.support.processes import ask, running
 from tests.support.prometheus import Prometheus
 
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 APPLICATION = "def app(environ, start_response):\n    start_response('200 OK', [])\n    return [b'ok']\n"
 
 
@@ -56,8 +57,9 @@ def test_the_parts_fit(manifests: dict[str, Any]) -> None:
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: prometheus)")
 def test_it_is_scraped_with_the_token_only(manifests: dict[str, Any], tmp_path: Path) -> None:
-    """Prometheus asks for OpenMetrics.  It takes the alert rules as well."""
+    """Prometheus asks for OpenMetrics.  It takes the alert rules and the exemplar as well, the latter once."""
     token, port = secrets.token_hex(32), free_port()
+    target = [("127.0.0.1", port)]
     (tmp_path / "token").write_text(f"{token}\n")
     environ = {entry["name"]: entry["value"] for entry in container(manifests)["env"]}
     del environ["DATABASE_URL_FILE"]
@@ -66,10 +68,10 @@ def test_it_is_scraped_with_the_token_only(manifests: dict[str, Any], tmp_path: 
         (tmp_path / name).mkdir()
     with (
         running(tmp_path, APPLICATION, **environ, PKG_DRAIN_DELAY="0") as process,
-        Prometheus(tmp_path / "with", [("127.0.0.1", port)], token=token, rules=[RULES]) as allowed,
-        Prometheus(tmp_path / "without", [("127.0.0.1", port)]) as refused,
+        Prometheus(tmp_path / "with", target, token=token, rules=[RULES], features="exemplar-storage") as allowed,
+        Prometheus(tmp_path / "without", target) as refused,
     ):
-        ask(process.address, "/")
+        ask(process.address, "/", traceparent=f"00-{TRACE}-{1:016x}-01")
         wait_for(lambda: [s["value"][1] for s in allowed.query('pkg_ready{job="pkg"}')] == ["1"], 20)
         wait_for(lambda: any(target["lastError"] for target in refused.targets()), 20)
         assert [target["health"] for target in allowed.targets()] == ["up"]
@@ -77,6 +79,8 @@ def test_it_is_scraped_with_the_token_only(manifests: dict[str, Any], tmp_path: 
         assert refused.query("pkg_ready") == []
         wait_for(lambda: {rule["health"] for rule in allowed.rules()} == {"ok"}, 20)
         assert [rule["name"] for rule in allowed.rules() if rule["state"] != "inactive"] == []
+        (traced,) = wait_for(lambda: allowed.exemplars("http_server_request_duration_seconds_bucket"), 20)
+        assert [exemplar["labels"] for exemplar in traced["exemplars"]] == [{"trace_id": TRACE}]
         for query in scaling_queries():
             (series,) = wait_for(lambda query=query: allowed.query(query), 20)
             assert 0 <= float(series["value"][1]) <= 100, query

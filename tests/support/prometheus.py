@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+import time
 import urllib.request
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -28,9 +29,11 @@ class Prometheus:
         interval: str = "0.5s",
         rules: Iterable[Path] = (),
         token: str = "",
+        features: str = "",
     ) -> None:
         self.port = free_port()
         self._folder = folder
+        self._features = [f"--enable-feature={features}"] if features else []
         interval = _milliseconds(interval)
         job: dict[str, Any] = {
             "job_name": "pkg",
@@ -50,6 +53,7 @@ class Prometheus:
             f"--config.file={self._folder / 'prometheus.yml'}",
             f"--storage.tsdb.path={self._folder / 'data'}",
             f"--web.listen-address=127.0.0.1:{self.port}",
+            *self._features,
         ]
         with open(self._folder / "prometheus.log", "wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -69,6 +73,19 @@ class Prometheus:
         found: list[dict[str, Any]] = self._get("/api/v1/query?" + urlencode({"query": text}))["result"]
         return found
 
+    def over_time(self, text: str, begin: float, end: float, step: float) -> list[dict[str, Any]]:
+        """The series that the query had, with their values, each a time and a text."""
+        times = {"start": begin, "end": end, "step": step}
+        found: list[dict[str, Any]] = self._get("/api/v1/query_range?" + urlencode({"query": text, **times}))["result"]
+        return found
+
+    def exemplars(self, text: str) -> list[dict[str, Any]]:
+        """Those of the series of the query, of the last minute."""
+        now = time.time()
+        times = {"start": now - 60, "end": now + 60}
+        found: list[dict[str, Any]] = self._get("/api/v1/query_exemplars?" + urlencode({"query": text, **times}))
+        return found
+
     def targets(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self._get("/api/v1/targets")["activeTargets"]
         return found
@@ -76,10 +93,9 @@ class Prometheus:
     def rules(self) -> list[dict[str, Any]]:
         return [rule for group in self._get("/api/v1/rules")["groups"] for rule in group["rules"]]
 
-    def _get(self, path: str) -> dict[str, Any]:
+    def _get(self, path: str) -> Any:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as response:
-            data: dict[str, Any] = json.load(response)["data"]
-        return data
+            return json.load(response)["data"]
 
     def _is_ready(self) -> bool:
         assert self._process.poll() is None, (self._folder / "prometheus.log").read_text()

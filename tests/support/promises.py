@@ -285,6 +285,9 @@ class _Front:
     def queue_waits(self) -> tuple[list[int], float]:
         return [1] * (len(_core.QUEUE_WAIT_BOUNDS) + 1), 1.0
 
+    def exemplars(self) -> list[_core.Exemplar]:
+        return []
+
     turns = queue_waits
     eventloop_turn = 0.0
 

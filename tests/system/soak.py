@@ -1,11 +1,12 @@
 """A soak: good, slow and hostile clients together for an hour, in which memory and descriptors are to stay flat.
 
-    python -m tests.system.soak [--minutes 60] [--interval 10] [--clients 24]
+    python -m tests.system.soak [--minutes 60] [--interval 10] [--clients 24] [--plot FILE]
 
 It starts a PostgreSQL and `python -m pkg` with a WSGI application that queries it, and sends what clients send and
 worse: see GOOD and BAD.  The database stops, freezes, and loses its sessions meanwhile.  Each interval a row is printed
 of the service's memory, descriptors, threads and counters.  At each eighth of the time all clients leave for a moment:
-what the service holds then belongs to nobody, so it can be compared from one such moment to the next, exactly.
+what the service holds then belongs to nobody, so it can be compared from one such moment to the next, exactly.  With
+--plot memory, descriptors and the 99th percentile of short requests are drawn, again at each eighth.
 
 The exit code is 1, and the last lines say why, if one of these does not hold:
 
@@ -34,11 +35,12 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from tests.support.chart import Chart, draw
 from tests.support.client import Answer, Connection, wait_for
 from tests.support.faults.postgres import Postgres
 from tests.support.ports import free_port
@@ -229,7 +231,9 @@ class Client:
 def keep_alive(client: Client) -> None:
     with client.connect() as c:
         for _ in range(client.pace.randrange(1, 30)):
+            began = time.monotonic()
             client.expect(c.request("GET", "/"), body=b"hello")
+            client.soak.took.append(time.monotonic() - began)
 
 
 def one_shot(client: Client) -> None:
@@ -486,6 +490,7 @@ class Soak:
         self.service, self.server = service, server
         self.quiet = threading.Event()  # the clients are to leave
         self.done: Counter[str] = Counter()  # by kind
+        self.took: list[float] = []  # seconds, of short requests on connections that are kept
         self.wrong: list[str] = []
         self.faults: list[str] = []
         self.moments: list[Moment] = []
@@ -652,35 +657,88 @@ COLUMNS = (
 )
 
 
-def row(soak: Soak, label: str = "") -> str:
+class Sample(NamedTuple):
+    """`p99`: seconds, of the short requests since the last sample."""
+
+    time: float
+    rss: int
+    pss: int
+    descriptors: int
+    p99: float
+    metrics: dict[str, float]
+
+
+def sample_of(soak: Soak) -> Sample:
     rss, pss = soak.service.memory()
-    metrics = soak.service.metrics()
-    numbers = " ".join(f"{metrics[name]:9.0f}" for _, name in COLUMNS)
-    held = f"{rss / 1e6:7.1f} {pss / 1e6:7.1f} {len(soak.service.descriptors()):5} {metrics['pkg_threads']:7.0f}"
-    return f"{soak.age:7.0f} {held} {numbers} {len(soak.wrong):6} {label}"
+    took, soak.took = sorted(soak.took), []
+    p99 = took[len(took) * 99 // 100] if took else 0.0
+    return Sample(soak.age, rss, pss, len(soak.service.descriptors()), p99, soak.service.metrics())
 
 
-def run(seconds: float, interval: float, clients: int, say: Callable[[str], None] = print) -> list[str]:
+def row(sample: Sample, wrong: int) -> str:
+    numbers = " ".join(f"{sample.metrics[name]:9.0f}" for _, name in COLUMNS)
+    held = (
+        f"{sample.rss / 1e6:7.1f} {sample.pss / 1e6:7.1f} {sample.descriptors:5} {sample.metrics['pkg_threads']:7.0f}"
+    )
+    return f"{sample.time:7.0f} {held} {sample.p99 * 1000:7.1f} {numbers} {wrong:6}"
+
+
+def plot(samples: Sequence[Sample], moments: Sequence[Moment]) -> str:
+    requests = [(s.time, s.metrics["pkg_requests_total"]) for s in samples]
+    rates = [(at, (n - before) / (at - since)) for (since, before), (at, n) in itertools.pairwise(requests)]
+    charts = [
+        Chart(
+            "Memory", "bytes",
+            {
+                "resident": [(s.time, s.rss) for s in samples],
+                "PSS": [(s.time, s.pss) for s in samples],
+                "PSS without clients": [(m.time, m.pss) for m in moments],
+            },
+        ),
+        Chart(
+            "Descriptors", "",
+            {
+                "with clients": [(s.time, s.descriptors) for s in samples],
+                "without clients": [(m.time, len(m.descriptors)) for m in moments],
+            },
+        ),
+        Chart("Short requests, 99th percentile", "s", {"as clients see them": [(s.time, s.p99) for s in samples]}),
+        Chart("Requests a second", "", {"of all clients": rates}),
+    ]  # fmt: skip
+    return draw("Soak", "good, slow and hostile clients together, and a database that is away again and again", charts)
+
+
+def run(
+    seconds: float,
+    interval: float,
+    clients: int,
+    say: Callable[[str], None] = print,
+    picture: Path | None = None,
+) -> list[str]:
     """The whole of it.  What does not hold; nothing if all does."""
     with tempfile.TemporaryDirectory(prefix="soak-") as name, Postgres() as server:
         service = Service(Path(name), server.url)
         try:
             soak = Soak(service, server, clients)
-            say(f"{'s':>7} {'RSS MB':>7} {'PSS MB':>7} {'desc.':>5} {'threads':>7} " + " ".join(
+            say(f"{'s':>7} {'RSS MB':>7} {'PSS MB':>7} {'desc.':>5} {'threads':>7} {'p99 ms':>7} " + " ".join(
                 f"{title:>9}" for title, _ in COLUMNS) + f" {'wrong':>6}")  # fmt: skip
-            sample = interval  # when the next is due
+            samples: list[Sample] = []
+            due = interval  # when the next is
             for eighth in range(1, 9):
                 while soak.age < seconds * eighth / 8:
-                    time.sleep(max(0.0, min(sample, seconds * eighth / 8) - soak.age))
-                    if soak.age >= sample:
-                        say(row(soak))
-                        sample += interval
+                    time.sleep(max(0.0, min(due, seconds * eighth / 8) - soak.age))
+                    if soak.age >= due:
+                        samples.append(sample_of(soak))
+                        say(row(samples[-1], len(soak.wrong)))
+                        due += interval
                 soak.be_quiet()
                 moment = soak.moments[-1]
                 say(
                     f"{moment.time:7.0f} {'quiet':>7} {moment.pss / 1e6:7.1f} {len(moment.descriptors):5}"
                     f" {moment.threads:7.0f}"
                 )
+                if picture is not None:
+                    picture.write_text(plot(samples, soak.moments))
             soak.finish()
             say(f"clients: {dict(soak.done)}")
             say(f"{soak.outages} outages of the database, {service.lines} lines of log")
@@ -698,8 +756,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="how long (60)")
     parser.add_argument("--interval", type=float, default=10.0, help="seconds between two rows (10)")
     parser.add_argument("--clients", type=int, default=24, help="how many clients at a time (24)")
+    parser.add_argument("--plot", type=Path, help="an SVG file to draw it into")
     options = parser.parse_args(arguments)
-    faults = run(60 * options.minutes, options.interval, options.clients, lambda text: print(text, flush=True))
+    faults = run(
+        60 * options.minutes, options.interval, options.clients, lambda text: print(text, flush=True), options.plot
+    )
     for fault in faults:
         print("FAULT:", fault)
     print("failed" if faults else "memory and descriptors are flat in the second half; every account balances")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -17,11 +18,23 @@ LEAKS = {
 
 
 @pytest.mark.slow
-def test_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
-    assert soak.run(10, 2, 24) == []
+def test_ten_seconds(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert soak.run(10, 2, 24, picture=tmp_path / "soak.svg") == []
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ["s", "RSS", "MB"]
     assert sum("quiet" in line for line in lines) == 8
+    assert ">PSS without clients</text>" in (tmp_path / "soak.svg").read_text()
+
+
+def test_the_plot_of_a_day() -> None:
+    samples = [
+        soak.Sample(10.0 * n, 50 << 20, 40 << 20, 30, 0.002, {"pkg_requests_total": 7000.0 * n}) for n in range(8640)
+    ]
+    picture = soak.plot(samples, [soak.Moment(3600.0 * n, 39 << 20, 23.0, ["a socket"]) for n in range(24)])
+    for title in ("Memory", "Descriptors", "Short requests, 99th percentile", "Requests a second"):
+        assert f">{title}</text>" in picture
+    assert picture.count('stroke-width="1.6"') == 7  # lines
+    assert ">24 h</text>" in picture and len(picture) < 100_000
 
 
 @pytest.mark.long
