@@ -313,6 +313,7 @@ def test_built_again_it_is_the_same_to_the_byte(engine: Engine, image: str) -> N
         assert other["Created"] == one["Created"]
         assert other["Id"] == one["Id"]
         assert other.get("Digest") == one.get("Digest")  # podman's, of the manifest
+        assert engine.provenance[again] == engine.provenance[image]
 
 
 def test_layers_do_not_change_with_the_commit(engine: Engine, image: str) -> None:
