@@ -10,7 +10,7 @@ PIP     = $(PY) -m pip install -q --disable-pip-version-check
 TOOLS   = import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
           print(*(r for r in p["optional-dependencies"]["test"] if not r.startswith(p["name"])))
 
-.PHONY: run test test-image-python test-all soak lint bench bench-guard image scan wheel fuzz compatibility dashboard ext clean check-tools
+.PHONY: run test test-image-python test-arm64 test-all soak lint bench bench-guard image scan wheel fuzz compatibility dashboard ext clean check-tools
 
 run: .venv/running           ## run the service on $(PORT), with DATABASE_URL or a temporary PostgreSQL; APP=module:attribute
 	@PORT=$(PORT) exec $(PY) -m tests.support.faults.postgres --unless-set -- $(PY) -m pkg $(APP)
@@ -20,6 +20,9 @@ test: check-tools .venv/ready ## run the tests that CI runs; SLOW=0 skips tests 
 
 test-image-python: check-tools .venv/ready ## run the fast tests on the image's Python and libpq, in its builder stage
 	@$(PY) -m tests.image.fast_tests $(ARGS)
+
+test-arm64: check-tools .venv/ready ## run the C core's tests as ARM64 code in QEMU; `make test` runs the fast ones
+	@$(PY) -m pytest -q tests/ext/test_arm64.py $(ARGS)
 
 test-all: check-tools .venv/ready ## run all tests, including those that take minutes each
 	@$(PY) -m pytest -q $(ARGS)

@@ -24,6 +24,7 @@ TEST_TOOLS = [
     ("clang", "clang"),
     ("strace", "strace"),
     ("valgrind", "valgrind"),
+    ("qemu-aarch64-static", "qemu-user-static"),
     ("spin", "spin"),
     ("curl", "curl"),
     ("openssl", "openssl"),
