@@ -55,8 +55,8 @@ scan: $(if $(DATA),.venv/ready)   ## look for known vulnerabilities of the image
 wheel: .venv/ready           ## build the source archive and manylinux wheels in dist/, for all Pythons found or PYTHONS="python3.13 ..."
 	@$(PY) deploy/wheel/build.py $(PYTHONS)
 
-fuzz: .venv/ready            ## run libFuzzer on the C core, SECONDS_EACH for each target
-	@$(PY) tests/fuzz/run.py $(SECONDS_EACH)
+fuzz: .venv/ready            ## run libFuzzer on the C core, SECONDS_EACH for each target; prints the lines it reached
+	@$(PY) tests/fuzz/run.py --coverage $(SECONDS_EACH)
 
 compatibility: .venv/ready   ## rewrite docs/compatibility.json, the list of what a version promises
 	@$(PY) -m tests.support.promises

@@ -200,7 +200,9 @@ def test_compose_runs_it_as_in_production() -> None:
     assert f'version = "{service["image"].partition(":")[2]}"' in base
 
 
-@pytest.mark.parametrize("path", ["Dockerfile", "examples/image/Dockerfile", "deploy/dev/Dockerfile"])
+@pytest.mark.parametrize(
+    "path", ["Dockerfile", "examples/image/Dockerfile", "deploy/dev/Dockerfile", "tests/fuzz/oss-fuzz/Dockerfile"]
+)
 def test_dockerfiles_are_clean(path: str) -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     found = str(hadolint) if hadolint.exists() else shutil.which("hadolint")

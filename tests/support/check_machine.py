@@ -22,6 +22,7 @@ TEST_TOOLS = [
     ("nginx", "nginx-light"),
     ("chromium", "chromium"),
     ("clang", "clang"),
+    ("llvm-cov", "llvm"),
     ("strace", "strace"),
     ("valgrind", "valgrind"),
     ("qemu-aarch64-static", "qemu-user-static"),
