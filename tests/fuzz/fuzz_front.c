@@ -12,11 +12,13 @@
  *     clang -g -O1 -fsanitize=fuzzer,address,undefined -Iext tests/fuzz/fuzz_front.c ext/{http,front}/?*.c -pthread
  *     ./a.out tests/fuzz/corpus/front
  *
- * An input is a list of steps, a byte each that says what (see run()), some with bytes after them.
+ * An input is a list of steps, a byte each that says what (see run()), some with bytes after them.  It is mutated by steps and
+ * by whole requests (steps.h).
  */
 #define _GNU_SOURCE
 #include "front/exchange.h"
 #include "front/front.h"
+#include "steps.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -449,17 +451,16 @@ static void run(client *c, const uint8_t *data, size_t size)
     size_t who = 0;
 
     memset(block, 'b', sizeof block);
-    for (size_t i = 0; i < size; i++) {
+    for (size_t i = 0, n; i < size; i += n) {
         uint8_t op = data[i];
+        n = step_size(data + i, size - i);
         if (c[who].fd == -1)
             dial(&c[who]);
-        if (op < 0x60) { /* so many of the bytes that follow */
-            size_t n = (size_t)op + 1 < size - i - 1 ? (size_t)op + 1 : size - i - 1;
-            say(&c[who], (const char *)data + i + 1, n);
-            i += n;
-        } else if (op < 0xa0) { /* a phrase; the second half of the codes say it in two parts */
-            const char *text = phrases[(op - 0x60) % 16];
-            size_t len = strlen(text), cut = op < 0x80 ? len : i + 1 < size ? data[++i] % (len + 1) : 0;
+        if (op < STEP_PHRASE) { /* so many of the bytes that follow */
+            say(&c[who], (const char *)data + i + 1, n - 1);
+        } else if (op < STEP_BLOCK) { /* a phrase; the second half of the codes say it in two parts */
+            const char *text = phrases[(op - STEP_PHRASE) % 16];
+            size_t len = strlen(text), cut = op < STEP_CUT_PHRASE ? len : n == 2 ? data[i + 1] % (len + 1) : 0;
             say(&c[who], text, cut);
             if (cut < len) {
                 sched_yield();
