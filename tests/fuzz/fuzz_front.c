@@ -44,6 +44,9 @@
 #define CLIENTS 3
 #define SENT_MAX 65536
 #define HEARD_MAX (64 << 20)
+#ifndef SPOOL_SIZE /* fuzz_eventloop.c has its own */
+#define SPOOL_SIZE 3000 /* not for each body: what finds no room is read as it arrives */
+#endif
 #define PADDING 20000 /* bytes of a large response, which the buffer of the server's sockets does not hold */
 
 static front *the_front;
@@ -62,6 +65,8 @@ static const front_limits LIMITS = {
     .max_queue = 100,
     .max_body_size = 5000,
     .body_buffer_size = 1000,
+    .body_spool = "/tmp",
+    .body_spool_size = SPOOL_SIZE,
     .response_buffer_size = 1 << 20,
     .buffer_size = 32 << 20,
     .min_body_rate = 1,
@@ -532,7 +537,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         close(c[i].fd);
     }
     int64_t until = front_now() + 4 * SECOND;
-    while (front_count(the_front, &n), n.connections != 0 || n.in_flight != 0 || n.queued != 0 || n.buffered != 0 ||
+    while (front_count(the_front, &n), n.connections != 0 || n.in_flight != 0 || n.queued != 0 || n.buffered != 0 || n.spool_bytes != 0 ||
                                            n.accepted != n.closed || n.requests != n.served + n.aborted || n.requests != n.finished) {
         if (front_now() > until)
             fprintf(stderr,
