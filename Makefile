@@ -10,7 +10,7 @@ PIP     = $(PY) -m pip install -q --disable-pip-version-check
 TOOLS   = import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
           print(*(r for r in p["optional-dependencies"]["test"] if not r.startswith(p["name"])))
 
-.PHONY: run test test-image-python test-all soak lint bench bench-guard image wheel fuzz compatibility dashboard ext clean check-tools
+.PHONY: run test test-image-python test-arm64 test-all soak lint bench bench-guard image scan wheel fuzz compatibility dashboard ext clean check-tools
 
 run: .venv/running           ## run the service on $(PORT), with DATABASE_URL or a temporary PostgreSQL; APP=module:attribute
 	@PORT=$(PORT) exec $(PY) -m tests.support.faults.postgres --unless-set -- $(PY) -m pkg $(APP)
@@ -21,6 +21,9 @@ test: check-tools .venv/ready ## run the tests that CI runs; SLOW=0 skips tests 
 test-image-python: check-tools .venv/ready ## run the fast tests on the image's Python and libpq, in its builder stage
 	@$(PY) -m tests.image.fast_tests $(ARGS)
 
+test-arm64: check-tools .venv/ready ## run the C core's tests as ARM64 code in QEMU; `make test` runs the fast ones
+	@$(PY) -m pytest -q tests/ext/test_arm64.py $(ARGS)
+
 test-all: check-tools .venv/ready ## run all tests, including those that take minutes each
 	@$(PY) -m pytest -q $(ARGS)
 
@@ -28,7 +31,7 @@ soak: .venv/ready            ## good and bad clients for MINUTES=60; memory and 
 	@$(PY) -m tests.system.soak --minutes $(MINUTES) $(if $(PLOT),--plot $(PLOT)) $(ARGS)
 
 lint: .venv/ready            ## run ruff and mypy
-	@$(PY) -m ruff check pkg tests bench deploy/wheel setup.py && $(PY) -m ruff format --check pkg tests bench deploy/wheel setup.py && $(PY) -m mypy
+	@$(PY) -m ruff check pkg tests bench deploy/image deploy/wheel setup.py && $(PY) -m ruff format --check pkg tests bench deploy/image deploy/wheel setup.py && $(PY) -m mypy
 
 bench: .venv/ready           ## compare with other servers; QUICK=1 takes three minutes
 	@$(PY) -m bench $(if $(QUICK),--quick) $(ARGS)
@@ -39,11 +42,21 @@ bench-guard: .venv/ready     ## fail if a hot path takes 1 % more instructions t
 image:                       ## build the distroless image with docker or podman
 	@deploy/image/build.sh
 
+scan: $(if $(DATA),.venv/ready)   ## look for known vulnerabilities of the image in DATA=PATH, OSV's records; SBOM=FILE or IMAGE=NAME for another
+	@if [ -z "$(DATA)" ]; then echo "nothing was scanned: make scan DATA=PATH names OSV's records"; exit; fi; \
+	sbom="$(SBOM)"; image="$(IMAGE)"; \
+	if [ -z "$$sbom" ]; then \
+	    sbom=build/sbom.json; mkdir -p build; \
+	    PATH="$$PWD/.venv/bin:$$PATH" deploy/image/sbom.sh \
+	        "$${image:-$$(sed -n 's/^version = "\(.*\)"/pkg:\1/p' pyproject.toml)}" "$$sbom" || exit 2; \
+	fi; \
+	$(PY) deploy/image/scan.py "$$sbom" "$(DATA)"
+
 wheel: .venv/ready           ## build the source archive and manylinux wheels in dist/, for all Pythons found or PYTHONS="python3.13 ..."
 	@$(PY) deploy/wheel/build.py $(PYTHONS)
 
-fuzz: .venv/ready            ## run libFuzzer on the C core, SECONDS_EACH for each target
-	@$(PY) tests/fuzz/run.py $(SECONDS_EACH)
+fuzz: .venv/ready            ## run libFuzzer on the C core, SECONDS_EACH for each target; prints the lines it reached
+	@$(PY) tests/fuzz/run.py --coverage $(SECONDS_EACH)
 
 compatibility: .venv/ready   ## rewrite docs/compatibility.json, the list of what a version promises
 	@$(PY) -m tests.support.promises

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the image with Docker or podman, whichever works on this machine, and prints its name and size.
+# Builds the image with Docker or podman, whichever works on this machine, and writes its provenance beside it.
 #
 #   deploy/image/build.sh [runtime|debug|builder] [flags of `docker build`, such as --no-cache]
 #
@@ -7,6 +7,8 @@
 #   ENGINE          docker or podman
 #   RUNTIME_IMAGE   also DEBUG_IMAGE and BUILDER_IMAGE: base images in place of the Dockerfile's; a release sets digests
 #                   (and uses --no-cache, because otherwise libpq comes from an old layer)
+#   PROVENANCE      file for the statement of where the image came from (deploy/image/provenance.py); default: in dist/
+#   SOURCE_URI      where the commit can be fetched, BUILDER_ID who builds: URIs, for the statement
 #   PIP_CONFIG_FILE file with pip's configuration
 #   PIP_CERT        file with the certificates that pip trusts; default: those of this machine.  Both become secrets
 #
@@ -66,16 +68,20 @@ fi
 : "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct 2>/dev/null || echo 1767225600)}"
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [ -z "$(git status --porcelain -- Dockerfile deploy/image ext pkg setup.py pyproject.toml 2>/dev/null)" ] || revision=$revision-dirty
-case $runtime in
-    *@*) digest=${runtime##*@} ;;
-    *) digest=$("$engine" image inspect --format '{{if .RepoDigests}}{{index .RepoDigests 0}}{{else}}{{.Id}}{{end}}' "$runtime") ;;
-esac
+digest_of() {
+    case $1 in
+        *@*) found=$1 ;;
+        *) found=$("$engine" image inspect --format '{{if .RepoDigests}}{{index .RepoDigests 0}}{{else}}{{.Id}}{{end}}' "$1") ;;
+    esac
+    echo "${found##*@}"
+}
+digest=$(digest_of "$runtime")
 
 set -- "$@" --target "$target" --tag "$image" \
     --build-arg RUNTIME_IMAGE="$runtime" --build-arg DEBUG_IMAGE="$debug" --build-arg BUILDER_IMAGE="$builder" \
     --build-arg VERSION="$version" --build-arg REVISION="$revision" \
     --build-arg CREATED="$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)" \
-    --build-arg BASE_NAME="$runtime" --build-arg BASE_DIGEST="${digest##*@}"
+    --build-arg BASE_NAME="$runtime" --build-arg BASE_DIGEST="$digest"
 [ -z "${PIP_CONFIG_FILE:-}" ] || set -- "$@" --secret "id=pip_conf,src=$PIP_CONFIG_FILE"
 certificates=${PIP_CERT:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}
 [ ! -f "$certificates" ] || set -- "$@" --secret "id=ca,src=$certificates"
@@ -87,4 +93,18 @@ if [ "$engine" = podman ]; then
 else
     DOCKER_BUILDKIT=1 docker build "$@" --build-arg SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" .
 fi
-say "$image built with $engine on $runtime"
+
+case $target in
+    runtime) bases="$runtime $builder" ;;
+    debug) bases="$runtime $builder $debug" ;;
+    builder) bases=$builder ;;
+esac
+# Docker may have pulled a base for this build alone; that one is named without a digest.
+bases=$(for base in $bases; do echo "$base $(digest_of "$base" 2>/dev/null || true)"; done)
+name=${image##*/}
+tag=${name#*:}; [ "$tag" != "$name" ] || tag=latest
+provenance=${PROVENANCE:-dist/${name%%:*}-$tag.provenance.json}
+mkdir -p "$(dirname "$provenance")"
+IMAGE_NAME=${image%":$tag"} IMAGE_ID=$("$engine" image inspect --format '{{.Id}}' "$image") TARGET=$target BASES=$bases \
+    VERSION=$version REVISION=$revision SOURCE_DATE_EPOCH=$SOURCE_DATE_EPOCH python3 deploy/image/provenance.py >"$provenance"
+say "$image built with $engine on $runtime; its provenance is in $provenance"

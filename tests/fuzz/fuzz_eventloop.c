@@ -10,6 +10,7 @@
  */
 #define SERVE turn
 #define SERVERS 1
+#define SPOOL_SIZE 0 /* it reads bodies as they arrive; a file could have to be waited for */
 #include "fuzz_front.c"
 
 #include <sys/epoll.h>

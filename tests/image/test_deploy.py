@@ -201,7 +201,14 @@ def test_compose_runs_it_as_in_production() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["Dockerfile", "examples/image/Dockerfile", "examples/opentelemetry/Dockerfile", "deploy/dev/Dockerfile"]
+    "path",
+    [
+        "Dockerfile",
+        "examples/image/Dockerfile",
+        "examples/opentelemetry/Dockerfile",
+        "deploy/dev/Dockerfile",
+        "tests/fuzz/oss-fuzz/Dockerfile",
+    ],
 )
 def test_dockerfiles_are_clean(path: str) -> None:
     hadolint = Path(sys.executable).with_name("hadolint")

@@ -40,8 +40,8 @@ def test_what_a_page_names_is_there(page: Path) -> None:
     text = page.read_text()
     for name in re.findall(r"`((?:bench|deploy|docs|examples|ext|pkg|tests)/[\w./-]+\.\w+)`", text):
         assert (ROOT / name).exists(), f"{page.name}: {name}"
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for name in re.findall(r"(?:`|^\$ |^    )make ([a-z-]+)", text, re.MULTILINE):
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for name in re.findall(r"(?:`|^\$ |^    )make ([a-z0-9-]+)", text, re.MULTILINE):
         assert name in targets, f"{page.name}: make {name}"
     if page.name != "CHANGELOG.md":  # which remembers
         known = known_variables(dict.fromkeys(re.findall(r"\bDATABASE_URL_[A-Z_]*[A-Z]\b", text), "postgresql://"))
