@@ -14,7 +14,7 @@ import psycopg
 from psycopg import pq
 from psycopg.adapt import AdaptersMap
 
-from pkg.database.connection import Adapters, Connection, Unavailable, closed_session
+from pkg.database.connection import IDLE, Adapters, Connection, Unavailable, closed_session
 from pkg.database.pool import first_line
 
 __all__ = ["BorrowedConnection", "Lender"]
@@ -91,6 +91,12 @@ class BorrowedConnection(Connection):
             lost = Unavailable(f"the connection was lost: {first_line(error)}")
             lost.sqlstate = error.sqlstate
             raise lost from error
+
+    def set_autocommit(self, value: bool) -> None:
+        if self.pgconn.transaction_status == IDLE and not (self._closed or self._pipeline or self.is_expired):
+            self._autocommit = bool(value)  # psycopg takes the lock for this, and waits for an empty generator
+        else:
+            super().set_autocommit(value)
 
     def rollback(self) -> None:
         if self._closed:

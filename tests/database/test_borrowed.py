@@ -16,6 +16,7 @@ import pytest
 from psycopg.types import TypeInfo
 from psycopg.types.json import set_json_loads
 
+from pkg.database.connection import IDLE
 from pkg.database.database import Database
 from pkg.errors import DatabaseUnavailable, NotRunningError
 from tests.database.test_block import SETTINGS, state
@@ -57,6 +58,24 @@ def test_close_gives_it_back_once(database: Database) -> None:
     assert database.stats()["connections_used"] == 0
     with database.connect() as second:
         assert second.info.backend_pid == pid
+
+
+def test_autocommit_can_be_set_where_psycopg_lets_it_be_set(database: Database) -> None:
+    first = database.connect()
+    first.autocommit = True
+    first.execute("select 1")
+    assert first.info.transaction_status == IDLE
+    first.autocommit = False
+    first.execute("select 1")
+    with pytest.raises(psycopg.ProgrammingError, match="can't change 'autocommit' now"):
+        first.autocommit = True
+    first.ends_unheard = True
+    first.rollback()
+    first.autocommit = True
+    assert first.autocommit and first.info.transaction_status == IDLE
+    first.close()
+    with pytest.raises(psycopg.OperationalError, match="closed"):
+        first.autocommit = True
 
 
 def test_what_is_kept_after_close_cannot_reach_the_next_borrower(database: Database) -> None:

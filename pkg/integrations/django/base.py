@@ -12,10 +12,9 @@ import contextlib
 from typing import Any
 
 import psycopg
-from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS
 from django.db.backends.postgresql import base
-from django.db.backends.postgresql.psycopg_any import IsolationLevel, get_adapters_template
+from django.db.backends.postgresql.psycopg_any import IsolationLevel
 
 import pkg
 from pkg.database.borrowed import BorrowedConnection
@@ -45,7 +44,7 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]
         except pkg.NotRunningError:
             return super().get_new_connection(conn_params)  # type: ignore[no-any-return]
         wanted = conn_params.get("dbname")
-        if wanted is not None and connection.info.dbname != wanted:
+        if wanted is not None and connection.pgconn.db != wanted.encode():
             connection.close()  # as for the test runner's database, or `postgres` from which it is made
             return super().get_new_connection(conn_params)  # type: ignore[no-any-return]
         try:
@@ -56,7 +55,7 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]
             connection.cursor_factory = conn_params["cursor_factory"]
             connection.prepare_threshold = conn_params["prepare_threshold"]
             assert isinstance(connection, BorrowedConnection)
-            connection.adapt_like(get_adapters_template(settings.USE_TZ, self.timezone))
+            connection.adapt_like(conn_params["context"])
         except BaseException:
             connection.close()
             raise
@@ -80,17 +79,17 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]
         connection = self.connection
         if self._is_borrowed and connection is not None:
             self._is_borrowed = False
-            with contextlib.suppress(psycopg.Error):
-                self._leave_nothing(connection)
+            role = self.settings_dict["OPTIONS"].get("assume_role")
+            if role or self._has_portals:
+                with contextlib.suppress(psycopg.Error):
+                    self._leave_nothing(connection, role)
         super()._close()
 
-    def _leave_nothing(self, connection: psycopg.Connection[Any]) -> None:
+    def _leave_nothing(self, connection: psycopg.Connection[Any], role: str | None) -> None:
         """Ends what Django has left in the session, as the next borrower may be another one."""
-        role = self.settings_dict["OPTIONS"].get("assume_role")
-        if role or self._has_portals:
-            connection.rollback()
-            connection.autocommit = True
-            if self._has_portals:
-                connection.execute("close all")
-            if role:
-                connection.execute("reset role")
+        connection.rollback()
+        connection.autocommit = True
+        if self._has_portals:
+            connection.execute("close all")
+        if role:
+            connection.execute("reset role")
