@@ -16,6 +16,7 @@ import contextlib
 import functools
 import json
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -34,7 +35,23 @@ def _json(number: int, name: str, price: int) -> bytes:
     return json.dumps({"id": number, "name": name, "price": price}).encode()
 
 
-@functools.cache
+def _once(make: Callable[[], Any]) -> Callable[[], Any]:
+    """functools.cache would let each of the first requests make one, and Django can be set up only once."""
+    made: list[Any] = []
+    lock = threading.Lock()
+
+    @functools.wraps(make)
+    def get() -> Any:
+        if not made:
+            with lock:
+                if not made:
+                    made.append(make())
+        return made[0]
+
+    return get
+
+
+@_once
 def _engine() -> Any:
     from sqlalchemy import create_engine
 
@@ -47,7 +64,7 @@ def _engine() -> Any:
     return create_engine(url, pool_size=10, max_overflow=0)
 
 
-@functools.cache
+@_once
 def _core() -> Callable[[], bytes]:
     from sqlalchemy import Column, Integer, MetaData, Table, Text, select
 
@@ -62,7 +79,7 @@ def _core() -> Callable[[], bytes]:
     return query
 
 
-@functools.cache
+@_once
 def _orm() -> Callable[[], bytes]:
     from sqlalchemy import Integer, Text
     from sqlalchemy.orm import DeclarativeBase, Session, mapped_column
@@ -98,7 +115,7 @@ def _django_database() -> dict[str, Any]:
     }  # fmt: skip
 
 
-@functools.cache
+@_once
 def _django() -> Callable[..., Any]:
     """Django's WSGI handler."""
     import django
