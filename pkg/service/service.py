@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pkg import api
 from pkg.errors import StartupError
@@ -59,6 +59,15 @@ _log = logging.getLogger("pkg.service")
 # For --reload, seconds in place of a longer drain_timeout: a page that is being developed often has an endless stream
 # open, and the application should have shut down before the supervisor loses its patience, after 5 s.
 RELOAD_TIMEOUT = 3.0
+
+
+class _RequestRules(NamedTuple):
+    """`proxies`: trusted networks; `unix`: whether everybody at a Unix socket is trusted."""
+
+    proxies: Sequence[Any]
+    unix: bool
+    on_request: Any
+    on_response: Any
 
 
 class Service:
@@ -171,17 +180,59 @@ class Service:
     # -------------------------------------------------------------- start
 
     def _start(self) -> None:
-        from pkg.health.checks import Checker
-        from pkg.health.coroutines import Coroutines
-        from pkg.health.stuck import StuckWorkers
+        self._open_server()
+        self._open_checks()
+        self._open_admin()
+        self._serve_probes()
+        self._open_application()
 
+    def _open_server(self) -> None:
+        """Binds the sockets, and makes the front."""
         try:
-            from pkg._core import LIMITS
             from pkg.http.listeners import open_listeners
-            from pkg.http.request_ids import observers
             from pkg.http.server import Server
         except ImportError as error:  # the C core is not compiled, is compiled for another Python, or has been removed
             raise StartupError(f"the installation is incomplete: {error}") from error
+        s = self.settings
+        rules = self._request_rules()
+        limits = self._limits()
+        listeners = open_listeners(s.endpoints, s.health_endpoint)
+        try:
+            self.server = Server(
+                listeners[0].host,
+                None,
+                listeners=listeners,
+                health_on_main=s.health_on_main,
+                proxied_unix=rules.unix and s.proxy_protocol,
+                threads=s.threads,
+                on_request=rules.on_request,
+                on_response=rules.on_response,
+                proxies=rules.proxies if s.proxy_protocol else (),
+                proxy_optional=s.proxy_protocol_optional,
+                body_spool=s.body_spool or os.environ.get("TMPDIR") or "/tmp",
+                **limits,
+            )
+        except BaseException as error:
+            for listener in listeners:
+                listener.release()
+                listener.close()
+            if not isinstance(error, OSError):
+                raise
+            if error.errno == errno.ENOMEM:
+                raise MemoryError from None
+            raise StartupError(f"cannot serve on {listeners[0].name}: {error.strerror or error}") from None
+        assert self.server.front is not None
+        self.server.front.watch_signals(
+            self.signals.read_fd,
+            self.signals.numbers,
+            signal.SIGUSR1,
+            s.drain_delay + s.drain_timeout + GIVE_UP,
+        )
+
+    def _request_rules(self) -> _RequestRules:
+        """What is done with each request before and after the application."""
+        from pkg.http.request_ids import observers
+
         s = self.settings
         proxies: Sequence[Any] = ()
         unix = False
@@ -198,41 +249,24 @@ class Service:
             on_trusted=self.request_start,
             request_timeout=s.request_timeout,
         )
-        limits = {name: getattr(s, name) for name in LIMITS if hasattr(s, name)}
-        limits["max_connections"] = _connections(s.max_connections)
-        listeners = open_listeners(s.endpoints, s.health_endpoint)
-        try:
-            self.server = server = Server(
-                listeners[0].host,
-                None,
-                listeners=listeners,
-                health_on_main=s.health_on_main,
-                proxied_unix=unix and s.proxy_protocol,
-                threads=s.threads,
-                on_request=on_request,
-                on_response=on_response,
-                proxies=proxies if s.proxy_protocol else (),
-                proxy_optional=s.proxy_protocol_optional,
-                body_spool=s.body_spool or os.environ.get("TMPDIR") or "/tmp",
-                **limits,
-            )
-        except BaseException as error:
-            for listener in listeners:
-                listener.release()
-                listener.close()
-            if not isinstance(error, OSError):
-                raise
-            if error.errno == errno.ENOMEM:
-                raise MemoryError from None
-            raise StartupError(f"cannot serve on {listeners[0].name}: {error.strerror or error}") from None
-        front = server.front
-        assert front is not None
-        front.watch_signals(
-            self.signals.read_fd,
-            self.signals.numbers,
-            signal.SIGUSR1,
-            s.drain_delay + s.drain_timeout + GIVE_UP,
-        )
+        return _RequestRules(proxies, unix, on_request, on_response)
+
+    def _limits(self) -> dict[str, Any]:
+        """The settings that the front knows by the same names."""
+        from pkg._core import LIMITS
+
+        limits = {name: getattr(self.settings, name) for name in LIMITS if hasattr(self.settings, name)}
+        limits["max_connections"] = _connections(self.settings.max_connections)
+        return limits
+
+    def _open_checks(self) -> None:
+        from pkg.health.checks import Checker
+        from pkg.health.coroutines import Coroutines
+        from pkg.health.stuck import StuckWorkers
+
+        s = self.settings
+        assert self.server is not None and self.server.front is not None
+        front = self.server.front
         self._stuck: Callable[[], str | None] = StuckWorkers(front, s.threads, s.stuck_timeout, clock=front.clock)
         self._notices.append(_Unspooled(front))
         if self.notify is not None:
@@ -263,12 +297,18 @@ class Service:
                 self.checker.report,
                 lambda state: state.name in built_in or state.name in map(databases.check_name, self.databases),
             )
-        self._open_admin()
+
+    def _serve_probes(self) -> None:
+        """Probes are answered from now on."""
+        assert self.server is not None and self.checker is not None
         self.checker.start()
-        server.start()
-        # Probes are answered from now on.  Not later, when there may be no descriptor or memory left to import it with.
+        self.server.start()
+        # Not later, when there may be no descriptor or memory left to import it with.
         import pkg.diagnostics.last_words  # noqa: F401
 
+    def _open_application(self) -> None:
+        s = self.settings
+        assert self.server is not None and self.checker is not None
         if not s.pool:
             _log.info(
                 "pool is off: DATABASE_URL is left to the application, without a connection pool or a database check"
@@ -292,7 +332,7 @@ class Service:
         for make in api.early_checks:
             self.checker.add(make())
         if self.eventloop is None:
-            server.host(handler)
+            self.server.host(handler)
         else:
             self._open_eventloop()
         loop = self.eventloop.loop if self.eventloop is not None else None
