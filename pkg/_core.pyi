@@ -139,6 +139,13 @@ class Listen(NamedTuple):
     proxied: bool = False
     """A Unix socket on which connections begin with a PROXY header."""
 
+class WorkerState(NamedTuple):
+    in_flight: int
+    queued: int  # those that it has not begun
+    served: int
+    expires: tuple[float | None, ...]  # seconds left by its renew(), for each slot; None: it was never renewed
+    is_broken: bool  # what it has written makes no sense, and it gets no requests any more
+
 class Front:
     """The epoll loop on listening sockets, which the caller must close.  Durations in seconds, sizes in bytes.
 
@@ -155,6 +162,30 @@ class Front:
         body_spool: str = "",
         **limits: float,
     ) -> None: ...
+    @classmethod
+    def remote(cls, area: int, bell: int, *, listeners: Sequence[Listen] = (), **limits: float) -> Front:
+        """In a worker process: its end of what add_worker() has made (`area`) and open_workers() has returned (`bell`).
+
+        Neither descriptor is needed afterwards.  `listeners`: those of the front, for names in access records.  run()
+        waits until the front has stopped, or the worker was retired and has served what it had.
+        """
+
+    def open_workers(self) -> int:
+        """From now on worker processes serve, and no threads of this one; returns what they need as `bell`.  Once."""
+    def carry(self) -> None:
+        """Carries requests to the workers, in a thread of its own, until the front has stopped."""
+    def add_worker(self, threads: int, streams: bool) -> tuple[int, int]:
+        """A worker to be: its number, and the descriptor that it needs as `area`, which the caller closes.
+
+        It serves `threads` requests at a time, at most 1024.  `streams`: it takes bodies as they come.
+        """
+    def admit_worker(self, number: int) -> None:
+        """Lets it have requests.  All methods with a number raise OSError (ENOENT) when it was lost."""
+    def retire_worker(self, number: int) -> None:
+        """It gets no more requests; when it has served those it has, its take() returns None."""
+    def lose_worker(self, number: int) -> list[tuple[str, str, Literal["repeated", "502", "cut"]]]:
+        """Its process has ended: clears up, and returns (method, target, outcome) of each request that it had begun."""
+    def worker_state(self, number: int) -> WorkerState: ...
     def run(self) -> None:
         """Serves until the last stage, without the interpreter lock, so Python signal handlers do not run meanwhile."""
     def advance(self, stage: int) -> None: ...
@@ -277,6 +308,8 @@ class Request:
     """Sent with the response as X-Request-Id, unless the application sets one."""
     is_late: bool
     """becomes_late() has returned True."""
+    is_repeated: bool
+    """A worker process has died serving it, and has sent nothing of a response."""
     head_size: int
     method: str
     target: str

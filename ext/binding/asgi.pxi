@@ -111,7 +111,7 @@ cdef dict make_scope(Request request, dict base, dict state):
     client = get_address(request)
     if client[0]:
         scope["client"] = client
-    scope["extensions"] = {}
+    scope["extensions"] = {"pkg.repeated": {}} if request.is_repeated else {}
     scope["state"] = PyDict_Copy(state)
     return scope
 

@@ -19,6 +19,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
+cimport carrier as w
 cimport exchange as x
 cimport front as c
 cimport http1
@@ -101,6 +102,7 @@ class Stage:
 
 cdef enum:
     MAX_FLIGHTS = 1000   # that are listed
+    MAX_LOSSES = 100
 
 
 cdef int64_t nanoseconds(double seconds):
@@ -140,6 +142,8 @@ def list_counters():
 Counters, NANOSECONDS, COUNTERS = list_counters()
 Flight = namedtuple("Flight", "method target age thread late", module="pkg._core")
 Turn = namedtuple("Turn", "number took waited", module="pkg._core")
+WorkerState = namedtuple("WorkerState", "in_flight queued served expires is_broken", module="pkg._core")
+OUTCOMES = {w.FRONT_REPEATED: "repeated", w.FRONT_502: "502", w.FRONT_CUT: "cut"}
 Prober = namedtuple("Prober", "client user_agent page count status age", module="pkg._core")
 Exemplar = namedtuple("Exemplar", "method status bucket trace_id seconds at", module="pkg._core")
 
@@ -179,6 +183,9 @@ cdef set_limits(c.front_limits *limits, dict given):
         c.front_limit_set(limits, line, number)
     for name in given:
         raise TypeError(f"__init__() got an unexpected keyword argument {name!r}")
+    limits.n_proxies = 0
+    limits.body_spool = NULL
+    limits.parallel = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 Listen = namedtuple("Listen", "fd name shared pages requests proxied", defaults=("", False, True, True, False),
@@ -202,7 +209,6 @@ cdef class Front:
             raise ValueError(f"there can be at most {c.FRONT_MAX_NETWORKS} networks of proxies")
         limits.n_proxies = <unsigned>len(proxies)
         limits.body_spool = NULL if directory is None else PyBytes_AS_STRING(directory)
-        limits.parallel = not getattr(sys, "_is_gil_enabled", lambda: True)()
         for i, network in enumerate(proxies):
             packed = network.network_address.packed
             mapped = packed if len(packed) == 16 else b"\0" * 10 + b"\xff\xff" + packed
@@ -219,6 +225,63 @@ cdef class Front:
     def __dealloc__(self):
         if self._front is not NULL:
             c.front_close(self._front)
+
+    @classmethod
+    def remote(cls, int area, int bell, *, listeners=(), **given):
+        cdef c.front_limits limits
+        cdef Front self = cls.__new__(cls)
+        set_limits(&limits, given)
+        self.listeners = tuple(listeners)
+        self.names_listener = len(self.listeners) > 1
+        check(c.front_open_remote(&self._front, area, bell, &limits))
+        return self
+
+    # ------------------------------------------------------------------ worker processes
+
+    def open_workers(self):
+        return check(w.front_open_workers(self._front))
+
+    def carry(self):
+        cdef int rv
+        with nogil:
+            rv = w.front_carry(self._front)
+        check(rv)
+
+    def add_worker(self, unsigned threads, bint streams):
+        cdef unsigned number = 0
+        cdef int fd = check(w.front_add_worker(self._front, threads, streams, &number))
+        return number, fd
+
+    def suit_worker(self, unsigned number, unsigned room, bint streams):
+        check(w.front_suit_worker(self._front, number, room, streams))
+
+    def admit_worker(self, unsigned number):
+        check(w.front_admit_worker(self._front, number))
+
+    def retire_worker(self, unsigned number):
+        check(w.front_retire_worker(self._front, number))
+
+    def lose_worker(self, unsigned number):
+        cdef w.front_loss[MAX_LOSSES] losses
+        cdef ssize_t n
+        with nogil:
+            n = w.front_lose_worker(self._front, number, losses, MAX_LOSSES)
+        check(<int>n)
+        return [(losses[i].method.decode("latin-1"), losses[i].target.decode("utf-8", "backslashreplace"),
+                 OUTCOMES[losses[i].outcome]) for i in range(min(n, MAX_LOSSES))]
+
+    def worker_state(self, unsigned number):
+        cdef w.front_worker_state now
+        cdef int64_t at
+        cdef int rv
+        with nogil:
+            rv = w.front_worker_now(self._front, number, &now)
+            at = c.front_now()
+        check(rv)
+        expires = tuple([(now.expires[i] - at) / 1e9 if now.expires[i] else None for i in range(w.PAGES_SLOTS)])
+        return WorkerState(now.in_flight, now.queued, now.served, expires, now.is_broken)
+
+    # ------------------------------------------------------------------ the loop
 
     def run(self):
         cdef int rv

@@ -132,6 +132,8 @@ cdef dict make_environ(Request request, dict base):
         environ["CONTENT_LENGTH"] = str(request.size)
     environ["REQUEST_METHOD"] = method_names[head.method_id] or text_at(data, head.method)
     target = text_at(data, head.target)
+    if request.is_repeated:
+        environ["pkg.repeated"] = True
     environ["RAW_URI"] = environ["REQUEST_URI"] = target
     # An absolute target without a path means the root (RFC 9112 3.2.1); PEP 3333 requires one of the two to be set.
     if head.path.len == head.target.len and memchr(data + head.path.pos, c'%', head.path.len) is NULL:

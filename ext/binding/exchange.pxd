@@ -52,6 +52,7 @@ cdef extern from "front/exchange.h" nogil:
         size_t body_len
         bint body_complete
         bint body_spooled
+        bint is_repeated
         unsigned listener
         int64_t arrived
         proxy_peer peer

@@ -96,12 +96,14 @@ cdef extern from "front/front.h" nogil:
         FRONT_MAX_LISTENERS
 
     int front_open(front **out, const front_listen *sockets, unsigned n, const front_limits *limits)
+    int front_open_remote(front **out, int socket, int bell_fd, const front_limits *limits)
     void front_close(front *f)
 
     bint front_is_foreign(const front *f)
     int front_run(front *f)
     void front_advance(front *f, front_stage stage)
     front_stage front_stage_now(const front *f)
+    bint front_is_draining(const front *f)
     uint64_t front_accepted(const front *f, unsigned listener)
     int front_close_fault(const front *f)
 

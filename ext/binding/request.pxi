@@ -55,6 +55,7 @@ cdef class Request:
     cdef public object context       # free for the host
     cdef readonly bint is_late       # becomes_late() has returned True
     cdef bint never_waits            # an event loop serves it: what a socket does not take is kept in `unsent`
+    cdef readonly bint is_repeated
     cdef bytes unsent                # None: nothing
     cdef size_t unsent_keep          # how much of it may be left with the front
     cdef bytes trace_id              # None, or the id that the front has a pointer to
@@ -321,6 +322,7 @@ cdef Request new_request(Front front, x.front_request *taken):
     request.keep_alive = taken.head.keep_alive
     request.peer = taken.peer
     request.listener = taken.listener
+    request.is_repeated = taken.is_repeated
     request.names_listener = request.front.names_listener
     request.arrived = taken.arrived
     return request

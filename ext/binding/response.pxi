@@ -222,7 +222,7 @@ cdef class Response:
             self.put_request_id(r.request_id)
         if conn is not NULL and not x.front_begin_response(r.front._front, conn):
             self.closes = True
-        if not r.keep_alive or c.front_stage_now(r.front._front) != c.FRONT_SERVING:
+        if not r.keep_alive or c.front_is_draining(r.front._front):
             self.closes = True
         if self.closes:
             self.put(b"Connection: close\r\n", 19)

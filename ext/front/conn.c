@@ -509,7 +509,7 @@ static size_t buffer_max(const front *f, const front_conn *c)
 /* Whether a body is read by whoever serves, as it comes. */
 static bool streams_bodies(const front *f)
 {
-    return f->limits.stream_bodies || eventloop_serves(f);
+    return f->limits.stream_bodies || eventloop_streams(f);
 }
 
 static void to_worker(front *f, front_conn *c)
@@ -843,7 +843,7 @@ static bool collects(front *f, front_conn *c)
     size_t room = body_room(f, c);
     bool fits = c->overflow || f->limits.stream_bodies || c->body_left <= room - c->in->len;
 
-    if (eventloop_serves(f) && !c->overflow) /* it gets what there is; nothing has to be waited for */
+    if (eventloop_streams(f) && !c->overflow) /* it gets what there is; nothing has to be waited for */
         return false;
     if (c->state == CONN_HELD || c->in->len >= room || !fits)
         return false;
@@ -1142,7 +1142,7 @@ void conn_expire(front *f)
         conn_gathered(f, c);
     while ((c = f->table.waiting[CONN_HELD].first) != NULL && c->deadline <= f->now) {
         count_add(&f->count.timeouts, 1);
-        conn_refuse(f, c, 503, eventloop_serves(f) ? "the event loop was busy for too long\n" : "no worker became free in time\n");
+        conn_refuse(f, c, 503, handoff_overdue_text(f));
     }
     while ((c = f->table.waiting[CONN_FLUSH].first) != NULL && c->deadline <= f->now) {
         size_t done = c->out != NULL ? c->out_pos : (size_t)c->file_pos;

@@ -20,6 +20,7 @@
 void eventloop_init(front *f)
 {
     f->eventloop.outer_fd = f->eventloop.wake_fd = f->eventloop.watched_fd = f->eventloop.told_fd = -1;
+    f->eventloop.bell_fd = -1;
 }
 
 static int open_with(front *f, int outer_fd, int watched_fd)
@@ -325,9 +326,9 @@ void eventloop_begin(front_conn *c)
     c->wanted = 0;
 }
 
-void eventloop_end(front *f, front_conn *c)
+void eventloop_dismiss(front *f, front_conn *c)
 {
-    c->with_eventloop = false;
+    c->wanted = 0;
     if (!c->is_moved)
         return;
     /* The list is short: the event loop empties it before it runs any task. */
@@ -342,6 +343,12 @@ void eventloop_end(front *f, front_conn *c)
         f->eventloop.moved_last = before;
     c->next_moved = NULL;
     c->is_moved = false;
+}
+
+void eventloop_end(front *f, front_conn *c)
+{
+    c->with_eventloop = false;
+    eventloop_dismiss(f, c);
 }
 
 /* ------------------------------------------------------------------ the leader's side */

@@ -66,6 +66,46 @@ static inline bool eventloop_serves(const front *f)
     return atomic_load_explicit(&f->eventloop.state, memory_order_acquire) != EVENTLOOP_ABSENT;
 }
 
+/* The same, of one that takes bodies as they come. */
+static inline bool eventloop_streams(const front *f)
+{
+    return eventloop_serves(f) && !atomic_load_explicit(&f->eventloop.gathers, memory_order_relaxed);
+}
+
+/* Whether it carries requests to worker processes, and from now on does, with a bell that anybody may ring. */
+static inline bool eventloop_carries(const front *f)
+{
+    return f->eventloop.bell_fd != -1;
+}
+
+static inline void eventloop_carry(front *f, int bell_fd)
+{
+    f->eventloop.bell_fd = bell_fd;
+}
+
+/* Of these: whether they want bodies whole; how many requests they can serve at a time. */
+static inline void eventloop_gather(front *f, bool gathers)
+{
+    atomic_store_explicit(&f->eventloop.gathers, gathers, memory_order_relaxed);
+}
+
+static inline uint32_t eventloop_room(const front *f)
+{
+    return atomic_load_explicit(&f->eventloop.room, memory_order_relaxed);
+}
+
+static inline void eventloop_add_room(front *f, int64_t more)
+{
+    atomic_fetch_add_explicit(&f->eventloop.room, (uint32_t)more, memory_order_relaxed);
+}
+
+/* Async-signal-safe. */
+static inline void eventloop_bell(front *f)
+{
+    if (eventloop_carries(f) && !f->foreign)
+        (void)!write(f->eventloop.bell_fd, &(uint64_t){1}, sizeof(uint64_t));
+}
+
 /* The same of one that waits elsewhere. */
 static inline bool eventloop_is_elsewhere(const front *f)
 {
@@ -99,6 +139,7 @@ bool eventloop_take_late(front *f);    /* M: whether a request has been cut off;
 bool eventloop_has_late(const front *f); /* M: the same, not asked */
 bool eventloop_await(front_conn *c, unsigned what); /* M: whether it has to wait, and will be told; false: it has been seen */
 void eventloop_begin(front_conn *c);                /* M: it owns the connection */
+void eventloop_dismiss(front *f, front_conn *c);    /* M: it waits for nothing */
 void eventloop_end(front *f, front_conn *c);        /* M: no longer */
 
 /* ------------------------------------------------------------------------------------------------- the leader's side */

@@ -17,6 +17,7 @@
 #include "io.h"
 #include "leader.h"
 #include "pace.h"
+#include "remote.h"
 #include "spool.h"
 #include "state.h"
 
@@ -30,6 +31,8 @@ int front_take(front *f, front_request *out, int64_t timeout)
 
     if (f->foreign)
         return FRONT_CLOSED;
+    if (f->remote != NULL)
+        return remote_take(f, out, timeout);
     front_conn *c = leader_take(f, timeout, &closed);
     if (c == NULL)
         return closed ? FRONT_CLOSED : FRONT_TIMEOUT;
@@ -46,6 +49,7 @@ int front_take(front *f, front_request *out, int64_t timeout)
     out->body_len = b->body_len;
     out->body_complete = c->complete && c->spooled == NULL;
     out->body_spooled = c->complete && c->spooled != NULL;
+    out->is_repeated = false;
     out->listener = c->listener;
     out->arrived = c->arrived;
     memcpy(&out->peer, &c->peer, sizeof out->peer);
@@ -182,11 +186,15 @@ ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait)
         return 0;
     if (f->foreign)
         return -EPIPE;
+    if (f->remote != NULL)
+        return remote_read(f, c, buf, len, wait);
     for (;;) {
         if (f->limits.request_timeout != 0 && atomic_load_explicit(&c->answer, memory_order_relaxed) >= ANSWER_504)
             return -EPIPE;
-        if (c->spooled != NULL && c->spooled->given < c->spooled->size) /* a disk may have to be waited for */
-            return wait ? spool_read(c->spooled, buf, len) : -EAGAIN;
+        /* A disk may have to be waited for.  An event loop does so, as nothing would tell it that it can go on: it only gets
+         * such a body for worker processes, or if it came before there was an event loop. */
+        if (c->spooled != NULL && c->spooled->given < c->spooled->size)
+            return wait || eventloop_serves(f) ? spool_read(c->spooled, buf, len) : -EAGAIN;
         size_t there = c->in->body_len - c->body_given;
         if (there > 0) {
             if (there > len)
@@ -230,6 +238,8 @@ bool front_body_pending(const front_conn *c)
 
 uint64_t front_body_left(const front_conn *c)
 {
+    if (c->slot != NULL)
+        return remote_body_left(c);
     uint64_t in_file = c->spooled != NULL ? c->spooled->size - c->spooled->given : 0;
 
     return in_file + c->in->body_len - c->body_given + c->body_left;
@@ -237,6 +247,8 @@ uint64_t front_body_left(const front_conn *c)
 
 bool front_is_gone(front_conn *c)
 {
+    if (c->slot != NULL)
+        return atomic_load_explicit(&c->slot->gone, memory_order_relaxed);
     return atomic_load_explicit(&c->gone, memory_order_relaxed);
 }
 
@@ -268,6 +280,8 @@ static void iov_advance(struct iovec *iov, int n, size_t by)
 
 bool front_begin_response(front *f, front_conn *c)
 {
+    if (f->remote != NULL)
+        return remote_begin_response(f, c);
     bool expect = atomic_load_explicit(&c->expect, memory_order_relaxed);
 
     atomic_store_explicit(&c->expect, false, memory_order_relaxed); /* runs for each response, so without a barrier */
@@ -275,7 +289,7 @@ bool front_begin_response(front *f, front_conn *c)
         return true;
     /* For workers so much is collected before; how long a chunked one is will only be known when the client has been told that
      * it may send its next request.  Whether a body comes that has not been asked for is not known. */
-    c->skips = eventloop_serves(f) && !expect && (c->chunked || c->body_left <= f->limits.body_buffer_size);
+    c->skips = eventloop_streams(f) && !expect && (c->chunked || c->body_left <= f->limits.body_buffer_size);
     return c->skips;
 }
 
@@ -326,6 +340,8 @@ static bool may_answer(front *f, front_conn *c)
 
 int front_send(front *f, front_conn *c, struct iovec *iov, int n, size_t keep, bool wait)
 {
+    if (f->remote != NULL)
+        return f->foreign ? -EPIPE : remote_send(f, c, iov, n, wait);
     return may_answer(f, c) ? send_parts(f, c, iov, n, keep, wait) : -EPIPE;
 }
 
@@ -389,7 +405,11 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
     uint64_t mark = len;
     int64_t deadline = 0;
 
-    if (f->foreign || !may_answer(f, c))
+    if (f->foreign)
+        return -EPIPE;
+    if (f->remote != NULL)
+        return remote_send_file(f, c, fd, offset, len);
+    if (!may_answer(f, c))
         return -EPIPE;
     int refused = len > 0 ? is_over(c) : FRONT_OK;
     if (refused != FRONT_OK)
@@ -425,17 +445,23 @@ int front_send_file(front *f, front_conn *c, int fd, off_t offset, uint64_t len,
 
 void front_trace(front *f, front_conn *c, const uint8_t *id)
 {
-    if (!f->foreign)
+    if (f->foreign)
+        return;
+    if (f->remote != NULL)
+        remote_trace(c, id);
+    else
         handoff_trace(f, c, id);
 }
 
 unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsigned status)
 {
-    handoff_result result = {.abort = abort, .rest = is_left(c), .status = status, .end = clock_now()};
     int fd;
 
     if (f->foreign)
         return status;
+    if (f->remote != NULL)
+        return remote_finish(f, c, keep_alive, abort, status);
+    handoff_result result = {.abort = abort, .rest = is_left(c), .status = status, .end = clock_now()};
     if (atomic_load_explicit(&c->cut, memory_order_relaxed))
         result.abort = true; /* no matter what the application does about it */
     if (f->limits.request_timeout != 0) {
@@ -471,7 +497,7 @@ unsigned front_finish(front *f, front_conn *c, bool keep_alive, bool abort, unsi
 
 int front_serve_by_eventloop(front *f, int epoll_fd)
 {
-    return f->foreign ? -EPIPE : eventloop_open(f, epoll_fd);
+    return f->foreign ? -EPIPE : f->remote != NULL ? -ENOTSUP : eventloop_open(f, epoll_fd);
 }
 
 unsigned front_wait(front *f, int64_t timeout)
@@ -481,17 +507,19 @@ unsigned front_wait(front *f, int64_t timeout)
 
 int front_serve_by_reader(front *f)
 {
+    if (f->remote != NULL)
+        return f->foreign ? -EPIPE : remote_serve_by_reader(f);
     return f->foreign ? -EPIPE : eventloop_open_elsewhere(f);
 }
 
 unsigned front_look(front *f)
 {
-    return leader_look(f);
+    return f->remote != NULL ? remote_look(f, true) : leader_look(f);
 }
 
 unsigned front_settle(front *f)
 {
-    return leader_settle(f);
+    return f->remote != NULL ? remote_look(f, false) : leader_settle(f);
 }
 
 int64_t front_eventloop_looks(const front *f)
@@ -516,12 +544,16 @@ int front_watch_turns(front *f, front_turn *out)
 
 int front_await(front *f, front_conn *c, unsigned what, void *tag)
 {
+    if (f->remote != NULL)
+        return f->foreign ? -EPIPE : remote_await(f, c, what, tag);
     int rv = f->foreign ? -EPIPE : conn_watch(f, c, what & FRONT_WRITABLE ? WATCH_OUT : WATCH_IN);
 
     if (rv != FRONT_OK)
         return rv;
-    c->tag = tag;
     handoff_lock(f);
+    c->tag = tag;
+    if (what == 0)
+        eventloop_dismiss(f, c);
     bool waits = !atomic_load(&c->gone) && !atomic_load(&c->interrupted) && eventloop_await(c, what);
     handoff_unlock(f);
     return waits ? FRONT_AGAIN : FRONT_OK;
@@ -539,7 +571,11 @@ int front_switch(front *f, front_conn *c)
 {
     buffer *b = c->in;
 
-    if (f->foreign || !may_answer(f, c))
+    if (f->foreign)
+        return -EPIPE;
+    if (f->remote != NULL)
+        return remote_switch(f, c);
+    if (!may_answer(f, c))
         return -EPIPE;
     if (b->head.chunked || b->head.content_length > 0 || b->head.minor == 0 || c->switched)
         return -EINVAL;
@@ -579,7 +615,7 @@ void front_take_late(front *f)
 
 bool front_is_late(const front_conn *c)
 {
-    int answer = atomic_load(&c->answer);
+    int answer = c->slot != NULL ? atomic_load(&c->slot->late) : atomic_load(&c->answer);
 
     return answer == ANSWER_504 || answer == ANSWER_CUT;
 }

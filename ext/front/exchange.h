@@ -28,6 +28,7 @@ typedef struct {
     size_t body_len;
     bool body_complete; /* that is the whole body */
     bool body_spooled;  /* the whole body has arrived, and front_body_left() is its length */
+    bool is_repeated;  /* a worker process has died in it */
     unsigned listener; /* the number of the socket from which the connection was accepted */
     int64_t arrived;   /* monotonic nanoseconds, when the head was complete */
     union proxy_peer peer;
@@ -75,6 +76,7 @@ enum front_progress {
 int front_serve_by_eventloop(front *f, int epoll_fd);
 /* Waits, and leads meanwhile, until there is something to do: a set of enum front_news.  nanoseconds; < 0: forever */
 unsigned front_wait(front *f, int64_t timeout);
+void front_want_requests(front *f, bool wanted); /* whether front_wait() returns for requests */
 /* In place of these two, for an event loop that waits elsewhere: the descriptor that it has to watch, or a negative errno. */
 int front_serve_by_reader(front *f);
 /* To be called when that descriptor is readable, and whenever something has been served: what there is to do now, a set of
@@ -90,7 +92,7 @@ void front_turns(const front *f, tally_waits *out); /* how long its turns took *
  * FRONT_OK, FRONT_CLOSED when the front has stopped or no event loop serves, or a negative errno.  In one thread. */
 int front_watch_turns(front *f, front_turn *out);
 /* FRONT_AGAIN: front_moved() will return `tag` once, when one of `what` (enum front_progress) has happened.  FRONT_OK: it has
- * happened already.  Or a negative errno. */
+ * happened already.  Or a negative errno.  Without `what` it will not be returned. */
 int front_await(front *f, front_conn *c, unsigned what, void *tag);
 void *front_moved(front *f); /* NULL: no more */
 /* From now on the connection has raw bytes in both directions: front_read() returns whatever comes, beginning with what has

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "body.h"
+#include "carrier.h"
 #include "clock.h"
 #include "conn.h"
 #include "eventloop.h"
@@ -16,9 +17,11 @@
 #include "io.h"
 #include "leader.h"
 #include "probe.h"
+#include "remote.h"
 #include "reserve.h"
 #include "sockets.h"
 #include "spool.h"
+#include "stage.h"
 
 /* ------------------------------------------------------------------------ forks */
 
@@ -94,26 +97,53 @@ bool front_is_foreign(const front *f)
 
 /* -------------------------------------------------------------------- lifetime */
 
-int front_open(front **out, const front_listen *sockets, unsigned n, const front_limits *limits)
+static front *make(const front_limits *limits)
 {
     front *f = calloc(1, sizeof *f);
-    int rv;
 
     if (f == NULL)
-        return -ENOMEM;
+        return NULL;
     f->limits = *limits;
+    f->limits.body_spool = NULL;
     f->heads = (http1_limits){
         .max_head_size = (uint16_t)limits->max_header_size,
         .max_headers = (uint16_t)limits->max_headers,
         .max_target_size = (uint16_t)(limits->max_target_size < limits->max_header_size ? limits->max_target_size
                                                                                         : limits->max_header_size),
     };
+    f->epoll_fd = f->wake_fd = -1;
+    reserve_none(f);
     clock_expect(f, INT64_MAX);
     f->now = clock_now();
     leader_init(f);
     handoff_init(f);
     eventloop_init(f);
     probe_init(f);
+    return f;
+}
+
+int front_open_remote(front **out, int socket, int bell_fd, const front_limits *limits)
+{
+    front *f = make(limits);
+    int rv;
+
+    if (f == NULL)
+        return -ENOMEM;
+    if ((rv = remote_open(f, socket, bell_fd)) != FRONT_OK || (rv = note_open(f)) != 0) {
+        front_close(f);
+        return rv;
+    }
+    *out = f;
+    return FRONT_OK;
+}
+
+int front_open(front **out, const front_listen *sockets, unsigned n, const front_limits *limits)
+{
+    front *f = make(limits);
+    int rv;
+
+    if (f == NULL)
+        return -ENOMEM;
     reserve_init(f);
     f->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     f->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -122,7 +152,6 @@ int front_open(front **out, const front_listen *sockets, unsigned n, const front
         front_close(f);
         return rv;
     }
-    f->limits.body_spool = NULL;
     if (limits->body_spool != NULL && (f->limits.body_spool = strdup(limits->body_spool)) == NULL) {
         front_close(f);
         return -ENOMEM;
@@ -140,11 +169,61 @@ int front_open(front **out, const front_listen *sockets, unsigned n, const front
     return FRONT_OK;
 }
 
+/* ------------------------------------------- for a front here, or for one whose sockets another process has */
+
+int front_run(front *f)
+{
+    return f->remote != NULL ? remote_run(f) : leader_run(f);
+}
+
+void front_advance(front *f, enum front_stage stage)
+{
+    stage_advance(f, stage);
+    if (f->remote != NULL) {
+        remote_advance(f);
+        return;
+    }
+    front_ring(f);
+    eventloop_bell(f);
+}
+
+enum front_stage front_stage_now(const front *f)
+{
+    return f->remote != NULL ? remote_stage(f) : stage_now(f);
+}
+
+bool front_is_draining(const front *f)
+{
+    return f->remote != NULL ? remote_is_draining(f) : stage_now(f) != FRONT_SERVING;
+}
+
+void front_publish(front *f, pages *table)
+{
+    if (f->remote != NULL)
+        pages_free(table); /* it serves none */
+    else
+        probe_publish(f, table);
+}
+
+void front_renew(front *f, unsigned slot, int64_t nanoseconds)
+{
+    if (f->remote != NULL)
+        remote_renew(f, slot, nanoseconds);
+    else
+        probe_renew(f, slot, nanoseconds);
+}
+
+/* -------------------------------------------------------------------- */
+
 void front_close(front *f)
 {
     note_closed(f);
     if (f->foreign || !spool_close(f)) /* other threads were using it at the fork, or one still is: its memory is not freed */
         return;
+    if (f->carrier != NULL)
+        carrier_free(f);
+    if (f->remote != NULL)
+        remote_close(f);
     conn_free(f);
     free((void *)(uintptr_t)f->limits.body_spool);
     probe_free(f);
@@ -164,6 +243,8 @@ void front_close(front *f)
 
 void front_count(front *f, front_counters *out)
 {
+    if (f->remote != NULL && !f->foreign)
+        remote_note_late(f);
 #define LOAD(name, ...) out->name = atomic_load_explicit(&f->count.name, memory_order_relaxed);
 #define CLEAR(name, ...) out->name = 0;
     FRONT_COUNTERS(LOAD, CLEAR)

@@ -136,11 +136,16 @@ typedef struct {
 int front_open(front **out, const front_listen *sockets, unsigned n, const front_limits *limits);
 void front_close(front *f); /* only after front_run() and every worker have returned; does not close the sockets */
 
+/* In a worker process: its end of the area whose socket front_add_worker() has returned (carrier.h); `bell_fd` is that of
+ * front_open_workers(). */
+int front_open_remote(front **out, int socket, int bell_fd, const front_limits *limits);
+
 bool front_is_foreign(const front *f); /* it belongs to the parent of this forked process */
 
 int front_run(front *f); /* the loop; FRONT_CLOSED at the end of the last stage, or a negative errno */
 void front_advance(front *f, enum front_stage stage); /* never goes back; async-signal-safe */
 enum front_stage front_stage_now(const front *f);
+bool front_is_draining(const front *f); /* whether connections are to be closed after their response */
 
 uint64_t front_accepted(const front *f, unsigned listener); /* connections, of one socket */
 

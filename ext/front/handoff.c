@@ -148,7 +148,7 @@ bool handoff_pass(front *f, enum handoff_waking waking, front_conn **refused)
     f->queue.backlog = 0;
     if (some && f->queue.n_idle_workers == 0 && f->queue.n_taken > 0 && !eventloop_serves(f))
         f->queue.backlog = f->queue.n_ready * f->queue.service_time / f->queue.n_taken / 2;
-    bool sleeps = f->queue.ready.first != NULL && eventloop_rouse(f);
+    bool sleeps = f->queue.ready.first != NULL && !f->queue.declined && eventloop_rouse(f);
     pthread_mutex_unlock(&f->queue.mutex);
     handoff_rouse(next);
     eventloop_ring(f, sleeps);
@@ -222,6 +222,41 @@ bool handoff_return(front *f, front_conn *c, const handoff_result *result, int *
     return ring;
 }
 
+bool handoff_begin(front *f, front_conn *c)
+{
+    pthread_mutex_lock(&f->queue.mutex);
+    c->thread = thread_id();
+    c->begun = clock_now();
+    c->seen = 0;
+    if (eventloop_serves(f))
+        eventloop_begin(c);
+    list_push(&f->queue.taken, c);
+    f->queue.n_taken++;
+    bool more = more_do_more(f);
+    pthread_mutex_unlock(&f->queue.mutex);
+    atomic_fetch_add_explicit(&f->queue.n_worker, 1, memory_order_relaxed);
+    return more;
+}
+
+void handoff_end(front *f, front_conn *c)
+{
+    pthread_mutex_lock(&f->queue.mutex);
+    list_remove(c->switched ? &f->queue.switched : &f->queue.taken, c);
+    if (c->switched)
+        f->queue.n_switched--;
+    else
+        f->queue.n_taken--;
+    if (!c->switched)
+        f->queue.service_time += (clock_now() - c->begun - f->queue.service_time) / 8;
+    f->queue.n_late -= c->late;
+    c->switched = c->late = false;
+    if (c->with_eventloop)
+        eventloop_end(f, c);
+    f->queue.n_finished++;
+    pthread_mutex_unlock(&f->queue.mutex);
+    atomic_fetch_sub_explicit(&f->queue.n_worker, 1, memory_order_relaxed);
+}
+
 void handoff_note_event(front *f, front_conn *c, unsigned events)
 {
     pthread_mutex_lock(&f->queue.mutex);
@@ -250,7 +285,7 @@ void handoff_knock(front *f)
 unsigned handoff_news(front *f, bool sleeps)
 {
     pthread_mutex_lock(&f->queue.mutex);
-    unsigned news = (f->queue.ready.first != NULL ? FRONT_REQUESTS : 0) | (eventloop_has_moved(f) ? FRONT_MOVED : 0) |
+    unsigned news = (f->queue.ready.first != NULL && !f->queue.declined ? FRONT_REQUESTS : 0) | (eventloop_has_moved(f) ? FRONT_MOVED : 0) |
                     (eventloop_has_late(f) ? FRONT_LATE : 0);
     if (sleeps && news == 0)
         eventloop_begin_sleep(f);
@@ -263,16 +298,23 @@ unsigned handoff_news(front *f, bool sleeps)
  * not block the others. */
 bool handoff_may_keep(front *f)
 {
-    if (f->queue.n_unread == 0 || eventloop_serves(f)) /* which waits for no client */
+    if (f->queue.n_unread == 0 || eventloop_streams(f)) /* which waits for no client */
         return false;
     pthread_mutex_lock(&f->queue.mutex);
-    uint32_t workers = f->queue.n_taken + f->queue.n_idle_workers, reading = f->queue.n_unread;
+    uint32_t workers = eventloop_carries(f) ? eventloop_room(f) : f->queue.n_taken + f->queue.n_idle_workers, reading = f->queue.n_unread;
     for (const front_conn *c = f->queue.taken.first; c != NULL; c = c->next) /* at most as many as there are workers */
         reading -= c->unread && atomic_load_explicit(&c->complete, memory_order_relaxed); /* has read its body and works */
     for (const front_conn *c = f->queue.returned.first; c != NULL; c = c->next) /* which the loop has not seen yet */
         reading -= c->unread;
     pthread_mutex_unlock(&f->queue.mutex);
     return reading > 0 && 2 * reading >= workers;
+}
+
+void front_want_requests(front *f, bool wanted)
+{
+    pthread_mutex_lock(&f->queue.mutex);
+    f->queue.declined = !wanted;
+    pthread_mutex_unlock(&f->queue.mutex);
 }
 
 bool handoff_progresses(front *f)
@@ -285,6 +327,17 @@ bool handoff_progresses(front *f)
 }
 
 /* -------------------------------------------------------------------- deadlines */
+
+const char *handoff_overdue_text(const front *f)
+{
+    return eventloop_serves(f) && !eventloop_carries(f) ? "the event loop was busy for too long\n" : "no worker became free in time\n";
+}
+
+void handoff_note_late(front *f, front_conn *c)
+{
+    c->late = true;
+    f->queue.n_late++;
+}
 
 /* A worker thread is still using the connection, so only its socket is touched. */
 static void answer_late(front *f, front_conn *c)
@@ -316,8 +369,7 @@ void handoff_expire(front *f)
         } else {
             continue; /* just finished, or sending 100 (Continue); the next turn handles it */
         }
-        c->late = true;
-        f->queue.n_late++;
+        handoff_note_late(f, c);
         count_add(&f->count.request_timeouts, 1);
         atomic_store(&c->interrupted, true);
         eventloop_note(f, c, FRONT_READABLE | FRONT_WRITABLE | FRONT_LEFT);

@@ -103,6 +103,8 @@ static inline front_conn *handoff_overdue(front *f)
     return c;
 }
 
+const char *handoff_overdue_text(const front *f);
+void handoff_note_late(front *f, front_conn *c); /* M: its request_timeout has passed, and it has been answered */
 void handoff_expire(front *f);          /* responds for workers whose request_timeout has passed */
 int64_t handoff_due(front *f, int64_t due, int64_t look); /* when something must be done; at most `due`, or `look` */
 void handoff_note_event(front *f, front_conn *c, unsigned events); /* of a connection that a worker owns; enum front_progress */
@@ -154,6 +156,10 @@ static inline void handoff_rouse(waiter *w)
 
 /* What was a request is a connection of raw bytes from now on. */
 void handoff_switch(front *f, front_conn *c);
+
+/* In a worker process: a thread has taken the request, and its end.  Whether more threads do more. */
+bool handoff_begin(front *f, front_conn *c);
+void handoff_end(front *f, front_conn *c);
 
 /* The loop may count the request as well, when it is late. */
 void handoff_trace(front *f, front_conn *c, const uint8_t *id);

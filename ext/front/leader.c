@@ -95,8 +95,7 @@ static int longest_turn(front *f, int64_t until)
     return due < 0 ? (left > INT32_MAX ? -1 : (int)left) : due < left ? due : (int)left;
 }
 
-/* For the event loop: looks at its turn, and rings one that has long been silent.  When to look again. */
-static int64_t watch(front *f, int64_t nap)
+int64_t leader_watch(front *f, int64_t nap)
 {
     int64_t look = eventloop_watch(f, nap);
     int64_t silent = handoff_workers(f) > 0 ? eventloop_silent_until(f) : INT64_MAX;
@@ -109,7 +108,7 @@ static int64_t watch(front *f, int64_t nap)
     return look < silent ? look : silent;
 }
 
-int front_run(front *f)
+int leader_run(front *f)
 {
     bool napped = false, relaxed; /* if so, events have probably arrived meanwhile */
 
@@ -120,7 +119,7 @@ int front_run(front *f)
     f->now = clock_now();
     while (atomic_load(&f->stage) != FRONT_STOPPED && f->leader.error == 0) {
         relaxed = is_led_elsewhere(f);
-        int64_t look = eventloop_serves(f) ? watch(f, relaxed ? NAP : 0) : INT64_MAX;
+        int64_t look = eventloop_serves(f) ? leader_watch(f, relaxed ? NAP : 0) : INT64_MAX;
         int timeout = relaxed || napped ? 0 : longest_turn(f, look);
         if (timeout != 0)
             want_short_slices(f, true); /* the event that ends the wait must be handled at once */

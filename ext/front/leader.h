@@ -14,6 +14,11 @@ unsigned leader_wait(front *f, int64_t timeout); /* front_wait() */
 unsigned leader_look(front *f);                  /* front_look() */
 unsigned leader_settle(front *f);                /* front_settle() */
 
+/* For the event loop: looks at its turn, and rings one that has long been silent.  When to look again. */
+int64_t leader_watch(front *f, int64_t nap);
+
+int leader_run(front *f); /* front_run() */
+
 static inline void leader_init(front *f)
 {
     pthread_mutex_init(&f->leader.lead, NULL);

@@ -41,6 +41,7 @@
     DURATION(request_timeout, 0, 0, INT64_MAX)                       /* from front_take() on; 0: none; then 504, or a cut */ \
     DURATION(slow_callback_duration, 1 * FRONT_SECOND / 10, 0, INT64_MAX) /* of an event loop's turn; 0: none is slow */     \
     FLAG(stream_bodies, false, 0, 1)                                 /* a long body goes to its worker as it arrives */      \
+    FLAG(retry_idempotent, true, 0, 1)                                /* GET and HEAD, once, if a worker process dies */          \
     FLAG(proxy_optional, false, 0, 1)                                /* the PROXY header of `proxies` may be missing */
 
 /* An IPv4 network in its IPv6-mapped form, or an IPv6 network. */

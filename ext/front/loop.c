@@ -73,7 +73,7 @@ static void expire(front *f)
     while ((c = handoff_overdue(f)) != NULL) {
         conn_from_worker(f, c);
         count_add(&f->count.timeouts, 1);
-        conn_refuse(f, c, 503, eventloop_serves(f) ? "the event loop was busy for too long\n" : "no worker became free in time\n");
+        conn_refuse(f, c, 503, handoff_overdue_text(f));
     }
     if (f->limits.request_timeout != 0)
         handoff_expire(f);

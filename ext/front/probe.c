@@ -10,13 +10,13 @@
 #include "http/text.h"
 #include "last_words.h"
 
-void front_publish(front *f, pages *table)
+void probe_publish(front *f, pages *table)
 {
     pages_free(atomic_exchange(&f->published.incoming, table)); /* frees one that the loop has not fetched yet */
     front_ring(f);
 }
 
-void front_renew(front *f, unsigned slot, int64_t nanoseconds)
+void probe_renew(front *f, unsigned slot, int64_t nanoseconds)
 {
     int64_t now;
 

@@ -20,7 +20,10 @@ static inline void probe_free(front *f)
     pthread_mutex_destroy(&f->published.probers.mutex);
 }
 
-/* All for the leader. */
+void probe_publish(front *f, pages *table); /* front_publish() */
+void probe_renew(front *f, unsigned slot, int64_t nanoseconds); /* front_renew() */
+
+/* All that follow are for the leader. */
 
 static inline bool probe_finds(const front *f, const char *path, size_t len) /* whether it is the path of a page */
 {

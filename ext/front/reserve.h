@@ -17,6 +17,11 @@ static inline void reserve_init(front *f)
     f->reserve.fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 }
 
+static inline void reserve_none(front *f)
+{
+    f->reserve.fd = -1;
+}
+
 static inline bool reserve_is_there(const front *f)
 {
     return f->reserve.fd != -1;

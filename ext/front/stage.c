@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <unistd.h>
 
+#include "eventloop.h"
 #include "conn.h"
 #include "handoff.h"
 #include "last_words.h"
@@ -45,7 +46,9 @@ void stage_signal(front *f)
     for (ssize_t i = 0; i < n; i++) {
         if (signals[i] > 63 || !(f->ending.draining_signals >> signals[i] & 1))
             continue;
-        front_advance(f, FRONT_DRAINING);
+        stage_advance(f, FRONT_DRAINING);
+        front_ring(f);
+        eventloop_bell(f);
         if (f->ending.n_signals > 0 && f->now - f->ending.last_signal < SECOND) /* supervisors send the same signal twice */
             continue;
         f->ending.last_signal = f->now;
@@ -73,17 +76,17 @@ void stage_change(front *f)
     atomic_store(&f->stage, wanted);
 }
 
-void front_advance(front *f, enum front_stage stage)
+void stage_advance(front *f, enum front_stage stage)
 {
     int now = atomic_load(&f->ending.wanted);
 
     while (now < (int)stage && !atomic_compare_exchange_weak(&f->ending.wanted, &now, (int)stage))
         ;
-    front_ring(f);
 }
 
-enum front_stage front_stage_now(const front *f)
+enum front_stage stage_now(const front *f)
 {
     int wanted = atomic_load(&f->ending.wanted), stage = atomic_load(&f->stage);
+
     return (enum front_stage)(wanted > stage ? wanted : stage);
 }

@@ -16,6 +16,9 @@ static inline bool stage_is_due(const front *f)
     return atomic_load(&f->ending.wanted) > atomic_load(&f->stage);
 }
 
+void stage_advance(front *f, enum front_stage stage); /* front_advance(), which also rings */
+enum front_stage stage_now(const front *f);           /* front_stage_now() */
+
 static inline int64_t stage_due(const front *f, int64_t due)
 {
     return f->ending.gives_up != 0 && f->ending.gives_up < due ? f->ending.gives_up : due;

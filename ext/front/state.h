@@ -127,6 +127,7 @@ struct front_conn {
     uint64_t thread;                /* M: the worker's kernel thread id */
     struct front_conn *next_moved;  /* M */
     void *tag;                      /* O: of the event loop */
+    struct area_slot *slot;         /* in a worker process: its place in the area; otherwise NULL */
     union proxy_peer peer;
 };
 
@@ -205,6 +206,7 @@ struct front_queue {
     conn_list ready, taken, returned; /* M */
     conn_list switched;      /* M: no longer requests: they have no deadline, and do not count as in flight */
     uint32_t n_switched;     /* M */
+    bool declined;           /* M: the carrier has no room, and is told of no request */
     uint32_t n_ready, n_taken, n_late, n_idle_workers, n_woken; /* M */
     waiter *idle_workers;    /* M: the last to fall asleep is the first to wake */
     uint64_t n_finished, seen_finished; /* M: requests finished by workers; the same at the last look */
@@ -232,6 +234,9 @@ struct front_eventloop {
     atomic_bool has_others;  /* outer_fd was readable */
     front_conn *moved_first, *moved_last; /* M */
     bool has_late;           /* M: request_timeout has cut off a request, and it has not been told */
+    int bell_fd;             /* of one that carries requests to worker processes (carrier.h), or -1; */
+    atomic_bool gathers;     /* these want bodies whole, */
+    _Atomic uint32_t room;   /* and can serve so many requests at a time */
     _Atomic uint64_t looks;  /* how often it has asked for work */
     uint64_t seen_looks;     /* L, and so are all that follow: of the front's own thread, the same at its last look; */
     bool was_given_time;     /* it has napped since, for the event loop to come back; */
@@ -325,6 +330,8 @@ struct front {
     struct front_spooling spooling;
     struct front_ending ending;
     struct front_last_words last_words;
+    struct carrier *carrier;        /* NULL until there are worker processes */
+    struct remote *remote;          /* in a worker process: its end; most of the above is unused */
 
     struct { /* what happens, counted by whoever does it */
         FRONT_COUNTERS(FRONT_EVENT, FRONT_STATE)

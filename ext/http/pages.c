@@ -96,7 +96,7 @@ size_t pages_refusal(unsigned status, const char *date, const char *text, bool h
     return (size_t)snprintf(out, PAGES_REFUSAL_SIZE,
                             "HTTP/1.1 %u %s\r\n%sContent-Type: text/plain; charset=utf-8\r\nContent-Length: %zu\r\n"
                             "%sConnection: close\r\n\r\n%s",
-                            status, pages_reason(status), date, strlen(text), status == 503 ? "Retry-After: 1\r\n" : "",
+                            status, pages_reason(status), date, strlen(text), status == 502 || status == 503 ? "Retry-After: 1\r\n" : "",
                             head_only ? "" : text);
 }
 
@@ -115,6 +115,7 @@ const char *pages_reason(unsigned status)
     case 431: return "Request Header Fields Too Large";
     case 500: return "Internal Server Error";
     case 501: return "Not Implemented";
+    case 502: return "Bad Gateway";
     case 503: return "Service Unavailable";
     case 504: return "Gateway Timeout";
     case 505: return "HTTP Version Not Supported";

@@ -162,22 +162,22 @@ def test_a_part_of_the_front_is_touched_by_its_file_alone() -> None:
 
 
 def test_only_one_file_moves_bytes_of_sockets() -> None:
-    """So that what they go through on their way can be put there."""
+    """So that what they go through on their way can be put there.  area.c passes descriptors to a worker."""
     calls = r"\b(recv|recvfrom|recvmsg|send|sendto|sendmsg|sendfile|splice|MSG_\w+)\b"
     users = {path.name for folder in FOLDERS for path in files(folder) if re.search(calls, code(path))}
-    assert users == {"io.h"}
+    assert users == {"io.h", "area.c"}
     for path in (EXT / "binding").glob("*.*"):
         assert "sys/socket.h" not in path.read_text() and "sys/sendfile.h" not in path.read_text(), path
 
 
-def test_the_binding_knows_the_front_by_its_two_headers() -> None:
+def test_the_binding_knows_the_front_by_its_three_headers() -> None:
     """And nothing of a connection or of what carries a request; the others are of no part of the front."""
     named = set()
     for path in (EXT / "binding").glob("*.*"):
         named |= {
             name for folder, name in re.findall(r"[\"<](front|http)/(\w+)\.h", path.read_text()) if folder == "front"
         }
-    assert named == {"exchange", "front", "init", "request_id", "tally"}
+    assert named == {"carrier", "exchange", "front", "init", "request_id", "tally"}
     seam = [EXT / "front" / f"{stem}.h" for stem in named]
     assert {found.name for path in seam for found in included(path)} == {
         "front.h", "limits.h", "counters.h", "tally.h", "http1.h", "pages.h", "proxy.h",

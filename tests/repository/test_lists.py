@@ -57,7 +57,7 @@ def test_a_limit_has_the_default_of_its_setting() -> None:
     for name, setting in limits.items():
         line = next(line for line in text.splitlines() if f"({name}, " in line)
         usual = line.split(f"({name}, ")[1].split(",")[0].replace(" * FRONT_SECOND", "")
-        assert eval(usual, {"false": False}) == setting.default, name
+        assert eval(usual, {"false": False, "true": True}) == setting.default, name
 
 
 def test_the_stub_has_each_counter() -> None:
