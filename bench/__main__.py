@@ -24,6 +24,7 @@ from bench import (
     report,
     restarts,
     startup,
+    workers,
 )
 from bench.peers import THREADS
 from bench.servers import LOAD_CORES, SERVER_CORES
@@ -40,6 +41,7 @@ SECTIONS = {
     "overhead": overhead,
     "asgi": asgi,
     "orm": orm,
+    "workers": workers,
 }
 
 

@@ -201,6 +201,26 @@ ORM_ASGI_PEERS = tuple(
 )
 
 
+# The same servers with so many worker processes.
+def _with_workers(number: int) -> tuple[Peer, ...]:
+    ours = replace(BY_NAME["pkg"], environment={**BY_NAME["pkg"].environment, "WEB_CONCURRENCY": str(number)})
+    if number == 0:
+        return (ours,)
+
+    def saying(name: str) -> Peer:
+        peer = BY_NAME[name]
+
+        def command(port: int, folder: Path) -> list[str]:
+            return [word.replace("--workers=1", f"--workers={number}") for word in peer.command(port, folder)]
+
+        return replace(peer, command=command)
+
+    return ours, saying("gunicorn"), saying("granian")
+
+
+WORKER_PEERS = {number: _with_workers(number) for number in (0, 1, 2)}
+
+
 def available(missing: dict[str, str]) -> tuple[list[Peer], dict[str, str]]:
     """The servers that can be started on this machine, and why the others cannot."""
     there, reasons = [], {}

@@ -28,7 +28,8 @@ def terminal(results: Results) -> str:
     """All tables."""
     parts = [
         goals(results), latency(results), event_loops(results), probes(results), hosting(results), asgi(results),
-        orm(results), footprint(results), parsing(results), overhead(results), notes(results), settings(results),
+        orm(results), workers(results), footprint(results), parsing(results), overhead(results), notes(results),
+        settings(results),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part)
 
@@ -38,7 +39,7 @@ def page(results: Results) -> str:
     pictures = [f"![{alt}](../bench/{name}.svg)" for name, alt, section in (
         ("latency", "how long a health probe waits under load", "latency"),
         ("throughput", "requests per second of CPU", "hosting")) if results.get(section)]  # fmt: skip
-    tables = [latency, event_loops, hosting, asgi, orm, probes, footprint, parsing, overhead]
+    tables = [latency, event_loops, hosting, asgi, orm, workers, probes, footprint, parsing, overhead]
     how = notes(results)
     parts = [
         goals(results), *pictures, *(table(results) for table in tables), how and f"## How it was measured\n\n{how}",
@@ -110,6 +111,21 @@ def goals(results: Results) -> str:
             ours, theirs = costs["pkg"], others[best]
             judge(f"{case[0].upper()}{case[1:]}, CPU per request", f"the best other, {_title(best)}: {theirs:.1f} µs",
                   f"{ours:.1f} µs, {theirs / ours:.2f} times", ours <= theirs)  # fmt: skip
+
+    several: dict[str, dict[str, float]] = {}
+    for row in results.get("workers", []):
+        several.setdefault(row["case"], {})[row["server"]] = row["cpu_us"]
+    alone = several.pop("hello, one process", {}).get("pkg")
+    for case, costs in several.items():
+        others = {name: cost for name, cost in costs.items() if name != "pkg"}
+        if "pkg" in costs and others:
+            best = min(others, key=others.__getitem__)
+            ours, theirs = costs["pkg"], others[best]
+            judge(f"{case[0].upper()}{case[1:]}, CPU per request", f"the best other, {_title(best)}: {theirs:.1f} µs",
+                  f"{ours:.1f} µs, {theirs / ours:.2f} times", ours <= theirs)  # fmt: skip
+        if "pkg" in costs and alone and case.startswith("hello"):
+            judge(f"{case[0].upper()}{case[1:]}, CPU beside one process", f"1.3 times {alone:.1f} µs at most",
+                  f"{costs['pkg'] / alone:.2f} times", costs["pkg"] <= 1.3 * alone)  # fmt: skip
 
     hosted = {}
     for row in results.get("asgi", []):
@@ -248,6 +264,10 @@ def orm(results: Results) -> str:
     return _costs("One row through an ORM, CPU per request", results.get("orm", []))
 
 
+def workers(results: Results) -> str:
+    return _costs("Worker processes, CPU per request", results.get("workers", []))
+
+
 def _costs(title: str, rows: list[Row]) -> str:
     """A column for each case, a row for each server, with its ratio to ours."""
     found = {(r["server"], r["case"]): r for r in rows}
@@ -325,7 +345,7 @@ def settings(results: Results) -> str:
 
 def _spread(results: Results) -> str:
     """The spread of the rounds."""
-    sections = ("probes", "hosting", "asgi", "orm")
+    sections = ("probes", "hosting", "asgi", "orm", "workers")
     rows = [r for section in sections for r in results.get(section, []) if len(r.get("rounds", ())) > 1]
     if not rows:
         return ""
