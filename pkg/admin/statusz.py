@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pkg._core import Counters
     from pkg.diagnostics.metrics import Executor, Listening
     from pkg.diagnostics.snapshot import Snapshot
+    from pkg.diagnostics.workers import WorkerRow
     from pkg.health.report import HealthReport
 
 __all__ = ["columns", "html", "seconds", "size", "text"]
@@ -108,6 +109,9 @@ def _sections(d: Snapshot) -> Iterable[Section]:
     yield _health(d.health)
     yield Section("Requests in flight", ("for", "request", "worker", "where it is"), _requests(d), "none")
     yield Section("Work", (), _work(d))
+    if d.processes:
+        head = ("worker", "process", "state", "age", "requests", "in flight", "private memory", "CPU time", "")
+        yield Section("Worker processes", head, _processes(d.processes))
     for name, pool in d.pools.items():
         yield Section(f"Database pool {name}" if name else "Database pool", (), _pool(pool))
     yield Section(
@@ -148,6 +152,25 @@ def _sections(d: Snapshot) -> Iterable[Section]:
         ],
         closed=True,
     )
+
+
+def _processes(processes: Sequence[WorkerRow]) -> Rows:
+    return [
+        (
+            Cell(str(row.worker)),
+            Cell(str(row.pid)),
+            Cell("ready", "good")
+            if row.is_ready
+            else Cell(row.state if row.state != "serving" else "not ready", "warn"),
+            Cell(seconds(row.age)),
+            Cell(number(row.served)),
+            Cell(number(row.in_flight)),
+            Cell(size(row.private)),
+            Cell(seconds(row.cpu)),
+            Cell(row.reason),
+        )
+        for row in processes
+    ]
 
 
 def _health(health: HealthReport) -> Section:

@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pkg.cli.terminal import complain, write
+
+TYPE_CHECKING = False  # typing's, whose import would slow `probe` down
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pkg.service.service import Service
+    from pkg.settings.declared import Settings
 
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = ("serve", "probe", "config", "admin")
+TEMPLATE = "template"  # not for people: how process 1 starts the process that forks its workers
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Runs one command and returns its exit code.  Only `--help`, `--help-all` and `--version` raise SystemExit."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     environment = os.environ if environ is None else environ
-    command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "serve"
+    command = arguments.pop(0) if arguments and arguments[0] in (*COMMANDS, TEMPLATE) else "serve"
     if command == "probe":
         from pkg.cli.probe import probe
 
@@ -36,6 +44,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             from pkg.cli.admin import admin
 
             return admin(arguments, environment)
+        if command == TEMPLATE:
+            return _serve_template(arguments, environment)
         return _serve(arguments, environment)
     except Error as error:
         for line in str(error).splitlines():
@@ -71,7 +81,74 @@ def _serve(arguments: list[str], environ: Mapping[str, str]) -> int:
         from pkg.supervisors.reload import serve_again
 
         return serve_again(lambda: Service(settings).run())
+    if settings.workers:
+        return _crew_service(settings, arguments).run()
     return Service(settings).run()
+
+
+def _crew_service(settings: Settings, arguments: list[str]) -> Service:
+    from pkg.diagnostics.cgroup import Cgroup
+    from pkg.service.crew import CrewService
+    from pkg.supervisors.crew import Crew, Rules
+    from pkg.supervisors.template import Template
+
+    rules = Rules(
+        workers=settings.workers,
+        min_ready=settings.min_ready_workers or (settings.workers + 1) // 2,
+        max_requests=settings.max_requests,
+        max_memory=settings.max_worker_memory,
+        drain_timeout=settings.drain_timeout,
+    )
+    cgroup = Cgroup()
+
+    def oom_kills() -> int:
+        return int(cgroup.look()[0].oom_kills or 0)
+
+    return CrewService(
+        settings, lambda front, bell, hello: Crew(rules, front, Template(arguments), bell, hello, oom_kills)
+    )
+
+
+def _serve_template(arguments: list[str], environ: Mapping[str, str]) -> int:
+    """`arguments`: the descriptor of the line to process 1, and the arguments of `serve`."""
+    import gc
+    import socket
+
+    from pkg.cli.flags import read
+    from pkg.service.worker import WorkerService, import_parts
+    from pkg.supervisors.line import Line
+    from pkg.supervisors.template import end_with_process_1, serve_template
+
+    end_with_process_1(int(arguments[0]))
+    settings, _ = read("serve", arguments[1:], environ, COMMANDS)
+    import_parts(settings)
+    load = _preloaded(settings.app) if settings.preload and settings.app else None
+    # What is there stays where it is: the collector of a worker would write to it, and each would have a copy.
+    gc.collect()
+    gc.freeze()
+
+    def work(place: int, descriptors: Sequence[int]) -> int:
+        area, bell, line = descriptors
+        return WorkerService(settings, area, bell, Line(socket.socket(fileno=line)), load).run()
+
+    return serve_template(int(arguments[0]), work)
+
+
+def _preloaded(spec: str) -> Callable[[], Any]:
+    """Imports the application, and returns what returns it, or raises what importing it has raised."""
+    from pkg.errors import StartupError
+    from pkg.service.loader import load
+
+    try:
+        app = load(spec)
+    except StartupError as error:
+        failure = error
+
+        def fail() -> Any:
+            raise failure
+
+        return fail
+    return lambda: app
 
 
 def _open_standard_descriptors() -> None:

@@ -59,9 +59,9 @@ GATE_EXPIRY = 10.0  # an older result of the check does not prevent the pool fro
 class DatabaseCheck:
     """Asks through the pool, or on a connection of its own, and tells the lending what it has found.
 
-    `primary`: whether a server that is read-only fails.  `connect_timeout`: maximum time in seconds to establish a
-    connection.  `counts`: how often it has run, asked, connected, flushed and refilled the pool.  `shortage`: why the
-    pool cannot get all of its connections, "" if nothing is known of that.
+    `processes`: how many have such a pool.  `primary`: whether a server that is read-only fails.  `connect_timeout`:
+    maximum time in seconds to establish a connection.  `counts`: how often it has run, asked, connected, flushed and
+    refilled the pool.  `shortage`: why the pool cannot get all of its connections, "" if nothing is known of that.
     """
 
     def __init__(
@@ -71,13 +71,14 @@ class DatabaseCheck:
         lending: Lending,
         *,
         max_size: int,
+        processes: int,
         connect_timeout: float,
         primary: bool,
     ) -> None:
         self._source = source
         self._pool = pool
         self._lending = lending
-        self._max_size = max_size
+        self._max_size, self._processes = max_size, processes
         self._connect_timeout = connect_timeout
         self._primary = primary
         self._prefix = lending.prefix
@@ -228,7 +229,7 @@ class DatabaseCheck:
         try:
             deadline = self._lending.watchdog.watch(conn, self._began + CHECK_TIMEOUT)
             try:
-                self.shortage = shortage(conn, self._max_size)
+                self.shortage = shortage(conn, self._max_size, self._processes)
             finally:
                 self._lending.watchdog.release(deadline)
         except Exception as error:  # not PostgreSQL, or not all of it; the check has passed all the same

@@ -43,6 +43,7 @@ class Database:
     `prepare`: whether psycopg prepares repeated statements; False for a pooler that gives each transaction another
     session and does not support prepared statements.
     `variable`: the environment variable that `url` is from, for messages; with _FILE behind it, that of `url_file`.
+    `processes`: how many have such a pool, for a warning that PostgreSQL has too few connections for all.
 
     It connects when it is opened.  `check` is a probe for `pkg.check`.  Raises ValueError if the sizes do not fit.
     """
@@ -60,6 +61,7 @@ class Database:
         connect_timeout: float = 3.0,
         prepare: bool = True,
         variable: str = "",
+        processes: int = 1,
     ) -> None:
         self.name = name
         self._source = Source(url, url_file, connect_timeout, variable)
@@ -86,6 +88,7 @@ class Database:
             self._pool,
             self._lending,
             max_size=max_size,
+            processes=processes,
             connect_timeout=connect_timeout,
             primary=self._primary,
         )

@@ -23,8 +23,8 @@ from pg_catalog.pg_roles, pg_catalog.pg_database where rolname = session_user an
 """
 
 
-def shortage(conn: Connection, max_size: int) -> str:
-    """Why a pool of `max_size` connections cannot get all of them, and what to set; "" if it can.
+def shortage(conn: Connection, max_size: int, processes: int = 1) -> str:
+    """Why pools of `max_size` connections in so many processes cannot get all of them, and what to set; "" if they can.
 
     Also "" behind a pooler, whose own limit counts, and which does not tell it: PgBouncer and others give their clients
     another process id at the login than that of the server's process.  Raises psycopg.Error.
@@ -44,9 +44,12 @@ def shortage(conn: Connection, max_size: int) -> str:
         limits = [(free, f"the server has {free}, as {reserved} of {of_server} are reserved", "max_connections")]
         for limit, kind, name in ((of_role, "role", role), (of_database, "database", database)):
             if limit >= 0:
-                change = f'the limit (alter {kind} "{name}" connection limit {max_size})'
+                change = f'the limit (alter {kind} "{name}" connection limit {max_size * processes})'
                 limits.append((limit, f'the {kind} "{name}" may have {limit}', change))
     least, what, change = min(limits)
-    if max_size <= least:
+    if max_size * processes <= least:
         return ""
-    return f"pool_max_size is {max_size}, but {what}: lower pool_max_size to {least} or less, or raise {change}"
+    size = f"pool_max_size is {max_size}"
+    if processes > 1:
+        size += f" in each of {processes} workers, {max_size * processes} together"
+    return f"{size}, but {what}: lower pool_max_size to {least // processes} or less, or raise {change}"

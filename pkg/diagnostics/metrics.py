@@ -24,6 +24,7 @@ from pkg.logs.records import printable_lines
 if TYPE_CHECKING:
     from pkg._core import Exemplar
     from pkg.diagnostics.cgroup import Limits
+    from pkg.diagnostics.workers import WorkerRow
     from pkg.health.report import HealthReport
     from pkg.logs.sink import LogLines
 
@@ -361,6 +362,18 @@ def _add_pools(page: Exposition, pools: Mapping[str, Mapping[str, Any]]) -> None
         )
 
 
+def _add_workers(page: Exposition, processes: Sequence[WorkerRow]) -> None:
+    """Worker processes, by their place: a successor goes on under the number of the one that it replaces."""
+    rows = [({"worker": row.worker}, row) for row in processes]
+    for name, help, of in (
+        ("ready", "1 if the worker process serves and its checks pass.", lambda row: int(row.is_ready)),
+        ("requests_in_flight", "Requests that the worker process has.", lambda row: row.in_flight),
+        ("private_memory_bytes", "Memory of the worker process that no other process has.", lambda row: row.private),
+        ("age_seconds", "Time since the worker process was started.", lambda row: row.age),
+    ):
+        page.family(f"pkg_worker_{name}", "gauge", help, [("", labels, of(row)) for labels, row in rows])
+
+
 def _add_health(page: Exposition, report: HealthReport) -> None:
     page.family("pkg_live", "gauge", "1 if /healthz answers 200.", int(report.live))
     page.family("pkg_ready", "gauge", "1 if /readyz answers 200.", int(report.ready))
@@ -400,6 +413,7 @@ def collect(
     proxy_waits: tuple[Sequence[int], float] | None = None,
     listening: Sequence[Listening] = (),
     executors: Sequence[Executor] = (),
+    processes: Sequence[WorkerRow] = (),
     limits: Limits | None = None,
     version: str = "",
     is_asgi: bool = False,
@@ -438,6 +452,7 @@ def collect(
     _add_front(page, front.stats(), threads)
     _add_listeners(page, listening)
     _add_executors(page, executors)
+    _add_workers(page, processes)
     if pools:
         _add_pools(page, pools)
     if health is not None:

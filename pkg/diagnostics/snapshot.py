@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pkg.diagnostics import blocked, installation, metrics, stacks, tasks
 from pkg.diagnostics.cgroup import Cgroup, Limits, Throttling
+from pkg.diagnostics.workers import WorkerRow
 
 if TYPE_CHECKING:
     from pkg._core import Counters, Prober
@@ -144,6 +145,7 @@ class Snapshot(NamedTuple):
     executors: Sequence[metrics.Executor] = ()
     limits: Limits = Limits()
     throttling: Throttling | None = None
+    processes: Sequence[WorkerRow] = ()  # those that run the application, if this one does not
     findings: Sequence[Finding] = ()
 
     def document(self) -> dict[str, Any]:
@@ -166,6 +168,7 @@ class Snapshot(NamedTuple):
             "limits": self.limits._asdict(),
             "throttling": self.throttling._asdict() if self.throttling is not None else None,
             "logs": self.logs._asdict(),
+            **({"processes": [row._asdict() for row in self.processes]} if self.processes else {}),
             "settings": [dict(row) for row in self.settings],
             "findings": [finding._asdict() for finding in self.findings],
         }
@@ -179,7 +182,7 @@ class Status:
     returns the event loop of an ASGI application, or None; `slow`: the seconds after which a turn of it counts as
     blocked.  `alive()` returns the number of running workers.  `proxy_waits()` returns how long requests have been at
     proxies, or is None if none are trusted.  `listening()` returns how each listener is, `executors()` how the threads
-    beside an event loop are.
+    beside an event loop are, `processes()` how the worker processes are.
     `settings`: rows with secrets redacted.  `began`: monotonic time of the start.
     """
 
@@ -198,6 +201,7 @@ class Status:
         proxy_waits: Callable[[], tuple[Sequence[int], float]] | None = None,
         listening: Callable[[], Sequence[metrics.Listening]] = list,
         executors: Callable[[], Sequence[metrics.Executor]] = tuple,
+        processes: Callable[[], Sequence[WorkerRow]] = tuple,
         app: str = "",
         address: str = "",
         settings: Sequence[Mapping[str, str]] = (),
@@ -211,6 +215,7 @@ class Status:
         self._proxy_waits = proxy_waits
         self.listening = listening
         self.executors = executors
+        self.processes = processes
         self.lifecycle = lifecycle
         self.app = app
         self.address = address
@@ -258,6 +263,7 @@ class Status:
             proxy_waits=self._proxy_waits() if self._proxy_waits is not None else None,
             listening=self.listening(),
             executors=self.executors(),
+            processes=self.processes(),
             limits=self.cgroup.look()[0],
             version=self.version,
             is_asgi=self.eventloop() is not None,
@@ -397,6 +403,7 @@ class Status:
             logs=self.logs.stats(),
             settings=self.settings,
             eventloop=self._eventloop_state(),
+            processes=self.processes(),
         )
         return snapshot._replace(findings=diagnose(snapshot))
 

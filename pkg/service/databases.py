@@ -72,6 +72,7 @@ def _open(name: str, settings: Settings, checker: Checker, oldest: Callable[[], 
         connect_timeout=settings.connect_timeout,
         prepare=settings.prepare_statements,
         variable=_variable(name),
+        processes=max(1, settings.workers),
     )
     try:
         database.open(oldest)

@@ -18,7 +18,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pkg.logs.output import last_words
 
@@ -28,13 +28,21 @@ if TYPE_CHECKING:
     from pkg.http.server import Server
     from pkg.service.signals import Signals
 
-__all__ = ["GIVE_UP", "Drained", "drain"]
+__all__ = ["GIVE_UP", "Drained", "Streams", "drain"]
 
 _log = logging.getLogger("pkg.service")
 
 STREAMS_END = 2.0  # seconds before the deadline of the drain, when streams are told to end
 LAST_WORDS = 1.0  # seconds before the deadline of the drain, when stacks are logged
 GIVE_UP = 1.5  # seconds after the deadline, when the process ends in any case (grace_period leaves 2 until SIGKILL)
+
+
+class Streams(Protocol):
+    """What can end streams and WebSockets before the deadline: an event loop, or those of all workers."""
+
+    def end_streams(self) -> None: ...
+    def end_websockets(self, seconds: float) -> None:
+        """`seconds`: over which to spread it."""
 
 
 class Drained(NamedTuple):
@@ -66,13 +74,11 @@ def drain(
     delay: float,
     timeout: float,
     say: Callable[[str], None],
-    end_streams: Callable[[], None] | None = None,
-    end_websockets: Callable[[float], None] | None = None,
+    streams: Streams | None = None,
 ) -> Drained:
     """Makes readiness fail, stops accepting after `delay` seconds, and gives requests another `timeout` seconds.
 
-    `say` is called with a reason one second before requests are aborted, if there are any; `end_streams` before that,
-    and `end_websockets` when the listener closes, with the seconds over which to spread it.
+    `say` is called with a reason one second before requests are aborted, if there are any.
     """
     front = server.front
     assert front is not None
@@ -96,13 +102,13 @@ def drain(
     if delay:
         signals.hurry.wait(begun + delay - time.monotonic())
     server.close_listener()
-    if end_websockets is not None:
-        end_websockets(timeout / 2)
+    if streams is not None:
+        streams.end_websockets(timeout / 2)
     deadline = time.monotonic() + timeout
     aborted = 0
     has_ended = False
-    if end_streams is not None and not (has_ended := server.join(max(timeout / 2, timeout - STREAMS_END))):
-        end_streams()
+    if streams is not None and not (has_ended := server.join(max(timeout / 2, timeout - STREAMS_END))):
+        streams.end_streams()
     if not has_ended and not server.join(max(0.0, deadline - LAST_WORDS - time.monotonic())):
         _warn(front, deadline, say)
         if not server.join(max(0.0, deadline - time.monotonic())):

@@ -34,7 +34,7 @@ from pkg import api
 from pkg.errors import StartupError
 from pkg.lifecycle import Lifecycle, Phase
 from pkg.service import databases
-from pkg.service.drain import GIVE_UP, drain
+from pkg.service.drain import GIVE_UP, Streams, drain
 from pkg.service.hooks import Hooks
 from pkg.service.signals import Interrupted, Signals
 from pkg.settings.kinds import parse_address
@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from pkg.database.database import Database
     from pkg.diagnostics.metrics import Executor, Listening
     from pkg.diagnostics.snapshot import Status
+    from pkg.diagnostics.workers import WorkerRow
     from pkg.health.checks import Checker
+    from pkg.health.pages import HealthPage
     from pkg.http.request_start import RequestStart
     from pkg.http.server import Server
     from pkg.service.notify import Notify
@@ -97,19 +99,8 @@ class Service:
         Raises StartupError, and leaves nothing bound, if the start fails, also for lack of threads or memory.
         """
         self.signals.install()
-        s = self.settings
-        with _short_of_means():
-            from pkg.diagnostics import installation
-            from pkg.logs import sink
-
-            self.logs = sink.configure(
-                format=s.log_format, schema=s.log_schema, level=s.log_level, access_log=s.access_log
-            )
-        sink.catch_uncaught(self.logs)
-        for warning in filter(None, (installation.conflict(), *s.warnings)):
-            _log.warning("%s", warning)
-        for note in s.notes:
-            _log.info("%s", note)
+        self._open_logs()
+        self._tell_of_settings()
         if "NOTIFY_SOCKET" in os.environ:
             from pkg.service.notify import Notify
 
@@ -131,6 +122,24 @@ class Service:
         finally:
             self._end()
         return 1 if aborted else 0
+
+    def _open_logs(self) -> None:
+        s = self.settings
+        with _short_of_means():
+            from pkg.logs import sink
+
+            self.logs = sink.configure(
+                format=s.log_format, schema=s.log_schema, level=s.log_level, access_log=s.access_log
+            )
+        sink.catch_uncaught(self.logs)
+
+    def _tell_of_settings(self) -> None:
+        from pkg.diagnostics import installation
+
+        for warning in filter(None, (installation.conflict(), *self.settings.warnings)):
+            _log.warning("%s", warning)
+        for note in self.settings.notes:
+            _log.info("%s", note)
 
     def _serve(self) -> None:
         """Until something requests the drain."""
@@ -278,8 +287,8 @@ class Service:
             self._notices.append(lambda: self._late())
         self.coroutines = Coroutines()
         self.checker = Checker(
-            publish=front.publish,
-            renew=front.renew,
+            publish=self._publish,
+            renew=self._renew,
             liveness_timeout=s.liveness_timeout,
             root=not s.app,
             liveness_path=s.liveness_path,
@@ -297,6 +306,14 @@ class Service:
                 self.checker.report,
                 lambda state: state.name in built_in or state.name in map(databases.check_name, self.databases),
             )
+
+    def _publish(self, pages: Sequence[HealthPage]) -> None:
+        assert self.server is not None and self.server.front is not None
+        self.server.front.publish(pages)
+
+    def _renew(self, slot: int, seconds: float) -> None:
+        assert self.server is not None and self.server.front is not None
+        self.server.front.renew(slot, seconds)
 
     def _serve_probes(self) -> None:
         """Probes are answered from now on."""
@@ -348,11 +365,10 @@ class Service:
 
     def _handler(self) -> Any:
         from pkg.service.interface import interface_of
-        from pkg.service.loader import load
 
         if not self.settings.app:
             return _no_application
-        app = load(self.settings.app)
+        app = self._load()
         interface = interface_of(app) if self.settings.interface == "auto" else self.settings.interface
         if interface == "handler":
             if self.settings.script_name:
@@ -366,8 +382,25 @@ class Service:
             return None
         from pkg.http.wsgi import Application
 
-        (name, port), *others = (listener.host for listener in self.server.listeners)
+        (name, port), *others = self._hosts
         return Application(app, name=name, port=port, others=others, script_name=self.settings.script_name)
+
+    @property
+    def _hosts(self) -> Sequence[tuple[str, int]]:
+        """Name and port of each listener."""
+        assert self.server is not None
+        return [listener.host for listener in self.server.listeners]
+
+    @property
+    def _listening_at(self) -> Sequence[Any]:
+        """The address of each listener, as ASGI's scope has it."""
+        assert self.server is not None
+        return [listener.address for listener in self.server.listeners]
+
+    def _load(self) -> Any:
+        from pkg.service.loader import load
+
+        return load(self.settings.app)
 
     def _start_eventloop(self, app: Any) -> None:
         from pkg.asgi.eventloop import EventLoop
@@ -384,7 +417,7 @@ class Service:
         self.eventloop = EventLoop(
             app,
             server.front,
-            addresses=[listener.address for listener in server.listeners],
+            addresses=self._listening_at,
             root_path=s.script_name,
             lifespan=s.lifespan,
             on_request=server.on_request,
@@ -392,7 +425,7 @@ class Service:
             failed=server.handle_error,
             body_timeout=s.body_timeout,
             write_timeout=s.write_timeout,
-            new_loop=_loop_factory(s.loop),
+            new_loop=self._loop_factory(),
             on_late=late.cancels if late is not None else None,
             threads=s.threads if s.origin("threads") != "default" else None,
             websockets=WebSocketRules(
@@ -404,6 +437,11 @@ class Service:
         )
         self._stuck = StuckEventLoop(server.front, s.stuck_timeout, where=self._where_blocked)
         self.eventloop.start()
+
+    def _loop_factory(self) -> Callable[[], Any] | None:
+        """What makes the event loop that the setting names; None: asyncio's own, which turns the front while it is
+        idle."""
+        return _loop_factory(self.settings.loop)
 
     def _open_eventloop(self) -> None:
         from pkg.diagnostics.blocked import Watcher
@@ -470,11 +508,11 @@ class Service:
         assert self.server is not None
         status = Status(
             front=self.server.front,
-            threads=s.threads,
-            alive=self._stuck_threads,
+            threads=self._threads,
+            alive=self._serving_threads,
             lifecycle=self.lifecycle,
             checker=self.checker,
-            databases=lambda: self.databases,
+            databases=self._pools_shown,
             eventloop=lambda: self.eventloop,
             slow=s.slow_callback_duration,
             proxy_waits=self.request_start.waits if self.request_start is not None else None,
@@ -483,6 +521,7 @@ class Service:
             address=self.addresses,
             listening=self._listening,
             executors=self._executors,
+            processes=self._worker_rows,
             settings=[{"name": row.name, "value": row.value, "origin": row.origin} for row in s.describe()],
             began=self.started,
         )
@@ -505,6 +544,13 @@ class Service:
             for place, listener in enumerate(self.server.listeners)
         ]
 
+    def _pools_shown(self) -> Mapping[str, Any]:
+        """What has the statistics of each database, by name."""
+        return self.databases
+
+    def _worker_rows(self) -> Sequence[WorkerRow]:
+        return ()
+
     def _oldest_request(self) -> float:
         """The monotonic time at which the oldest request in flight has begun; that of the start if it is not known."""
         front = self.server.front if self.server is not None else None
@@ -524,6 +570,10 @@ class Service:
 
     # -------------------------------------------------------------- stop
 
+    @property
+    def _streams(self) -> Streams | None:
+        return self.eventloop
+
     def _drain(self) -> int:
         """Ends everything in order.  Returns the number of requests that were aborted."""
         s = self.settings
@@ -538,8 +588,7 @@ class Service:
             delay=s.drain_delay,
             timeout=timeout,
             say=self._last_words,
-            end_streams=self.eventloop.end_streams if self.eventloop is not None else None,
-            end_websockets=self.eventloop.end_websockets if self.eventloop is not None else None,
+            streams=self._streams,
         )
         self._close_parts(self.signals.at + s.drain_delay + timeout - time.monotonic())
         _has_lasting_threads()
@@ -562,6 +611,15 @@ class Service:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(1)
+
+    @property
+    def _threads(self) -> int:
+        """How many requests are served at once, if there is no event loop."""
+        return self.settings.threads
+
+    def _serving_threads(self) -> int:
+        """How many of these run."""
+        return self._stuck_threads()
 
     def _stuck_threads(self) -> int:
         """The number of threads that serve requests and have not ended."""

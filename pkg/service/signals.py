@@ -76,9 +76,13 @@ class Flag:
 
 
 class Signals:
-    """The first signal starts the drain; a second one that is no duplicate skips the delay; a third exits at once."""
+    """The first signal starts the drain; a second one that is no duplicate skips the delay; a third exits at once.
 
-    def __init__(self) -> None:
+    `hangup`: whether SIGHUP is one of them.
+    """
+
+    def __init__(self, hangup: bool = True) -> None:
+        self._hangup = hangup
         self.drain = Flag()
         self.hurry = Flag()
         self.name = ""
@@ -95,6 +99,8 @@ class Signals:
 
     def install(self) -> None:
         for number in draining():
+            if number == signal.SIGHUP and not self._hangup:
+                continue
             self._former[number] = signal.signal(number, self._on_signal)
         # The front also gets the number of every signal, and needs no interpreter lock to read it.
         self._former_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)

@@ -149,11 +149,54 @@ class Settings:
         1024,
         basic=True,
     )
+    workers = Setting(
+        INTEGER,
+        0,
+        "Number of worker processes. With 0 one process does everything.",
+        0,
+        256,
+        environment="WEB_CONCURRENCY",
+        basic=True,
+    )
+    preload = Setting(
+        BOOLEAN,
+        False,
+        "Import the application once, before the workers are forked, so that they share its memory. It must not open "
+        "connections or start threads while it is imported, but in functions of pkg.on_start.",
+    )
+    min_ready_workers = Setting(
+        INTEGER,
+        0,
+        "Minimum number of workers that must be ready; with fewer, /readyz returns 503. 0 means half of them, rounded "
+        "up.",
+        0,
+        256,
+    )
+    retry_idempotent = Setting(
+        BOOLEAN,
+        True,
+        "Give a GET or HEAD request whose worker dies before it has responded to another worker, once.",
+    )
+    max_requests = Setting(
+        INTEGER,
+        0,
+        "Number of requests, up to a tenth more, after which a worker is replaced. 0 turns it off.",
+        0,
+        1_000_000_000,
+    )
+    max_worker_memory = Setting(
+        SIZE,
+        0,
+        "Maximum memory of a worker, without what it shares with others; then it is replaced. 0 turns it off.",
+        0,
+        _TIB,
+        least_if_on=16 * _MIB,
+    )
     trusted_proxies = Setting(
         NETWORKS,
         "",
-        "Networks of proxies, separated by commas, from which X-Forwarded headers and the PROXY protocol are trusted; "
-        "unix stands for everybody who connects to a Unix socket.",
+        "Networks of proxies, separated by commas, whose X-Forwarded headers and PROXY protocol are trusted; unix "
+        "stands for everybody at a Unix socket.",
         basic=True,
     )
     proxy_protocol = Setting(
@@ -431,8 +474,7 @@ class Settings:
     drain_timeout = Setting(
         DURATION,
         20.0,
-        "Maximum time after drain_delay for requests in flight to finish; then "
-        "they are aborted. With 0 they are aborted at once.",
+        "Maximum time after drain_delay for requests in flight to finish; then they are aborted, with 0 at once.",
         0.0,
         _HOUR,
         basic=True,
@@ -711,7 +753,7 @@ def _not_understood(
 
 
 def _of_other_servers(environ: Mapping[str, str]) -> Iterator[str]:
-    if any(name.startswith(("WEB_CONCURRENCY", "GUNICORN_", "UVICORN_", "FORWARDED_ALLOW_IPS")) for name in environ):
+    if any(name.startswith(("GUNICORN_", "UVICORN_", "FORWARDED_ALLOW_IPS")) for name in environ):
         from pkg.settings.other_servers import warning
 
         line = warning(environ, {setting.flag: setting.environment for setting in SETTINGS})
@@ -737,6 +779,14 @@ def _across(settings: Settings) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         yield "proxy_protocol", "requires trusted_proxies, the networks from which it is accepted", ("trusted_proxies",)
     if settings.proxy_protocol_optional and not settings.proxy_protocol:
         yield "proxy_protocol_optional", "requires proxy_protocol, which it relaxes", ("proxy_protocol",)
+    if settings.workers and settings.reload:
+        reason = "cannot be combined with reload, which is for development; SIGHUP replaces workers"
+        yield "workers", reason, ("reload",)
+    if settings.preload and not settings.workers:
+        yield "preload", "requires workers, which are forked after it", ("workers",)
+    if settings.min_ready_workers > settings.workers > 0:
+        reason = f"{settings.min_ready_workers} is more than workers ({settings.workers})"
+        yield "min_ready_workers", reason, ("workers",)
     if settings.liveness_path == settings.readiness_path:
         yield "readiness_path", "is the same path as liveness_path", ("liveness_path",)
     if not settings.health_on_main and not settings.health:

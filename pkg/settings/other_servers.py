@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 
 __all__ = ["advice", "warning"]
 
-_WORKERS = "one process serves requests, in PKG_THREADS threads or an event loop; for more cores run more containers"
 _TLS = "no counterpart: let a proxy in front terminate TLS"
 _ADDRESS = "HOST and PORT, or PKG_LISTEN for several addresses, unix:PATH and fd:N"
 _PROXIES = "PKG_TRUSTED_PROXIES"
@@ -21,10 +20,7 @@ _FORM = "APP is module:attribute, or module:factory() for a factory"
 _FOLDER = "modules are imported from the current directory and PYTHONPATH"
 _PLATFORM = "no counterpart: the platform that starts the process (a container, systemd) decides this"
 _LOGS = "LOG_FORMAT; the log goes to stdout"
-_RECYCLE = (
-    "no counterpart: the process is never replaced while it serves; "
-    "with PKG_STUCK_TIMEOUT, /healthz fails when all workers hang"
-)
+_RECYCLE = "PKG_MAX_REQUESTS, with PKG_MAX_WORKER_MEMORY beside it, for workers (WEB_CONCURRENCY)"
 _HEADERS = "PKG_MAX_HEADER_SIZE, PKG_MAX_HEADERS and PKG_MAX_TARGET_SIZE"
 _CONCURRENCY = (
     "PKG_MAX_CONNECTIONS, as a connection has one request at a time; "
@@ -41,7 +37,7 @@ _TIMEOUT = "PKG_REQUEST_TIMEOUT limits one request (504); PKG_STUCK_TIMEOUT dete
 # Flags of gunicorn and uvicorn that do not exist here under the same name.
 _INSTEAD: dict[str, str] = {
     # gunicorn
-    **dict.fromkeys(("-w", "--workers"), _WORKERS),
+    "-w": "--workers",
     **dict.fromkeys(
         ("-k", "--worker-class"),
         "not needed: WSGI applications run in PKG_THREADS threads, ASGI applications in an event loop",
@@ -51,8 +47,8 @@ _INSTEAD: dict[str, str] = {
     "--graceful-timeout": "PKG_DRAIN_TIMEOUT",
     "--keep-alive": "PKG_IDLE_TIMEOUT",
     "--worker-connections": "PKG_MAX_CONNECTIONS",
-    **dict.fromkeys(("--max-requests", "--max-requests-jitter"), _RECYCLE),
-    **dict.fromkeys(("--preload", "--worker-tmp-dir"), "not needed: there is one process"),
+    "--max-requests-jitter": "not needed: a worker serves up to a tenth more than PKG_MAX_REQUESTS",
+    "--worker-tmp-dir": "not needed: workers show their state in shared memory",
     **dict.fromkeys(("-c", "--config"), "variables and flags; python -m pkg config lists them"),
     **dict.fromkeys(("--certfile", "--keyfile", "--ca-certs", "--cert-reqs", "--ciphers"), _TLS),
     **dict.fromkeys(("--access-logfile", "--access-logformat"), "PKG_ACCESS_LOG; the log goes to stdout"),
@@ -94,7 +90,6 @@ _INSTEAD: dict[str, str] = {
 }
 # Variables that belong to no flag.
 _VARIABLES = {
-    "WEB_CONCURRENCY": _WORKERS,
     "FORWARDED_ALLOW_IPS": _PROXIES,
     "GUNICORN_CMD_ARGS": "flags of python -m pkg, or its variables",
 }

@@ -87,7 +87,7 @@ def test_help_shows_the_settings_that_people_need_first(command: tuple[str, ...]
     assert len(result.stdout.splitlines()) <= 80  # two screens
     text = " ".join(result.stdout.split())
     basic = [setting for setting in SETTINGS if setting.basic]
-    assert len(basic) == 15
+    assert len(basic) == 16
     for setting in SETTINGS:
         assert (help_of(setting) in text) == setting.basic
     shown = set(re.findall(r"--[a-z-]+", result.stdout)) - {"--help", "--help-all", "--version", "--ready", "--json"}

@@ -17,9 +17,8 @@ OWN = {setting.flag: setting.environment for setting in SETTINGS}
 @pytest.mark.parametrize(
     ("arguments", "flag", "instead"),
     [
-        (["-w", "4"], "-w", "PKG_THREADS"),
-        (["-w4"], "-w", "PKG_THREADS"),
-        (["--workers=4"], "--workers", "PKG_THREADS"),
+        (["-w", "4"], "-w", "--workers"),
+        (["-w4"], "-w", "--workers"),
         (["-b", "0.0.0.0:80"], "-b", "HOST and PORT"),
         (["--bind", ":80"], "--bind", "HOST and PORT"),
         (["--bind=unix:/run/shop.sock"], "--bind", "PKG_LISTEN for several addresses, unix:PATH and fd:N"),
@@ -61,7 +60,6 @@ def test_what_the_table_names_exists() -> None:
 
 def test_variables_are_one_warning() -> None:
     environ = {
-        "WEB_CONCURRENCY": "4",
         "GUNICORN_CMD_ARGS": "--bind=0.0.0.0:80 -w 4 --threads 2 --keyfile 'secret'",
         "UVICORN_PORT": "80",
         "UVICORN_TIMEOUT_KEEP_ALIVE": "5",
@@ -72,7 +70,7 @@ def test_variables_are_one_warning() -> None:
     (line,) = load(environ).warnings
     assert line.startswith("ignoring variables of gunicorn and uvicorn; what to use instead: ")
     for part in (
-        "WEB_CONCURRENCY: one process serves requests, in PKG_THREADS threads",
+        "-w: --workers",
         "--bind: HOST and PORT",
         "--threads: PKG_THREADS",
         "--keyfile: no counterpart: let a proxy",
@@ -87,7 +85,7 @@ def test_variables_are_one_warning() -> None:
 
 
 @pytest.mark.parametrize(
-    "environ", [{}, {"WEB_CONCURRENCY": ""}, {"GUNICORN_PID": "1"}, {"UVICORN": "1"}, {"PORT": "80"}]
+    "environ", [{}, {"WEB_CONCURRENCY": "2"}, {"GUNICORN_PID": "1"}, {"UVICORN": "1"}, {"PORT": "80"}]
 )
 def test_no_warning_without_reason(environ: dict[str, str]) -> None:
     assert load(environ).warnings == ()
@@ -115,11 +113,11 @@ def {name}(environ, start_response):
 def test_a_module_alone_in_the_service(tmp_path: Path, source: str, served: str) -> None:
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "wsgi.py").write_text(source)
-    with running(tmp_path, "", app="shop.wsgi", PKG_ADMIN="off", WEB_CONCURRENCY="2") as process:
+    with running(tmp_path, "", app="shop.wsgi", PKG_ADMIN="off", FORWARDED_ALLOW_IPS="*") as process:
         assert ask(process.address, "/")[::2] == (200, served)
         warnings = [line["message"] for line in process.lines() if line["severity"] == "WARNING"]
         assert len(warnings) == 1
-        assert "WEB_CONCURRENCY" in warnings[0]
+        assert "FORWARDED_ALLOW_IPS" in warnings[0]
 
 
 def test_a_module_without_either(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.support import over_unix
 from tests.support.client import dial
 from tests.support.listeners import opened, tcp, unix
 from tests.support.ports import free_port
+from tests.support.processes import running
 from tests.support.servers import serving, serving_app, serving_asgi
 
 AFTER = Request("GET", "/after")
@@ -228,10 +229,16 @@ def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     return app(environ, start)
 
 
-@pytest.fixture(scope="module", params=["handler-tcp", "handler-unix", "wsgi-unix", "asgi-tcp"])
-def address(request: pytest.FixtureRequest) -> Iterator[Address]:
-    """Of a server; the results are the same over TCP and over a Unix socket."""
+@pytest.fixture(scope="module", params=["handler-tcp", "handler-unix", "wsgi-unix", "asgi-tcp", "wsgi-workers"])
+def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+    """Of a server; the results are the same over TCP, over a Unix socket, and through worker processes."""
     kind, _, family = request.param.partition("-")
+    if family == "workers":
+        source = "from tests.conformance.test_conformance import wsgi as app"
+        settings = {"WEB_CONCURRENCY": "2", "PYTHONPATH": str(Path(__file__).parents[2]), "PKG_ADMIN": "off"}
+        with running(tmp_path_factory.mktemp("workers"), source, LOG_LEVEL="info", **settings) as process:
+            yield process.address
+        return
     path = over_unix.new_path()
     try:
         with opened(tcp(), unix(path)) as listeners:
@@ -364,8 +371,9 @@ UNSAID = {"app": set(), "asgi": {"own/request-line/target-empty-query"}}
 
 @pytest.mark.timeout(300)
 @pytest.mark.skipif("HTTP_DRIVER" not in os.environ, reason="HTTP_DRIVER names no driver with cases of its own")
+@pytest.mark.parametrize("workers", ["0", "2"])
 @pytest.mark.parametrize("name", UNSAID)
-def test_an_independent_driver(name: str, tmp_path: Path) -> None:
+def test_an_independent_driver(name: str, workers: str, tmp_path: Path) -> None:
     """Somebody else's cases: every one of level must and should has to pass exactly."""
     port = free_port()
     environ = {
@@ -374,6 +382,7 @@ def test_an_independent_driver(name: str, tmp_path: Path) -> None:
         "PKG_ADMIN": "off",
         "PKG_DRAIN_DELAY": "0",
         "LOG_LEVEL": "error",
+        "WEB_CONCURRENCY": workers,
     }
     with subprocess.Popen(
         [sys.executable, "-m", "pkg", f"tests.conformance.echo:{name}"],

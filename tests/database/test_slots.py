@@ -101,6 +101,18 @@ def test_the_service_warns_once(interface: str, server: Postgres, tmp_path: Path
         assert process.stop() == 0
 
 
+def test_all_workers_count(server: Postgres, tmp_path: Path) -> None:
+    environ = {"DATABASE_URL": server.url, "PKG_POOL_MIN_SIZE": "1", "PKG_POOL_MAX_SIZE": "8", "PKG_ADMIN": "off"}
+    environ["PKG_DATABASE_CHECK_INTERVAL"] = "0.1s"
+    with running(tmp_path, APPS["wsgi"], WEB_CONCURRENCY="2", **environ) as process:
+        wait_for(lambda: warnings(process), 15)
+        assert warnings(process)[0].startswith(
+            "pool_max_size is 8 in each of 2 workers, 16 together, but the server has 15"
+        )
+        assert "lower pool_max_size to 7 or less" in warnings(process)[0]
+        assert process.stop() == 0
+
+
 @pytest.mark.skipif(PGBOUNCER is None, reason="not installed: pgbouncer (a package of Debian's)")
 def test_nothing_is_said_of_a_server_behind_a_pooler(server: Postgres) -> None:
     with bouncing(server, 2) as url:

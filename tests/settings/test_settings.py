@@ -60,6 +60,12 @@ def test_defaults_are_those_of_the_contract() -> None:
         "script_name": "",
         "reload": "false",
         "threads": "8",
+        "workers": "0",
+        "preload": "false",
+        "min_ready_workers": "0",
+        "retry_idempotent": "true",
+        "max_requests": "0",
+        "max_worker_memory": "0",
         "trusted_proxies": "",
         "proxy_protocol": "false",
         "proxy_protocol_optional": "false",
@@ -119,6 +125,9 @@ def test_defaults_are_those_of_the_contract() -> None:
 def test_declaration_is_complete(setting: Setting[object]) -> None:
     well_known = {"host", "port", "database_url", "database_url_file", "log_level", "log_format", "script_name"}
     upper = setting.name.upper()
+    if setting.name == "workers":  # gunicorn's, uvicorn's, and Heroku's
+        assert setting.environment == "WEB_CONCURRENCY"
+        return
     assert setting.environment == (upper if setting.name in well_known else f"PKG_{upper}")
     assert setting.flag == ("APP" if setting.name == "app" else "--" + setting.name.replace("_", "-"))
     assert setting.help[:1].isupper() and setting.help.endswith(".")

@@ -1,0 +1,70 @@
+"""What worker processes tell of themselves, as one view: rows for /statusz, and sums of their pools.
+
+A sum never goes back when a worker is replaced: what one has counted until it was last asked stays in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+__all__ = ["PoolSums", "WorkerRow"]
+
+# The numbers of psycopg_pool that only grow.
+_COUNTERS = (
+    "connections_num",
+    "connections_ms",
+    "connections_errors",
+    "connections_lost",
+    "requests_num",
+    "requests_queued",
+    "requests_wait_ms",
+    "requests_errors",
+    "usage_ms",
+    "returns_bad",
+)
+
+Pools = Mapping[str, Mapping[str, Any]]  # the numbers of each pool, by its name
+
+
+class WorkerRow(NamedTuple):
+    """One worker process.  Times in seconds, sizes in bytes; `private`: memory that no other process has."""
+
+    worker: int
+    pid: int
+    state: str  # starting, serving, leaving
+    is_ready: bool
+    age: float
+    in_flight: int
+    served: int
+    private: int
+    cpu: float
+    reason: str  # why it is not ready
+
+
+class PoolSums:
+    """The pools of all workers together."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, Pools] = {}  # by process id
+        self._past: dict[str, dict[str, float]] = {}  # by the name of the pool
+
+    def take(self, answers: Iterable[tuple[int, Pools | None]]) -> dict[str, dict[str, Any]]:
+        """Sums of all workers' answers, by process id; one that does not answer counts as it last did."""
+        now = {pid: self._last.get(pid, {}) if pools is None else pools for pid, pools in answers}
+        for pid in self._last.keys() - now.keys():
+            for name, stats in self._last[pid].items():
+                past = self._past.setdefault(name, dict.fromkeys(_COUNTERS, 0))
+                for key in _COUNTERS:
+                    past[key] += stats.get(key, 0)
+        self._last = now
+        sums: dict[str, dict[str, Any]] = {name: dict(past) for name, past in self._past.items()}
+        for pools in now.values():
+            for name, stats in pools.items():
+                total = sums.setdefault(name, {})
+                for key, value in stats.items():
+                    if isinstance(value, int | float):
+                        total[key] = total.get(key, 0) + value
+                    else:
+                        total.setdefault(key, value)
+        return sums

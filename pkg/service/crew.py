@@ -1,0 +1,218 @@
+"""The service with worker processes: process 1, which has the front and imports no application.
+
+What it has of `Service` is the front, the admin listener and the drain.  In place of an application it has a crew
+(pkg/supervisors/crew.py), and its readiness is the crew's: enough workers whose own checks pass.
+
+    start   front running, as `Service`; workers started, each loads the application; "serving" when all of them do
+    SIGHUP  every worker is replaced, one by one, by one with the code of now
+    stop    the drain as `Service`; then the workers end, each as a service of its own
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pkg.diagnostics.workers import PoolSums, WorkerRow
+from pkg.errors import StartupError
+from pkg.health.checks import Check
+from pkg.service.service import Service
+from pkg.service.signals import Signals
+
+if TYPE_CHECKING:
+    from pkg.admin.pages import Pages
+    from pkg.settings.declared import Settings
+
+__all__ = ["CrewService"]
+
+_log = logging.getLogger("pkg.service")
+
+LOOK = 0.05  # seconds between two looks at the first workers
+POOLS = 0.5  # seconds for workers to tell the numbers of their pools
+FIRST_CHECKS = 1.0  # seconds
+READY_LOOK = 0.25  # seconds between two looks at whether enough workers are ready
+WORKERS_END = 1.0  # seconds after the drain's deadline in which workers may still end by themselves
+
+
+class Crew(Protocol):
+    """The workers (pkg/supervisors/crew.py)."""
+
+    @property
+    def has_started(self) -> bool: ...
+    @property
+    def failed(self) -> Any: ...
+    def start(self) -> None: ...
+    def readiness(self) -> None: ...
+    def why_dead(self, patience: float) -> str | None: ...
+    def reload(self) -> None: ...
+    def end_streams(self) -> None: ...
+    def end_websockets(self, seconds: float) -> None: ...
+    def drain(self, deadline: float) -> None: ...
+    def join(self, timeout: float) -> bool: ...
+    def workers(self) -> Sequence[Any]: ...
+    def ask(
+        self, workers: Sequence[Any], method: str, target: str, accept: str = "", patience: float = 2.0
+    ) -> list[dict[str, Any] | None]: ...
+    def is_ready(self, worker: Any) -> bool: ...
+
+
+class _Pool:
+    """Sums of pools in place of a database."""
+
+    shortage = ""
+
+    def __init__(self, sums: Mapping[str, Any]) -> None:
+        self._sums = sums
+
+    def stats(self) -> Mapping[str, Any]:
+        return self._sums
+
+    def taken(self) -> list[str]:
+        return []  # the sums have what the workers' own pages say
+
+
+class CrewService(Service):
+    """`make_crew(front, bell, hello)` makes the crew."""
+
+    def __init__(
+        self, settings: Settings, make_crew: Callable[[Any, int, Callable[[], Mapping[str, Any]]], Crew]
+    ) -> None:
+        super().__init__(settings)
+        self.signals = Signals(hangup=False)  # the front must not take it for the begin of a drain
+        self._make_crew = make_crew
+        self._crew: Crew
+        self._carrier: threading.Thread
+        self._pool_sums = PoolSums()
+
+    def _open_checks(self) -> None:
+        super()._open_checks()
+        assert self.server is not None and self.server.front is not None
+        bell = self.server.front.open_workers()
+        self._crew = self._make_crew(self.server.front, bell, self._hello)
+        self._stuck = lambda: self._crew.why_dead(self.settings.liveness_timeout)
+        self._late = lambda: None  # each worker tells of its own, with their stacks
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # of nohup
+            signal.signal(signal.SIGHUP, self._on_hangup)
+
+    def _hello(self) -> Mapping[str, Any]:
+        return {"hosts": self._hosts, "addresses": self._listening_at}
+
+    def _serve_probes(self) -> None:
+        assert self.server is not None and self.server.front is not None
+        super()._serve_probes()
+        self._carrier = threading.Thread(target=self.server.front.carry, name="carrier", daemon=True)
+        self._carrier.start()
+
+    def _open_application(self) -> None:
+        assert self.checker is not None
+        if self.status.cgroup.look()[0].oom_group:
+            _log.info(
+                "memory.oom.group is 1: when the memory of the container is used up, the kernel ends all of its "
+                "processes; max_worker_memory replaces a worker before"
+            )
+        with self.signals.interrupting():
+            self._crew.start()
+            while not self._crew.has_started:
+                if (failed := self._crew.failed) is not None:
+                    error = StartupError(failed.reason)
+                    error.exit_code = failed.code
+                    raise error
+                time.sleep(LOOK)
+            self._await_checks()
+        # Not before: until then nobody expects them to be ready.
+        self.checker.add(Check("processes", self._crew.readiness, interval=READY_LOOK, failures=1, recoveries=1))
+        self.checker.startup_done()
+
+    def _await_checks(self) -> None:
+        """Gives the workers' own checks time for a first result, so that it is not reported that there is none."""
+        end = time.monotonic() + FIRST_CHECKS
+        while time.monotonic() < end:
+            with contextlib.suppress(RuntimeError):
+                self._crew.readiness()
+                return
+            time.sleep(LOOK)
+
+    def _on_hangup(self, number: int, frame: FrameType | None) -> None:
+        # Not in the handler, which may have interrupted whoever holds a lock that this needs.
+        threading.Thread(target=self._crew.reload, name="reload", daemon=True).start()
+
+    # -------------------------------------------------------------- admin
+
+    def _pages(self) -> Pages:
+        from pkg.admin.crew import CrewPages
+
+        level, set_level = (lambda: self.logs.level), self.logs.set_level
+        return CrewPages(self.status, self._crew, level=level, set_level=set_level, drain=self.signals.ask)
+
+    @property
+    def _threads(self) -> int:
+        return self.settings.threads * self.settings.workers
+
+    def _worker_rows(self) -> list[WorkerRow]:
+        assert self.server is not None and self.server.front is not None
+        rows = []
+        for worker in self._crew.workers():
+            try:
+                state = self.server.front.worker_state(worker.number)
+            except OSError:
+                continue  # it has ended meanwhile
+            rows.append(
+                WorkerRow(
+                    worker=worker.place,
+                    pid=worker.pid,
+                    state=worker.stage.value,
+                    is_ready=self._crew.is_ready(worker),
+                    age=round(worker.age, 1),
+                    in_flight=state.in_flight,
+                    served=state.served,
+                    private=worker.memory,
+                    cpu=worker.cpu,
+                    reason="; ".join(worker.reasons),
+                )
+            )
+        return rows
+
+    def _pools_shown(self) -> Mapping[str, _Pool]:
+        """The sums of all workers' pools, each as the database that it would be in a single process."""
+        if not self.settings.databases:
+            return {}
+        answers = []
+        workers = self._crew.workers()
+        replies = self._crew.ask(workers, "GET", "/debug/pool?format=json", patience=POOLS)
+        for worker, reply in zip(workers, replies, strict=True):
+            pools = json.loads(reply["body"]) if reply is not None and "body" in reply else None
+            if pools is not None and "pool_max" in pools:
+                pools = {"": pools}
+            elif pools is not None:
+                pools = {"" if name == "database" else name: stats for name, stats in pools.items()}
+            answers.append((worker.pid, pools))
+        return {name: _Pool(stats) for name, stats in self._pool_sums.take(answers).items()}
+
+    def _serving_threads(self) -> int:
+        return self.settings.threads * sum(row.state == "serving" for row in self._worker_rows())
+
+    def _stuck_threads(self) -> int:
+        """Threads that serve requests are in other processes, which have their own end."""
+        return 0
+
+    # -------------------------------------------------------------- stop
+
+    @property
+    def _streams(self) -> Crew:
+        return self._crew
+
+    def _close_parts(self, left: float = 0.0) -> None:
+        crew = getattr(self, "_crew", None)  # none if the start has failed before
+        if crew is not None:
+            end = time.monotonic() + max(0.0, left)
+            crew.drain(end)
+            if not crew.join(end + WORKERS_END - time.monotonic()):
+                _log.error("workers have not ended and are left behind")
+        super()._close_parts(left)

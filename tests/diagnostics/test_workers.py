@@ -1,0 +1,37 @@
+"""Sums over worker processes."""
+
+from __future__ import annotations
+
+from pkg.diagnostics.workers import PoolSums
+
+
+def stats(**numbers: float) -> dict[str, dict[str, float]]:
+    return {"": {"pool_size": 2, "requests_num": 0, **numbers}}
+
+
+def test_sums_are_of_all_workers() -> None:
+    sums = PoolSums()
+    assert sums.take([(1, stats(requests_num=3)), (2, stats(requests_num=4))])[""] == {
+        "pool_size": 4,
+        "requests_num": 7,
+    }
+    assert sums.take([(1, None), (2, None)])[""]["requests_num"] == 7  # none has answered
+    assert sums.take([(3, None)]).get("", {}).get("pool_size", 0) == 0
+
+
+def test_what_only_grows_stays_when_a_worker_has_ended() -> None:
+    sums = PoolSums()
+    sums.take([(1, stats(requests_num=3)), (2, stats(requests_num=4))])
+    after = sums.take([(2, stats(requests_num=5)), (3, stats(requests_num=1))])[""]
+    assert (after["requests_num"], after["pool_size"]) == (3 + 5 + 1, 4)
+    assert sums.take([])[""]["requests_num"] == 9
+    assert "pool_size" not in sums.take([])[""]
+
+
+def test_text_is_kept_and_pools_have_their_names() -> None:
+    sums = PoolSums()
+    pools = {"": {"pool_size": 1, "taken": ["app.py:3"]}, "replica": {"pool_size": 5}}
+    assert sums.take([(1, pools), (2, pools)]) == {
+        "": {"pool_size": 2, "taken": ["app.py:3"]},
+        "replica": {"pool_size": 10},
+    }

@@ -1,0 +1,303 @@
+"""Requests through worker processes, how workers start and end, and what is seen of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.client import wait_for
+from tests.support.ports import free_port
+from tests.support.processes import Process, ask, running
+from tests.support.tables import names, tables
+
+APP = """
+import os, signal, time
+served = 0
+def app(environ, start_response):
+    global served
+    served += 1
+    path = environ["PATH_INFO"]
+    body = environ["wsgi.input"].read()
+    if path == "/sleep":
+        time.sleep(float(environ["QUERY_STRING"]))
+    elif path == "/exit":
+        os._exit(3)
+    elif path == "/kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif path == "/half":
+        start_response("200 OK", [("Content-Length", "100")])
+        def half():
+            yield b"x" * 50
+            time.sleep(0.5)
+            os._exit(4)
+        return half()
+    elif path == "/lock":
+        sum(range(10 ** 10))
+    elif path == "/large":
+        body = b"0123456789abcdef" * 65536 * 4
+    else:
+        body = b"%s %d %d" % (body, os.getpid(), served)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [body]
+"""
+
+
+@contextlib.contextmanager
+def workers(directory: Path, source: str = APP, number: int = 2, **environ: str) -> Iterator[Process]:
+    admin = free_port()
+    with running(directory, source, WEB_CONCURRENCY=str(number), PKG_ADMIN=f"127.0.0.1:{admin}", **environ) as process:
+        process.admin = ("127.0.0.1", admin)  # type: ignore[attr-defined]
+        yield process
+
+
+def rows(process: Process) -> list[dict[str, Any]]:
+    status, _, text = ask(process.admin, "/statusz?format=json")  # type: ignore[attr-defined]
+    assert status == 200
+    found: list[dict[str, Any]] = json.loads(text).get("processes", [])
+    return found
+
+
+def is_over(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def children(pid: int) -> list[int]:
+    """Of one process, all of them: workers belong to process 1, as the template does."""
+    found: set[int] = set()
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            found.update(map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split()))
+    return sorted(found)
+
+
+def test_requests_are_served_by_all(tmp_path: Path) -> None:
+    with workers(tmp_path) as process:
+        pids: set[str] = set()
+
+        def get() -> None:
+            for _ in range(20):
+                status = ask(process.address, "/sleep?0.01", "POST", body=b"")[0]
+                assert status == 200
+                status, _, text = ask(process.address, "/", "POST", body=b"hello")
+                assert (status, text.split()[0]) == (200, "hello")
+                pids.add(text.split()[1])
+
+        threads = [threading.Thread(target=get) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert pids == {str(row["pid"]) for row in rows(process)}
+        assert str(process.process.pid) not in pids
+        text = ask(process.address, "/large")[2]
+        assert text == "0123456789abcdef" * 65536 * 4
+        assert ask(process.address, "/", "POST", body=b"x" * 3_000_000)[2].split()[0] == "x" * 3_000_000
+        assert ask(process.address, "/readyz")[0] == 200
+        assert all(row["is_ready"] for row in rows(process))
+        metrics = ask(process.admin, "/metrics")[2]  # type: ignore[attr-defined]
+        assert 'pkg_worker_ready{worker="2"} 1' in metrics
+        told = {names(row["metric"])[0] for row in tables("logs-and-metrics.md", "metric", "type", "unit", "labels")}
+        shown = set(re.findall(r"^# TYPE (pkg_worker_\w+)", metrics, re.MULTILINE))
+        assert shown == {name for name in told if name.startswith("pkg_worker_")}
+        pids = {str(p) for p in children(process.process.pid)} | pids
+        assert process.stop(signal.SIGTERM) == 0
+        assert all(is_over(int(pid)) for pid in pids)
+        assert not process.faults()
+
+
+def test_no_request_waits_while_a_worker_is_free(tmp_path: Path) -> None:
+    with workers(tmp_path, PKG_THREADS="1") as process:
+        threads = [threading.Thread(target=ask, args=(process.address, "/sleep?2")) for _ in range(1)]
+        threads[0].start()
+        time.sleep(0.2)
+        began = time.monotonic()
+        for _ in range(10):
+            assert ask(process.address, "/")[0] == 200
+        assert time.monotonic() - began < 1.5
+        threads[0].join()
+
+
+@pytest.mark.parametrize(("path", "how"), [("/exit", "exited with code 3"), ("/kill", "was killed by SIGKILL")])
+def test_a_worker_that_dies_costs_its_own_request_only(tmp_path: Path, path: str, how: str) -> None:
+    with workers(tmp_path) as process:
+        status, headers, _ = ask(process.address, path, "POST", body=b"")
+        assert (status, headers["retry-after"]) == (502, "1")
+        process.await_message(f"worker . .process .*{how}.* while serving POST {path} .502.")
+        wait_for(lambda: sum(row["is_ready"] for row in rows(process)) == 2, 20, "another worker")
+        assert ask(process.address, "/healthz")[0] == 200
+        assert ask(process.address, "/")[0] == 200
+
+
+def test_the_application_sees_that_a_request_is_repeated(tmp_path: Path) -> None:
+    source = APP.replace(
+        'if path == "/sleep":',
+        """if path == "/once":
+        body = b"repeated"
+        if "pkg.repeated" not in environ:
+            os._exit(5)
+    elif path == "/sleep":""",
+    )
+    with workers(tmp_path, source) as process:
+        assert ask(process.address, "/once")[::2] == (200, "repeated")
+        assert ask(process.address, "/once", "POST", body=b"")[0] == 502
+
+
+def test_get_is_repeated_once(tmp_path: Path) -> None:
+    with workers(tmp_path) as process:
+        status, _, _ = ask(process.address, "/exit")
+        assert status == 502  # the second has died as well
+        process.await_message(r"while serving GET /exit .repeated.")
+        process.await_message(r"while serving GET /exit .502.")
+
+
+def test_a_response_half_sent_is_cut(tmp_path: Path) -> None:
+    with workers(tmp_path) as process, pytest.raises(Exception, match=r"IncompleteRead|reset"):
+        ask(process.address, "/half")
+
+
+def test_code_that_fails_ends_the_start(tmp_path: Path) -> None:
+    with running(tmp_path, "import nothing_of_that_name", ready=False, WEB_CONCURRENCY="2") as process:
+        assert process.process.wait(20) == 3
+        assert "No module named 'nothing_of_that_name'" in process.errors()
+
+
+def test_nothing_outlives_process_1(tmp_path: Path) -> None:
+    with workers(tmp_path) as process:
+        pids = children(process.process.pid)
+        assert len(pids) == 3
+        process.kill()
+        wait_for(lambda: all(map(is_over, pids)), 5, "the end of workers and template")
+
+
+def test_sigterm_ends_requests_in_flight(tmp_path: Path) -> None:
+    with workers(tmp_path) as process:
+        answers: list[int] = []
+        threads = [
+            threading.Thread(target=lambda: answers.append(ask(process.address, "/sleep?1")[0])) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.4)
+        assert process.stop(signal.SIGTERM) == 0
+        for thread in threads:
+            thread.join()
+        assert answers == [200] * 4
+
+
+def test_sighup_replaces_the_code_without_losing_a_request(tmp_path: Path) -> None:
+    with workers(tmp_path) as process:
+        ended, failures = threading.Event(), []
+        count = 0
+
+        def load() -> None:
+            nonlocal count
+            while not ended.is_set():
+                for method in ("GET", "POST"):
+                    try:
+                        status = ask(process.address, "/", method, body=b"")[0]
+                    except OSError as error:
+                        status = error  # type: ignore[assignment]
+                    count += 1
+                    if status != 200:
+                        failures.append(status)
+
+        threads = [threading.Thread(target=load) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        before = {row["pid"] for row in rows(process)}
+        (tmp_path / "application.py").write_text(APP.replace('b"%s %d %d"', 'b"%s %d %d new"'))
+        process.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: not before & {row["pid"] for row in rows(process)}, 30, "other workers")
+        assert ask(process.address, "/")[2].endswith(" new")
+        now = {row["pid"] for row in rows(process)}
+        (tmp_path / "application.py").write_text("import nothing_of_that_name")
+        process.process.send_signal(signal.SIGHUP)
+        process.await_message("could not be replaced")
+        time.sleep(0.5)
+        assert {row["pid"] for row in rows(process)} == now
+        ended.set()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert count > 20
+
+
+def test_a_stuck_worker_is_replaced(tmp_path: Path) -> None:
+    with workers(tmp_path, PKG_LIVENESS_TIMEOUT="1") as process:
+        threading.Thread(target=lambda: ask(process.address, "/lock", "POST", body=b"", timeout=30)).start()
+        process.await_message("is stuck and is replaced: its interpreter shows no sign of life", 30)
+        assert ask(process.address, "/healthz")[0] == 200
+        assert ask(process.address, "/")[0] == 200
+        wait_for(lambda: "in app" in process.errors(), 10, "its stacks")
+        wait_for(lambda: sum(row["is_ready"] for row in rows(process)) == 2, 20, "another worker")
+
+
+def test_workers_go_on_without_their_template(tmp_path: Path) -> None:
+    with workers(tmp_path) as process:
+        before = {row["pid"] for row in rows(process)}
+        (template,) = set(children(process.process.pid)) - before
+        os.kill(template, signal.SIGKILL)
+        assert ask(process.address, "/")[0] == 200
+        os.kill(min(before), signal.SIGKILL)
+        wait_for(lambda: sum(row["is_ready"] for row in rows(process)) == 2, 20, "another worker")
+
+
+MOOD = """
+import pkg
+@pkg.check("mood")
+def mood():
+    assert os.path.exists("good") or not os.path.exists(str(os.getpid())), "bad mood"
+"""
+
+
+def test_readiness_is_that_of_enough_workers(tmp_path: Path) -> None:
+    source = APP + MOOD
+    with workers(tmp_path, source, PKG_MIN_READY_WORKERS="2") as process:
+        wait_for(lambda: ask(process.address, "/readyz")[0] == 200, 10, "readiness")
+        bad = rows(process)[0]["pid"]
+        (tmp_path / str(bad)).touch()
+        wait_for(lambda: ask(process.address, "/readyz")[0] == 503, 20, "unreadiness")
+        assert "mood" in next(row for row in rows(process) if row["pid"] == bad)["reason"]
+        (tmp_path / "good").touch()
+        wait_for(lambda: ask(process.address, "/readyz")[0] == 200, 20, "readiness again")
+
+
+def test_a_worker_is_replaced_after_max_requests(tmp_path: Path) -> None:
+    with workers(tmp_path, number=1, PKG_MAX_REQUESTS="20") as process:
+        pids = set()
+        for _ in range(200):
+            pids.add(ask(process.address, "/")[2].split()[0])
+            time.sleep(0.01)
+            if len(pids) > 2:
+                break
+        assert len(pids) > 2
+        assert not process.faults()
+
+
+def test_debug_pages_are_of_all_workers(tmp_path: Path) -> None:
+    with workers(tmp_path) as process:
+        thread = threading.Thread(target=ask, args=(process.address, "/sleep?2"))
+        thread.start()
+        time.sleep(0.5)
+        admin = process.admin  # type: ignore[attr-defined]
+        text = ask(admin, "/debug/requests")[2]
+        assert "worker 1\n" in text and "worker 2\n" in text and "GET /sleep" in text
+        assert "worker 1" in ask(admin, "/debug/threads")[2]
+        one = ask(admin, "/debug/threads?worker=2")[2]
+        assert "worker 1\n" not in one and "worker-0" in one
+        assert ask(admin, "/debug/threads?worker=9")[0] == 404
+        assert ask(admin, "/debug/profile?seconds=0.3&all=1")[2].startswith("worker-1;")
+        thread.join()
