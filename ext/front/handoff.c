@@ -333,6 +333,12 @@ const char *handoff_overdue_text(const front *f)
     return eventloop_serves(f) && !eventloop_carries(f) ? "the event loop was busy for too long\n" : "no worker became free in time\n";
 }
 
+void handoff_look_at_taken(front *f, bool (*look)(front *, front_conn *))
+{
+    for (front_conn *c = f->queue.taken.first; c != NULL; c = c->next)
+        look(f, c);
+}
+
 void handoff_note_late(front *f, front_conn *c)
 {
     c->late = true;

@@ -104,6 +104,7 @@ static inline front_conn *handoff_overdue(front *f)
 }
 
 const char *handoff_overdue_text(const front *f);
+void handoff_look_at_taken(front *f, bool (*look)(front *, front_conn *)); /* M: at each request that a worker has */
 void handoff_note_late(front *f, front_conn *c); /* M: its request_timeout has passed, and it has been answered */
 void handoff_expire(front *f);          /* responds for workers whose request_timeout has passed */
 int64_t handoff_due(front *f, int64_t due, int64_t look); /* when something must be done; at most `due`, or `look` */

@@ -358,8 +358,7 @@ void remote_note_late(front *f)
     if (eventloop_serves(f)) /* which is told */
         return;
     handoff_lock(f);
-    for (front_conn *c = f->queue.taken.first; c != NULL; c = c->next)
-        note_late(f, c);
+    handoff_look_at_taken(f, note_late);
     handoff_unlock(f);
 }
 
