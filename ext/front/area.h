@@ -27,7 +27,7 @@
  *      news                           worker: or;   front: exchange   seq_cst    what was written before, per slot
  *      news_back                      front: or;   worker: exchange   seq_cst    the same in the other direction
  *      *asleep                        sleeper: 1;   waker: exchange 0 seq_cst    nothing is asleep unless it looked again after it said so
- *      sleepers, bell                 worker; front       seq_cst     the same, for threads that wait for requests
+ *      sleepers, bell                 worker; both add    seq_cst     the same, for threads that wait for requests
  *
  * Whatever the front reads here it checks: a worker can only harm its own requests.
  */
@@ -56,7 +56,7 @@ typedef struct area_slot {
     union proxy_peer peer;
     int64_t arrived;
     int64_t length;          /* of the body; -1: unknown */
-    uint32_t listener;
+    uint32_t listener, ring; /* the latter: size of either ring, in this request */
     bool repeated, expect;
     bool chunked;            /* and the body has not arrived */
     _Atomic uint64_t in_head, in_tail;
@@ -76,7 +76,7 @@ typedef struct area_slot {
 typedef struct {
     uint32_t magic, version;
     uint64_t size;
-    uint32_t n_slots, slot_size, in_at, in_size, out_at, out_size; /* of a slot: its rings */
+    uint32_t n_slots, slot_size, in_at, out_at; /* of a slot: where its rings are */
     bool streams;
 
     _Alignas(64) _Atomic int stage; /* enum front_stage; a futex */

@@ -15,10 +15,11 @@
 #include "stage.h"
 #include "state.h"
 
-#define RING_OF_THREAD (256 * 1024)
-#define RING_OF_TASK (64 * 1024)
+#define RING_OF_THREAD (256 * 1024) /* at most, so that a slot has room for it */
+#define RING_OF_TASK (64 * 1024)    /* an event loop has many requests at a time */
 #define MOST_DEADLY 3
 #define PATIENCE (5 * MILLISECOND)
+#define SHUNNED SECOND
 #define MINUTE (60 * SECOND)
 
 /* A request with a worker, in the slot of the same place. */
@@ -26,6 +27,7 @@ typedef struct {
     struct worker *worker;
     front_conn *c; /* NULL: the slot is free */
     uint64_t in_head, out_tail;
+    uint32_t ring; /* the size of either */
     bool is_repeated;
     bool in_done;  /* no more of the body will come */
     unsigned begun; /* as the worker's */
@@ -39,11 +41,12 @@ typedef struct {
 typedef struct worker {
     struct worker *next;
     struct carrier *carrier;
-    uint32_t number, room, n_slots, n_in_flight, head, in_size, out_size, in_at, out_at, slot_size;
+    uint32_t number, room, n_slots, n_in_flight, head, ring, in_at, out_at, slot_size;
     bool is_admitted, is_retired, is_broken;
     bool is_due; /* it has news that it has not been rung for */
     area *area;
     uint64_t size, served, used;
+    int64_t shunned; /* until when it gets no request that another one has room for */
     int wake_fd;
     uint32_t n_free, *free; /* slots; the last one was used last */
     errand *errands;
@@ -148,18 +151,18 @@ static void fill(front *f, errand *e)
         return;
     for (;;) {
         uint64_t tail = atomic_load(&s->in_tail), used = e->in_head - tail;
-        if (used > w->in_size) {
+        if (used > e->ring) {
             w->is_broken = true;
             return;
         }
-        if (used == w->in_size) {
+        if (used == e->ring) {
             atomic_store(&s->in_full, 1);
             if (atomic_load(&s->in_tail) == tail)
                 break;
             continue;
         }
-        size_t at = (size_t)(e->in_head % w->in_size), room = (size_t)(w->in_size - used);
-        ssize_t n = front_read(f, e->c, ring + at, room < w->in_size - at ? room : w->in_size - at, false);
+        size_t at = (size_t)(e->in_head % e->ring), room = (size_t)(e->ring - used);
+        ssize_t n = front_read(f, e->c, ring + at, room < e->ring - at ? room : e->ring - at, false);
         if (n > 0) {
             atomic_store_explicit(&s->in_full, 0, memory_order_relaxed);
             atomic_store_explicit(&s->in_head, e->in_head += (uint64_t)n, memory_order_release);
@@ -211,13 +214,13 @@ static bool drain(front *f, errand *e, bool is_whole)
     uint64_t head;
 
     while ((head = atomic_load_explicit(&s->out_head, memory_order_acquire)) != e->out_tail) {
-        if (head - e->out_tail > w->out_size) {
+        if (head - e->out_tail > e->ring) {
             w->is_broken = true;
             return false;
         }
         begin(f, e);
-        size_t total = (size_t)(head - e->out_tail), at = (size_t)(e->out_tail % w->out_size);
-        size_t first = total < w->out_size - at ? total : w->out_size - at;
+        size_t total = (size_t)(head - e->out_tail), at = (size_t)(e->out_tail % e->ring);
+        size_t first = total < e->ring - at ? total : e->ring - at;
         struct iovec iov[2] = {{ring + at, first}, {ring, total - first}};
         int rv = e->failed ? -EPIPE : front_send(f, e->c, iov, total > first ? 2 : 1, is_whole ? SIZE_MAX : 0, false);
         size_t sent = total - iov[0].iov_len - iov[1].iov_len;
@@ -301,6 +304,8 @@ static void give(front *f, worker *w, front_conn *c, const again *from)
     const buffer *b = c->in;
 
     *e = (errand){.worker = w, .c = c, .is_repeated = from != NULL && from->is_repeated};
+    e->ring = from != NULL && from->n > w->ring ? RING_OF_THREAD : w->ring;
+    s->ring = e->ring;
     w->n_in_flight++;
     w->used = ++f->carrier->n_given;
     memcpy(&s->peer, &c->peer, sizeof s->peer);
@@ -385,16 +390,30 @@ static void refuse(front *f, front_conn *c)
 
 /* ------------------------------------------------------------------------ all of them */
 
-/* The worker for the next request, or NULL. */
-static worker *least_busy(struct carrier *k)
+/* A worker from which a request has been taken back, as it did not begin it, is tried again after a while. */
+static void forgive(worker *w)
+{
+    if (w->shunned != 0 && clock_now() >= w->shunned)
+        w->shunned = 0;
+}
+
+static bool is_before(const worker *w, const worker *other)
+{
+    if (w->shunned != 0 || other->shunned != 0)
+        return w->shunned < other->shunned;
+    return w->n_in_flight < other->n_in_flight || (w->n_in_flight == other->n_in_flight && w->used > other->used);
+}
+
+/* The worker for the next request, other than `not`, or NULL. */
+static worker *least_busy(struct carrier *k, const worker *not)
 {
     worker *best = NULL;
 
-    for (worker *w = k->workers; w != NULL; w = w->next)
-        if (w->is_admitted && !w->is_broken && w->n_in_flight < w->room &&
-            (best == NULL || w->n_in_flight < best->n_in_flight ||
-             (w->n_in_flight == best->n_in_flight && w->used > best->used)))
+    for (worker *w = k->workers; w != NULL; w = w->next) {
+        forgive(w);
+        if (w != not && w->is_admitted && !w->is_broken && w->n_in_flight < w->room && (best == NULL || is_before(w, best)))
             best = w;
+    }
     return best;
 }
 
@@ -404,7 +423,7 @@ static bool give_away(front *f)
     struct carrier *k = f->carrier;
     worker *w;
 
-    while ((w = least_busy(k)) != NULL) {
+    while ((w = least_busy(k, NULL)) != NULL) {
         again *a = k->first;
         front_request taken;
         if (a != NULL) {
@@ -511,9 +530,9 @@ static void watch_blocked(front *f)
 /* Another worker that has nothing to do for a request that this one does not begin, as it is stuck, or NULL. */
 static worker *better_for(struct carrier *k, const worker *w)
 {
-    worker *other = least_busy(k);
+    worker *other = least_busy(k, w);
 
-    return other != NULL && other != w && n_untaken(other) == 0 && other->n_in_flight < w->n_in_flight ? other : NULL;
+    return other != NULL && n_untaken(other) == 0 && other->n_in_flight < w->n_in_flight ? other : NULL;
 }
 
 /* Takes back what a worker has not begun for PATIENCE although another one could. */
@@ -531,6 +550,7 @@ static void take_back(front *f)
             atomic_compare_exchange_strong(&w->area->tail, &tail, tail + 1)) {
             repeat(f, &w->errands[number], false);
             forget(&w->errands[number]);
+            w->shunned = now + SHUNNED;
         }
     }
 }
@@ -554,9 +574,9 @@ static int64_t longest_wait(const front *f)
     int64_t longest = k->first != NULL || k->has_blocked ? SECOND / 4 : -1;
 
     for (worker *w = k->workers; w != NULL; w = w->next) {
-        if (n_untaken(w) == 0 || atomic_load(&w->area->by_reader))
+        if (n_untaken(w) == 0)
             continue;
-        if (atomic_load(&w->area->sleepers) > 0)
+        if (!atomic_load(&w->area->by_reader) && atomic_load(&w->area->sleepers) > 0)
             return MILLISECOND;
         if (better_for(k, w) != NULL)
             longest = PATIENCE;
@@ -655,12 +675,10 @@ static uint32_t whole_pages(size_t size)
 /* Makes its area.  The descriptor, or a negative errno. */
 static int lay_out(const front *f, worker *w, bool streams)
 {
-    uint32_t ring = streams ? RING_OF_TASK : RING_OF_THREAD;
-
-    w->in_size = w->out_size = ring;
+    w->ring = streams ? RING_OF_TASK : RING_OF_THREAD;
     w->in_at = whole_pages(sizeof(area_slot) + f->heads.max_head_size);
-    w->out_at = w->in_at + w->in_size;
-    w->slot_size = w->out_at + w->out_size;
+    w->out_at = w->in_at + RING_OF_THREAD;
+    w->slot_size = w->out_at + RING_OF_THREAD;
     w->size = AREA_SLOTS_AT + (uint64_t)w->slot_size * w->n_slots;
     int fd = memfd_create("pkg-worker", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd == -1)
@@ -681,9 +699,7 @@ static int lay_out(const front *f, worker *w, bool streams)
     a->n_slots = w->n_slots;
     a->slot_size = w->slot_size;
     a->in_at = w->in_at;
-    a->in_size = w->in_size;
     a->out_at = w->out_at;
-    a->out_size = w->out_size;
     a->streams = streams;
     return fd;
 }
@@ -759,6 +775,7 @@ int front_suit_worker(front *f, uint32_t number, uint32_t room, bool streams)
         return -ENOENT;
     w->room = room < w->n_slots ? room : w->n_slots;
     w->area->streams = streams;
+    w->ring = streams ? RING_OF_TASK : RING_OF_THREAD;
     eventloop_gather(f, !streams);
     pthread_mutex_unlock(&f->carrier->mutex);
     return FRONT_OK;

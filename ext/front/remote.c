@@ -22,7 +22,7 @@ struct remote {
     area *area;
     uint64_t size;
     int bell_fd, wake_fd; /* the carrier's; the event loop's */
-    uint32_t n_slots, in_at, in_size, out_at, out_size;
+    uint32_t n_slots, in_at, out_at;
     front_conn *conns; /* one for each slot */
 };
 
@@ -180,11 +180,11 @@ static ssize_t read_some(struct remote *r, front_conn *c, char *buf, size_t len)
         atomic_store_explicit(&c->complete, true, memory_order_relaxed);
     if (head == tail)
         return end == 0 ? -EAGAIN : end == 1 ? 0 : end;
-    size_t n = copy_out(buf, (char *)s + r->in_at, r->in_size, tail, len < head - tail ? len : (size_t)(head - tail));
+    size_t n = copy_out(buf, (char *)s + r->in_at, s->ring, tail, len < head - tail ? len : (size_t)(head - tail));
     AREA_STEP();
     atomic_store(&s->in_tail, tail + n);
     c->read_dry = n == head - tail;
-    if (atomic_load(&s->in_full) && head - tail - n <= r->in_size / 2)
+    if (atomic_load(&s->in_full) && head - tail - n <= s->ring / 2)
         tell(r, number_of(r, c));
     return (ssize_t)n;
 }
@@ -256,15 +256,15 @@ static bool send_some(struct remote *r, front_conn *c, struct iovec *iov, int n)
     area_slot *s = c->slot;
     char *ring = (char *)s + r->out_at;
     uint64_t begin = atomic_load_explicit(&s->out_head, memory_order_relaxed), head = begin;
-    uint64_t most = atomic_load(&s->out_tail) + r->out_size;
+    uint64_t most = atomic_load(&s->out_tail) + s->ring;
 
     while (n > 0 && head < most) {
         size_t part = iov->iov_len < most - head ? iov->iov_len : (size_t)(most - head);
-        size_t first = (size_t)(r->out_size - head % r->out_size);
+        size_t first = (size_t)(s->ring - head % s->ring);
         if (part > first)
             part = first;
         AREA_STEP();
-        memcpy(ring + head % r->out_size, iov->iov_base, part);
+        memcpy(ring + head % s->ring, iov->iov_base, part);
         head += part;
         iov->iov_base = (char *)iov->iov_base + part;
         if ((iov->iov_len -= part) == 0)
@@ -408,7 +408,7 @@ static unsigned progress_of(const struct remote *r, const front_conn *c)
     if (is_over)
         return FRONT_READABLE | FRONT_WRITABLE | FRONT_LEFT;
     return (atomic_load(&s->in_head) != atomic_load(&s->in_tail) || end < 0 || (end == 1 && !c->switched) ? FRONT_READABLE : 0) |
-           (unsent <= r->out_size / 2 ? FRONT_WRITABLE : 0) | (atomic_load(&s->left) ? FRONT_LEFT : 0);
+           (unsent <= s->ring / 2 ? FRONT_WRITABLE : 0) | (atomic_load(&s->left) ? FRONT_LEFT : 0);
 }
 
 /* Takes what the front has told.  With the queue's mutex held. */
@@ -523,6 +523,7 @@ void remote_renew(front *f, unsigned slot, int64_t nanoseconds)
 
 void remote_advance(front *f)
 {
+    atomic_fetch_add(&f->remote->area->bell, 1); /* whoever is about to sleep looks again */
     area_wake(&f->remote->area->bell, INT32_MAX);
     area_wake(&f->remote->area->stage, INT32_MAX);
 }
@@ -568,9 +569,7 @@ static int map(struct remote *r, int fd)
         return -EINVAL;
     r->n_slots = a->n_slots;
     r->in_at = a->in_at;
-    r->in_size = a->in_size;
     r->out_at = a->out_at;
-    r->out_size = a->out_size;
     if ((r->conns = calloc(r->n_slots, sizeof *r->conns)) == NULL)
         return -ENOMEM;
     for (uint32_t i = 0; i < r->n_slots; i++) {

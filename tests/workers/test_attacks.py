@@ -186,3 +186,36 @@ def test_a_request_that_takes_too_long_is_told_once_with_its_stack(tmp_path: Pat
 def test_memory_that_workers_share_is_not_private(tmp_path: Path) -> None:
     with workers(tmp_path, "ballast = b'x' * (50 << 20)\n" + APP, PKG_PRELOAD="true") as process:
         assert all(0 < row["private"] < 30 << 20 for row in rows(process))
+
+
+def test_a_child_of_the_application_ends_by_a_signal(tmp_path: Path) -> None:
+    source = APP.replace(
+        'path == "/lock":', 'path == "/fork":\n        body = b"%d" % (os.fork() or time.sleep(9) or 0)\n    elif 0:'
+    )
+    with workers(tmp_path, source, number=1) as process:
+        child = int(ask(process.address, "/fork")[2])
+        os.kill(child, signal.SIGTERM)
+        wait_for(lambda: is_over(child), 5, "its end")
+
+
+def test_a_drain_that_does_not_end_shows_stacks(tmp_path: Path) -> None:
+    with workers(tmp_path, number=1, PKG_DRAIN_TIMEOUT="1.5") as process:
+        with socket.create_connection(process.address) as client:
+            client.sendall(b"POST /sleep?60 HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+            wait_for(lambda: rows(process)[0]["in_flight"] == 1, 5, "a request")
+            assert process.stop(signal.SIGTERM) == 1
+        assert "in app" in process.errors()
+
+
+def test_a_stopped_worker_holds_no_request(tmp_path: Path) -> None:
+    """It is the one that served last, and so would be given the next request."""
+    with workers(tmp_path) as process:
+        for _ in range(5):
+            last = int(ask(process.address, "/", "POST", body=b"x")[2].split()[1])
+            os.kill(last, signal.SIGSTOP)
+            try:
+                began = time.monotonic()
+                assert [ask(process.address, "/")[0] for _ in range(5)] == [200] * 5
+                assert time.monotonic() - began < 3
+            finally:
+                os.kill(last, signal.SIGCONT)
