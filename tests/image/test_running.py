@@ -350,6 +350,33 @@ def wait_for_record_of(container: Container, path: str) -> dict[str, Any]:
     return record
 
 
+# ------------------------------------------------------------------------------------------------ worker processes
+
+
+def test_two_workers_fit_and_are_replaced(engine: Engine, image: str, application: tuple[str, ...]) -> None:
+    """In 64 MB, without rights, and without a shell to look at it."""
+    settings = {"WEB_CONCURRENCY": "2", "PKG_DRAIN_DELAY": "0", "PKG_ADMIN": "127.0.0.1:9901"}
+    with engine.container(image, environment=settings, flags=application) as container:
+        container.wait_until("/readyz", 200)
+        for _ in range(100):
+            assert container.get("/").body == "hello"
+
+        def workers() -> list[dict[str, Any]]:
+            done = container.exec("/usr/bin/python3", "-m", "pkg", "admin", "status", "--json")
+            assert done.returncode == 0, done.stderr
+            found: list[dict[str, Any]] = json.loads(done.stdout)["processes"]
+            return found
+
+        before = {worker["pid"] for worker in workers()}
+        assert len(before) == 2
+        kill = f"import os, signal; os.kill({min(before)}, signal.SIGKILL)"
+        assert container.exec("/usr/bin/python3", "-c", kill).returncode == 0
+        assert container.get("/").body == "hello"
+        wait_for(lambda: {w["pid"] for w in workers() if w["is_ready"]} - before and len(workers()) == 2, "another")
+        assert container.get("/healthz").status == 200
+        print("\n", [(worker["private"] >> 10, worker["served"]) for worker in workers()])
+
+
 # ------------------------------------------------------------------------------------------------ memory and time
 
 
