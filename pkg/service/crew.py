@@ -38,7 +38,8 @@ LOOK = 0.05  # seconds between two looks at the first workers
 POOLS = 0.5  # seconds for workers to tell the numbers of their pools
 FIRST_CHECKS = 1.0  # seconds
 READY_LOOK = 0.25  # seconds between two looks at whether enough workers are ready
-WORKERS_END = 1.0  # seconds after the drain's deadline in which workers may still end by themselves
+WORKERS_END = 0.5  # seconds after the drain's deadline in which workers may still end by themselves
+KILLED = 0.5  # seconds for those that are killed then; all in all less than GIVE_UP
 
 
 class Crew(Protocol):
@@ -52,6 +53,7 @@ class Crew(Protocol):
     def readiness(self) -> None: ...
     def why_dead(self, patience: float) -> str | None: ...
     def reload(self) -> None: ...
+    def write_stacks(self) -> None: ...
     def end_streams(self) -> None: ...
     def end_websockets(self, seconds: float) -> None: ...
     def drain(self, deadline: float) -> None: ...
@@ -97,6 +99,7 @@ class CrewService(Service):
         bell = self.server.front.open_workers()
         self._crew = self._make_crew(self.server.front, bell, self._hello)
         self._stuck = lambda: self._crew.why_dead(self.settings.liveness_timeout)
+        self.request_start = None  # it is called in the workers, and here it would count none
         self._late = lambda: None  # each worker tells of its own, with their stacks
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # of nohup
             signal.signal(signal.SIGHUP, self._on_hangup)
@@ -204,6 +207,10 @@ class CrewService(Service):
 
     # -------------------------------------------------------------- stop
 
+    def _last_words(self, why: str) -> None:
+        super()._last_words(why)
+        self._crew.write_stacks()
+
     @property
     def _streams(self) -> Crew:
         return self._crew
@@ -211,8 +218,8 @@ class CrewService(Service):
     def _close_parts(self, left: float = 0.0) -> None:
         crew = getattr(self, "_crew", None)  # none if the start has failed before
         if crew is not None:
-            end = time.monotonic() + max(0.0, left)
+            end = time.monotonic() + max(0.0, left) + WORKERS_END
             crew.drain(end)
-            if not crew.join(end + WORKERS_END - time.monotonic()):
+            if not crew.join(end + KILLED - time.monotonic()):
                 _log.error("workers have not ended and are left behind")
         super()._close_parts(left)

@@ -249,6 +249,13 @@ class Crew:
         for worker in self.workers():
             worker.tell(end_websockets=seconds)
 
+    def write_stacks(self) -> None:
+        """Lets each worker that has requests write its stacks to stderr."""
+        for worker in self.workers():
+            with contextlib.suppress(OSError):
+                if self._front.worker_state(worker.number).in_flight:
+                    self._kill(worker, signal.SIGUSR1)
+
     def drain(self, deadline: float) -> None:
         """From now on no worker is started.  Those that still run at `deadline`, in time.monotonic(), are killed."""
         with self._lock:
@@ -257,6 +264,8 @@ class Crew:
 
     def join(self, timeout: float) -> bool:
         """Waits until all workers have ended."""
+        if self._thread.ident is None:  # a signal has ended the start before
+            return True
         self._thread.join(max(0.0, timeout))
         return not self._thread.is_alive()
 

@@ -21,6 +21,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -156,6 +157,7 @@ def serve_template(line_fd: int, work: Callable[[int, Sequence[int]], int]) -> i
             if pid == 0:
                 line.close()
                 _end_with(process_1)
+                _give_signals_to_children()
                 return work(int(message), descriptors)
             answer = str(pid)
         for descriptor in descriptors:
@@ -165,6 +167,25 @@ def serve_template(line_fd: int, work: Callable[[int, Sequence[int]], int]) -> i
 
 def _leave_to_process_1(*_: object) -> None:
     """A handler, and not SIG_IGN, which the programs that a worker starts would inherit."""
+
+
+def _give_signals_to_children() -> None:
+    """A process that the application forks ends by a signal as any does, also by one that comes at once."""
+    held = threading.local()
+
+    def hold() -> None:
+        held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, OTHERS_SIGNALS)
+
+    def release() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held.mask)
+
+    def take() -> None:
+        for number in OTHERS_SIGNALS:
+            if signal.getsignal(number) is _leave_to_process_1:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        release()
+
+    os.register_at_fork(before=hold, after_in_parent=release, after_in_child=take)
 
 
 def _fork_orphan() -> int:

@@ -34,6 +34,8 @@ sys.exit(main(sys.argv[1:]))
 # The environment of a service in a test has nothing else; the second half is for an extension with sanitizers.
 INHERITED = ("PATH", "PYTHONPATH", "HOME", "LANG")
 INHERITED += ("LD_PRELOAD", "PYTHONMALLOC", "ASAN_OPTIONS", "TSAN_OPTIONS", "UBSAN_OPTIONS")
+# TEST_WORKERS=2 runs every service of the tests with that many worker processes.
+WORKERS = {"WEB_CONCURRENCY": os.environ["TEST_WORKERS"]} if "TEST_WORKERS" in os.environ else {}
 
 
 class Process:
@@ -48,7 +50,7 @@ class Process:
             self.process = subprocess.Popen(
                 self.command(arguments),
                 cwd=directory,
-                env=inherited | defaults | environ,
+                env=inherited | defaults | WORKERS | environ,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
