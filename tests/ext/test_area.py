@@ -1,0 +1,58 @@
+"""How requests go to worker processes and come back, with a death at each step (Spin, area.pml)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+MODEL = Path(__file__).with_name("area.pml")
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("spin") is None and os.environ.get("CI") != "true",
+    reason="not installed: spin (a package of Debian's)",
+)
+
+
+def check(folder: Path, **definitions: int) -> tuple[int, str]:
+    """The number of errors that the model checker finds, and its report.  Without one it has seen every state."""
+    flags = [f"-D{name}={value}" for name, value in definitions.items()]
+    subprocess.run(["spin", "-a", *flags, MODEL], cwd=folder, check=True, capture_output=True)
+    cc = ["cc", "-O2", "-DSAFETY", "-DCOLLAPSE", "pan.c", "-o", "pan"]
+    subprocess.run(cc, cwd=folder, check=True, capture_output=True)
+    report = subprocess.run(["./pan", "-m20000"], cwd=folder, capture_output=True, text=True).stdout
+    assert "max search depth too small" not in report, report
+    found = re.search(r"errors: (\d+)", report)
+    assert found, report
+    assert "Search not completed" not in report or int(found[1]) > 0, report
+    return int(found[1]), report
+
+
+@pytest.mark.parametrize(
+    ("by_reader", "unsafe"),
+    [
+        (False, 1),
+        (True, 0),
+        pytest.param(False, 0, marks=pytest.mark.long),
+        pytest.param(True, 1, marks=pytest.mark.long),
+    ],
+)
+def test_each_request_gets_one_response(tmp_path: Path, by_reader: bool, unsafe: int) -> None:
+    reader = {"BY_READER": 1} if by_reader else {}
+    errors, report = check(tmp_path, REQUESTS=1, UNSAFE=unsafe, THREADS=1, BACK=1, **reader)
+    assert errors == 0, report
+
+
+@pytest.mark.parametrize("without", ["NO_RECHECK", "NO_SECOND_LOOK", "NO_TAIL"])
+def test_a_rule_less_would_be_noticed(tmp_path: Path, without: str) -> None:
+    errors, report = check(tmp_path, REQUESTS=1, THREADS=1, BACK=1, **{without: 1})
+    assert errors > 0, report
+
+
+def test_that_two_threads_compete_for_a_request_is_noticed(tmp_path: Path) -> None:
+    errors, report = check(tmp_path, REQUESTS=1, THREADS=2, BACK=0, NO_CAS=1)
+    assert errors > 0, report
