@@ -62,7 +62,8 @@ class Template:
                 *self._arguments,
             ]
             try:
-                self.pid = os.posix_spawn(sys.executable, command, os.environ)
+                # This interpreter itself, which may have lost its path: to an update, or to a change of user.
+                self.pid = os.posix_spawn("/proc/self/exe", command, os.environ)
             except OSError:
                 own.close()
                 raise

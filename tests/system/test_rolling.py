@@ -31,6 +31,8 @@ LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
     ("kind", "rounds", "pairs"),
     [
         pytest.param("tcp", 3, 1, id="few"),
+        pytest.param("workers", 3, 1, id="workers"),
+        pytest.param("workers", 10, 2, id="workers-ten", marks=LONG),
         pytest.param("tcp", 100, 3, id="hundred", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
         pytest.param("unix", 10, 2, id="unix-ten", marks=pytest.mark.slow),
         pytest.param("unix and health port", 10, 2, id="unix-and-health-port-ten", marks=pytest.mark.slow),
@@ -41,7 +43,8 @@ LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
 def test_no_request_is_lost(
     kind: str, rounds: int, pairs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    instances = Instances(tmp_path, PKG_DRAIN_DELAY=str(DRAIN_DELAY))
+    workers = "2" if kind == "workers" else "0"
+    instances = Instances(tmp_path, PKG_DRAIN_DELAY=str(DRAIN_DELAY), WEB_CONCURRENCY=workers)
 
     def start(place: Place) -> subprocess.Popen[Any]:
         if not place.path:
@@ -52,7 +55,11 @@ def test_no_request_is_lost(
     with folder_of_user() as folder:
         has_health_port = kind == "unix and health port"
         count = 2 * pairs
-        places = tcp_places(count) if kind == "tcp" else unix_places(count, folder, has_health_port=has_health_port)
+        places = (
+            tcp_places(count)
+            if kind in ("tcp", "workers")
+            else unix_places(count, folder, has_health_port=has_health_port)
+        )
         outcome = roll(start, rounds=rounds, pairs=pairs, places=places, pause=0.01 * pairs)
         left = sorted(path.name for path in folder.iterdir())
     with capsys.disabled():
