@@ -81,7 +81,7 @@ OWN = ("pkg", "wsgi.errors", "psycopg.pool")
 # The loggers below "pkg", no matter whether the module that uses them has been imported.
 _BELOW = (
     *("admin", "asgi", "database", "handler", "health", "lastwords", "loader", "logs", "server", "service", "signals"),
-    "uncaught",
+    *("uncaught", "workers"),
 )
 
 
