@@ -22,7 +22,7 @@ struct remote {
     area *area;
     uint64_t size;
     int bell_fd, wake_fd; /* the carrier's; the event loop's */
-    uint32_t n_slots, in_at, out_at;
+    uint32_t n_slots, slot_size, in_at, out_at;
     front_conn *conns; /* one for each slot */
 };
 
@@ -103,7 +103,8 @@ int remote_take(front *f, front_request *out, int64_t timeout)
         return is_over(f) ? FRONT_CLOSED : FRONT_TIMEOUT;
 
     front_conn *c = &r->conns[number];
-    area_slot *s = c->slot;
+    area_slot *s = c->slot = area_slot_at(r->area, r->slot_size, (uint32_t)number); /* here, so that few are touched */
+    c->fd = c->file = -1;
     int end = atomic_load_explicit(&s->in_end, memory_order_acquire);
     uint64_t there = atomic_load_explicit(&s->in_head, memory_order_relaxed);
     c->in = &s->in;
@@ -568,14 +569,11 @@ static int map(struct remote *r, int fd)
     if (a->magic != AREA_MAGIC || a->version != AREA_VERSION || a->size != r->size)
         return -EINVAL;
     r->n_slots = a->n_slots;
+    r->slot_size = a->slot_size;
     r->in_at = a->in_at;
     r->out_at = a->out_at;
     if ((r->conns = calloc(r->n_slots, sizeof *r->conns)) == NULL)
         return -ENOMEM;
-    for (uint32_t i = 0; i < r->n_slots; i++) {
-        r->conns[i].slot = area_slot_at(a, a->slot_size, i);
-        r->conns[i].fd = r->conns[i].file = -1;
-    }
     return FRONT_OK;
 }
 

@@ -46,7 +46,14 @@ def import_parts(settings: Settings) -> None:
         "pkg.health.stuck",
         "pkg.http.server",
     ]
-    names += ["pkg.http.request_ids", "pkg.http.wsgi", "pkg.service.interface", "pkg.service.loader", "pkg.logs.sink"]
+    names += [
+        "pkg.http.request_ids",
+        "pkg.http.wsgi",
+        "pkg.service.interface",
+        "pkg.service.loader",
+        "pkg.service.routes",
+        "pkg.logs.sink",
+    ]
     if settings.databases:
         names.append("pkg.database.database")
     for name in names:
