@@ -144,7 +144,10 @@ def test_many_connections(crew: Crew) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
-    assert sum(crew.front.worker_state(number).served for number in numbers) == 400
+    until = time.monotonic() + 5  # a client has its response before the front has the request back
+    while sum(crew.front.worker_state(number).served for number in numbers) < 400:
+        assert time.monotonic() < until
+        time.sleep(0.002)
     assert all(crew.front.worker_state(number).served > 0 for number in numbers)
 
 

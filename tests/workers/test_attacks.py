@@ -207,12 +207,19 @@ def test_a_drain_that_does_not_end_shows_stacks(tmp_path: Path) -> None:
         assert "in app" in process.errors()
 
 
+def states(pid: int) -> set[str]:
+    """Of the threads of a process (proc(5))."""
+    found = Path(f"/proc/{pid}/task").glob("*/stat")
+    return {path.read_text().rpartition(") ")[2][0] for path in found}
+
+
 def test_a_stopped_worker_holds_no_request(tmp_path: Path) -> None:
     """It is the one that served last, and so would be given the next request."""
     with workers(tmp_path) as process:
         for _ in range(5):
             last = int(ask(process.address, "/", "POST", body=b"x")[2].split()[1])
             os.kill(last, signal.SIGSTOP)
+            wait_for(lambda last=last: states(last) == {"T"}, 10, "its threads to stop")  # type: ignore[misc]
             try:
                 began = time.monotonic()
                 assert [ask(process.address, "/")[0] for _ in range(5)] == [200] * 5
