@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pkg.errors import Error, one_line
+from pkg.health.pages import READINESS
 from pkg.logs.output import last_words
 from pkg.service.service import Service
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["WorkerService", "import_parts"]
 
-LIVENESS, READINESS = 0, 1
 MOST = 1024  # requests and WebSockets that an event loop may have at a time
 LOOK = 0.5  # seconds; the main thread runs signal handlers this often
 

@@ -26,6 +26,8 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
+from pkg.health.pages import LIVENESS, READINESS
+from pkg.service.drain import STREAMS_END
 from pkg.supervisors.line import Line
 from pkg.supervisors.template import Template
 
@@ -40,10 +42,8 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before one is started after
 PROOF = 30.0  # seconds for a successor to become ready
 LAST_WORDS = 1.0  # seconds for a stuck worker to write its stacks before it is killed
 ANSWER = 2.0  # seconds for a worker to answer for a page
-STREAMS_END = 2.0  # seconds before the end of a worker's drain, when its streams are told to end, as in a drain
 SEND = 1.0  # seconds for a worker to take a message
 MOST = 1024  # requests that a worker may serve at a time
-LIVENESS, READINESS = 0, 1  # what a worker renews, by slot
 
 
 class Front(Protocol):
@@ -134,7 +134,7 @@ class Worker:
 
 
 class Crew:
-    """`hello()`: what each worker is told first.  `clock()` and the front's times are CLOCK_MONOTONIC."""
+    """`hello()`: what each worker is told first.  The front's times are CLOCK_MONOTONIC."""
 
     def __init__(
         self,
@@ -169,7 +169,6 @@ class Crew:
         self._asked = 0
         self._random = random.Random()
         self.failed: Ended | None = None
-        self.deaths = self.started = 0
 
     # -------------------------------------------------------------- for process 1
 
@@ -353,7 +352,6 @@ class Crew:
             if stage is Stage.STARTING and worker.generation != self._generation and worker.succeeds is None:
                 self._due[worker.place] = 0.0  # a reload has overtaken it
                 return
-            self.deaths += 1
             self._tell_of_death(worker, how, lost)
             if is_expected:
                 return
@@ -506,7 +504,6 @@ class Crew:
         worker.most_requests = self.rules.max_requests * self._random.uniform(1.0, 1.1)
         self._due.pop(place, None)
         self._workers.append(worker)
-        self.started += 1
         self._selector.register(worker.pidfd, selectors.EVENT_READ, (worker, "end"))
         self._selector.register(worker.line.fileno(), selectors.EVENT_READ, (worker, "line"))
         worker.tell(place=place, **self._hello())
