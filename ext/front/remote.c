@@ -399,7 +399,7 @@ int remote_serve_by_reader(front *f)
 }
 
 /* What has happened to a request: a set of enum front_progress. */
-static unsigned progress_of(const struct remote *r, const front_conn *c)
+static unsigned progress_of(const front_conn *c)
 {
     area_slot *s = c->slot;
     int end = atomic_load(&s->in_end);
@@ -427,7 +427,7 @@ static void take_news(front *f)
                 continue;
             if (note_late(f, c))
                 eventloop_note_late(f);
-            eventloop_note(f, c, progress_of(r, c));
+            eventloop_note(f, c, progress_of(c));
         }
     }
 }
@@ -474,7 +474,7 @@ int remote_await(front *f, front_conn *c, unsigned what, void *tag)
 {
     handoff_lock(f);
     c->tag = tag;
-    bool has_happened = (progress_of(f->remote, c) & what) != 0 || atomic_load(&c->interrupted);
+    bool has_happened = (progress_of(c) & what) != 0 || atomic_load(&c->interrupted);
     if (!has_happened)
         c->wanted |= (uint8_t)what;
     handoff_unlock(f);
