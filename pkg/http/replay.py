@@ -142,7 +142,7 @@ class ClientSocket:
         return address
 
     def getsockname(self) -> Any:
-        return self._server.socket.getsockname()
+        return self._server.server_address
 
     def getsockopt(self, *args: Any) -> Any:
         return self._server.socket.getsockopt(*args)

@@ -91,7 +91,8 @@ class Application(_core.WSGIHandler):
     """A WSGI callable as the handler of a `Server`.
 
     `name` and `port` become SERVER_NAME and SERVER_PORT; `others`: those of listeners after the first.
-    `script_name`: the path under which a proxy publishes the application, without a slash at its end.
+    `script_name`: the path under which a proxy publishes the application, without a slash at its end.  `multiprocess`:
+    whether other processes run the same application.
 
     Raises StartupError if `app` is not a WSGI callable: a coroutine function, or a function with other parameters.
     """
@@ -104,6 +105,7 @@ class Application(_core.WSGIHandler):
         port: int,
         others: Iterable[tuple[str, int]] = (),
         script_name: str = "",
+        multiprocess: bool = False,
     ) -> None:
         _check(app)
         if script_name:
@@ -119,7 +121,7 @@ class Application(_core.WSGIHandler):
             "wsgi.file_wrapper": _core.FileWrapper,
             "wsgi.input_terminated": True,
             "wsgi.multithread": True,
-            "wsgi.multiprocess": False,
+            "wsgi.multiprocess": multiprocess,
             "wsgi.run_once": False,
         }
         super().__init__(app, environ, others)

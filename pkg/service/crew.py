@@ -105,7 +105,9 @@ class CrewService(Service):
             signal.signal(signal.SIGHUP, self._on_hangup)
 
     def _hello(self) -> Mapping[str, Any]:
-        return {"hosts": self._hosts, "addresses": self._listening_at}
+        assert self.server is not None
+        names = [listener.name for listener in self.server.listeners]
+        return {"hosts": self._hosts, "addresses": self._listening_at, "listeners": names}
 
     def _serve_probes(self) -> None:
         assert self.server is not None and self.server.front is not None

@@ -383,7 +383,10 @@ class Service:
         from pkg.http.wsgi import Application
 
         (name, port), *others = self._hosts
-        return Application(app, name=name, port=port, others=others, script_name=self.settings.script_name)
+        s = self.settings
+        return Application(
+            app, name=name, port=port, others=others, script_name=s.script_name, multiprocess=s.workers > 0
+        )
 
     @property
     def _hosts(self) -> Sequence[tuple[str, int]]:

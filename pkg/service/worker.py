@@ -126,16 +126,20 @@ class WorkerService(Service):
         from pkg import _core
         from pkg.http.server import Server
 
+        assert self._hello is not None
         rules, limits = self._request_rules(), self._limits()
+        host = self._hosts[0]
         server = Server(
-            ("", 0),
+            host,
             None,
             bind_and_activate=False,
             threads=self.settings.threads,
             on_request=rules.on_request,
             on_response=rules.on_response,
         )
-        server.front = _core.Front.remote(self._area, self._bell, **limits)
+        server.server_name, server.server_port = host
+        listeners = [_core.Listen(-1, name) for name in self._hello["listeners"]]  # process 1 has their descriptors
+        server.front = _core.Front.remote(self._area, self._bell, listeners=listeners, **limits)
         self.server = server
 
     def _load(self) -> Any:
