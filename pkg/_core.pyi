@@ -185,6 +185,8 @@ class Front:
         """It gets no more requests; when it has served those it has, its take() returns None."""
     def lose_worker(self, number: int) -> list[tuple[str, str, Literal["repeated", "502", "cut"]]]:
         """Its process has ended: clears up, and returns (method, target, outcome) of each request that it had begun."""
+    def worker_requests(self, number: int) -> list[Flight]:
+        """Those that it has, at most 100; `thread` is 0."""
     def worker_state(self, number: int) -> WorkerState: ...
     def run(self) -> None:
         """Serves until the last stage, without the interpreter lock, so Python signal handlers do not run meanwhile."""

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from front cimport front
+from front cimport front, front_flight
 
 
 cdef extern from "front/carrier.h" nogil:
@@ -15,8 +15,7 @@ cdef extern from "front/carrier.h" nogil:
         FRONT_CUT
 
     ctypedef struct front_loss:
-        char method[16]
-        char target[128]
+        front_flight flight
         front_outcome outcome
 
     ctypedef struct front_worker_state:
@@ -33,4 +32,5 @@ cdef extern from "front/carrier.h" nogil:
     int front_admit_worker(front *f, uint32_t number)
     int front_retire_worker(front *f, uint32_t number)
     int front_worker_now(front *f, uint32_t number, front_worker_state *out)
+    ssize_t front_worker_requests(front *f, uint32_t number, front_flight *out, size_t max)
     ssize_t front_lose_worker(front *f, uint32_t number, front_loss *out, size_t max)

@@ -102,7 +102,7 @@ class Stage:
 
 cdef enum:
     MAX_FLIGHTS = 1000   # that are listed
-    MAX_LOSSES = 100
+    MAX_LOSSES = 100     # or requests of a worker
 
 
 cdef int64_t nanoseconds(double seconds):
@@ -113,6 +113,11 @@ cdef int check(int rv) except -1:
     if rv < 0:
         raise OSError(-rv, os.strerror(-rv))
     return rv
+
+
+cdef object as_flight(c.front_flight *flight):
+    return Flight(method=flight.method.decode("latin-1"), target=flight.target.decode("utf-8", "backslashreplace"),
+                  age=flight.age / 1e9, thread=flight.thread, late=flight.late)
 
 
 cdef object end_child(error):
@@ -267,8 +272,15 @@ cdef class Front:
         with nogil:
             n = w.front_lose_worker(self._front, number, losses, MAX_LOSSES)
         check(<int>n)
-        return [(losses[i].method.decode("latin-1"), losses[i].target.decode("utf-8", "backslashreplace"),
-                 OUTCOMES[losses[i].outcome]) for i in range(min(n, MAX_LOSSES))]
+        return [(*as_flight(&losses[i].flight)[:2], OUTCOMES[losses[i].outcome]) for i in range(min(n, MAX_LOSSES))]
+
+    def worker_requests(self, unsigned number):
+        cdef c.front_flight[MAX_LOSSES] flights
+        cdef ssize_t n
+        with nogil:
+            n = w.front_worker_requests(self._front, number, flights, MAX_LOSSES)
+        check(<int>n)
+        return [as_flight(&flights[i]) for i in range(min(n, MAX_LOSSES))]
 
     def worker_state(self, unsigned number):
         cdef w.front_worker_state now
@@ -484,16 +496,7 @@ cdef class Front:
             raise MemoryError
         try:
             n = c.front_requests(self._front, which, flights, size)
-            return [
-                Flight(
-                    method=flights[i].method.decode("latin-1"),
-                    target=flights[i].target.decode("utf-8", "backslashreplace"),
-                    age=flights[i].age / 1e9,
-                    thread=flights[i].thread,
-                    late=flights[i].late,
-                )
-                for i in range(n)
-            ]
+            return [as_flight(&flights[i]) for i in range(n)]
         finally:
             free(flights)
 

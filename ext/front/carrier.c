@@ -854,13 +854,16 @@ static enum front_outcome part_with(front *f, errand *e, bool may_repeat)
     return FRONT_502;
 }
 
-static void describe(const front_conn *c, front_loss *out)
+static void describe(const front_conn *c, front_flight *out)
 {
     const http1_head *h = &c->in->head;
     const char *target = c->in->data + h->target.pos, *query = memchr(target, '?', h->target.len);
 
     snprintf(out->method, sizeof out->method, "%.*s", (int)h->method.len, c->in->data + h->method.pos);
     snprintf(out->target, sizeof out->target, "%.*s", query != NULL ? (int)(query - target) : (int)h->target.len, target);
+    out->age = clock_now() - c->arrived;
+    out->thread = 0;
+    out->late = front_is_late(c);
 }
 
 static ssize_t clear_up(front *f, worker *w, front_loss *out, size_t max)
@@ -885,7 +888,7 @@ static ssize_t clear_up(front *f, worker *w, front_loss *out, size_t max)
         if (e->c == NULL)
             continue;
         front_loss loss;
-        describe(e->c, &loss);
+        describe(e->c, &loss.flight);
         bool was_repeated = e->is_repeated;
         loss.outcome = part_with(f, e, may_repeat);
         if (was_repeated && loss.outcome == FRONT_502) {
@@ -897,6 +900,20 @@ static ssize_t clear_up(front *f, worker *w, front_loss *out, size_t max)
         n++;
         forget(e);
     }
+    return (ssize_t)n;
+}
+
+ssize_t front_worker_requests(front *f, uint32_t number, front_flight *out, size_t max)
+{
+    worker *w = lock_worker(f, number);
+    size_t n = 0;
+
+    if (w == NULL)
+        return -ENOENT;
+    for (uint32_t i = 0; i < w->n_slots; i++)
+        if (w->errands[i].c != NULL && n++ < max)
+            describe(w->errands[i].c, &out[n - 1]);
+    pthread_mutex_unlock(&f->carrier->mutex);
     return (ssize_t)n;
 }
 

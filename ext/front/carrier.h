@@ -20,7 +20,7 @@
 
 /* What became of a request whose worker has died. */
 typedef struct {
-    char method[16], target[128]; /* as in front_flight */
+    front_flight flight;
     enum front_outcome { FRONT_REPEATED, FRONT_502, FRONT_CUT } outcome;
 } front_loss;
 
@@ -45,6 +45,8 @@ int front_suit_worker(front *f, uint32_t number, uint32_t room, bool streams);
 int front_admit_worker(front *f, uint32_t number);  /* it gets requests from now on, */
 int front_retire_worker(front *f, uint32_t number); /* and no more; when it has served those it has, its front_take() returns FRONT_CLOSED */
 int front_worker_now(front *f, uint32_t number, front_worker_state *out);
+/* How many requests it has, the first `max` of which are in `out`; their `thread` is not known. */
+ssize_t front_worker_requests(front *f, uint32_t number, front_flight *out, size_t max);
 /* Its process has ended.  How many requests it had begun, the first `max` of which are in `out`. */
 ssize_t front_lose_worker(front *f, uint32_t number, front_loss *out, size_t max);
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
-from pkg.admin.pages import Pages
+from pkg.admin.pages import Pages, form_of
 from pkg.admin.reply import Problem, Reply, json_reply, text
 from pkg.diagnostics.snapshot import Status
 
@@ -19,13 +19,18 @@ __all__ = ["CrewPages"]
 
 # Pages of which process 1 knows nothing.
 OF_WORKERS = ("/debug/threads", "/debug/requests", "/debug/tasks", "/debug/pool", "/debug/profile", "/debug/memory")
+# Pages that tell of a worker that does not answer what is seen of it from outside, and the patience with it in seconds.
+OF_STUCK, PATIENCE = ("/debug/threads", "/debug/requests"), 1.0
 
 
 class Crew(Protocol):
     """pkg/supervisors/crew.py"""
 
     def workers(self) -> Sequence[Any]: ...
-    def ask(self, workers: Sequence[Any], method: str, target: str, accept: str) -> list[dict[str, Any] | None]: ...
+    def ask(
+        self, workers: Sequence[Any], method: str, target: str, accept: str = "", patience: float = 2.0
+    ) -> list[dict[str, Any] | None]: ...
+    def look_into(self, worker: Any) -> tuple[list[Any], str]: ...
 
 
 class Answer(NamedTuple):
@@ -48,25 +53,42 @@ class CrewPages(Pages):
         except ValueError:
             raise Problem(400, "too many parameters") from None
         if path in OF_WORKERS:
-            return self._all_in_one(self._ask(values.get("worker", ""), method, target, accept), target)
+            form = form_of(values.get("format", ""), accept) if path in OF_STUCK else None
+            return self._all_in_one(self._ask(values.get("worker", ""), method, target, accept, form), target)
         reply = super().answer(method, target, accept)
         if path == "/debug/log-level" and method == "POST":
             self._ask("", method, target, accept)
         return reply
 
-    def _ask(self, which: str, method: str, target: str, accept: str) -> list[Answer]:
+    def _ask(self, which: str, method: str, target: str, accept: str, form: str | None = None) -> list[Answer]:
+        """`form`: in which a worker that does not answer is looked at from outside."""
         workers = [worker for worker in self._crew.workers() if which in ("", "all", str(worker.place))]
         if not workers:
             raise Problem(404, f"there is no worker {which}" if which else "no worker runs")
-        replies = self._crew.ask(workers, method, target, accept)
+        if form is None:
+            replies = self._crew.ask(workers, method, target, accept)
+        else:
+            replies = self._crew.ask(workers, method, target, accept, patience=PATIENCE)
+            pairs = zip(workers, replies, strict=True)
+            replies = [self._from_outside(worker, form) if reply is None else reply for worker, reply in pairs]
         return [Answer(worker.place, reply) for worker, reply in zip(workers, replies, strict=True)]
+
+    def _from_outside(self, worker: Any, form: str) -> dict[str, Any]:
+        requests, stacks = self._crew.look_into(worker)
+        if form == "json":
+            document = {"requests": [request._asdict() for request in requests], "stacks": stacks}
+            return {"media_type": "application/json", "status": 200, "headers": {}, "body": json.dumps(document)}
+        lines = [f"worker {worker.place} does not answer; its requests, as process 1 knows them:"]
+        lines += [f"  {request.age:.3f} s  {request.method} {request.target}" for request in requests] or ["  none"]
+        lines += ["its stacks, as its signal handler wrote them, the innermost call first:", stacks or "  none\n"]
+        return {"media_type": "text/plain; charset=utf-8", "status": 200, "headers": {}, "body": "\n".join(lines)}
 
     @staticmethod
     def _all_in_one(answers: Sequence[Answer], target: str) -> Reply:
         if len(answers) == 1:
             (answer,) = answers
             if answer.reply is None:
-                raise Problem(503, f"worker {answer.worker} does not answer; SIGUSR1 writes its stacks to stderr")
+                raise Problem(503, f"worker {answer.worker} does not answer; /debug/threads shows its stacks")
             return _reply_of(answer.reply)
         if all(answer.reply is not None and "problem" in answer.reply for answer in answers):
             assert answers[0].reply is not None

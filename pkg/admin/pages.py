@@ -25,7 +25,7 @@ from pkg.diagnostics.profile import MAX_HZ, MAX_SECONDS, Busy, Profiler
 from pkg.diagnostics.snapshot import Status, show_pools
 from pkg.logs.records import printable
 
-__all__ = ["Pages", "Query"]
+__all__ = ["Pages", "Query", "form_of"]
 
 _log = logging.getLogger("pkg.admin")
 
@@ -131,7 +131,7 @@ class Pages:
             values = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=20))
         except ValueError:
             raise Problem(400, "too many parameters") from None
-        return page(Query(values, _form(values.get("format", ""), accept), accept, method))
+        return page(Query(values, form_of(values.get("format", ""), accept), accept, method))
 
     def _index(self, query: Query) -> Reply:
         if query.form == "json":
@@ -353,7 +353,7 @@ def _groups(found: Iterable[tasks.TaskState]) -> list[str]:
     return lines
 
 
-def _form(wanted: str, accept: str) -> str:
+def form_of(wanted: str, accept: str) -> str:
     if wanted in ("text", "json", "html"):
         return wanted
     if accepts(accept, "text/html"):

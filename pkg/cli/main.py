@@ -128,8 +128,8 @@ def _serve_template(arguments: list[str], environ: Mapping[str, str]) -> int:
     gc.freeze()
 
     def work(place: int, descriptors: Sequence[int]) -> int:
-        area, bell, line = descriptors
-        return WorkerService(settings, area, bell, Line(socket.socket(fileno=line)), load).run()
+        area, bell, line, stacks = descriptors
+        return WorkerService(settings, area, bell, Line(socket.socket(fileno=line)), stacks, load).run()
 
     return serve_template(int(arguments[0]), work)
 

@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pkg.diagnostics import foreign_stacks
 from pkg.errors import Error, one_line
 from pkg.health.pages import READINESS
 from pkg.logs.output import last_words
@@ -69,13 +70,20 @@ class Line(Protocol):
 
 
 class WorkerService(Service):
-    """`area`, `bell`: the descriptors of the shared memory and of the bell of process 1.  `load`: in place of importing
-    the application, for one that was imported before the fork."""
+    """`area`, `bell`, `stacks`: the descriptors of the shared memory, the bell of process 1, and a pipe for stacks.
+    `load`: in place of importing the application, for one that was imported before the fork."""
 
     def __init__(
-        self, settings: Settings, area: int, bell: int, line: Line, load: Callable[[], Any] | None = None
+        self,
+        settings: Settings,
+        area: int,
+        bell: int,
+        line: Line,
+        stacks: int,
+        load: Callable[[], Any] | None = None,
     ) -> None:
         super().__init__(settings)
+        self._stacks = stacks
         self._area, self._bell, self._line = area, bell, line
         self._preloaded = load
         self._passes = [False, False]  # by slot
@@ -85,6 +93,7 @@ class WorkerService(Service):
         """Returns 0 when process 1 has let it go, and the exit code of the error if the start fails."""
         faulthandler.enable(last_words())
         faulthandler.register(signal.SIGUSR1, last_words(), all_threads=True)
+        foreign_stacks.write_to(self._stacks)
         messages = self._line.messages()
         self._hello = next(messages, None)
         if self._hello is None:

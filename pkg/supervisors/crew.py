@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
+from pkg.diagnostics.foreign_stacks import ForeignStacks
 from pkg.health.pages import LIVENESS, READINESS
 from pkg.service.drain import STREAMS_END
 from pkg.supervisors.line import Line
@@ -55,6 +56,7 @@ class Front(Protocol):
     def retire_worker(self, number: int) -> None: ...
     def lose_worker(self, number: int) -> list[tuple[str, str, str]]: ...
     def worker_state(self, number: int) -> Any: ...
+    def worker_requests(self, number: int) -> list[Any]: ...
 
 
 class Rules(NamedTuple):
@@ -84,8 +86,8 @@ class Ended(NamedTuple):
 class Worker:
     """One worker's life.  `place`: its number among the workers, which its successor gets; `number`: in the front."""
 
-    def __init__(self, place: int, number: int, pid: int, line: Line, generation: int) -> None:
-        self.place, self.number, self.pid, self.line = place, number, pid, line
+    def __init__(self, place: int, number: int, pid: int, line: Line, stacks: ForeignStacks, generation: int) -> None:
+        self.place, self.number, self.pid, self.line, self.stacks = place, number, pid, line, stacks
         self.generation = generation
         self.pidfd = os.pidfd_open(pid)
         self.stage = Stage.STARTING
@@ -240,6 +242,13 @@ class Crew:
             )
             return [worker.answers.pop(number) for worker in workers]
 
+    def look_into(self, worker: Worker) -> tuple[list[Any], str]:
+        """The requests of one that does not answer, as the front knows them, and its stacks."""
+        requests: list[Any] = []
+        with contextlib.suppress(OSError):  # it has ended
+            requests = self._front.worker_requests(worker.number)
+        return sorted(requests, key=lambda request: -request.age), worker.stacks.take(worker.pidfd)
+
     def end_streams(self) -> None:
         for worker in self.workers():
             worker.tell(end_streams=True)
@@ -326,6 +335,7 @@ class Crew:
         with self._lock:
             self._selector.unregister(worker.pidfd)
             ended = os.waitid(os.P_PIDFD, worker.pidfd, os.WEXITED)
+            worker.stacks.close()
             os.close(worker.pidfd)
             if worker.line.fileno() != -1:
                 # Its last one says why.  A process that it has forked may hold the line, so that this is not its end.
@@ -514,9 +524,10 @@ class Crew:
         try:
             own, its = socket.socketpair()
             own.settimeout(SEND)
-            with its:
-                pid = self._template.fork(place, (area, self._bell, its.fileno()))
-            return Worker(place, number, pid, Line(own), self._generation)
+            stacks = ForeignStacks()
+            with its, stacks.writing:
+                pid = self._template.fork(place, (area, self._bell, its.fileno(), stacks.writing.fileno()))
+            return Worker(place, number, pid, Line(own), stacks, self._generation)
         except OSError:
             self._front.lose_worker(number)
             raise

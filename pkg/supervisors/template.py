@@ -25,6 +25,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from pkg.diagnostics import foreign_stacks
+
 __all__ = ["Template", "end_with_process_1", "serve_template"]
 
 PATIENCE = 20.0  # seconds for a fork; a template that takes longer is replaced
@@ -143,7 +145,8 @@ def serve_template(line_fd: int, work: Callable[[int, Sequence[int]], int]) -> i
     os.set_inheritable(line_fd, False)
     for number in OTHERS_SIGNALS:
         signal.signal(number, _leave_to_process_1)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, foreign_stacks.SIGNAL):  # until a worker has its handlers
+        signal.signal(number, signal.SIG_IGN)
     process_1 = os.getppid()
     line.send(b"ready")
     while True:

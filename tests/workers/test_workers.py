@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -301,3 +302,33 @@ def test_debug_pages_are_of_all_workers(tmp_path: Path) -> None:
         assert ask(admin, "/debug/threads?worker=9")[0] == 404
         assert ask(admin, "/debug/profile?seconds=0.3&all=1")[2].startswith("worker-1;")
         thread.join()
+
+
+def test_a_stuck_worker_is_seen_from_outside(tmp_path: Path) -> None:
+    """It holds its interpreter lock, so that nothing in it can answer."""
+    with workers(tmp_path, PKG_LIVENESS_TIMEOUT="60") as process:
+        admin = process.admin  # type: ignore[attr-defined]
+        assert len(rows(process)) == 2
+        connection = socket.create_connection(process.address)
+        connection.sendall(b"POST /lock?secret HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+
+        def stuck() -> dict[str, Any] | None:
+            found = json.loads(ask(admin, "/debug/requests?format=json")[2])
+            return next(({"place": name, **said} for name, said in found.items() if isinstance(said, dict)), None)
+
+        seen = wait_for(stuck, 10, "a worker that does not answer")
+        assert [(request["method"], request["target"]) for request in seen["requests"]] == [("POST", "/lock")]
+        assert "in app" in seen["stacks"]
+        number = seen["place"].removeprefix("worker-")
+        for page in ("/debug/threads", "/debug/requests"):
+            began = time.monotonic()
+            status, _, text = ask(admin, f"{page}?worker={number}")
+            assert time.monotonic() - began < 2.0
+            assert status == 200 and f"worker {number} does not answer" in text
+            assert re.search(r"\d s  POST /lock\n", text) and "in app" in text and "secret" not in text
+        assert not process.errors()  # SIGUSR1 alone writes there
+        pid = next(row["pid"] for row in rows(process) if row["worker"] == int(number))
+        os.kill(pid, signal.SIGUSR1)
+        wait_for(lambda: "in app" in process.errors(), 10, "its stacks")
+        os.kill(pid, signal.SIGKILL)
+        connection.close()
