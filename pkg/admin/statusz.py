@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pkg._core import Counters
     from pkg.diagnostics.metrics import Executor, Listening
     from pkg.diagnostics.snapshot import Snapshot
-    from pkg.diagnostics.workers import WorkerRow
+    from pkg.diagnostics.workers import ProcessRow
     from pkg.health.report import HealthReport
 
 __all__ = ["columns", "html", "seconds", "size", "text"]
@@ -109,9 +109,9 @@ def _sections(d: Snapshot) -> Iterable[Section]:
     yield _health(d.health)
     yield Section("Requests in flight", ("for", "request", "worker", "where it is"), _requests(d), "none")
     yield Section("Work", (), _work(d))
-    if d.processes:
+    if d.processes is not None:
         head = ("worker", "process", "state", "age", "requests", "in flight", "private memory", "CPU time", "")
-        yield Section("Worker processes", head, _processes(d.processes))
+        yield Section("Worker processes", head, _processes(d.processes), "none")
     for name, pool in d.pools.items():
         yield Section(f"Database pool {name}" if name else "Database pool", (), _pool(pool))
     yield Section(
@@ -154,13 +154,13 @@ def _sections(d: Snapshot) -> Iterable[Section]:
     )
 
 
-def _processes(processes: Sequence[WorkerRow]) -> Rows:
+def _processes(processes: Sequence[ProcessRow]) -> Rows:
     return [
         (
-            Cell(str(row.worker)),
+            Cell(str(row.worker or "")),
             Cell(str(row.pid)),
             Cell("ready", "good")
-            if row.is_ready
+            if row.is_ready and row.worker
             else Cell(row.state if row.state != "serving" else "not ready", "warn"),
             Cell(seconds(row.age)),
             Cell(number(row.served)),

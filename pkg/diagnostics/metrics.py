@@ -19,12 +19,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pkg._core import COUNTERS, Counters
+from pkg.diagnostics import procfs
 from pkg.logs.records import printable_lines
 
 if TYPE_CHECKING:
     from pkg._core import Exemplar
     from pkg.diagnostics.cgroup import Limits
-    from pkg.diagnostics.workers import WorkerRow
+    from pkg.diagnostics.workers import ProcessRow
     from pkg.health.report import HealthReport
     from pkg.logs.sink import LogLines
 
@@ -169,16 +170,13 @@ def process() -> dict[str, float]:
     Numbers that cannot be read are missing; without a free descriptor none can be read.
     """
     found: dict[str, float] = {}
-    ticks = os.sysconf("SC_CLK_TCK")
     try:
-        with open("/proc/self/stat", "rb") as file:
-            # proc(5); the name in parentheses may contain anything.
-            fields = file.read().rpartition(b") ")[2].split()
-        found["cpu_seconds"] = (int(fields[11]) + int(fields[12])) / ticks
+        fields = procfs.stat("self")
+        found["cpu_seconds"] = procfs.cpu_seconds(fields)
         found["virtual_memory_bytes"] = float(fields[20])
         found["resident_memory_bytes"] = float(int(fields[21]) * os.sysconf("SC_PAGE_SIZE"))
         found["threads"] = float(fields[17])
-        found["start_time_seconds"] = int(fields[19]) / ticks + _boot_time()
+        found["start_time_seconds"] = int(fields[19]) / os.sysconf("SC_CLK_TCK") + _boot_time()
     except OSError:
         found["cpu_seconds"] = time.process_time()
     found["max_fds"] = float(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -362,9 +360,9 @@ def _add_pools(page: Exposition, pools: Mapping[str, Mapping[str, Any]]) -> None
         )
 
 
-def _add_workers(page: Exposition, processes: Sequence[WorkerRow]) -> None:
+def _add_workers(page: Exposition, processes: Sequence[ProcessRow]) -> None:
     """Worker processes, by their place: a successor goes on under the number of the one that it replaces."""
-    rows = [({"worker": row.worker}, row) for row in processes]
+    rows = [({"worker": row.worker}, row) for row in processes if row.worker]
     for name, help, of in (
         ("ready", "1 if the worker process serves and its checks pass.", lambda row: int(row.is_ready)),
         ("requests_in_flight", "Requests that the worker process has.", lambda row: row.in_flight),
@@ -413,7 +411,7 @@ def collect(
     proxy_waits: tuple[Sequence[int], float] | None = None,
     listening: Sequence[Listening] = (),
     executors: Sequence[Executor] = (),
-    processes: Sequence[WorkerRow] = (),
+    processes: Sequence[ProcessRow] = (),
     limits: Limits | None = None,
     version: str = "",
     is_asgi: bool = False,

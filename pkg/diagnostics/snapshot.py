@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pkg.diagnostics import blocked, installation, metrics, stacks, tasks
 from pkg.diagnostics.cgroup import Cgroup, Limits, Throttling
-from pkg.diagnostics.workers import WorkerRow
+from pkg.diagnostics.workers import ProcessRow
 
 if TYPE_CHECKING:
     from pkg._core import Counters, Prober
@@ -145,7 +145,7 @@ class Snapshot(NamedTuple):
     executors: Sequence[metrics.Executor] = ()
     limits: Limits = Limits()
     throttling: Throttling | None = None
-    processes: Sequence[WorkerRow] = ()  # those that run the application, if this one does not
+    processes: Sequence[ProcessRow] | None = None  # those that run the application, if this one does not
     findings: Sequence[Finding] = ()
 
     def document(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class Snapshot(NamedTuple):
             "limits": self.limits._asdict(),
             "throttling": self.throttling._asdict() if self.throttling is not None else None,
             "logs": self.logs._asdict(),
-            **({"processes": [row._asdict() for row in self.processes]} if self.processes else {}),
+            **({"processes": [row._asdict() for row in self.processes]} if self.processes is not None else {}),
             "settings": [dict(row) for row in self.settings],
             "findings": [finding._asdict() for finding in self.findings],
         }
@@ -201,7 +201,7 @@ class Status:
         proxy_waits: Callable[[], tuple[Sequence[int], float]] | None = None,
         listening: Callable[[], Sequence[metrics.Listening]] = list,
         executors: Callable[[], Sequence[metrics.Executor]] = tuple,
-        processes: Callable[[], Sequence[WorkerRow]] = tuple,
+        processes: Callable[[], Sequence[ProcessRow] | None] = lambda: None,
         app: str = "",
         address: str = "",
         settings: Sequence[Mapping[str, str]] = (),
@@ -263,7 +263,7 @@ class Status:
             proxy_waits=self._proxy_waits() if self._proxy_waits is not None else None,
             listening=self.listening(),
             executors=self.executors(),
-            processes=self.processes(),
+            processes=self.processes() or (),
             limits=self.cgroup.look()[0],
             version=self.version,
             is_asgi=self.eventloop() is not None,

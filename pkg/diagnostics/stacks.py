@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from types import FrameType
 from typing import NamedTuple
 
+from pkg.diagnostics import procfs
+
 __all__ = ["Frame", "Stack", "capture", "grouped", "is_library", "is_own", "place", "place_of", "text", "walk"]
 
 MAX_DEPTH = 128  # innermost frames of a stack that are kept
@@ -93,12 +95,11 @@ def walk(frame: FrameType | None) -> tuple[Frame, ...]:
 
 def _kernel(native_id: int) -> tuple[str, float]:
     try:
-        with open(f"/proc/self/task/{native_id}/stat", "rb") as file:
-            fields = file.read().rpartition(b") ")[2].split()
+        fields = procfs.stat(f"self/task/{native_id}")
     except OSError:  # the thread has ended, or no descriptor is free
         return "", 0.0
     letter = fields[0].decode()
-    return _STATES.get(letter, letter), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return _STATES.get(letter, letter), procfs.cpu_seconds(fields)
 
 
 def capture() -> list[Stack]:

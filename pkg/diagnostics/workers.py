@@ -1,14 +1,18 @@
-"""What worker processes tell of themselves, as one view: rows for /statusz, and sums of their pools.
+"""What is told of worker processes, as one view: rows for /statusz, and sums of their pools.
 
 A sum never goes back when a worker is replaced: what one has counted until it was last asked stays in it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["PoolSums", "WorkerRow"]
+from pkg.diagnostics import procfs
+
+__all__ = ["PoolSums", "ProcessRow", "row_of"]
 
 # The numbers of psycopg_pool that only grow.
 _COUNTERS = (
@@ -27,19 +31,29 @@ _COUNTERS = (
 Pools = Mapping[str, Mapping[str, Any]]  # the numbers of each pool, by its name
 
 
-class WorkerRow(NamedTuple):
-    """One worker process.  Times in seconds, sizes in bytes; `private`: memory that no other process has."""
+class ProcessRow(NamedTuple):
+    """A worker process, or the template.  Times in seconds, sizes in bytes; `private`: memory that no other process
+    has."""
 
-    worker: int
+    worker: int  # 0: the template
     pid: int
-    state: str  # starting, serving, leaving
+    state: str  # starting, serving, leaving; template
     is_ready: bool
     age: float
-    in_flight: int
-    served: int
     private: int
     cpu: float
-    reason: str  # why it is not ready
+    in_flight: int = 0
+    served: int = 0
+    reason: str = ""  # why it is not ready
+
+
+def row_of(process: Any, **more: Any) -> ProcessRow:
+    """`process` has a process id `pid`, and the time `born`, in time.monotonic()."""
+    cpu = 0.0
+    with contextlib.suppress(OSError):  # it has ended
+        cpu = procfs.cpu_seconds(procfs.stat(process.pid))
+    age = round(time.monotonic() - process.born, 1)
+    return ProcessRow(pid=process.pid, age=age, private=procfs.private_memory(process.pid), cpu=cpu, **more)
 
 
 class PoolSums:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pkg.diagnostics.workers import PoolSums, WorkerRow
+from pkg.diagnostics.workers import PoolSums, ProcessRow, row_of
 from pkg.errors import StartupError
 from pkg.health.checks import Check
 from pkg.service.service import Service
@@ -34,7 +34,8 @@ __all__ = ["CrewService"]
 
 _log = logging.getLogger("pkg.service")
 
-LOOK = 0.05  # seconds between two looks at the first workers
+HANDLERS = 0.5  # seconds; the main thread runs signal handlers this often
+LOOK = 0.05  # seconds between two looks at the first checks
 POOLS = 0.5  # seconds for workers to tell the numbers of their pools
 FIRST_CHECKS = 1.0  # seconds
 READY_LOOK = 0.25  # seconds between two looks at whether enough workers are ready
@@ -46,10 +47,11 @@ class Crew(Protocol):
     """The workers (pkg/supervisors/crew.py)."""
 
     @property
-    def has_started(self) -> bool: ...
-    @property
     def failed(self) -> Any: ...
+    @property
+    def template(self) -> Any: ...
     def start(self) -> None: ...
+    def await_start(self, timeout: float) -> bool: ...
     def readiness(self) -> None: ...
     def why_dead(self, patience: float) -> str | None: ...
     def reload(self) -> None: ...
@@ -125,12 +127,12 @@ class CrewService(Service):
             )
         with self.signals.interrupting():
             self._crew.start()
-            while not self._crew.has_started:
-                if (failed := self._crew.failed) is not None:
-                    error = StartupError(failed.reason)
-                    error.exit_code = failed.code
-                    raise error
-                time.sleep(LOOK)
+            while not self._crew.await_start(HANDLERS):
+                pass
+            if (failed := self._crew.failed) is not None:
+                error = StartupError(failed.reason)
+                error.exit_code = failed.code
+                raise error
             self._await_checks()
         # Not before: until then nobody expects them to be ready.
         self.checker.add(Check("processes", self._crew.readiness, interval=READY_LOOK, failures=1, recoveries=1))
@@ -161,25 +163,24 @@ class CrewService(Service):
     def _threads(self) -> int:
         return self.settings.threads * self.settings.workers
 
-    def _worker_rows(self) -> list[WorkerRow]:
+    def _processes(self) -> list[ProcessRow]:
         assert self.server is not None and self.server.front is not None
         rows = []
+        if self._crew.template.pid:
+            rows.append(row_of(self._crew.template, worker=0, state="template", is_ready=self._crew.template.forks))
         for worker in self._crew.workers():
             try:
                 state = self.server.front.worker_state(worker.number)
             except OSError:
                 continue  # it has ended meanwhile
             rows.append(
-                WorkerRow(
+                row_of(
+                    worker,
                     worker=worker.place,
-                    pid=worker.pid,
                     state=worker.stage.value,
                     is_ready=self._crew.is_ready(worker),
-                    age=round(worker.age, 1),
                     in_flight=state.in_flight,
                     served=state.served,
-                    private=worker.memory,
-                    cpu=worker.cpu,
                     reason="; ".join(worker.reasons),
                 )
             )
@@ -202,7 +203,7 @@ class CrewService(Service):
         return {name: _Pool(stats) for name, stats in self._pool_sums.take(answers).items()}
 
     def _serving_threads(self) -> int:
-        return self.settings.threads * sum(row.state == "serving" for row in self._worker_rows())
+        return self.settings.threads * len([w for w in self._crew.workers() if w.stage.value == "serving"])
 
     def _stuck_threads(self) -> int:
         """Threads that serve requests are in other processes, which have their own end."""

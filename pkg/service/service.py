@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pkg.database.database import Database
     from pkg.diagnostics.metrics import Executor, Listening
     from pkg.diagnostics.snapshot import Status
-    from pkg.diagnostics.workers import WorkerRow
+    from pkg.diagnostics.workers import ProcessRow
     from pkg.health.checks import Checker
     from pkg.health.pages import HealthPage
     from pkg.http.request_start import RequestStart
@@ -524,7 +524,7 @@ class Service:
             address=self.addresses,
             listening=self._listening,
             executors=self._executors,
-            processes=self._worker_rows,
+            processes=self._processes,
             settings=[{"name": row.name, "value": row.value, "origin": row.origin} for row in s.describe()],
             began=self.started,
         )
@@ -551,8 +551,9 @@ class Service:
         """What has the statistics of each database, by name."""
         return self.databases
 
-    def _worker_rows(self) -> Sequence[WorkerRow]:
-        return ()
+    def _processes(self) -> Sequence[ProcessRow] | None:
+        """Those that run the application in place of this one."""
+        return None
 
     def _oldest_request(self) -> float:
         """The monotonic time at which the oldest request in flight has begun; that of the start if it is not known."""

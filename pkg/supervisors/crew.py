@@ -27,6 +27,7 @@ from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 from pkg.diagnostics.foreign_stacks import ForeignStacks
+from pkg.diagnostics.procfs import private_memory
 from pkg.health.pages import LIVENESS, READINESS
 from pkg.service.drain import STREAMS_END
 from pkg.supervisors.line import Line
@@ -111,29 +112,6 @@ class Worker:
         with contextlib.suppress(OSError):  # it has ended already
             self.line.send(**message)
 
-    @property
-    def memory(self) -> int:
-        """Bytes of it that no other process has.  Where the kernel does not tell, as in gVisor, those that it shares
-        with its template count as well."""
-        with contextlib.suppress(OSError), open(f"/proc/{self.pid}/smaps_rollup", "rb") as file:
-            return sum(int(line.split()[1]) << 10 for line in file if line.startswith(b"Private_"))
-        try:
-            with open(f"/proc/{self.pid}/statm", "rb") as file:
-                _, resident, shared, *_ = map(int, file.read().split())
-        except (OSError, ValueError):
-            return 0
-        return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
-
-    @property
-    def cpu(self) -> float:
-        """Seconds."""
-        try:
-            with open(f"/proc/{self.pid}/stat", "rb") as file:
-                fields = file.read().rpartition(b") ")[2].split()
-        except OSError:
-            return 0.0
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
 
 class Crew:
     """`hello()`: what each worker is told first.  The front's times are CLOCK_MONOTONIC."""
@@ -148,11 +126,11 @@ class Crew:
         oom_kills: Callable[[], int] = lambda: 0,
     ) -> None:
         self.rules = rules
-        self._front, self._template, self._bell, self._hello = front, template, bell, hello
+        self._front, self.template, self._bell, self._hello = front, template, bell, hello
         self._oom_kills = oom_kills
         self._seen_oom_kills = oom_kills()
         self._lock = threading.RLock()
-        self._answered = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)
         self._workers: list[Worker] = []
         self._due: dict[int, float] = {}  # when to start a worker, by place
         self._replacing_at = 0.0  # not before that
@@ -180,11 +158,14 @@ class Crew:
             self._due[place] = 0.0
         self._thread.start()
 
-    @property
-    def has_started(self) -> bool:
-        """Whether every worker of the first ones has said that it serves."""
-        with self._lock:
-            return sum(w.stage is Stage.SERVING for w in self._workers) >= self.rules.workers
+    def await_start(self, timeout: float) -> bool:
+        """Waits until every worker of the first ones has said that it serves, or one has failed."""
+        with self._changed:
+            return self._changed.wait_for(self._has_started, timeout)
+
+    def _has_started(self) -> bool:
+        serving = sum(worker.stage is Stage.SERVING for worker in self._workers)
+        return serving >= self.rules.workers or self.failed is not None
 
     def workers(self) -> list[Worker]:
         return sorted(self._workers, key=lambda worker: (worker.place, worker.born))
@@ -218,7 +199,7 @@ class Crew:
         with self._lock:
             self._generation += 1
             self._replacing_at = 0.0
-            self._template.end()
+            self.template.end()
         _log.info("reloading: %d workers are replaced one by one", self.rules.workers)
         self._wake()
 
@@ -228,15 +209,15 @@ class Crew:
         """The answers of these workers for an admin page; None for one that gives none within `patience` seconds, and
         those that the page takes."""
         until = time.monotonic() + patience + _seconds_of(target)
-        with self._answered:
+        with self._changed:
             self._asked += 1
             number = self._asked
             for worker in workers:
                 worker.answers[number] = None
         for worker in workers:
             worker.tell(id=number, method=method, target=target, accept=accept)
-        with self._answered:
-            self._answered.wait_for(
+        with self._changed:
+            self._changed.wait_for(
                 lambda: all(worker.answers[number] or worker.stage is Stage.ENDED for worker in workers),
                 max(0.0, until - time.monotonic()),
             )
@@ -289,7 +270,7 @@ class Crew:
             except Exception:
                 _log.exception("looking after the workers failed; trying again")
                 time.sleep(TICK)
-        self._template.end()
+        self.template.end()
         self._reap_orphans()
 
     def _wake(self) -> None:
@@ -311,7 +292,7 @@ class Crew:
             self._selector.unregister(worker.line.fileno())
             worker.line.close()
             return
-        with self._answered:
+        with self._changed:
             for message in messages:
                 self._on_message(worker, message)
 
@@ -319,7 +300,7 @@ class Crew:
         if "id" in message:
             if message["id"] in worker.answers:  # nobody waits for it any more otherwise
                 worker.answers[message["id"]] = message
-                self._answered.notify_all()
+                self._changed.notify_all()
             return
         worker.reasons = message.get("reasons", worker.reasons)
         worker.failure = message.get("failure", worker.failure)
@@ -328,6 +309,7 @@ class Crew:
             worker.stage = Stage.SERVING
             self._front.suit_worker(worker.number, message["room"], message["streams"])
             self._front.admit_worker(worker.number)
+            self._changed.notify_all()
             self._has_served = True
             _log.info("worker %d serves after %.0f ms (process %d)", worker.place, worker.age * 1000, worker.pid)
 
@@ -347,7 +329,7 @@ class Crew:
             lost = self._front.lose_worker(worker.number)
             stage, worker.stage = worker.stage, Stage.ENDED
             self._workers.remove(worker)
-            self._answered.notify_all()
+            self._changed.notify_all()
             assert ended is not None
             code, how = ended.si_status, f"exited with code {ended.si_status}"
             if ended.si_code != os.CLD_EXITED:
@@ -486,7 +468,7 @@ class Crew:
             served = self._front.worker_state(worker.number).served
             if served >= worker.most_requests:
                 return f"it has served {served} requests (max_requests)"
-        if rules.max_memory and (memory := worker.memory) > rules.max_memory:
+        if rules.max_memory and (memory := private_memory(worker.pid)) > rules.max_memory:
             return f"it has {memory >> 20} MiB of memory (max_worker_memory)"
         return ""
 
@@ -498,7 +480,7 @@ class Crew:
     def _spawn(self, place: int, succeeds: Worker | None) -> bool:
         """Starts a worker, as soon as the template can, and says whether it has."""
         try:
-            self._awaits_template = not self._template.is_ready()
+            self._awaits_template = not self.template.is_ready()
             if self._awaits_template:
                 return False
             worker = self._fork(place)
@@ -526,7 +508,7 @@ class Crew:
             own.settimeout(SEND)
             stacks = ForeignStacks()
             with its, stacks.writing:
-                pid = self._template.fork(place, (area, self._bell, its.fileno(), stacks.writing.fileno()))
+                pid = self.template.fork(place, (area, self._bell, its.fileno(), stacks.writing.fileno()))
             return Worker(place, number, pid, Line(own), stacks, self._generation)
         except OSError:
             self._front.lose_worker(number)

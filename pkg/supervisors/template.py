@@ -46,8 +46,9 @@ class Template:
     def __init__(self, arguments: Sequence[str]) -> None:
         self._arguments = arguments
         self._line: socket.socket | None = None
-        self._is_ready = False
-        self.pid = 0
+        self.forks = False  # as far as is_ready() has seen
+        self.pid = 0  # 0: it does not run
+        self.born = 0.0
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
     def start(self) -> None:
@@ -70,16 +71,16 @@ class Template:
                 own.close()
                 raise
         own.settimeout(PATIENCE)
-        self._line, self._is_ready = own, False
+        self._line, self.forks, self.born = own, False, time.monotonic()
 
     def is_ready(self) -> bool:
         """Whether it forks; starts it, unless it runs, and does not wait for it.  Raises OSError if it has ended."""
         self.start()
         assert self._line is not None
-        if not self._is_ready and _events(self._line.fileno(), select.POLLIN):
+        if not self.forks and _events(self._line.fileno(), select.POLLIN):
             self._receive()
-            self._is_ready = True
-        return self._is_ready
+            self.forks = True
+        return self.forks
 
     def fork(self, number: int, descriptors: Sequence[int]) -> int:
         """The process id of a new worker, which gets copies of the descriptors, once is_ready().  Raises OSError; the
@@ -115,6 +116,7 @@ class Template:
             self._line = None
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
+            self.pid = 0
 
 
 def _interpreter_flags() -> list[str]:

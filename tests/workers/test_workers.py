@@ -64,8 +64,8 @@ def workers(directory: Path, source: str = APP, number: int = 2, **environ: str)
 def rows(process: Process) -> list[dict[str, Any]]:
     status, _, text = ask(process.admin, "/statusz?format=json")  # type: ignore[attr-defined]
     assert status == 200
-    found: list[dict[str, Any]] = json.loads(text).get("processes", [])
-    return found
+    found: list[dict[str, Any]] = json.loads(text)["processes"]
+    return [row for row in found if row["worker"]]  # without the template
 
 
 def is_over(pid: int) -> bool:
@@ -332,3 +332,24 @@ def test_a_stuck_worker_is_seen_from_outside(tmp_path: Path) -> None:
         wait_for(lambda: "in app" in process.errors(), 10, "its stacks")
         os.kill(pid, signal.SIGKILL)
         connection.close()
+
+
+def test_the_template_is_seen_before_there_are_workers(tmp_path: Path) -> None:
+    admin = free_port()
+    environ = {"WEB_CONCURRENCY": "2", "PKG_PRELOAD": "true", "PKG_ADMIN": f"127.0.0.1:{admin}"}
+    with running(tmp_path, f"import time; time.sleep(1){APP}", ready=False, **environ) as process:
+
+        def processes() -> list[dict[str, Any]]:
+            with contextlib.suppress(OSError):
+                found: list[dict[str, Any]] = json.loads(ask(("127.0.0.1", admin), "/statusz?format=json")[2])[
+                    "processes"
+                ]
+                return found
+            return []
+
+        (template,) = wait_for(processes, 10, "the template")
+        assert template["state"] == "template" and not template["is_ready"]
+        assert [template["pid"]] == children(process.process.pid)
+        found = wait_for(lambda: len(found := processes()) == 3 and found, 15, "the workers")
+        assert [row["worker"] for row in found] == [0, 1, 2]
+        assert found[0]["pid"] == template["pid"] and found[0]["private"] > 0
