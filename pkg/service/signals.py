@@ -22,11 +22,13 @@ from typing import Any
 
 from pkg.logs.output import last_words
 
-__all__ = ["Interrupted", "Signals", "draining"]
+__all__ = ["INTERRUPT", "Interrupted", "Signals", "draining"]
 
 _log = logging.getLogger("pkg.signals")
 
 DUPLICATE = 1.0  # seconds; a second signal within this time is the same one sent twice (supervisors do that)
+# From process 1 to a worker that starts: others send SIGTERM to all processes.  To be ignored until it has a handler.
+INTERRUPT = signal.SIGRTMAX - 1
 LOOK = 0.5  # seconds; the longest time until a signal is noticed
 
 
@@ -173,6 +175,13 @@ class Signals:
         finally:
             self._interrupts = False
 
+    def interrupt(self, name: str) -> None:
+        """Requests a drain; for a signal handler.  Raises Interrupted in a block of interrupting(), once."""
+        self.ask(name)
+        if self._interrupts:
+            self._interrupts = False
+            raise Interrupted
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._count and now - self._last < DUPLICATE:
@@ -180,11 +189,9 @@ class Signals:
         self._last = now
         self._count += 1
         if self._count == 1:
-            self.ask(signal.Signals(number).name)
             if number == signal.SIGINT:
                 self.hurry.set()
-            if self._interrupts:
-                raise Interrupted
+            self.interrupt(signal.Signals(number).name)
         elif self._count == 2:
             self.hurry.set()
         else:

@@ -26,6 +26,7 @@ from pkg.errors import Error, one_line
 from pkg.health.pages import READINESS
 from pkg.logs.output import last_words
 from pkg.service.service import Service
+from pkg.service.signals import INTERRUPT, Interrupted
 
 if TYPE_CHECKING:
     from pkg.admin.pages import Pages
@@ -94,13 +95,22 @@ class WorkerService(Service):
         faulthandler.enable(last_words())
         faulthandler.register(signal.SIGUSR1, last_words(), all_threads=True)
         foreign_stacks.write_to(self._stacks)
+        signal.signal(INTERRUPT, lambda *_: self.signals.interrupt("process 1"))
         messages = self._line.messages()
         self._hello = next(messages, None)
         if self._hello is None:
             return 0  # process 1 has ended
         self._open_logs()
         try:
-            self._start()
+            try:
+                self._start()
+            except Interrupted:  # what has been started so far is ended like the rest
+                assert self.server is not None
+                self.server.shutdown()
+                self._close_parts(self.settings.drain_timeout)
+                return 0
+            finally:
+                signal.signal(INTERRUPT, signal.SIG_IGN)  # its end restores the default of signals that have a handler
             threading.Thread(target=self._answer_all, args=(messages,), name="line", daemon=True).start()
             assert self.checker is not None
             self.checker.tick()  # which tells that it is ready, if it is

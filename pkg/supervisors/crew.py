@@ -30,6 +30,7 @@ from pkg.diagnostics.foreign_stacks import ForeignStacks
 from pkg.diagnostics.procfs import private_memory
 from pkg.health.pages import LIVENESS, READINESS
 from pkg.service.drain import STREAMS_END
+from pkg.service.signals import INTERRUPT
 from pkg.supervisors.line import Line
 from pkg.supervisors.template import Template
 
@@ -427,11 +428,12 @@ class Crew:
             worker.tell(end_streams=True)
         if lasts > timeout:
             worker.is_stuck = f"it has not ended within {timeout:g} s"
-        is_starting = worker.stage is Stage.STARTING
-        # A start that a reload has overtaken may never end.
-        if (self._is_over and (is_starting or now > self._deadline)) or (
-            is_starting and worker.generation != self._generation
-        ):
+        if worker.stage is Stage.STARTING and (self._is_over or worker.generation != self._generation):
+            worker.left_at = worker.left_at or now
+            self._kill(worker, INTERRUPT)  # each time, as it may not have its handler yet
+            if now - worker.left_at > timeout:
+                worker.killed_at = now
+        if self._is_over and now > self._deadline:
             worker.killed_at = now
 
     def _replace_next(self) -> None:
@@ -532,7 +534,7 @@ class Crew:
         return left is not None and left <= 0
 
     @staticmethod
-    def _kill(worker: Worker, number: signal.Signals) -> None:
+    def _kill(worker: Worker, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(worker.pidfd, number)
 

@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from pkg.diagnostics import foreign_stacks
+from pkg.service.signals import INTERRUPT
 
 __all__ = ["Template", "end_with_process_1", "serve_template"]
 
@@ -147,8 +148,8 @@ def serve_template(line_fd: int, work: Callable[[int, Sequence[int]], int]) -> i
     os.set_inheritable(line_fd, False)
     for number in OTHERS_SIGNALS:
         signal.signal(number, _leave_to_process_1)
-    for number in (signal.SIGUSR1, foreign_stacks.SIGNAL):  # until a worker has its handlers
-        signal.signal(number, signal.SIG_IGN)
+    for ignored in (signal.SIGUSR1, foreign_stacks.SIGNAL, INTERRUPT):  # until a worker has its handlers
+        signal.signal(ignored, signal.SIG_IGN)
     process_1 = os.getppid()
     line.send(b"ready")
     while True:

@@ -54,9 +54,12 @@ def app(environ, start_response):
 
 
 @contextlib.contextmanager
-def workers(directory: Path, source: str = APP, number: int = 2, **environ: str) -> Iterator[Process]:
+def workers(
+    directory: Path, source: str = APP, number: int = 2, *, ready: bool = True, **environ: str
+) -> Iterator[Process]:
     admin = free_port()
-    with running(directory, source, WEB_CONCURRENCY=str(number), PKG_ADMIN=f"127.0.0.1:{admin}", **environ) as process:
+    environ |= {"WEB_CONCURRENCY": str(number), "PKG_ADMIN": f"127.0.0.1:{admin}"}
+    with running(directory, source, ready=ready, **environ) as process:
         process.admin = ("127.0.0.1", admin)  # type: ignore[attr-defined]
         yield process
 
@@ -335,15 +338,12 @@ def test_a_stuck_worker_is_seen_from_outside(tmp_path: Path) -> None:
 
 
 def test_the_template_is_seen_before_there_are_workers(tmp_path: Path) -> None:
-    admin = free_port()
-    environ = {"WEB_CONCURRENCY": "2", "PKG_PRELOAD": "true", "PKG_ADMIN": f"127.0.0.1:{admin}"}
-    with running(tmp_path, f"import time; time.sleep(1){APP}", ready=False, **environ) as process:
+    with workers(tmp_path, f"import time; time.sleep(1){APP}", ready=False, PKG_PRELOAD="true") as process:
 
         def processes() -> list[dict[str, Any]]:
             with contextlib.suppress(OSError):
-                found: list[dict[str, Any]] = json.loads(ask(("127.0.0.1", admin), "/statusz?format=json")[2])[
-                    "processes"
-                ]
+                page = json.loads(ask(process.admin, "/statusz?format=json")[2])  # type: ignore[attr-defined]
+                found: list[dict[str, Any]] = page["processes"]
                 return found
             return []
 
@@ -353,3 +353,49 @@ def test_the_template_is_seen_before_there_are_workers(tmp_path: Path) -> None:
         found = wait_for(lambda: len(found := processes()) == 3 and found, 15, "the workers")
         assert [row["worker"] for row in found] == [0, 1, 2]
         assert found[0]["pid"] == template["pid"] and found[0]["private"] > 0
+
+
+STARTS = """
+import os, pkg, time
+def log(what):
+    with open("log", "a") as file:
+        file.write(f"{what} {os.getpid()}\\n")
+@pkg.on_start
+def begin():
+    log("begin")
+@pkg.on_stop
+def end():
+    time.sleep(0.3)
+    log("end")
+@pkg.on_start
+def hang():
+    log("hang")
+    time.sleep(60)
+def app(environ, start_response):
+    pass
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_start_that_is_interrupted_runs_the_stop_functions(tmp_path: Path, number: signal.Signals) -> None:
+    """By the end of the service, or by a reload that overtakes it."""
+    log = tmp_path / "log"
+
+    def done(what: str) -> set[str]:
+        return (
+            {line.split()[1] for line in log.read_text().splitlines() if line.startswith(what)}
+            if log.exists()
+            else set()
+        )
+
+    with workers(tmp_path, STARTS, ready=False) as process:
+        first: set[str] = wait_for(lambda: len(pids := done("hang")) == 2 and pids, 10, "two starts")
+        process.process.send_signal(number)
+        wait_for(lambda: done("end") >= first, 5, "their stop functions")
+        if number == signal.SIGTERM:
+            assert process.process.wait(5) == 0
+        else:
+            wait_for(lambda: len(done("begin")) == 4, 10, "two others")
+            assert process.stop(signal.SIGTERM) == 0
+        assert done("end") == done("begin")
+        assert not process.faults()
