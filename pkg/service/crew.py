@@ -39,8 +39,8 @@ LOOK = 0.05  # seconds between two looks at the first checks
 POOLS = 0.5  # seconds for workers to tell the numbers of their pools
 FIRST_CHECKS = 1.0  # seconds
 READY_LOOK = 0.25  # seconds between two looks at whether enough workers are ready
-WORKERS_END = 0.5  # seconds after the drain's deadline in which workers may still end by themselves
-KILLED = 0.5  # seconds for those that are killed then; all in all less than GIVE_UP
+WORKERS_END = 0.3  # seconds after the drain's deadline in which workers may still end by themselves
+KILLED = 0.9  # seconds for the others to write their stacks and to be killed; all in all less than GIVE_UP
 
 
 class Crew(Protocol):
@@ -50,6 +50,8 @@ class Crew(Protocol):
     def failed(self) -> Any: ...
     @property
     def template(self) -> Any: ...
+    @property
+    def overdue(self) -> int: ...
     def start(self) -> None: ...
     def await_start(self, timeout: float) -> bool: ...
     def readiness(self) -> None: ...
@@ -206,8 +208,8 @@ class CrewService(Service):
         return self.settings.threads * len([w for w in self._crew.workers() if w.stage.value == "serving"])
 
     def _stuck_threads(self) -> int:
-        """Threads that serve requests are in other processes, which have their own end."""
-        return 0
+        """Threads that serve requests are in other processes; their ends count like those of threads."""
+        return self._crew.overdue if hasattr(self, "_crew") else 0
 
     # -------------------------------------------------------------- stop
 

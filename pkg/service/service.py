@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from pkg.service.notify import Notify
     from pkg.settings.declared import Settings
 
-__all__ = ["Service"]
+__all__ = ["Service", "has_lasting_threads"]
 
 _log = logging.getLogger("pkg.service")
 
@@ -595,7 +595,7 @@ class Service:
             streams=self._streams,
         )
         self._close_parts(self.signals.at + s.drain_delay + timeout - time.monotonic())
-        _has_lasting_threads()
+        has_lasting_threads()
         drained.log()
         return drained.aborted
 
@@ -656,7 +656,7 @@ class Service:
         # A part whose start was interrupted may fail to end; the process ends all the same.
         with contextlib.suppress(RuntimeError, MemoryError):
             self._close_parts(self.settings.drain_timeout if self.hooks.has_stops else 0.0)
-        if _has_lasting_threads():
+        if has_lasting_threads():
             failure = sys.exception()
             code = getattr(failure, "exit_code", 1)
             end = threading.Timer(GIVE_UP, os._exit, (code,))
@@ -709,7 +709,7 @@ def _short_of_means() -> Iterator[None]:
     raise StartupError(f"cannot start: {reason}")
 
 
-def _has_lasting_threads() -> bool:
+def has_lasting_threads() -> bool:
     """Whether the application has left non-daemon threads, for which the interpreter waits."""
     names = [t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
     if names:

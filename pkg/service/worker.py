@@ -25,7 +25,7 @@ from pkg.diagnostics import foreign_stacks
 from pkg.errors import Error, one_line
 from pkg.health.pages import READINESS
 from pkg.logs.output import last_words
-from pkg.service.service import Service
+from pkg.service.service import Service, has_lasting_threads
 from pkg.service.signals import INTERRUPT, Interrupted
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class WorkerService(Service):
             except Interrupted:  # what has been started so far is ended like the rest
                 assert self.server is not None
                 self.server.shutdown()
-                self._close_parts(self.settings.drain_timeout)
+                self._leave()
                 return 0
             finally:
                 signal.signal(INTERRUPT, signal.SIG_IGN)  # its end restores the default of signals that have a handler
@@ -119,7 +119,7 @@ class WorkerService(Service):
             assert self.server is not None
             while not self.server.join(LOOK):
                 pass
-            self._close_parts(self.settings.drain_timeout)
+            self._leave()
         except Error as error:
             self._line.send(failure=str(error))
             self._abort()
@@ -133,6 +133,10 @@ class WorkerService(Service):
         if self._stuck_threads():
             os._exit(1)
         return 0
+
+    def _leave(self) -> None:
+        self._close_parts(self.settings.drain_timeout)
+        has_lasting_threads()
 
     @property
     def is_draining(self) -> bool:

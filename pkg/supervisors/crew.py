@@ -44,6 +44,7 @@ YOUNG = 1.0  # seconds
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before one is started after one that ended young
 PROOF = 30.0  # seconds for a successor to become ready
 LAST_WORDS = 1.0  # seconds for a stuck worker to write its stacks before it is killed
+LAST_WORDS_OF_ALL = 0.2  # at the end of the service
 ANSWER = 2.0  # seconds for a worker to answer for a page
 SEND = 1.0  # seconds for a worker to take a message
 MOST = 1024  # requests that a worker may serve at a time
@@ -99,7 +100,7 @@ class Worker:
         self.has_served = False
         self.is_stuck = ""  # why it is to be killed
         self.killed_at = 0.0
-        self.left_at = 0.0
+        self.left_at = 0.0  # when it was told to end
         self.ends_streams = False  # it has been told
         self.succeeds: Worker | None = None
         self.most_requests = 0.0
@@ -150,6 +151,7 @@ class Crew:
         self._asked = 0
         self._random = random.Random()
         self.failed: Ended | None = None
+        self.overdue = 0  # workers that had to be killed at the end
 
     # -------------------------------------------------------------- for process 1
 
@@ -416,25 +418,22 @@ class Crew:
             worker.is_stuck = "its interpreter shows no sign of life"
         if self._front.worker_state(worker.number).is_broken:
             worker.is_stuck = worker.is_stuck or "it has written nonsense into the memory that it shares with the front"
-        if worker.is_stuck:
-            _log.critical("worker %d is stuck and is replaced: %s", worker.place, worker.is_stuck)
-            self._kill(worker, signal.SIGUSR1)  # it writes its stacks to stderr, also if it holds the interpreter lock
-            worker.killed_at = now + LAST_WORDS
-            return
         timeout = self.rules.drain_timeout
-        lasts = now - worker.left_at if worker.stage is Stage.LEAVING else 0.0
-        if not worker.ends_streams and lasts > max(timeout / 2, timeout - STREAMS_END):
-            worker.ends_streams = True
-            worker.tell(end_streams=True)
-        if lasts > timeout:
-            worker.is_stuck = f"it has not ended within {timeout:g} s"
         if worker.stage is Stage.STARTING and (self._is_over or worker.generation != self._generation):
             worker.left_at = worker.left_at or now
             self._kill(worker, INTERRUPT)  # each time, as it may not have its handler yet
-            if now - worker.left_at > timeout:
-                worker.killed_at = now
-        if self._is_over and now > self._deadline:
-            worker.killed_at = now
+        lasts = now - worker.left_at if worker.left_at and worker.stage is not Stage.SERVING else 0.0
+        if not worker.ends_streams and lasts > max(timeout / 2, timeout - STREAMS_END):
+            worker.ends_streams = True
+            worker.tell(end_streams=True)
+        if lasts > timeout or (self._is_over and now > self._deadline):
+            worker.is_stuck = worker.is_stuck or f"it has not ended within {timeout:g} s"
+        if worker.is_stuck:
+            what = "killed" if self._is_over else "replaced"
+            _log.critical("worker %d is stuck and is %s: %s", worker.place, what, worker.is_stuck)
+            self._kill(worker, signal.SIGUSR1)  # it writes its stacks to stderr, also if it holds the interpreter lock
+            worker.killed_at = now + (LAST_WORDS_OF_ALL if self._is_over else LAST_WORDS)
+            self.overdue += self._is_over
 
     def _replace_next(self) -> None:
         """Begins with one, or goes on with it."""
