@@ -14,19 +14,8 @@ from pkg.diagnostics import procfs
 
 __all__ = ["PoolSums", "ProcessRow", "row_of"]
 
-# The numbers of psycopg_pool that only grow.
-_COUNTERS = (
-    "connections_num",
-    "connections_ms",
-    "connections_errors",
-    "connections_lost",
-    "requests_num",
-    "requests_queued",
-    "requests_wait_ms",
-    "requests_errors",
-    "usage_ms",
-    "returns_bad",
-)
+# The numbers of a database that also go down; the others count.
+_GAUGES = ("pool_min", "pool_max", "pool_size", "pool_available", "requests_waiting", "connections_used")
 
 Pools = Mapping[str, Mapping[str, Any]]  # the numbers of each pool, by its name
 
@@ -68,9 +57,10 @@ class PoolSums:
         now = {pid: self._last.get(pid, {}) if pools is None else pools for pid, pools in answers}
         for pid in self._last.keys() - now.keys():
             for name, stats in self._last[pid].items():
-                past = self._past.setdefault(name, dict.fromkeys(_COUNTERS, 0))
-                for key in _COUNTERS:
-                    past[key] += stats.get(key, 0)
+                past = self._past.setdefault(name, {})
+                for key, value in stats.items():
+                    if isinstance(value, int | float) and key not in _GAUGES:
+                        past[key] = past.get(key, 0) + value
         self._last = now
         sums: dict[str, dict[str, Any]] = {name: dict(past) for name, past in self._past.items()}
         for pools in now.values():

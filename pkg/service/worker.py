@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["WorkerService", "import_parts"]
 
-MOST = 1024  # requests and WebSockets that an event loop may have at a time
 LOOK = 0.5  # seconds; the main thread runs signal handlers this often
 
 
@@ -115,7 +114,7 @@ class WorkerService(Service):
             assert self.checker is not None
             self.checker.tick()  # which tells that it is ready, if it is
             streams = self.eventloop is not None
-            self._line.send(started=True, room=MOST if streams else self.settings.threads, streams=streams)
+            self._line.send(started=True, room=None if streams else self.settings.threads, streams=streams)
             assert self.server is not None
             while not self.server.join(LOOK):
                 pass

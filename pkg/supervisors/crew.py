@@ -47,7 +47,7 @@ LAST_WORDS = 1.0  # seconds for a stuck worker to write its stacks before it is 
 LAST_WORDS_OF_ALL = 0.2  # at the end of the service
 ANSWER = 2.0  # seconds for a worker to answer for a page
 SEND = 1.0  # seconds for a worker to take a message
-MOST = 1024  # requests that a worker may serve at a time
+MOST = 1024  # requests that a worker may serve at a time; an event loop also WebSockets among them
 
 
 class Front(Protocol):
@@ -310,7 +310,7 @@ class Crew:
         worker.is_stuck = worker.is_stuck or message.get("stuck", "")
         if message.get("started") and worker.stage is Stage.STARTING:
             worker.stage = Stage.SERVING
-            self._front.suit_worker(worker.number, message["room"], message["streams"])
+            self._front.suit_worker(worker.number, message["room"] or MOST, message["streams"])
             self._front.admit_worker(worker.number)
             self._changed.notify_all()
             self._has_served = True

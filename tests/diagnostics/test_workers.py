@@ -21,9 +21,10 @@ def test_sums_are_of_all_workers() -> None:
 
 def test_what_only_grows_stays_when_a_worker_has_ended() -> None:
     sums = PoolSums()
-    sums.take([(1, stats(requests_num=3)), (2, stats(requests_num=4))])
-    after = sums.take([(2, stats(requests_num=5)), (3, stats(requests_num=1))])[""]
-    assert (after["requests_num"], after["pool_size"]) == (3 + 5 + 1, 4)
+    sums.take([(1, stats(requests_num=3, checks=2, connections_used=1)), (2, stats(requests_num=4, checks=2))])
+    after = sums.take([(2, stats(requests_num=5, checks=3)), (3, stats(requests_num=1, checks=1))])[""]
+    assert (after["requests_num"], after["checks"], after["pool_size"]) == (3 + 5 + 1, 2 + 3 + 1, 4)
+    assert "connections_used" not in after
     assert sums.take([])[""]["requests_num"] == 9
     assert "pool_size" not in sums.take([])[""]
 
