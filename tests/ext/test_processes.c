@@ -206,10 +206,14 @@ static void *undertake(void *arg)
 {
     crew *w = arg;
     front_loss losses[8];
+    front_flight flights[8];
 
     while (!atomic_load(&w->stops)) {
         struct pollfd p = {.fd = atomic_load(&w->pid_fd), .events = POLLIN};
         if (p.fd == -1 || poll(&p, 1, 5) != 1) {
+            ssize_t n = front_worker_requests(w->r.f, atomic_load(&w->number), flights, 8);
+            for (ssize_t i = 0; i < n && i < 8; i++)
+                REQUIRE(flights[i].method[0] != '\0' && flights[i].target[0] == '/' && flights[i].age >= 0);
             usleep(p.fd == -1 ? 500 : 0);
             continue;
         }
