@@ -102,10 +102,10 @@ class Pages:
 
     def prime(self) -> None:
         """Renders the important pages once, so that everything they import is loaded while there are free
-        descriptors."""
+        descriptors.  Other processes are not asked."""
         for path in ("/statusz", "/metrics", "/debug/requests", "/debug/tasks"):
             with contextlib.suppress(Exception):  # reported when somebody requests the page
-                self.answer("GET", path, "")
+                Pages.answer(self, "GET", path, "")
         # Not /debug/threads, which reads the sources of all threads: 0.4 MB.  A line of one loads what reading imports.
         _ = stacks.Frame(stacks.__file__, 1, "").source
         linecache.clearcache()

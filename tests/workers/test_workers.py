@@ -389,6 +389,9 @@ def test_a_start_that_is_interrupted_runs_the_stop_functions(tmp_path: Path, num
 
     with workers(tmp_path, STARTS, ready=False) as process:
         first: set[str] = wait_for(lambda: len(pids := done("hang")) == 2 and pids, 10, "two starts")
+        began = time.monotonic()
+        assert [row["state"] for row in rows(process)] == ["starting"] * 2
+        assert time.monotonic() - began < 1.0  # the first page does not wait for them either
         process.process.send_signal(number)
         wait_for(lambda: done("end") >= first, 5, "their stop functions")
         if number == signal.SIGTERM:
