@@ -175,7 +175,7 @@ class Crew:
 
     def is_ready(self, worker: Worker) -> bool:
         """Whether it serves and its checks pass, by what it has last renewed."""
-        return worker.stage is Stage.SERVING and self._fresh(worker, READINESS)
+        return worker.stage is Stage.SERVING and not worker.is_stuck and self._fresh(worker, READINESS)
 
     # The next two take no lock, which the thread holds while a worker is forked.
 
@@ -186,7 +186,7 @@ class Crew:
         if len(ready) >= self.rules.min_ready:
             return
         whys = [
-            f"worker {worker.place}: {'; '.join(worker.reasons) or worker.stage.value}"
+            f"worker {worker.place}: {'; '.join(worker.reasons) or worker.is_stuck or worker.stage.value}"
             for worker in workers
             if worker not in ready
         ]
