@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.processes import Process, running
+from tests.support.processes import Process, in_one_process, running
 
 client = pytest.importorskip("websockets.asyncio.client")
 exceptions = pytest.importorskip("websockets.exceptions")
@@ -89,6 +89,7 @@ def test_asynchronous_httpx(url: str) -> None:
     asyncio.run(main())
 
 
+@in_one_process
 def test_a_client_that_does_not_read_a_stream_to_its_end(url: str) -> None:
     """Its connection is of no more use; the application is told."""
     with httpx.Client(base_url=url, timeout=PATIENCE) as client:

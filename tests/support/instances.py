@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tests.support.processes import WORKERS
 from tests.support.unprivileged import USER, unprivileged
 
 APP = "tests.support.rolling_application:app"
@@ -24,7 +25,7 @@ class Instances:
         self._log, self._folder = folder / "log", folder
         self._environ = {name: value for name, value in os.environ.items() if not name.startswith(("PKG_", "LISTEN_"))}
         self._environ |= {"HOST": "127.0.0.1", "PKG_ADMIN": "off", "LOG_FORMAT": "json", "PKG_ACCESS_LOG": "false"}
-        self._environ |= environ
+        self._environ |= WORKERS | environ
         self._log.touch()
 
     def start(self, passed: Sequence[socket.socket] = (), /, **environ: str) -> subprocess.Popen[bytes]:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support import over_unix
 from tests.support.client import wait_for
 
@@ -36,6 +38,9 @@ INHERITED = ("PATH", "PYTHONPATH", "HOME", "LANG")
 INHERITED += ("LD_PRELOAD", "PYTHONMALLOC", "ASAN_OPTIONS", "TSAN_OPTIONS", "UBSAN_OPTIONS")
 # TEST_WORKERS=2 runs every service of the tests with that many worker processes.
 WORKERS = {"WEB_CONCURRENCY": os.environ["TEST_WORKERS"]} if "TEST_WORKERS" in os.environ else {}
+POOLS = int(WORKERS.get("WEB_CONCURRENCY", 1))  # each worker has the application, and pools of its own
+# For tests whose application keeps in its memory what another request is to find.
+in_one_process = pytest.mark.skipif(bool(WORKERS), reason="its requests need the memory of one process")
 
 
 class Process:
@@ -124,6 +129,15 @@ def running(
         process.kill()
         if path is not None:
             over_unix.forget(path)
+
+
+def children(pid: int) -> list[int]:
+    """Of one process, all of them: workers belong to process 1, as the template does."""
+    found: set[int] = set()
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            found.update(map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split()))
+    return sorted(found)
 
 
 def open_files(pid: int) -> list[str]:

@@ -35,11 +35,13 @@ from tests.support.client import wait_for
 from tests.support.faults.host import Host
 from tests.support.faults.postgres import PASSWORD, Postgres
 from tests.support.faults.proxy import Mode, Proxy
+from tests.support.processes import POOLS
 
 RED, GREEN = 5.0, 3.0  # seconds: at most so long after the fault, after its end
 LATENCY = 0.05  # seconds, a wide margin: the machine is shared with the load; the table has the figures
 POOL = 4
-SETTINGS = {"PKG_POOL_MIN_SIZE": str(POOL), "PKG_POOL_MAX_SIZE": str(POOL), "PKG_THREADS": "16"}
+EACH = str(POOL // POOLS)  # connections; all workers' pools together have POOL
+SETTINGS = {"PKG_POOL_MIN_SIZE": EACH, "PKG_POOL_MAX_SIZE": EACH, "PKG_THREADS": "16"}
 AT_A_TIME = 4
 WAYS = {  # and their applications, in tests.support.faults
     "pkg.connection()": "application",

@@ -21,6 +21,7 @@ from tests.support.faults.host import Host
 from tests.support.faults.postgres import PASSWORD, Postgres
 from tests.support.faults.proxy import Mode, Proxy
 from tests.support.ports import free_port
+from tests.support.processes import POOLS
 
 RED, GREEN = 5.0, 3.0  # seconds, as in the matrix
 POOL = 4
@@ -46,7 +47,8 @@ def endure(
     with Postgres() as server, Proxy(server.port) as proxy:
         url = server.url_of(PASSWORD, proxy.port)
         admin = free_port()
-        settings = {"PKG_POOL_MIN_SIZE": str(POOL), "PKG_POOL_MAX_SIZE": str(POOL), "PKG_THREADS": "4"}
+        each = str(POOL // POOLS)
+        settings = {"PKG_POOL_MIN_SIZE": each, "PKG_POOL_MAX_SIZE": each, "PKG_THREADS": "4"}
         with Host(url, **settings, PKG_ADMIN=f"127.0.0.1:{admin}") as host:
             address = "127.0.0.1", host.port
             host.wait_ready(200, 10)
@@ -125,14 +127,14 @@ def test_however_long_it_was_away_it_is_used_at_once() -> None:
 
 
 def test_a_thousand_probes_a_second_cost_no_query() -> None:
-    """The database sees the check's empty queries, one each two seconds, and nothing for the probes."""
+    """The database sees the empty queries of each pool's check, one each two seconds, and nothing for the probes."""
     with (
         Postgres() as server,
         Proxy(server.port) as proxy,
         Host(server.url_of(PASSWORD, proxy.port), app="") as host,
     ):
         host.wait_ready(200, 10)
-        wait_for(lambda: server.backends() == 2, 10, "a full pool")
+        wait_for(lambda: server.backends() == 2 * POOLS, 10, "a full pool")
         answers = [0, 0]  # all, not 200
         stop = threading.Event()
 
@@ -161,7 +163,9 @@ def test_a_thousand_probes_a_second_cost_no_query() -> None:
         thread.join(10)
         # An empty query is 6 bytes there (Query) and 11 back (EmptyQueryResponse, ReadyForQuery).  How many connections
         # the server has is asked once, in 700 bytes.
-        assert carried <= 17 * (lasted / 1.7 + 2) + 800, f"{carried} bytes for {answers[0]} probes in {lasted:.1f} s"
+        assert carried <= POOLS * (17 * (lasted / 1.7 + 2) + 800), (
+            f"{carried} bytes for {answers[0]} probes in {lasted:.1f} s"
+        )
         assert carried >= 17, "the check itself"
         assert proxy.accepted == accepted
         assert answers[1] == 0

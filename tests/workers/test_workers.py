@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.client import wait_for
 from tests.support.ports import free_port
-from tests.support.processes import Process, ask, running
+from tests.support.processes import Process, ask, children, running
 from tests.support.tables import names, tables
 
 APP = """
@@ -76,15 +76,6 @@ def is_over(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
     except FileNotFoundError:
         return True
-
-
-def children(pid: int) -> list[int]:
-    """Of one process, all of them: workers belong to process 1, as the template does."""
-    found: set[int] = set()
-    for task in os.listdir(f"/proc/{pid}/task"):
-        with contextlib.suppress(FileNotFoundError):  # a thread that has ended meanwhile
-            found.update(map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split()))
-    return sorted(found)
 
 
 def test_requests_are_served_by_all(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from django.urls import path as url
 from psycopg.conninfo import conninfo_to_dict
 
 import pkg
+from tests.support.apps.events import happened, note
 
 
 def index(request: HttpRequest) -> HttpResponse:
@@ -130,7 +131,6 @@ async def _opened(pool: Any) -> Any:
 
 
 _kept: dict[str, Any] = {}
-events: list[str] = []
 
 
 async def ticks(request: HttpRequest) -> StreamingHttpResponse:
@@ -142,14 +142,14 @@ async def ticks(request: HttpRequest) -> StreamingHttpResponse:
                 yield f"data: {number}\n\n"
                 await asyncio.sleep(0.01)
         except asyncio.CancelledError:
-            events.append("cancelled")
+            note("cancelled")
             raise
 
     return StreamingHttpResponse(parts(), content_type="text/event-stream")
 
 
 async def told(request: HttpRequest) -> JsonResponse:
-    return JsonResponse(events, safe=False)
+    return JsonResponse(happened(), safe=False)
 
 
 urlpatterns = [

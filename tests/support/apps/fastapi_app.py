@@ -32,6 +32,8 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
+from tests.support.apps.events import happened, note
+
 state: dict[str, Any] = {}
 
 
@@ -78,14 +80,11 @@ async def missing() -> None:
     raise HTTPException(404, "not here")
 
 
-events: list[str] = []
-
-
 async def connection() -> AsyncIterator[psycopg.AsyncConnection[Any]]:
     """A dependency with `yield`: its connection goes back to the pool after the response."""
     async with state["pool"].connection() as conn:
         yield conn
-    events.append("returned")
+    note("returned")
 
 
 @app.get("/database")
@@ -133,7 +132,7 @@ async def lines(n: int) -> StreamingResponse:
 
 def write_down(text: str) -> None:
     """Runs in one of anyio's threads, after the response."""
-    events.append(text)
+    note(text)
 
 
 @app.post("/notify/{address}")
@@ -144,7 +143,7 @@ async def notify(address: str, tasks: BackgroundTasks) -> dict[str, str]:
 
 @app.get("/events")
 async def told() -> list[str]:
-    return events
+    return happened()
 
 
 members: list[WebSocket] = []

@@ -19,7 +19,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, S
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-events: list[str] = []
+from tests.support.apps.events import happened, note
 
 
 @contextlib.asynccontextmanager
@@ -46,13 +46,13 @@ async def sse(request: Request) -> StreamingResponse:
     """Server-sent events without an end."""
 
     async def parts() -> AsyncIterator[str]:
-        events.append("begun")
+        note("begun")
         try:
             for number in range(1000):
                 yield f"data: {number}\n\n"
                 await asyncio.sleep(0.01)
         finally:
-            events.append("ended")
+            note("ended")
 
     return StreamingResponse(parts(), media_type="text/event-stream")
 
@@ -60,7 +60,7 @@ async def sse(request: Request) -> StreamingResponse:
 async def background(request: Request) -> PlainTextResponse:
     async def later() -> None:
         await asyncio.sleep(0.1)
-        events.append("background")
+        note("background")
 
     return PlainTextResponse("at once", background=BackgroundTask(later))
 
@@ -97,7 +97,7 @@ async def file(request: Request) -> FileResponse:
 
 
 async def told(request: Request) -> JSONResponse:
-    return JSONResponse(events)
+    return JSONResponse(happened())
 
 
 async def fails(request: Request) -> PlainTextResponse:
@@ -120,7 +120,7 @@ async def socket(websocket: WebSocket) -> None:
             else:
                 await websocket.send_bytes(message["bytes"][::-1])
     except WebSocketDisconnect as end:
-        events.append(f"disconnected {end.code}")
+        note(f"disconnected {end.code}")
 
 
 class Stamp(BaseHTTPMiddleware):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.support.client import Connection, wait_for
+from tests.support.processes import WORKERS, children
 
 __all__ = ["Host", "Load", "Probe"]
 
@@ -59,7 +60,7 @@ class Host:
         }
         environ |= {"PKG_DRAIN_DELAY": "0", "PYTHONPATH": str(ROOT)}
         environ |= {"DATABASE_URL": url} if url else {}
-        environ |= settings
+        environ |= WORKERS | settings
         self.probes: list[Probe] = []
         self.log: list[dict[str, Any]] = []
         self._service = subprocess.Popen(
@@ -157,11 +158,15 @@ class Host:
 
     @property
     def threads(self) -> int:
-        return len(os.listdir(f"/proc/{self._service.pid}/task"))
+        return self._count("task")
 
     @property
     def descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self._service.pid}/fd"))
+        return self._count("fd")
+
+    def _count(self, kind: str) -> int:
+        """In all of its processes: template and workers are children of the first one."""
+        return sum(len(os.listdir(f"/proc/{pid}/{kind}")) for pid in (self._service.pid, *children(self._service.pid)))
 
     # ------------------------------------------------------------------ load
 
