@@ -95,8 +95,8 @@ class WorkerService(Service):
         faulthandler.register(signal.SIGUSR1, last_words(), all_threads=True)
         foreign_stacks.write_to(self._stacks)
         signal.signal(INTERRUPT, lambda *_: self.signals.interrupt("process 1"))
-        messages = self._line.messages()
-        self._hello = next(messages, None)
+        self._messages = self._line.messages()
+        self._hello = next(self._messages, None)
         if self._hello is None:
             return 0  # process 1 has ended
         self._open_logs()
@@ -110,7 +110,6 @@ class WorkerService(Service):
                 return 0
             finally:
                 signal.signal(INTERRUPT, signal.SIG_IGN)  # its end restores the default of signals that have a handler
-            threading.Thread(target=self._answer_all, args=(messages,), name="line", daemon=True).start()
             assert self.checker is not None
             self.checker.tick()  # which tells that it is ready, if it is
             streams = self.eventloop is not None
@@ -168,7 +167,8 @@ class WorkerService(Service):
         return super()._load() if self._preloaded is None else self._preloaded()
 
     def _open_admin(self) -> None:
-        """Process 1 has the listener."""
+        """Process 1 has the listener, and asks this one from now on, also while the application is imported."""
+        threading.Thread(target=self._answer_all, name="line", daemon=True).start()
 
     @property
     def _hosts(self) -> Sequence[tuple[str, int]]:
@@ -213,8 +213,8 @@ class WorkerService(Service):
 
     # -------------------------------------------------------------- admin pages
 
-    def _answer_all(self, messages: Iterator[dict[str, Any]]) -> None:
-        for message in messages:
+    def _answer_all(self) -> None:
+        for message in self._messages:
             if "id" not in message:
                 self._end_parts(message)
                 continue

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.support.client import Connection, wait_for
-from tests.support.processes import Process, ask
+from tests.support.ports import free_port
+from tests.support.processes import Process, ask, running
 from tests.workers.test_workers import rows, workers
 
 WSGI = """
@@ -177,3 +178,18 @@ def test_one_of_two_workers_is_stuck(tmp_path: Path, name: str) -> None:
         answered, _, _ = select.select([client.socket for client in clients], [], [], 0)
         answers = [client.receive() for client in clients if client.socket in answered]
         assert [(answer.status, answer.header("Retry-After")) for answer in answers] == [(502, "1")] * case.lost
+
+
+def test_an_import_that_does_not_end(tmp_path: Path) -> None:
+    source = "import threading\n\ndef connect():\n    threading.Event().wait()\n\nconnect()\n"
+    admin = "127.0.0.1", free_port()
+    settings = {"WEB_CONCURRENCY": "2", "PKG_ADMIN": f"127.0.0.1:{admin[1]}"}
+    with running(tmp_path, source, ready=False, **settings):
+
+        def page() -> str:
+            with contextlib.suppress(OSError):
+                return ask(admin, "/debug/threads")[2]
+            return ""
+
+        wait_for(lambda: page().count("application.py:4 in connect") == 2, 15, "the line where each worker is")
+        assert ask(admin, "/debug/threads?worker=2")[2].count("application.py:4 in connect") == 1
