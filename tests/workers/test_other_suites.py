@@ -43,7 +43,7 @@ ALL = {
     [pytest.param(*suite, id=name, marks=pytest.mark.slow) for name, suite in CI.items()]
     + [pytest.param(*suite, id=f"all-{name}", marks=pytest.mark.long) for name, suite in ALL.items()],
 )
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_suite(arguments: list[str], least: int) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *arguments],
