@@ -65,6 +65,15 @@ class Executor(NamedTuple):
     queued: int
 
 
+class Turns(NamedTuple):
+    """Of event loops: the count of each bucket and the sum of the seconds of all turns that have ended, and the seconds
+    of the present one, by worker process; "" where there is none."""
+
+    counts: Sequence[int]
+    total: float
+    blocked: Mapping[str, float]
+
+
 class Exposition:
     """The page: families in the order in which they are added."""
 
@@ -255,20 +264,20 @@ def _add_front(page: Exposition, stats: Counters, threads: int) -> None:
     page.family("pkg_workers_busy", "gauge", "Worker threads busy with a request.", workers_busy(stats, threads))
 
 
-def _add_eventloop(page: Exposition, front: Any) -> None:
+def _add_eventloop(page: Exposition, turns: Turns) -> None:
     from pkg._core import QUEUE_WAIT_BOUNDS
 
     page.histogram(
         "pkg_event_loop_lag_seconds",
         "Time that the event loop was busy from one wait to the next; what comes meanwhile waits.",
         QUEUE_WAIT_BOUNDS,
-        [({}, *front.turns())],
+        [({}, turns.counts, turns.total)],
     )
     page.family(
         "pkg_event_loop_blocked_seconds",
         "gauge",
         "Time for which the event loop has been busy now; 0 while it waits.",
-        round(front.eventloop_turn, 6),
+        [("", {"worker": name} if name else {}, round(now, 6)) for name, now in turns.blocked.items()],
     )
 
 
@@ -414,12 +423,12 @@ def collect(
     processes: Sequence[ProcessRow] = (),
     limits: Limits | None = None,
     version: str = "",
-    is_asgi: bool = False,
+    turns: Turns | None = None,
 ) -> Exposition:
     """The whole page.  `front` has stats(), durations(), exemplars() and queue_waits(); `health` is the checker's
     report; `pools`: the numbers of each pool by name, "" for the one without; `listening`: how each listener is;
-    `executors`: how the threads beside an event loop are; `limits`: those of the control group; `is_asgi`: whether an
-    event loop serves."""
+    `executors`: how the threads beside an event loop are; `limits`: those of the control group; `turns`: of the event
+    loop, if one serves."""
     from pkg import _core
 
     page = Exposition()
@@ -445,8 +454,8 @@ def collect(
             _core.QUEUE_WAIT_BOUNDS,
             [({}, *proxy_waits)],
         )
-    if is_asgi:
-        _add_eventloop(page, front)
+    if turns is not None:
+        _add_eventloop(page, turns)
     _add_front(page, front.stats(), threads)
     _add_listeners(page, listening)
     _add_executors(page, executors)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pkg.diagnostics import blocked, installation, metrics, stacks, tasks
 from pkg.diagnostics.cgroup import Cgroup, Limits, Throttling
+from pkg.diagnostics.metrics import Turns
 from pkg.diagnostics.workers import ProcessRow
 
 if TYPE_CHECKING:
@@ -182,7 +183,8 @@ class Status:
     returns the event loop of an ASGI application, or None; `slow`: the seconds after which a turn of it counts as
     blocked.  `alive()` returns the number of running workers.  `proxy_waits()` returns how long requests have been at
     proxies, or is None if none are trusted.  `listening()` returns how each listener is, `executors()` how the threads
-    beside an event loop are, `processes()` how the worker processes are.
+    beside an event loop are, `processes()` how the worker processes are, `turns()` how their event loops are and
+    `findings()` what seems to be wrong in them.
     `settings`: rows with secrets redacted.  `began`: monotonic time of the start.
     """
 
@@ -202,6 +204,8 @@ class Status:
         listening: Callable[[], Sequence[metrics.Listening]] = list,
         executors: Callable[[], Sequence[metrics.Executor]] = tuple,
         processes: Callable[[], Sequence[ProcessRow] | None] = lambda: None,
+        turns: Callable[[], Turns | None] | None = None,
+        findings: Callable[[], Iterable[Finding]] = tuple,
         app: str = "",
         address: str = "",
         settings: Sequence[Mapping[str, str]] = (),
@@ -216,6 +220,8 @@ class Status:
         self.listening = listening
         self.executors = executors
         self.processes = processes
+        self.turns = turns or self._own_turns
+        self._findings = findings
         self.lifecycle = lifecycle
         self.app = app
         self.address = address
@@ -266,8 +272,23 @@ class Status:
             processes=self.processes() or (),
             limits=self.cgroup.look()[0],
             version=self.version,
-            is_asgi=self.eventloop() is not None,
+            turns=self.turns(),
         )
+
+    def waits(self) -> dict[str, tuple[Sequence[int], float]]:
+        """Counts and sums of the histograms that the application's own process has."""
+        turns, found = self.turns(), {}
+        if turns is not None:
+            found["turns"] = (turns.counts, turns.total)
+        if self._proxy_waits is not None:
+            found["proxies"] = self._proxy_waits()
+        return found
+
+    def _own_turns(self) -> Turns | None:
+        if self.eventloop() is None:
+            return None
+        counts, total = self.front.turns()
+        return Turns(counts, total, {"": self.front.eventloop_turn})
 
     def blocked(self) -> blocked.Blocked | None:
         """Where the event loop of an ASGI application is blocked, if it is."""
@@ -405,7 +426,11 @@ class Status:
             eventloop=self._eventloop_state(),
             processes=self.processes(),
         )
-        return snapshot._replace(findings=diagnose(snapshot))
+        return snapshot._replace(findings=_sorted([*diagnose(snapshot), *self._findings()]))
+
+    def of_application(self) -> list[Finding]:
+        """The findings that a worker process tells of itself; the others are those of the service."""
+        return list(_of_application(self.collect()))
 
 
 def show_pools(pools: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -459,19 +484,36 @@ def _times(number: float, one: str, many: str = "") -> str:
 
 def diagnose(snapshot: Snapshot) -> list[Finding]:
     """Findings, the most severe first: level (error, warning, note), text, and the page with details."""
-    found = [
-        *_of_service(snapshot),
-        *_of_health(snapshot),
-        *_of_eventloop(snapshot),
-        *_of_workers(snapshot),
-        *_of_executors(snapshot),
-        *_of_pools(snapshot),
-        *_of_process(snapshot),
-        *_of_cpu_limit(snapshot.limits, snapshot.throttling),
-        *_of_memory_limit(snapshot.limits, snapshot.throttling),
-        *_of_past(snapshot),
-    ]
+    return _sorted(
+        [
+            *_of_service(snapshot),
+            *_of_health(snapshot),
+            *(_of_application(snapshot) if snapshot.processes is None else _of_front(snapshot)),
+            *_of_cpu_limit(snapshot.limits, snapshot.throttling),
+            *_of_memory_limit(snapshot.limits, snapshot.throttling),
+            *_of_past(snapshot),
+        ]
+    )
+
+
+def _sorted(found: Iterable[Finding]) -> list[Finding]:
     return sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.level))
+
+
+def _of_front(snapshot: Snapshot) -> Iterable[Finding]:
+    """With worker processes, each of which tells of its own."""
+    if queued := snapshot.front.queued:
+        text = f"{_times(queued, 'request')} {'waits' if queued == 1 else 'wait'}, as no worker process has room"
+        yield Finding("error", text, "/debug/requests")
+    yield from _of_process(snapshot)
+
+
+def _of_application(snapshot: Snapshot) -> Iterable[Finding]:
+    yield from _of_eventloop(snapshot)
+    yield from _of_workers(snapshot)
+    yield from _of_executors(snapshot)
+    yield from _of_pools(snapshot)
+    yield from _of_process(snapshot)
 
 
 def _of_service(snapshot: Snapshot) -> Iterable[Finding]:

@@ -1,4 +1,4 @@
-"""What is told of worker processes, as one view: rows for /statusz, and sums of their pools.
+"""What is told of worker processes, as one view: rows for /statusz, sums of their numbers, and their findings.
 
 A sum never goes back when a worker is replaced: what one has counted until it was last asked stays in it.
 """
@@ -7,17 +7,51 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pkg.diagnostics import procfs
 
-__all__ = ["PoolSums", "ProcessRow", "row_of"]
+__all__ = ["TELL", "ProcessRow", "Sums", "Told", "histogram", "row_of", "tell"]
 
-# The numbers of a database that also go down; the others count.
-_GAUGES = ("pool_min", "pool_max", "pool_size", "pool_available", "requests_waiting", "connections_used")
+TELL = "tell"  # in place of the target of a page
 
-Pools = Mapping[str, Mapping[str, Any]]  # the numbers of each pool, by its name
+# The numbers that also go down; the others count.
+_GAUGES = (
+    *("pool_min", "pool_max", "pool_size", "pool_available", "requests_waiting", "connections_used"),
+    *("size", "busy", "queued"),  # of an executor
+)
+
+Numbers = Mapping[str, Mapping[str, Any]]  # of each pool, for example, by its name
+
+
+class Told(NamedTuple):
+    """What a worker tells of itself, as plain data; or the sums of what all tell.
+
+    `waits`: histograms, "turns" of an event loop and "proxies" (X-Request-Start), each the count of each bucket under
+    its place, and "sum".  `executors`: the threads beside an event loop.  `blocked`: seconds for which the event loop
+    has been in its present turn, None without one.  `findings`: of the application, as (level, text, page).
+    """
+
+    pools: Numbers
+    waits: Numbers
+    executors: Numbers
+    blocked: float | None
+    findings: Sequence[Sequence[str]]
+
+
+def tell(status: Any) -> Told:
+    """For process 1, from the state of a worker."""
+    waits = {name: {**dict(enumerate(counts)), "sum": total} for name, (counts, total) in status.waits().items()}
+    executors = {it.name: {"size": it.size, "busy": it.busy, "queued": it.queued} for it in status.executors()}
+    turns = status.turns()
+    blocked = turns.blocked[""] if turns is not None else None
+    return Told(status.pools(), waits, executors, blocked, status.of_application())
+
+
+def histogram(numbers: Mapping[str, Any]) -> tuple[list[int], float]:
+    """The counts and the sum of one of `waits`."""
+    return [numbers[str(place)] for place in range(len(numbers) - 1)], numbers["sum"]
 
 
 class ProcessRow(NamedTuple):
@@ -45,16 +79,16 @@ def row_of(process: Any, **more: Any) -> ProcessRow:
     return ProcessRow(pid=process.pid, age=age, private=procfs.private_memory(process.pid), cpu=cpu, **more)
 
 
-class PoolSums:
-    """The pools of all workers together."""
+class Sums:
+    """The numbers of all workers together."""
 
     def __init__(self) -> None:
-        self._last: dict[int, Pools] = {}  # by process id
-        self._past: dict[str, dict[str, float]] = {}  # by the name of the pool
+        self._last: dict[int, Numbers] = {}  # by process id
+        self._past: dict[str, dict[str, float]] = {}  # by name
 
-    def take(self, answers: Iterable[tuple[int, Pools | None]]) -> dict[str, dict[str, Any]]:
+    def take(self, answers: Iterable[tuple[int, Numbers | None]]) -> dict[str, dict[str, Any]]:
         """Sums of all workers' answers, by process id; one that does not answer counts as it last did."""
-        now = {pid: self._last.get(pid, {}) if pools is None else pools for pid, pools in answers}
+        now = {pid: self._last.get(pid, {}) if numbers is None else numbers for pid, numbers in answers}
         for pid in self._last.keys() - now.keys():
             for name, stats in self._last[pid].items():
                 past = self._past.setdefault(name, {})
@@ -63,8 +97,8 @@ class PoolSums:
                         past[key] = past.get(key, 0) + value
         self._last = now
         sums: dict[str, dict[str, Any]] = {name: dict(past) for name, past in self._past.items()}
-        for pools in now.values():
-            for name, stats in pools.items():
+        for numbers in now.values():
+            for name, stats in numbers.items():
                 total = sums.setdefault(name, {})
                 for key, value in stats.items():
                     if isinstance(value, int | float):

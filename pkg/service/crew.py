@@ -11,7 +11,6 @@ What it has of `Service` is the front, the admin listener and the drain.  In pla
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import signal
 import threading
@@ -20,7 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pkg.diagnostics.workers import PoolSums, ProcessRow, row_of
+from pkg._core import QUEUE_WAIT_BOUNDS
+from pkg.diagnostics.workers import TELL, ProcessRow, Sums, Told, histogram, row_of
 from pkg.errors import StartupError
 from pkg.health.checks import Check
 from pkg.service.service import Service
@@ -28,6 +28,8 @@ from pkg.service.signals import Signals
 
 if TYPE_CHECKING:
     from pkg.admin.pages import Pages
+    from pkg.diagnostics.metrics import Executor, Turns
+    from pkg.diagnostics.snapshot import Finding
     from pkg.settings.declared import Settings
 
 __all__ = ["CrewService"]
@@ -36,7 +38,8 @@ _log = logging.getLogger("pkg.service")
 
 HANDLERS = 0.5  # seconds; the main thread runs signal handlers this often
 LOOK = 0.05  # seconds between two looks at the first checks
-POOLS = 0.5  # seconds for workers to tell the numbers of their pools
+TELLING = 0.5  # seconds for workers to tell of themselves
+FRESH = 0.2  # seconds for which that serves: the parts of a page ask for it one by one
 FIRST_CHECKS = 1.0  # seconds
 READY_LOOK = 0.25  # seconds between two looks at whether enough workers are ready
 WORKERS_END = 0.3  # seconds after the drain's deadline in which workers may still end by themselves
@@ -96,7 +99,10 @@ class CrewService(Service):
         self._make_crew = make_crew
         self._crew: Crew
         self._carrier: threading.Thread
-        self._pool_sums = PoolSums()
+        self._sums = {field: Sums() for field in ("pools", "waits", "executors")}
+        self._telling = threading.Lock()
+        self._told: tuple[Told, dict[int, Told]] | None = None  # the sums, and what each tells, by its place
+        self._told_until = 0.0
 
     def _open_checks(self) -> None:
         super()._open_checks()
@@ -190,19 +196,61 @@ class CrewService(Service):
 
     def _pools_shown(self) -> Mapping[str, _Pool]:
         """The sums of all workers' pools, each as the database that it would be in a single process."""
-        if not self.settings.databases:
-            return {}
-        answers = []
-        workers = self._crew.workers()
-        replies = self._crew.ask(workers, "GET", "/debug/pool?format=json", patience=POOLS)
-        for worker, reply in zip(workers, replies, strict=True):
-            pools = json.loads(reply["body"]) if reply is not None and "body" in reply else None
-            if pools is not None and "pool_max" in pools:
-                pools = {"": pools}
-            elif pools is not None:
-                pools = {"" if name == "database" else name: stats for name, stats in pools.items()}
-            answers.append((worker.pid, pools))
-        return {name: _Pool(stats) for name, stats in self._pool_sums.take(answers).items()}
+        return {name: _Pool(stats) for name, stats in self._tell()[0].pools.items()}
+
+    def _tell(self) -> tuple[Told, dict[int, Told]]:
+        """The sums of what workers tell, and what each has told now, by its place."""
+        with self._telling:
+            if self._told is None or time.monotonic() > self._told_until:
+                workers = self._crew.workers()
+                replies = self._crew.ask(workers, "GET", TELL, patience=TELLING)
+                told = {
+                    worker: Told(**reply["told"])
+                    for worker, reply in zip(workers, replies, strict=True)
+                    if reply is not None and "told" in reply
+                }
+                sums: dict[str, Any] = {
+                    field: its.take((w.pid, getattr(told[w], field) if w in told else None) for w in workers)
+                    for field, its in self._sums.items()
+                }
+                self._told = Told(**sums, blocked=None, findings=()), {w.place: it for w, it in told.items()}
+                self._told_until = time.monotonic() + FRESH
+            return self._told
+
+    @property
+    def _turns(self) -> Callable[[], Turns | None]:
+        return self._turns_now
+
+    def _turns_now(self) -> Turns | None:
+        from pkg.diagnostics.metrics import Turns
+
+        sums, each = self._tell()
+        if "turns" not in sums.waits:
+            return None
+        blocked = {str(place): told.blocked for place, told in each.items() if told.blocked is not None}
+        return Turns(*histogram(sums.waits["turns"]), blocked)
+
+    def _executors(self) -> list[Executor]:
+        from pkg.diagnostics.metrics import Executor
+
+        return [Executor(name, **numbers) for name, numbers in self._tell()[0].executors.items()]
+
+    @property
+    def _proxy_waits(self) -> Callable[[], tuple[Sequence[int], float]] | None:
+        return self._proxy_waits_now if self.settings.trusted_proxies else None
+
+    def _proxy_waits_now(self) -> tuple[Sequence[int], float]:
+        waits = self._tell()[0].waits
+        return histogram(waits["proxies"]) if "proxies" in waits else ([0] * (len(QUEUE_WAIT_BOUNDS) + 1), 0.0)
+
+    def _findings(self) -> list[Finding]:
+        from pkg.diagnostics.snapshot import Finding
+
+        return [
+            Finding(level, f"worker {place}: {text}", f"{page}?worker={place}")
+            for place, told in self._tell()[1].items()
+            for level, text, page in told.findings
+        ]
 
     def _serving_threads(self) -> int:
         return self.settings.threads * len([w for w in self._crew.workers() if w.stage.value == "serving"])

@@ -27,7 +27,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pkg import api
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from pkg.admin.pages import Pages
     from pkg.asgi.eventloop import EventLoop
     from pkg.database.database import Database
-    from pkg.diagnostics.metrics import Executor, Listening
-    from pkg.diagnostics.snapshot import Status
+    from pkg.diagnostics.metrics import Executor, Listening, Turns
+    from pkg.diagnostics.snapshot import Finding, Status
     from pkg.diagnostics.workers import ProcessRow
     from pkg.health.checks import Checker
     from pkg.health.pages import HealthPage
@@ -518,13 +518,15 @@ class Service:
             databases=self._pools_shown,
             eventloop=lambda: self.eventloop,
             slow=s.slow_callback_duration,
-            proxy_waits=self.request_start.waits if self.request_start is not None else None,
+            proxy_waits=self._proxy_waits,
             logs=self.logs,
             app=s.app,
             address=self.addresses,
             listening=self._listening,
             executors=self._executors,
             processes=self._processes,
+            turns=self._turns,
+            findings=self._findings,
             settings=[{"name": row.name, "value": row.value, "origin": row.origin} for row in s.describe()],
             began=self.started,
         )
@@ -554,6 +556,20 @@ class Service:
     def _processes(self) -> Sequence[ProcessRow] | None:
         """Those that run the application in place of this one."""
         return None
+
+    @property
+    def _turns(self) -> Callable[[], Turns | None] | None:
+        """How their event loops are."""
+        return None
+
+    def _findings(self) -> Iterable[Finding]:
+        """What they tell of themselves."""
+        return ()
+
+    @property
+    def _proxy_waits(self) -> Callable[[], tuple[Sequence[int], float]] | None:
+        """How long requests have been at trusted proxies."""
+        return self.request_start.waits if self.request_start is not None else None
 
     def _oldest_request(self) -> float:
         """The monotonic time at which the oldest request in flight has begun; that of the start if it is not known."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pkg.diagnostics.workers import PoolSums
+from pkg.diagnostics.workers import Sums
 
 
 def stats(**numbers: float) -> dict[str, dict[str, float]]:
@@ -10,7 +10,7 @@ def stats(**numbers: float) -> dict[str, dict[str, float]]:
 
 
 def test_sums_are_of_all_workers() -> None:
-    sums = PoolSums()
+    sums = Sums()
     assert sums.take([(1, stats(requests_num=3)), (2, stats(requests_num=4))])[""] == {
         "pool_size": 4,
         "requests_num": 7,
@@ -20,7 +20,7 @@ def test_sums_are_of_all_workers() -> None:
 
 
 def test_what_only_grows_stays_when_a_worker_has_ended() -> None:
-    sums = PoolSums()
+    sums = Sums()
     sums.take([(1, stats(requests_num=3, checks=2, connections_used=1)), (2, stats(requests_num=4, checks=2))])
     after = sums.take([(2, stats(requests_num=5, checks=3)), (3, stats(requests_num=1, checks=1))])[""]
     assert (after["requests_num"], after["checks"], after["pool_size"]) == (3 + 5 + 1, 2 + 3 + 1, 4)
@@ -30,7 +30,7 @@ def test_what_only_grows_stays_when_a_worker_has_ended() -> None:
 
 
 def test_text_is_kept_and_pools_have_their_names() -> None:
-    sums = PoolSums()
+    sums = Sums()
     pools = {"": {"pool_size": 1, "taken": ["app.py:3"]}, "replica": {"pool_size": 5}}
     assert sums.take([(1, pools), (2, pools)]) == {
         "": {"pool_size": 2, "taken": ["app.py:3"]},

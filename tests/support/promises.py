@@ -288,9 +288,6 @@ class _Front:
     def exemplars(self) -> list[_core.Exemplar]:
         return []
 
-    turns = queue_waits
-    eventloop_turn = 0.0
-
 
 def metric_families() -> dict[str, Any]:
     """Each family by the name that a query has for it, with its type and its labels; values where they are fixed."""
@@ -306,7 +303,7 @@ def metric_families() -> dict[str, Any]:
         pools={"": dict.fromkeys(_POOL_STATS, 0)},
         logs=LogLines(0, 0, 0),
         proxy_waits=_Front(stats).queue_waits(),
-        is_asgi=True,
+        turns=metrics.Turns(*_Front(stats).queue_waits(), {"": 0.0, "1": 0.0}),
         executors=[metrics.Executor("asyncio", 1, 0, 0)],
         limits=Limits(*[1] * len(Limits._fields)),
     )

@@ -1,0 +1,80 @@
+"""What only workers count and find is on the pages of process 1, as one view, and stays when a worker is replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.client import Connection, get, wait_for
+from tests.support.processes import Process, ask
+from tests.workers.test_workers import rows, workers
+
+SOURCE = """
+import asyncio, time
+
+def block():
+    time.sleep(2)
+
+async def app(scope, receive, send):
+    if scope["path"] == "/block":
+        block()
+    if scope["path"] == "/thread":
+        await asyncio.to_thread(block)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"done"})
+"""
+
+
+def metrics(process: Process) -> dict[str, float]:
+    text = ask(process.admin, "/metrics")[2]  # type: ignore[attr-defined]
+    return {name: float(value) for name, value in re.findall(r"(?m)^(\w+(?:{.*?})?) (\S+)$", text)}
+
+
+def findings(process: Process) -> list[str]:
+    return re.findall(r"(?m)^ +(?:error|warning|note): (.*)", ask(process.admin, "/statusz")[2])  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def asked(process: Process, target: str) -> Iterator[None]:
+    """A request that is answered after the block."""
+    with Connection(process.address) as client:
+        client.send(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        yield
+        assert client.receive().status == 200
+
+
+def test_event_loops_and_their_threads(tmp_path: Path) -> None:
+    with workers(tmp_path, SOURCE, PKG_LIFESPAN="off", PKG_TRUSTED_PROXIES="127.0.0.1") as process:
+        for _ in range(4):
+            assert get(process.address, "/", f"X-Request-Start: t={time.time():.3f}\r\n").status == 200
+        with asked(process, "/block"):
+            found = wait_for(lambda: [it for it in findings(process) if "blocked" in it], 1.5, "the finding")
+            blocked = "the event loop has been blocked for"
+            place = rf"^worker (\d): {blocked} .* at application.py:5: time.sleep\(2\), in GET /block"
+            match = re.match(place, found[0])
+            assert match, found
+            now = metrics(process)
+            worker = int(match[1])
+            assert now[f'pkg_event_loop_blocked_seconds{{worker="{worker}"}}'] > 0
+            assert now[f'pkg_event_loop_blocked_seconds{{worker="{3 - worker}"}}'] < 1
+        with asked(process, "/thread"):
+            wait_for(
+                lambda: metrics(process)['pkg_executor_threads_busy{executor="asyncio"}'] == 1, 1.5, "a busy thread"
+            )
+
+        before = metrics(process)
+        assert before["pkg_request_proxy_duration_seconds_count"] == 4
+        assert before['pkg_event_loop_lag_seconds_bucket{le="+Inf"}'] > 4
+        assert before["pkg_event_loop_lag_seconds_sum"] > 1.9
+        pid = next(row["pid"] for row in rows(process) if row["worker"] == worker)
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: pid not in [row["pid"] for row in rows(process)], 10, "its end")
+        wait_for(lambda: [row["is_ready"] for row in rows(process)] == [True, True], 10, "another worker")
+        after = metrics(process)
+        for name in "pkg_request_proxy_duration_seconds_count", "pkg_event_loop_lag_seconds_sum":
+            assert after[name] >= before[name]
