@@ -52,6 +52,7 @@ class Counters(NamedTuple):
     accepted: int
     closed: int
     resets: int
+    too_late: int
     accept_errors: int
     requests: int
     served: int

@@ -1067,6 +1067,10 @@ static void on_linger(front *f, front_conn *c)
         }
         if (n == -1 && errno == EAGAIN)
             return;
+        if (n > 0 && c->was_idle) {
+            c->was_idle = false;
+            count_add(&f->count.too_late, 1);
+        }
     }
     /* The client is still sending: leave the rest to the kernel's buffer, which fills up, and to the deadline. */
 }
@@ -1120,8 +1124,10 @@ void conn_expire(front *f)
         while ((c = f->table.waiting[s].first) != NULL && c->deadline <= f->now) {
             if (io_has_bytes(c->fd)) /* a request has just arrived; a FIN now would lose it */
                 conn_readable(f, c);
-            else
+            else {
+                c->was_idle = true;
                 conn_linger(f, c);
+            }
         }
     for (int s = CONN_HEAD; s <= CONN_OVERFLOW; s++)
         while ((c = f->table.waiting[s].first) != NULL && c->deadline <= f->now) {

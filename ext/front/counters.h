@@ -24,6 +24,8 @@
     EVENT(accepted, "pkg_connections_accepted", "Client connections accepted.")                                            \
     EVENT(closed, "pkg_connections_closed", "Client connections closed; accepted minus closed are open.")                  \
     EVENT(resets, "pkg_connection_resets", "Connections that clients reset.")                                              \
+    EVENT(too_late, "pkg_requests_too_late",                                                                               \
+          "Requests that came when their idle connection had just been closed; lost, unless the client sends them again.") \
     EVENT(accept_errors, "pkg_accept_errors", "Connections not accepted for lack of descriptors or memory.")               \
     EVENT(requests, "pkg_requests", "Requests that came to wait to be served, or found the queue full.")                   \
     EVENT(served, "pkg_requests_served", "Requests whose complete response was passed to the connection.")                 \

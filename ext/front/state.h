@@ -85,6 +85,7 @@ struct front_conn {
     bool overflow;                  /* L: beyond max_connections; closed after its first response, or lingers */
     bool proxied;                   /* L: may begin with a PROXY header, which has not been read */
     bool spoken;                    /* L: has sent a request */
+    bool was_idle;                  /* L: lingers because it was idle; what still comes is a request too late */
     bool reserve;                   /* L: uses the reserve descriptor */
     bool eof;                       /* O: the peer has sent FIN, and everything before it has been read */
     bool hup;                       /* L: the peer has sent FIN; there may be unread bytes before it */

@@ -324,7 +324,8 @@ def _process(d: Snapshot) -> Rows:
     if limits.oom_group:
         rows.append((Cell("a kill for memory"), Cell("ends all processes (memory.oom.group)")))
     used = number(process["open_fds"]) if "open_fds" in process else "all"
-    rows.append((Cell("file descriptors"), Cell(f"{used} of {number(process['max_fds'])}")))
+    limit = f"{used} of {number(process['max_fds'])}"
+    rows.append((Cell("file descriptors"), Cell("; ".join(filter(None, (limit, d.descriptors))))))
     delay = process["interpreter_delay_seconds"]
     rows.append((Cell("wait for the interpreter lock"), Cell(seconds(delay), "warn" if delay > 0.05 else "")))
     lost = logs.dropped

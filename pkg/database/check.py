@@ -31,6 +31,7 @@ from psycopg_pool import PoolClosed, TooManyRequests
 
 from pkg.database.connection import Connection
 from pkg.database.lending import Lending
+from pkg.database.locks import blocker
 from pkg.database.pool import NotNow, Pool, PoolTimeout, first_line
 from pkg.database.refusals import is_one_too_many, is_servers
 from pkg.database.slots import shortage
@@ -52,6 +53,8 @@ ANSWER_TIMEOUT = 0.4  # for a borrowed connection, from the start of the check; 
 ATTEMPT_TIMEOUT = 3.0
 MAX_ATTEMPTS = 8  # such attempts at once: enough for two hosts; more would only help if names did not resolve
 PROOF_AGE = 0.5  # maximum age of a response that replaces a query; a dead server is noticed this much later
+LONG_STATEMENT = 2.0  # seconds after which the server is asked whether it waits for a lock
+LOCKS_TIMEOUT = 0.2  # for the response to that
 RECENTLY = 10.0  # if connections were returned within this time, the pool is saturated and not dead
 GATE_EXPIRY = 10.0  # an older result of the check does not prevent the pool from connecting
 
@@ -62,6 +65,7 @@ class DatabaseCheck:
     `processes`: how many have such a pool.  `primary`: whether a server that is read-only fails.  `connect_timeout`:
     maximum time in seconds to establish a connection.  `counts`: how often it has run, asked, connected, flushed and
     refilled the pool.  `shortage`: why the pool cannot get all of its connections, "" if nothing is known of that.
+    `locks`: for whose lock statements of the application wait, "" if none does.
     """
 
     def __init__(
@@ -88,7 +92,7 @@ class DatabaseCheck:
         self._oldest: Callable[[], float] | None = None
         self._read_only = False  # what the server last reported, with role=primary
         self._crowded = False  # whether somebody was waiting for a connection at the last check
-        self.shortage = ""
+        self.shortage = self.locks = ""
         self._has_passed = self._knows_slots = False
         self._news = threading.Condition(threading.Lock())
         self._attempts: set[_Attempt] = set()
@@ -109,6 +113,8 @@ class DatabaseCheck:
         self._began = monotonic()
         self.counts["checks"] += 1
         self._doubt = ""
+        if not self._long_statements():
+            self.locks = ""
         self._lending.reclaim()
         try:
             verdict = self._judge(self._ended)
@@ -138,6 +144,8 @@ class DatabaseCheck:
         crowded, self._crowded = self._crowded, self._pool.waiting > 0
         proved = lending.proved > since and self._began - lending.proved < PROOF_AGE and not self._pool.prune()
         if proved and not self._primary:
+            if self._long_statements():
+                self._ask_free(self._began + ANSWER_TIMEOUT)
             if crowded and self._crowded:
                 return Degraded(
                     f"saturated: {lending.in_use} connections are in use, {self._pool.waiting} callers are waiting"
@@ -172,6 +180,7 @@ class DatabaseCheck:
             return False
         try:
             self._ask(conn, at)
+            self._look_for_locks(conn)
             return True
         except DatabaseUnavailable as error:
             self._doubt = str(error)
@@ -240,6 +249,27 @@ class DatabaseCheck:
         if self.shortage:
             _log.warning("%s%s", self._prefix, self.shortage)
 
+    def _long_statements(self) -> list[int]:
+        return list(self._lending.places(monotonic() - LONG_STATEMENT, running=True))
+
+    def _look_for_locks(self, conn: Connection) -> None:
+        """Finds out whether long statements wait for a lock, and whose it is."""
+        waiting = self._long_statements()
+        if not waiting:
+            return
+        before = self.locks
+        try:
+            deadline = self._lending.watchdog.watch(conn, monotonic() + LOCKS_TIMEOUT)
+            try:
+                self.locks = blocker(conn, waiting, self._lending.places(monotonic()))
+            finally:
+                self._lending.watchdog.release(deadline)
+        except Exception as error:  # not PostgreSQL, or not all of it; the check has passed all the same
+            _log.debug("%sit is not known whether statements wait for locks: %s", self._prefix, first_line(error))
+            conn.close()
+        if self.locks and not before:
+            _log.warning("%s%s", self._prefix, self.locks)
+
     def _ask_new(self) -> None:
         """The same on a new connection.  Responses from before the start of this check do not count."""
         self._attempts = {attempt for attempt in self._attempts if attempt.is_alive()}
@@ -281,6 +311,7 @@ class DatabaseCheck:
         )
         try:
             self._ask(conn, monotonic() + timeout)
+            self._look_for_locks(conn)
         finally:
             conn.close()
 

@@ -231,6 +231,11 @@ class Database:
         """Why the server cannot give the pool all of its connections, and what to set; "" if nothing is known of it."""
         return self._check.shortage
 
+    @property
+    def locks(self) -> str:
+        """For whose lock in the server statements of the application wait; "" if none does, or nothing is known."""
+        return self._check.locks
+
     def stats(self) -> dict[str, float]:
         """The statistics of psycopg_pool under its names ("Pool stats"), including zeros, and those of the check."""
         stats: dict[str, float] = dict.fromkeys(_POOL_STATS, 0)

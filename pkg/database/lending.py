@@ -169,6 +169,16 @@ class Lending:
         out = sorted(((lease.age(now), lease.place) for lease in list(self._leases)), reverse=True)
         return [f"{age:.0f} s, {place}" for age, place in out]
 
+    def places(self, before: float, *, running: bool = False) -> dict[int, str]:
+        """Where the connections were taken that are out since before that monotonic time, by the process of the server;
+        `running`: of those with a statement under way."""
+        found = {}
+        for lease in list(self._leases):
+            conn = lease.lent_before(before)
+            if conn is not None and (not running or conn.pgconn.transaction_status == _ACTIVE):
+                found[conn.pgconn.backend_pid] = lease.place
+        return found
+
     def _is_news(self, lease: Lease | Loan) -> bool:
         """Whether the log has not named the place of the lease yet."""
         if lease.taken_at in self._named or len(self._named) >= MAX_PLACES:
@@ -235,6 +245,11 @@ class _Taken:
         """Seconds for which it has been out at the monotonic time `now`."""
         conn = self._conn
         return now - conn.lent if conn is not None else 0.0
+
+    def lent_before(self, at: float) -> Connection | None:
+        """The connection, if it was lent before that monotonic time."""
+        conn = self._conn
+        return conn if conn is not None and conn.lent < at else None
 
     def is_idle_since(self, at: float) -> bool:
         """Whether it was lent before the monotonic time `at`, and no statement is under way."""

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pkg.diagnostics import blocked, installation, metrics, stacks, tasks
+from pkg.diagnostics import blocked, descriptors, installation, metrics, stacks, tasks
 from pkg.diagnostics.cgroup import Cgroup, Limits, Throttling
 from pkg.diagnostics.metrics import Turns
 from pkg.diagnostics.workers import ProcessRow
@@ -128,6 +128,7 @@ class Snapshot(NamedTuple):
     `pools`: statistics of each database by its name ("" for the one without), under psycopg_pool's own names.
     `process`: numbers under the names of their metrics; those that the system does not tell are missing.  `limits`:
     those of the control group; `throttling`: how often it ran into them lately, None if nobody has looked before.
+    `descriptors`: what most of those that are open are.
     """
 
     service: ServiceState
@@ -147,6 +148,7 @@ class Snapshot(NamedTuple):
     limits: Limits = Limits()
     throttling: Throttling | None = None
     processes: Sequence[ProcessRow] | None = None  # those that run the application, if this one does not
+    descriptors: str = ""
     findings: Sequence[Finding] = ()
 
     def document(self) -> dict[str, Any]:
@@ -166,6 +168,7 @@ class Snapshot(NamedTuple):
             "latency": latency,
             "probers": [prober._asdict() for prober in self.probers],
             "process": self.process,
+            "descriptors": self.descriptors,
             "limits": self.limits._asdict(),
             "throttling": self.throttling._asdict() if self.throttling is not None else None,
             "logs": self.logs._asdict(),
@@ -179,12 +182,12 @@ class Status:
     """Collects the state from the parts.
 
     `front` has stats(), requests(), queued(), websockets(), durations(), queue_waits() and probers(); `checker` has
-    report().  `databases()` returns the databases by name, which have stats(), taken() and `shortage`.  `eventloop()`
-    returns the event loop of an ASGI application, or None; `slow`: the seconds after which a turn of it counts as
-    blocked.  `alive()` returns the number of running workers.  `proxy_waits()` returns how long requests have been at
-    proxies, or is None if none are trusted.  `listening()` returns how each listener is, `executors()` how the threads
-    beside an event loop are, `processes()` how the worker processes are, `turns()` how their event loops are and
-    `findings()` what seems to be wrong in them.
+    report().  `databases()` returns the databases by name, which have stats(), taken(), `shortage` and `locks`.
+    `eventloop()` returns the event loop of an ASGI application, or None; `slow`: the seconds after which a turn of it
+    counts as blocked.  `alive()` returns the number of running workers.  `proxy_waits()` returns how long requests have
+    been at proxies, or is None if none are trusted.  `listening()` returns how each listener is, `executors()` how the
+    threads beside an event loop are, `processes()` how the worker processes are, `turns()` how their event loops are
+    and `findings()` what seems to be wrong in them.
     `settings`: rows with secrets redacted.  `began`: monotonic time of the start.
     """
 
@@ -247,15 +250,16 @@ class Status:
         """The statistics of the pool of each database, by name; "" is that of DATABASE_URL.
 
         Where connections are out, `taken` says for how long, and where the application took them.  `shortage` says why
-        the server cannot give the pool all of its connections.
+        the server cannot give the pool all of its connections, `locks` for whose lock statements wait.
         """
         found = {}
         for name, database in self.databases().items():
             found[name] = dict(database.stats())
             if taken := database.taken():
                 found[name]["taken"] = taken
-            if database.shortage:
-                found[name]["shortage"] = database.shortage
+            for key in ("shortage", "locks"):
+                if text := getattr(database, key):
+                    found[name][key] = text
         return found
 
     def metrics(self) -> metrics.Exposition:
@@ -391,6 +395,7 @@ class Status:
         stats = self.front.stats()
         now = time.monotonic()
         limits, throttling = self.cgroup.look()
+        process = metrics.process()
         snapshot = Snapshot(
             service=ServiceState(
                 app=self.app,
@@ -418,13 +423,14 @@ class Status:
             executors=self.executors(),
             latency=_latency(self.front.durations()),
             probers=sorted(self.front.probers(), key=lambda prober: prober.age),
-            process={**metrics.process(), "interpreter_delay_seconds": _interpreter_delay()},
+            process={**process, "interpreter_delay_seconds": _interpreter_delay()},
             limits=limits,
             throttling=throttling,
             logs=self.logs.stats(),
             settings=self.settings,
             eventloop=self._eventloop_state(),
             processes=self.processes(),
+            descriptors=descriptors.most(int(process["max_fds"])),
         )
         return snapshot._replace(findings=_sorted([*diagnose(snapshot), *self._findings()]))
 
@@ -619,8 +625,8 @@ def _of_pool(name: str, pool: Mapping[str, Any], *, is_idle: bool) -> Iterable[F
         if taken := pool.get("taken"):
             text += f" ({taken[0]})"
         yield Finding("warning", text, "/debug/pool")
-    if shortage := pool.get("shortage"):
-        yield Finding("warning", f"{name.lstrip()}: {shortage}" if name else shortage, "/debug/pool")
+    for text in filter(None, (pool.get("shortage"), pool.get("locks"))):
+        yield Finding("warning", f"{name.lstrip()}: {text}" if name else text, "/debug/pool")
     size, most = pool.get("pool_size", 0), pool.get("pool_max", 0)
     waiting = pool.get("requests_waiting", 0)
     if waiting or (most and size >= most and not pool.get("pool_available", 0)):
@@ -633,12 +639,13 @@ def _of_pool(name: str, pool: Mapping[str, Any], *, is_idle: bool) -> Iterable[F
 def _of_process(snapshot: Snapshot) -> Iterable[Finding]:
     process, front = snapshot.process, snapshot.front
     used, most = process.get("open_fds"), process["max_fds"]
+    what = f"; {snapshot.descriptors}" if snapshot.descriptors else ""
     if used is None:
-        text = f"no file descriptor is free (the limit is {most:.0f})"
+        text = f"no file descriptor is free (the limit is {most:.0f}){what}"
         yield Finding("error", text, "/debug/requests")
     elif used >= MANY_DESCRIPTORS * most:
         text = f"{used:.0f} of {most:.0f} file descriptors are open, {front.connections} of them client connections"
-        yield Finding("error", text, "/debug/requests")
+        yield Finding("error", text + what, "/debug/requests")
     delay = process["interpreter_delay_seconds"]
     if delay > SLOW_INTERPRETER:
         text = f"threads wait {delay * 1000:.0f} ms for the interpreter lock: a thread computes and seldom releases it"
@@ -690,6 +697,12 @@ def _of_past(snapshot: Snapshot) -> Iterable[Finding]:
     if front.accept_errors:
         text = f"{_times(front.accept_errors, 'time')} there was no descriptor or memory to accept a connection"
         yield Finding("note", f"{text} (since the start)", "/metrics")
+    if front.too_late:
+        text = (
+            f"{_times(front.too_late, 'request')} came when idle_timeout had just closed the connection, and got no "
+            "answer (since the start): a client or a proxy keeps connections for longer than this server"
+        )
+        yield Finding("note", text, "/metrics")
     if front.stale:
         text = (
             f"{_times(front.stale, 'probe')} got 503 because the interpreter showed no sign of life: "

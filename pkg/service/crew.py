@@ -76,7 +76,7 @@ class Crew(Protocol):
 class _Pool:
     """Sums of pools in place of a database."""
 
-    shortage = ""
+    shortage = locks = ""
 
     def __init__(self, sums: Mapping[str, Any]) -> None:
         self._sums = sums

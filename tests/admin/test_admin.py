@@ -78,7 +78,7 @@ class World:
         self.admin.start()
         self.address = self.admin.address
 
-    shortage = ""
+    shortage = locks = ""
 
     def stats(self) -> dict[str, int]:
         """Of the pool."""

@@ -1347,6 +1347,7 @@ static void idle_connections_get_fin(void)
     hear_end(&c);
     REQUIRE(front_now() - begin > 900 * MS && front_now() - begin < 5 * SEC);
     say(&c, GET("/echo")); /* too late, and no reset for it while the FIN is not answered */
+    EVENTUALLY(rig_count(&r).too_late == 1);
     usleep(50000);
     REQUIRE(recv(c.fd, c.buf, 1, MSG_DONTWAIT) == 0);
     hang_up(&c);
