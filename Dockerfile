@@ -48,14 +48,15 @@ COPY pkg pkg
 # The README would become the wheel's description: useless in an image, and each change of it would cause a rebuild.
 RUN touch README.md; pip wheel -q --no-build-isolation --no-deps -w /wheels .
 
-# The files for the base, without those for compilers and editors.  /app is for the user's application.
+# The files for the base, without those for compilers and editors, and pip's lists of them, which only pip uses: they are
+# hashes, which no compression makes smaller.  /app is for the user's application.
 ARG FILE_TIME
 # The lock files pin what is in /wheels.
 # hadolint ignore=DL3013
 RUN site=/rootfs$(/usr/bin/python3 -c 'import site; print(site.getsitepackages()[0])'); \
     pip install -q --no-deps --no-index --find-links /wheels --no-compile --target "$site" \
         pkg-service psycopg psycopg-c psycopg-pool; \
-    find "$site" -regex '.*\.\(c\|h\|pxd\|pyx\|pyi\)' -delete; \
+    find "$site" -regex '.*\.\(c\|h\|pxd\|pyx\|pyi\)\|.*\.dist-info/RECORD' -delete; \
     rm -r "${site:?}/bin"; \
     mkdir /rootfs/app; \
     find /rootfs -type d -exec chmod 755 {} +; \
