@@ -52,7 +52,8 @@ class CrewPages(Pages):
             values = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=20))
         except ValueError:
             raise Problem(400, "too many parameters") from None
-        if path in OF_WORKERS:
+        of_one = path == "/debug/log-level" and values.get("worker", "") not in ("", "all")
+        if path in OF_WORKERS or of_one:
             form = form_of(values.get("format", ""), accept) if path in OF_STUCK else None
             return self._all_in_one(self._ask(values.get("worker", ""), method, target, accept, form), target)
         reply = super().answer(method, target, accept)

@@ -110,8 +110,8 @@ def _sections(d: Snapshot) -> Iterable[Section]:
     yield Section("Requests in flight", ("for", "request", "worker", "where it is"), _requests(d), "none")
     yield Section("Work", (), _work(d))
     if d.processes is not None:
-        head = ("worker", "process", "state", "age", "requests", "in flight", "private memory", "CPU time", "")
-        yield Section("Worker processes", head, _processes(d.processes), "none")
+        head = ("worker", "process", "state", "age", "requests", "in flight", "pool", "private memory", "shared")
+        yield Section("Worker processes", (*head, "CPU time", ""), _processes(d.processes), "none")
     for name, pool in d.pools.items():
         yield Section(f"Database pool {name}" if name else "Database pool", (), _pool(pool))
     yield Section(
@@ -165,7 +165,9 @@ def _processes(processes: Sequence[ProcessRow]) -> Rows:
             Cell(seconds(row.age)),
             Cell(number(row.served)),
             Cell(number(row.in_flight)),
+            Cell(row.pool),
             Cell(size(row.private)),
+            Cell(size(row.shared)),
             Cell(seconds(row.cpu)),
             Cell(row.reason),
         )

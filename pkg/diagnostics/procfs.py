@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-__all__ = ["cpu_seconds", "private_memory", "stat"]
+__all__ = ["cpu_seconds", "memory", "stat"]
 
 
 def stat(task: int | str) -> list[bytes]:
@@ -19,14 +19,16 @@ def cpu_seconds(fields: list[bytes]) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def private_memory(pid: int) -> int:
-    """Bytes that no other process has.  Where the kernel does not tell, as in gVisor, those that a worker shares with
-    its template count as well."""
+def memory(pid: int) -> tuple[int, int]:
+    """Bytes that no other process has, and those that others have as well.  Where the kernel does not tell, as in
+    gVisor, those that a worker shares with its template count as its own."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-        return sum(int(line.split()[1]) << 10 for line in file if line.startswith(b"Private_"))
+        lines = [(line, int(line.split()[1]) << 10) for line in file if line.startswith((b"Private_", b"Shared_"))]
+        private = sum(size for line, size in lines if line.startswith(b"Private_"))
+        return private, sum(size for _, size in lines) - private
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
-            _, resident, shared, *_ = map(int, file.read().split())
+            _, resident, shared, *_ = (int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in file.read().split())
     except (OSError, ValueError):
-        return 0
-    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+        return 0, 0
+    return resident - shared, shared

@@ -64,9 +64,11 @@ class ProcessRow(NamedTuple):
     is_ready: bool
     age: float
     private: int
+    shared: int
     cpu: float
     in_flight: int = 0
     served: int = 0
+    pool: str = ""  # "2 of 4": connections that are lent, of those that its pools may have
     reason: str = ""  # why it is not ready
 
 
@@ -76,7 +78,14 @@ def row_of(process: Any, **more: Any) -> ProcessRow:
     with contextlib.suppress(OSError):  # it has ended
         cpu = procfs.cpu_seconds(procfs.stat(process.pid))
     age = round(time.monotonic() - process.born, 1)
-    return ProcessRow(pid=process.pid, age=age, private=procfs.private_memory(process.pid), cpu=cpu, **more)
+    private, shared = procfs.memory(process.pid)
+    return ProcessRow(pid=process.pid, age=age, private=private, shared=shared, cpu=cpu, **more)
+
+
+def lent(pools: Numbers) -> str:
+    """As in a row; "" without a pool."""
+    of = {key: sum(pool.get(key, 0) for pool in pools.values()) for key in ("connections_used", "pool_max")}
+    return f"{of['connections_used']} of {of['pool_max']}" if pools else ""
 
 
 class Sums:

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pkg._core import QUEUE_WAIT_BOUNDS
-from pkg.diagnostics.workers import TELL, ProcessRow, Sums, Told, histogram, row_of
+from pkg.diagnostics.workers import TELL, ProcessRow, Sums, Told, histogram, lent, row_of
 from pkg.errors import StartupError
 from pkg.health.checks import Check
 from pkg.service.service import Service
@@ -176,6 +176,7 @@ class CrewService(Service):
         rows = []
         if self._crew.template.pid:
             rows.append(row_of(self._crew.template, worker=0, state="template", is_ready=self._crew.template.forks))
+        told = self._tell()[1]
         for worker in self._crew.workers():
             try:
                 state = self.server.front.worker_state(worker.number)
@@ -189,6 +190,7 @@ class CrewService(Service):
                     is_ready=self._crew.is_ready(worker),
                     in_flight=state.in_flight,
                     served=state.served,
+                    pool=lent(told[worker.place].pools) if worker.place in told else "",
                     reason="; ".join(worker.reasons),
                 )
             )

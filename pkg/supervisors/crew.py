@@ -26,8 +26,8 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
+from pkg.diagnostics import procfs
 from pkg.diagnostics.foreign_stacks import ForeignStacks
-from pkg.diagnostics.procfs import private_memory
 from pkg.health.pages import LIVENESS, READINESS
 from pkg.service.drain import STREAMS_END
 from pkg.service.signals import INTERRUPT
@@ -469,7 +469,7 @@ class Crew:
             served = self._front.worker_state(worker.number).served
             if served >= worker.most_requests:
                 return f"it has served {served} requests (max_requests)"
-        if rules.max_memory and (memory := private_memory(worker.pid)) > rules.max_memory:
+        if rules.max_memory and (memory := procfs.memory(worker.pid)[0]) > rules.max_memory:
             return f"it has {memory >> 20} MiB of memory (max_worker_memory)"
         return ""
 

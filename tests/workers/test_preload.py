@@ -76,7 +76,8 @@ def ask_all(process: Process, answers: dict[str, object]) -> None:
         replies = list(clients.map(lambda target: ask(process.address, target), targets))
     for target, (status, _, text) in zip(targets, replies, strict=True):
         assert (status, json.loads(text)) == (200, answers[target]), target
-    assert all(row["served"] > 0 for row in rows(process))
+    assert all(row["served"] > 0 and row["shared"] > 0 for row in rows(process))
+    assert all(row["pool"] == "0 of 2" for row in rows(process))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -294,6 +294,9 @@ def test_debug_pages_are_of_all_workers(tmp_path: Path) -> None:
         one = ask(admin, "/debug/threads?worker=2")[2]
         assert "worker 1\n" not in one and "worker-0" in one
         assert ask(admin, "/debug/threads?worker=9")[0] == 404
+        assert ask(admin, "/debug/log-level?worker=2&level=debug", "POST")[0] == 200
+        assert ["debug" in ask(admin, f"/debug/log-level?worker={worker}")[2] for worker in (1, 2)] == [False, True]
+        assert "debug" not in ask(admin, "/debug/log-level")[2]
         assert ask(admin, "/debug/profile?seconds=0.3&all=1")[2].startswith("worker-1;")
         thread.join()
 
