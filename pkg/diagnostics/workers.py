@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pkg.diagnostics import procfs
 
-__all__ = ["TELL", "ProcessRow", "Sums", "Told", "histogram", "row_of", "tell"]
+__all__ = ["TELL", "ProcessRow", "Sums", "Told", "histogram", "lent", "row_of", "tell"]
 
 TELL = "tell"  # in place of the target of a page
 
@@ -100,9 +100,9 @@ class Sums:
         now = {pid: self._last.get(pid, {}) if numbers is None else numbers for pid, numbers in answers}
         for pid in self._last.keys() - now.keys():
             for name, stats in self._last[pid].items():
-                past = self._past.setdefault(name, {})
                 for key, value in stats.items():
                     if isinstance(value, int | float) and key not in _GAUGES:
+                        past = self._past.setdefault(name, {})
                         past[key] = past.get(key, 0) + value
         self._last = now
         sums: dict[str, dict[str, Any]] = {name: dict(past) for name, past in self._past.items()}

@@ -36,3 +36,10 @@ def test_text_is_kept_and_pools_have_their_names() -> None:
         "": {"pool_size": 2, "taken": ["app.py:3"]},
         "replica": {"pool_size": 10},
     }
+
+
+def test_what_has_nothing_that_only_grows_ends_with_its_worker() -> None:
+    sums = Sums()
+    executors = {"asyncio": {"size": 12, "busy": 1, "queued": 0}}
+    assert sums.take([(1, executors)]) == executors
+    assert sums.take([(2, None)]) == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -31,7 +32,8 @@ async def app(scope, receive, send):
 
 
 def metrics(process: Process) -> dict[str, float]:
-    text = ask(process.admin, "/metrics")[2]  # type: ignore[attr-defined]
+    status, _, text = ask(process.admin, "/metrics")  # type: ignore[attr-defined]
+    assert status == 200, text
     return {name: float(value) for name, value in re.findall(r"(?m)^(\w+(?:{.*?})?) (\S+)$", text)}
 
 
@@ -78,3 +80,11 @@ def test_event_loops_and_their_threads(tmp_path: Path) -> None:
         after = metrics(process)
         for name in "pkg_request_proxy_duration_seconds_count", "pkg_event_loop_lag_seconds_sum":
             assert after[name] >= before[name]
+
+        # The template as well, so that for a while none of those that were asked before is there, and no other.
+        everybody = json.loads(ask(process.admin, "/statusz?format=json")[2])["processes"]  # type: ignore[attr-defined]
+        killed = {row["pid"] for row in everybody}
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        while not [row for row in rows(process) if row["is_ready"] and row["pid"] not in killed]:
+            assert metrics(process)["pkg_event_loop_lag_seconds_sum"] >= before["pkg_event_loop_lag_seconds_sum"]
