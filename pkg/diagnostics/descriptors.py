@@ -25,6 +25,8 @@ def most(limit: int) -> str:
     `limit`: how many the process may open.
     """
     names = list(_names(limit))
+    if len(names) < MANY:
+        return ""
     peers = _peers() if any(map(_SOCKET.match, names)) else {}
     remote, local = (Counter(ends[side] for ends in peers.values()) for side in (1, 0))
 

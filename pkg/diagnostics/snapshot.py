@@ -122,6 +122,20 @@ class Finding(NamedTuple):
     page: str  # with the details
 
 
+class ApplicationState(NamedTuple):
+    """What the process that runs the application knows of it; the fields are those of Snapshot."""
+
+    phase: str
+    workers: Workers
+    requests: list[InFlight]
+    pools: Mapping[str, Mapping[str, Any]]
+    front: Counters
+    executors: Sequence[metrics.Executor]
+    eventloop: EventLoopState | None
+    process: Mapping[str, float]
+    descriptors: str
+
+
 class Snapshot(NamedTuple):
     """The state at one moment.
 
@@ -150,6 +164,10 @@ class Snapshot(NamedTuple):
     processes: Sequence[ProcessRow] | None = None  # those that run the application, if this one does not
     descriptors: str = ""
     findings: Sequence[Finding] = ()
+
+    @property
+    def phase(self) -> str:
+        return self.service.phase
 
     def document(self) -> dict[str, Any]:
         """As plain data for JSON."""
@@ -392,11 +410,12 @@ class Status:
         taken = stacks.capture()
         main = next((stack for stack in taken if stack.name == "MainThread"), None)
         at = stacks.place(main) if main is not None else None
-        stats = self.front.stats()
         now = time.monotonic()
         limits, throttling = self.cgroup.look()
-        process = metrics.process()
+        application = self._application(taken)._asdict()
+        del application["phase"]
         snapshot = Snapshot(
+            **application,
             service=ServiceState(
                 app=self.app,
                 version=self.version,
@@ -413,30 +432,37 @@ class Status:
                 main_thread_at=str(at) if at is not None else None,
             ),
             health=self.checker.report(),
+            listening=self.listening(),
+            latency=_latency(self.front.durations()),
+            probers=sorted(self.front.probers(), key=lambda prober: prober.age),
+            limits=limits,
+            throttling=throttling,
+            logs=self.logs.stats(),
+            settings=self.settings,
+            processes=self.processes(),
+        )
+        return snapshot._replace(findings=_sorted([*diagnose(snapshot), *self._findings()]))
+
+    def of_application(self) -> list[Finding]:
+        """The findings that a worker process tells of itself; the others are those of the service."""
+        return list(_of_application(self._application(stacks.capture())))
+
+    def _application(self, taken: Sequence[stacks.Stack]) -> ApplicationState:
+        stats = self.front.stats()
+        process = metrics.process()
+        return ApplicationState(
+            phase=self.lifecycle.phase.value,
             workers=Workers(
                 self._workers, self._alive() if self._workers else 0, metrics.workers_busy(stats, self._workers)
             ),
             requests=self.requests(taken),
             pools=self.pools(),
             front=stats,
-            listening=self.listening(),
             executors=self.executors(),
-            latency=_latency(self.front.durations()),
-            probers=sorted(self.front.probers(), key=lambda prober: prober.age),
-            process={**process, "interpreter_delay_seconds": _interpreter_delay()},
-            limits=limits,
-            throttling=throttling,
-            logs=self.logs.stats(),
-            settings=self.settings,
             eventloop=self._eventloop_state(),
-            processes=self.processes(),
+            process={**process, "interpreter_delay_seconds": _interpreter_delay()},
             descriptors=descriptors.most(int(process["max_fds"])),
         )
-        return snapshot._replace(findings=_sorted([*diagnose(snapshot), *self._findings()]))
-
-    def of_application(self) -> list[Finding]:
-        """The findings that a worker process tells of itself; the others are those of the service."""
-        return list(_of_application(self.collect()))
 
 
 def show_pools(pools: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -514,12 +540,12 @@ def _of_front(snapshot: Snapshot) -> Iterable[Finding]:
     yield from _of_process(snapshot)
 
 
-def _of_application(snapshot: Snapshot) -> Iterable[Finding]:
-    yield from _of_eventloop(snapshot)
-    yield from _of_workers(snapshot)
-    yield from _of_executors(snapshot)
-    yield from _of_pools(snapshot)
-    yield from _of_process(snapshot)
+def _of_application(state: ApplicationState | Snapshot) -> Iterable[Finding]:
+    yield from _of_eventloop(state)
+    yield from _of_workers(state)
+    yield from _of_executors(state)
+    yield from _of_pools(state)
+    yield from _of_process(state)
 
 
 def _of_service(snapshot: Snapshot) -> Iterable[Finding]:
@@ -548,29 +574,29 @@ def _of_health(snapshot: Snapshot) -> Iterable[Finding]:
         yield Finding(level, f"check {state.name} {what}{lasted}: {state.reason}", page)
 
 
-def _of_eventloop(snapshot: Snapshot) -> Iterable[Finding]:
-    eventloop = snapshot.eventloop
+def _of_eventloop(state: ApplicationState | Snapshot) -> Iterable[Finding]:
+    eventloop = state.eventloop
     if eventloop is None or not eventloop.blocked:
         return
     place = eventloop.at or "an unknown place"
     if eventloop.source:
         place = f"{place.partition(' in ')[0]}: {eventloop.source}"
     text = f"the event loop has been blocked for {eventloop.blocked:.1f} s at {place}, in {eventloop.task}"
-    queued = snapshot.front.queued
-    others = snapshot.front.in_flight - queued
-    if oldest := next((request for request in snapshot.requests if request.is_in_flight), None):
+    queued = state.front.queued
+    others = state.front.in_flight - queued
+    if oldest := next((request for request in state.requests if request.is_in_flight), None):
         text += f"; {_times(others, 'request')} in flight and {queued} queued, the oldest for {oldest.age:.1f} s"
     yield Finding("error" if eventloop.blocked > LONG_TURN else "warning", text, "/debug/requests")
 
 
-def _of_workers(snapshot: Snapshot) -> Iterable[Finding]:
-    workers, requests = snapshot.workers, snapshot.requests
-    if snapshot.eventloop is not None:
+def _of_workers(state: ApplicationState | Snapshot) -> Iterable[Finding]:
+    workers, requests = state.workers, state.requests
+    if state.eventloop is not None:
         return
-    if snapshot.service.phase == "ready" and workers.alive < workers.threads:
+    if state.phase == "ready" and workers.alive < workers.threads:
         text = f"only {workers.alive} of {_times(workers.threads, 'worker')} are running; the others have ended"
         yield Finding("error", text, "/debug/threads")
-    queued = snapshot.front.queued
+    queued = state.front.queued
     running = [request for request in requests if request.thread]
     if workers.busy >= workers.threads and running:
         longest = running[0]
@@ -598,8 +624,8 @@ def _of_workers(snapshot: Snapshot) -> Iterable[Finding]:
         yield Finding("warning", text, "/debug/threads")
 
 
-def _of_executors(snapshot: Snapshot) -> Iterable[Finding]:
-    for executor in snapshot.executors:
+def _of_executors(state: ApplicationState | Snapshot) -> Iterable[Finding]:
+    for executor in state.executors:
         if executor.queued:
             threads = f"all {_times(executor.size, 'thread')} of {executor.name}"
             calls = f"{_times(executor.queued, 'call')} {'waits' if executor.queued == 1 else 'wait'}"
@@ -607,9 +633,9 @@ def _of_executors(snapshot: Snapshot) -> Iterable[Finding]:
             yield Finding("warning", text, "/debug/threads")
 
 
-def _of_pools(snapshot: Snapshot) -> Iterable[Finding]:
-    for name, pool in snapshot.pools.items():
-        yield from _of_pool(f" {name}" if name else "", pool, is_idle=not snapshot.requests)
+def _of_pools(state: ApplicationState | Snapshot) -> Iterable[Finding]:
+    for name, pool in state.pools.items():
+        yield from _of_pool(f" {name}" if name else "", pool, is_idle=not state.requests)
 
 
 def _of_pool(name: str, pool: Mapping[str, Any], *, is_idle: bool) -> Iterable[Finding]:
@@ -636,10 +662,10 @@ def _of_pool(name: str, pool: Mapping[str, Any], *, is_idle: bool) -> Iterable[F
         yield Finding("error" if waiting else "warning", text, "/debug/pool")
 
 
-def _of_process(snapshot: Snapshot) -> Iterable[Finding]:
-    process, front = snapshot.process, snapshot.front
+def _of_process(state: ApplicationState | Snapshot) -> Iterable[Finding]:
+    process, front = state.process, state.front
     used, most = process.get("open_fds"), process["max_fds"]
-    what = f"; {snapshot.descriptors}" if snapshot.descriptors else ""
+    what = f"; {state.descriptors}" if state.descriptors else ""
     if used is None:
         text = f"no file descriptor is free (the limit is {most:.0f}){what}"
         yield Finding("error", text, "/debug/requests")

@@ -114,14 +114,14 @@ def capture() -> list[Stack]:
         state, cpu = _kernel(native_id) if native_id else ("", 0.0)
         name = thread.name if thread is not None else f"thread {ident:#x}"
         stacks.append(Stack(name, native_id, thread is None or thread.daemon, state, cpu, walk(frame)))
-    return sorted(stacks, key=lambda stack: [int(s) if s.isdigit() else s for s in _parts(stack.name)])
+    return sorted(stacks, key=lambda stack: _order(stack.name))
 
 
-def _parts(name: str) -> list[str]:
-    """Sorts `worker-10` after `worker-9`.  Digits are always at odd places, so that the lists can be compared."""
-    import re
-
-    return re.split(r"([0-9]+)", name)
+def _order(name: str) -> tuple[str, int, str]:
+    """Sorts `worker-10` after `worker-9`."""
+    stem = name.rstrip("0123456789")
+    number = name[len(stem) :]
+    return stem, len(number), number
 
 
 def place(stack: Stack) -> Frame | None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pkg.diagnostics import procfs
 
-__all__ = ["TELL", "ProcessRow", "Sums", "Told", "histogram", "lent", "row_of", "tell"]
+__all__ = ["FINDINGS", "TELL", "ProcessRow", "Sums", "Told", "histogram", "lent", "row_of", "tell"]
 
-TELL = "tell"  # in place of the target of a page
+TELL, FINDINGS = "tell", "findings"  # in place of the target of a page
 
 # The numbers that also go down; the others count.
 _GAUGES = (
@@ -30,14 +30,13 @@ class Told(NamedTuple):
 
     `waits`: histograms, "turns" of an event loop and "proxies" (X-Request-Start), each the count of each bucket under
     its place, and "sum".  `executors`: the threads beside an event loop.  `blocked`: seconds for which the event loop
-    has been in its present turn, None without one.  `findings`: of the application, as (level, text, page).
+    has been in its present turn, None without one.
     """
 
     pools: Numbers
     waits: Numbers
     executors: Numbers
     blocked: float | None
-    findings: Sequence[Sequence[str]]
 
 
 def tell(status: Any) -> Told:
@@ -46,7 +45,7 @@ def tell(status: Any) -> Told:
     executors = {it.name: {"size": it.size, "busy": it.busy, "queued": it.queued} for it in status.executors()}
     turns = status.turns()
     blocked = turns.blocked[""] if turns is not None else None
-    return Told(status.pools(), waits, executors, blocked, status.of_application())
+    return Told(status.pools(), waits, executors, blocked)
 
 
 def histogram(numbers: Mapping[str, Any]) -> tuple[list[int], float]:

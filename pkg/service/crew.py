@@ -20,7 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pkg._core import QUEUE_WAIT_BOUNDS
-from pkg.diagnostics.workers import TELL, ProcessRow, Sums, Told, histogram, lent, row_of
+from pkg.diagnostics.workers import FINDINGS, TELL, ProcessRow, Sums, Told, histogram, lent, row_of
 from pkg.errors import StartupError
 from pkg.health.checks import Check
 from pkg.service.service import Service
@@ -133,6 +133,8 @@ class CrewService(Service):
                 "memory.oom.group is 1: when the memory of the container is used up, the kernel ends all of its "
                 "processes; max_worker_memory replaces a worker before"
             )
+        if self.admin is not None:
+            self.admin.prime()  # now, as it would ask the workers, and cost each of them 1 MB
         with self.signals.interrupting():
             self._crew.start()
             while not self._crew.await_start(HANDLERS):
@@ -215,7 +217,7 @@ class CrewService(Service):
                     field: its.take((w.pid, getattr(told[w], field) if w in told else None) for w in workers)
                     for field, its in self._sums.items()
                 }
-                self._told = Told(**sums, blocked=None, findings=()), {w.place: it for w, it in told.items()}
+                self._told = Told(**sums, blocked=None), {w.place: it for w, it in told.items()}
                 self._told_until = time.monotonic() + FRESH
             return self._told
 
@@ -248,10 +250,14 @@ class CrewService(Service):
     def _findings(self) -> list[Finding]:
         from pkg.diagnostics.snapshot import Finding
 
+        told = self._tell()[1]  # one that has just not answered is not waited for again
+        workers = [worker for worker in self._crew.workers() if worker.place in told]
+        replies = self._crew.ask(workers, "GET", FINDINGS, patience=TELLING)
         return [
-            Finding(level, f"worker {place}: {text}", f"{page}?worker={place}")
-            for place, told in self._tell()[1].items()
-            for level, text, page in told.findings
+            Finding(level, f"worker {worker.place}: {text}", f"{page}?worker={worker.place}")
+            for worker, reply in zip(workers, replies, strict=True)
+            if reply is not None
+            for level, text, page in reply.get("findings", ())
         ]
 
     def _serving_threads(self) -> int:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pkg.diagnostics import foreign_stacks
-from pkg.diagnostics.workers import TELL, tell
+from pkg.diagnostics.workers import FINDINGS, TELL, tell
 from pkg.errors import Error, one_line
 from pkg.health.pages import READINESS
 from pkg.logs.output import last_words
@@ -240,6 +240,9 @@ class WorkerService(Service):
         try:
             if message["target"] == TELL:
                 self._line.send(id=message["id"], told=tell(self.status)._asdict())
+                return
+            if message["target"] == FINDINGS:
+                self._line.send(id=message["id"], findings=self.status.of_application())
                 return
             reply = self._own_pages.answer(message["method"], message["target"], message["accept"])
             answer = {"status": reply.status, "media_type": reply.media_type, "headers": dict(reply.headers)}
