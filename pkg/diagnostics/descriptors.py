@@ -1,22 +1,31 @@
 """What the open file descriptors of this process are, so that a leak can be told from load.
 
-It works when none is free as well: the name of a descriptor can be read without one.
+It works when none is free as well: the name of a descriptor can be read without one, and tables are kept open.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import socket
 from collections import Counter
 from collections.abc import Iterable
 
-__all__ = ["most"]
+__all__ = ["keep_tables", "most"]
 
 MAX_LOOKED_AT = 20_000  # 40 ms
 MANY = 20  # of one kind, that is worth a word
+_TABLES = ("tcp", "tcp6")  # of connections, with the numbers of their sockets
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
+
+
+def keep_tables() -> None:
+    """Opens what most() reads, for the time when no descriptor is free."""
+    for table in _TABLES:
+        with contextlib.suppress(OSError):
+            _opened(table)
 
 
 def most(limit: int) -> str:
@@ -59,14 +68,26 @@ def _names(limit: int) -> Iterable[str]:
 def _peers() -> dict[str, tuple[str, str]]:
     """Both ends of each TCP connection, by the number of its socket."""
     found = {}
-    for table in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError), open(f"/proc/self/net/{table}") as file:
-            next(file)
-            for line in file:
+    for table in _TABLES:
+        with contextlib.suppress(OSError):
+            for line in _read(_opened(table)).splitlines()[1:]:
                 _, here, there, *_, inode = line.split()[:10]
                 if not there.endswith(":0000"):
                     found[inode] = (_address(here), _address(there))
     return found
+
+
+@functools.cache
+def _opened(table: str) -> int:
+    return os.open(f"/proc/self/net/{table}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _read(descriptor: int) -> str:
+    """From the beginning, wherever other processes that have the same one are."""
+    parts: list[bytes] = []
+    while part := os.pread(descriptor, 1 << 16, sum(map(len, parts))):
+        parts.append(part)
+    return b"".join(parts).decode()
 
 
 def _address(text: str) -> str:

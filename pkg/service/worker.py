@@ -43,6 +43,7 @@ def import_parts(settings: Settings) -> None:
     """Imports what each worker needs, for a process that forks workers: they share its memory, and start sooner."""
     names = [
         "pkg.admin.pages",
+        "pkg.diagnostics.descriptors",
         "pkg.diagnostics.last_words",
         "pkg.health.checks",
         "pkg.health.stuck",
