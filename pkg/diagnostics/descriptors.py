@@ -1,6 +1,8 @@
 """What the open file descriptors of this process are, so that a leak can be told from load.
 
-It works when none is free as well: the name of a descriptor can be read without one, and tables are kept open.
+It works when none is free as well: the name of a descriptor can be read without one, and the table of connections
+over IPv4 is kept open.  That of IPv6 is not, since each process would have one more descriptor for it: without a free
+one, connections over IPv6 are called sockets.
 """
 
 from __future__ import annotations
@@ -13,19 +15,17 @@ import socket
 from collections import Counter
 from collections.abc import Iterable
 
-__all__ = ["keep_tables", "most"]
+__all__ = ["keep_table", "most"]
 
 MAX_LOOKED_AT = 20_000  # 40 ms
 MANY = 20  # of one kind, that is worth a word
-_TABLES = ("tcp", "tcp6")  # of connections, with the numbers of their sockets
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 
 
-def keep_tables() -> None:
+def keep_table() -> None:
     """Opens what most() reads, for the time when no descriptor is free."""
-    for table in _TABLES:
-        with contextlib.suppress(OSError):
-            _opened(table)
+    with contextlib.suppress(OSError):
+        _ipv4()
 
 
 def most(limit: int) -> str:
@@ -68,26 +68,31 @@ def _names(limit: int) -> Iterable[str]:
 def _peers() -> dict[str, tuple[str, str]]:
     """Both ends of each TCP connection, by the number of its socket."""
     found = {}
-    for table in _TABLES:
-        with contextlib.suppress(OSError):
-            for line in _read(_opened(table)).splitlines()[1:]:
-                _, here, there, *_, inode = line.split()[:10]
-                if not there.endswith(":0000"):
-                    found[inode] = (_address(here), _address(there))
+    for line in _lines_ipv4() + _lines_ipv6():
+        _, here, there, *_, inode = line.split()[:10]
+        if not there.endswith(":0000"):
+            found[inode] = (_address(here), _address(there))
     return found
 
 
-@functools.cache
-def _opened(table: str) -> int:
-    return os.open(f"/proc/self/net/{table}", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _read(descriptor: int) -> str:
-    """From the beginning, wherever other processes that have the same one are."""
+def _lines_ipv4() -> list[str]:
+    """Read from the beginning, wherever other processes that have the same descriptor are."""
     parts: list[bytes] = []
-    while part := os.pread(descriptor, 1 << 16, sum(map(len, parts))):
-        parts.append(part)
-    return b"".join(parts).decode()
+    with contextlib.suppress(OSError):
+        while part := os.pread(_ipv4(), 1 << 16, sum(map(len, parts))):
+            parts.append(part)
+    return b"".join(parts).decode().splitlines()[1:]
+
+
+def _lines_ipv6() -> list[str]:
+    with contextlib.suppress(OSError), open("/proc/self/net/tcp6") as table:
+        return table.read().splitlines()[1:]
+    return []
+
+
+@functools.cache
+def _ipv4() -> int:
+    return os.open("/proc/self/net/tcp", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _address(text: str) -> str:

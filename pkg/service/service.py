@@ -189,13 +189,13 @@ class Service:
     # -------------------------------------------------------------- start
 
     def _start(self) -> None:
-        from pkg.diagnostics.descriptors import keep_tables
+        from pkg.diagnostics.descriptors import keep_table
 
         self._open_server()
         self._open_checks()
         self._open_admin()
         self._serve_probes()
-        keep_tables()
+        keep_table()
         self._open_application()
 
     def _open_server(self) -> None:
