@@ -13,7 +13,7 @@
 #define LEAD_SHORTEST (100 * MILLISECOND) /* a pause of the garbage collector is forgotten soon */
 #define LEAD_LONGEST (3200 * MILLISECOND)
 #define CALM SECOND /* after so long without a delay, the next one is the first again */
-#define LONG_TURN MILLISECOND /* the nap of the front's own thread, after which it leads */
+#define LONG_TURN MILLISECOND /* the shortest nap of the front's own thread, after which it leads */
 #define OFTEN 16 /* looks of one that waits elsewhere, */
 #define WINDOW (10 * MILLISECOND) /* within such a time, after which it leads */
 
@@ -436,6 +436,20 @@ bool eventloop_keeps_up(front *f)
     e->judged_at = now;
     e->judged = atomic_load_explicit(&e->long_turns, memory_order_relaxed);
     return false;
+}
+
+bool eventloop_has_turned(front *f)
+{
+    struct front_eventloop *e = &f->eventloop;
+    uint64_t looks = atomic_load_explicit(&e->looks, memory_order_relaxed);
+    bool has_looked = looks != e->seen_looks;
+
+    if (clock_now() < e->leads_until || (e->watched_fd != -1 && !eventloop_may_lead(f)))
+        return false;
+    e->seen_looks = looks;
+    if (!has_looked && atomic_load(&e->state) == EVENTLOOP_LEADING)
+        e->was_given_time = false; /* it waits, and its next look comes after the turn that ends this */
+    return has_looked;
 }
 
 bool eventloop_has_moved(const front *f)

@@ -91,7 +91,7 @@ int loop_turn(front *f, int timeout, enum handoff_waking waking)
     int n = epoll_wait(f->epoll_fd, events, EVENTS, timeout);
 
     f->now = clock_now();
-    f->turn++;
+    atomic_store_explicit(&f->turn, f->turn + 1, memory_order_relaxed);
     if (n == -1) {
         if (errno != EINTR)
             return -errno;

@@ -176,7 +176,7 @@ struct front_reserve {
 /* leader.c: who runs the loop. */
 struct front_leader {
     pthread_mutex_t lead; /* held by the thread that runs the loop, the leader (L); locked before the queue's mutex */
-    int error;            /* L: the error with which the loop has failed */
+    _Atomic int error;    /* written by L: the error with which the loop has failed */
     bool short_slices;    /* whether the thread in front_run() has asked the scheduler for short slices, */
     int strain;           /* and how urgently it needs them */
 };
@@ -314,7 +314,7 @@ struct front {
     http1_limits heads;             /* those of them that the parser knows */
     int epoll_fd, wake_fd;
     int64_t now;                    /* L: at the start of this turn */
-    uint64_t turn;                  /* L */
+    _Atomic uint64_t turn;          /* written by L: how often the loop has turned */
     _Atomic int stage;              /* enum front_stage; written by L */
 
     /* Each is touched by its file alone. */

@@ -267,7 +267,7 @@ active proctype front() {
         :: !relaxed -> napped = false
         fi;
         if
-        :: napped -> lead = false; atomic { !lead -> lead = true }
+        :: napped -> lead = false; atomic { !lead -> lead = true } /* naps on while another turns the loop: it comes later */
         :: else
         fi
     :: answered == ALL -> break
