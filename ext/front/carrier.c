@@ -68,6 +68,7 @@ struct carrier {
     pthread_mutex_t mutex;
     int bell_fd;
     worker *workers;
+    int stage; /* what workers have been told */
     uint32_t n_added;
     uint64_t n_given;
     again *first, *last; /* before all in the front's queue */
@@ -486,8 +487,6 @@ static void tell_late(front *f)
 
 static void tell_stage(worker *w, int stage)
 {
-    if (stage == FRONT_CLOSING) /* of the front; the workers go on */
-        stage = FRONT_DRAINING;
     if (atomic_load_explicit(&w->area->stage, memory_order_relaxed) == stage)
         return;
     atomic_store(&w->area->stage, stage);
@@ -603,8 +602,9 @@ int front_carry(front *f)
         enum front_stage stage = stage_now(f);
         if (stage == FRONT_STOPPED && atomic_load(&f->stage) != FRONT_STOPPED) /* the leader has not seen it yet */
             stage = FRONT_CLOSING;
+        k->stage = stage == FRONT_CLOSING ? FRONT_DRAINING : (int)stage; /* CLOSING of the front; the workers go on */
         for (worker *w = k->workers; w != NULL; w = w->next)
-            tell_stage(w, (int)stage);
+            tell_stage(w, k->stage);
         take_moved(f);
         take_news(f, false);
         if (k->has_blocked)
@@ -748,11 +748,11 @@ int front_add_worker(front *f, uint32_t threads, bool streams, uint32_t *number)
         w->free[i] = threads - 1 - i;
     pthread_mutex_lock(&k->mutex);
     *number = w->number = ++k->n_added;
+    atomic_store(&w->area->stage, k->stage); /* front_carry() may have returned */
     w->next = k->workers;
     k->workers = w;
     eventloop_gather(f, !streams);
     pthread_mutex_unlock(&k->mutex);
-    eventloop_bell(f); /* which tells it the stage */
     return rv;
 }
 

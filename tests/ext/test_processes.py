@@ -316,3 +316,9 @@ def test_request_timeout() -> None:
     assert crew.ask("/wait-or-repeated") == (504, b"the request took too long\n")
     crew.kill(number)
     crew.close()
+
+
+def test_a_worker_that_is_added_after_the_end(crew: Crew) -> None:
+    crew.close()
+    crew.add()
+    crew.close()  # which waits for its end
