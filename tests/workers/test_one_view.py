@@ -60,9 +60,10 @@ def test_event_loops_and_their_threads(tmp_path: Path) -> None:
             place = rf"^worker (\d): {blocked} .* at application.py:5: time.sleep\(2\), in GET /block"
             match = re.match(place, found[0])
             assert match, found
-            now = metrics(process)
             worker = int(match[1])
-            assert now[f'pkg_event_loop_blocked_seconds{{worker="{worker}"}}'] > 0
+            seconds = f'pkg_event_loop_blocked_seconds{{worker="{worker}"}}'
+            # What workers have told serves for a moment: it may be from before the block.
+            now = wait_for(lambda: now if (now := metrics(process))[seconds] > 0 else None, 1, "seconds of the block")
             assert now[f'pkg_event_loop_blocked_seconds{{worker="{3 - worker}"}}'] < 1
         with asked(process, "/thread"):
             wait_for(
