@@ -24,6 +24,7 @@ from bench import (
     report,
     restarts,
     startup,
+    steady,
     workers,
 )
 from bench.peers import THREADS
@@ -42,6 +43,7 @@ SECTIONS = {
     "asgi": asgi,
     "orm": orm,
     "workers": workers,
+    "steady": steady,
 }
 
 

@@ -7,6 +7,9 @@
     /upload    reads the body, says how long it was
     /query     one row from PostgreSQL as JSON
     /busy      50 ms of CPU
+    /short     0.3 ms of CPU
+    /long      10 ms of CPU
+    /sleep     sleeps for 50 ms
     /hold      holds the interpreter lock for 3 s, burning CPU, as a C extension may
 
 and only as ASGI, in the event loop:
@@ -36,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-BUSY = 0.05  # seconds of CPU
+BUSY, SHORT, LONG = 0.05, 0.0003, 0.01  # seconds of CPU
 HOLD = 3.0  # seconds
 THREADS = int(os.environ.get("BENCH_THREADS", "8"))
 
@@ -73,13 +76,18 @@ def _ready() -> bytes:
     return b"ok"
 
 
-def _busy() -> bytes:
+def _busy(seconds: float) -> bytes:
     """Uses CPU time, not wall time, because a thread that waits for the lock or for a core does no work."""
-    until = time.thread_time() + BUSY
+    until = time.thread_time() + seconds
     n = 0
     while time.thread_time() < until:
         n += sum(range(1000))
     return b"busy"
+
+
+def _sleep() -> bytes:
+    time.sleep(0.05)
+    return b"slept"
 
 
 def _hold() -> bytes:
@@ -97,14 +105,23 @@ WORK: dict[str, Callable[[], bytes]] = {
     "/64k": lambda: _BIG,
     "/readyz": _ready,
     "/query": _query,
-    "/busy": _busy,
+    "/busy": functools.partial(_busy, BUSY),
+    "/short": functools.partial(_busy, SHORT),
+    "/long": functools.partial(_busy, LONG),
+    "/sleep": _sleep,
     "/hold": _hold,
 }
 IN_LOOP: dict[str, Callable[[], bytes]] = {
     "/loop/block": lambda: b"%r" % time.sleep(HOLD),  # type: ignore[func-returns-value]
     "/loop/hold": _hold,
 }
-AT_ONCE = {"/", "/healthz", "/64k"}  # served by the ASGI application in its loop; other paths go to threads
+AT_ONCE = {
+    "/",
+    "/healthz",
+    "/64k",
+    "/short",
+    "/long",
+}  # served by the ASGI application in its loop; other paths go to threads
 
 
 def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -28,6 +28,7 @@ PACKAGES = {
     "gunicorn": "gunicorn",
     "granian": "granian",
     "uvicorn": "uvicorn[standard]",
+    "hypercorn": "hypercorn[uvloop]",
     "waitress": "waitress",
     "cheroot": "cheroot",
     "fastpysgi": "fastpysgi",

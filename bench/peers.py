@@ -5,6 +5,7 @@ It starts nothing; `servers` does.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -120,7 +121,7 @@ PEERS = (
         },
     ),
     Peer(
-        "gunicorn", "gunicorn gthread",
+        "gunicorn", "gunicorn",
         _module("gunicorn", "--worker-class=gthread", "--workers=1", f"--threads={THREADS}", "--keep-alive=75",
                 f"--worker-connections={MANY}", "--log-level=critical", "--no-control-socket",
                 "--bind=127.0.0.1:PORT", APP),
@@ -141,6 +142,13 @@ PEERS = (
                 "--timeout-keep-alive=75", "--host=127.0.0.1", "--port=PORT", ASGI),
         "uvicorn",
         logging={"--log-level=critical": "--log-level=info", "--no-access-log": ""},
+    ),
+    Peer(
+        "hypercorn", "hypercorn (ASGI)",
+        _module("hypercorn", "--worker-class=uvloop", "--workers=1", "--keep-alive=75", "--backlog=2048",
+                "--log-level=critical", "--bind=127.0.0.1:PORT", ASGI),
+        "hypercorn",
+        logging={"--log-level=critical": "--access-logfile=-"},
     ),
     Peer(
         "waitress", "waitress",
@@ -180,6 +188,13 @@ ASGI_PEERS = (
         },
     ),
     BY_NAME["uvicorn"],
+    BY_NAME["hypercorn"],
+    replace(
+        BY_NAME["gunicorn"],
+        command=_module("gunicorn", "--worker-class=asgi", "--asgi-loop=uvloop", "--workers=1", "--keep-alive=75",
+                        f"--worker-connections={MANY}", "--log-level=critical", "--no-control-socket",
+                        "--bind=127.0.0.1:PORT", ASGI),
+    ),
     replace(
         BY_NAME["granian"],
         command=_module("granian", "--interface=asgi", "--workers=1", f"--backpressure={MANY}", "--http=1",
@@ -219,6 +234,30 @@ def _with_workers(number: int) -> tuple[Peer, ...]:
 
 
 WORKER_PEERS = {number: _with_workers(number) for number in (0, 1, 2)}
+
+
+# Those of which the latency at a constant rate is measured.
+def steady_peers(threads: int, workers: int = 0) -> tuple[Peer, ...]:
+    """`workers`: processes; 0: one, and none that has workers."""
+    return tuple(
+        replace(
+            peer,
+            command=functools.partial(_with_words, peer.command, {
+                f"--threads={THREADS}": f"--threads={threads}",
+                f"--blocking-threads={THREADS}": f"--blocking-threads={threads}",
+                "--workers=1": f"--workers={workers or 1}",
+            }),
+            threads=threads,
+            environment=peer.environment and {
+                **peer.environment, "PKG_THREADS": str(threads), "WEB_CONCURRENCY": str(workers),
+            },
+        )
+        for peer in (BY_NAME[name] for name in ("pkg", "gunicorn", "granian", *(() if workers else ("waitress",))))
+    )  # fmt: skip
+
+
+def _with_words(command: Callable[[int, Path], list[str]], other: dict[str, str], port: int, folder: Path) -> list[str]:
+    return [other.get(word, word) for word in command(port, folder)]
 
 
 def available(missing: dict[str, str]) -> tuple[list[Peer], dict[str, str]]:

@@ -28,8 +28,8 @@ def terminal(results: Results) -> str:
     """All tables."""
     parts = [
         goals(results), latency(results), event_loops(results), probes(results), hosting(results), asgi(results),
-        orm(results), workers(results), footprint(results), parsing(results), overhead(results), notes(results),
-        settings(results),
+        orm(results), workers(results), steady(results), footprint(results), parsing(results), overhead(results),
+        notes(results), settings(results),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part)
 
@@ -39,7 +39,7 @@ def page(results: Results) -> str:
     pictures = [f"![{alt}](../bench/{name}.svg)" for name, alt, section in (
         ("latency", "how long a health probe waits under load", "latency"),
         ("throughput", "requests per second of CPU", "hosting")) if results.get(section)]  # fmt: skip
-    tables = [latency, event_loops, hosting, asgi, orm, workers, probes, footprint, parsing, overhead]
+    tables = [latency, event_loops, steady, hosting, asgi, orm, workers, probes, footprint, parsing, overhead]
     how = notes(results)
     parts = [
         goals(results), *pictures, *(table(results) for table in tables), how and f"## How it was measured\n\n{how}",
@@ -142,6 +142,16 @@ def goals(results: Results) -> str:
                 judge(f"ASGI, {case}, CPU per {_unit(case)}", wanted,
                       f"{ours:.1f} µs, {costs[name] / ours:.2f} times", ours * factor <= costs[name])  # fmt: skip
 
+    tails: dict[tuple[str, int, str], dict[str, float]] = {}
+    for row in results.get("steady", []):
+        tails.setdefault((row["case"], row["rate"], row["path"]), {})[row["server"]] = row["ms"]["p99"]
+    for (case, rate, path), waits in tails.items():
+        others = {name: wait for name, wait in waits.items() if name != "pkg"}
+        if "pkg" in waits and others:
+            best = min(others, key=others.__getitem__)
+            judge(f"p99 of `{path}`, {case}, {rate:,}/s", f"the best other, {_title(best)}: {_duration(others[best])}",
+                  _duration(waits["pkg"]), waits["pkg"] <= others[best])  # fmt: skip
+
     parse = {(r["level"], r["parser"], r["case"]): r["ns"] for r in results.get("parsing", [])}
     for level, mine, theirs, factor, how in (
         ("C", "pkg", "picohttpparser", 1.0, "C"),
@@ -210,6 +220,26 @@ def _waits(row: Row | None) -> str:
     text = f"{_duration(row['ms']['p50'])} / {_duration(row['ms']['p99'])}"
     none = sum(row["statuses"].get(kind, 0) for kind in ("cut", "late"))
     return text + (f", {none / row['probes']:.0%} unanswered" if none else "")
+
+
+def steady(results: Results) -> str:
+    """A row for each case and rate, a column for each server and kind of request: p50 / p99 / p99.9."""
+    rows = results.get("steady", [])
+    found = {(r["case"], r["rate"], r["path"], r["server"]): r for r in rows}
+    servers = _servers(rows)
+    body = [
+        [f"{case}, {rate:,}/s", path, *(_tail(found.get((case, rate, path, name))) for name in servers)]
+        for case, rate, path in dict.fromkeys(key[:3] for key in found)
+    ]
+    return _table("Latency at a constant rate, p50 / p99 / p99.9 in ms",
+                  ["load", "request", *map(_title, servers)], body, left=2)  # fmt: skip
+
+
+def _tail(row: Row | None) -> str:
+    if row is None:
+        return ""
+    text = " / ".join(f"{ms:.0f}" if ms >= 9.95 else f"{ms:.1f}" for ms in row["ms"].values())
+    return text + (f", {row['failed']:,} failed" if row["failed"] else "")
 
 
 def probes(results: Results) -> str:

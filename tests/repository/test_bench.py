@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from bench import report
+from bench import openloop, report
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +46,14 @@ SMALL: dict[str, Any] = {
         {"server": "pkg", "case": "WebSocket echo", "cpu_us": 9.0},
         {"server": "uvicorn", "case": "WebSocket echo", "cpu_us": 12.0},
     ],
+    "steady": [
+        {"case": "short and long", "share": 0.5, "rate": 300, "server": server, "path": path, "capacity": 600,
+         "failed": failed, "ms": {"p50": p99 / 10, "p99": p99, "p99.9": 2 * p99}}
+        for server, path, p99, failed in (
+            ("pkg", "/short", 20.0, 0), ("granian", "/short", 40.0, 0),
+            ("pkg", "/long", 90.0, 0), ("granian", "/long", 60.0, 3),
+        )
+    ],
     "memory": [{"server": "pkg", "idle_rss": 20e6, "idle_pss": 18e6, "connections": 10_000, "added_rss": 30e6}],
     "startup": [{"server": "interpreter alone", "ms": 20.0}, {"server": "pkg", "ms": 160.0}],
     "restarts": [{"server": "pkg", "restarts": 100, "answered": 900_000, "lost": 0, "seconds_to_end": 1.1}],
@@ -58,6 +71,8 @@ GOALS = """\
 | ASGI, hello, CPU per request | uvicorn (ASGI): 20.0 µs, 2.5 times as fast | 8.0 µs, 2.50 times |    yes |
 | ASGI, hello, CPU per request | granian: 13.0 µs, 1.7 times as fast | 8.0 µs, 1.62 times | **no** |
 | ASGI, WebSocket echo, CPU per message | uvicorn (ASGI): 12.0 µs | 9.0 µs, 1.33 times |    yes |
+| p99 of `/short`, short and long, 300/s | the best other, granian: 40 ms | 20 ms |    yes |
+| p99 of `/long`, short and long, 300/s | the best other, granian: 60 ms | 90 ms | **no** |
 | Memory, idle (PSS) | under 20 MB | 18 MB |    yes |
 | Memory, 10,000 idle connections | under 50 MB more | 30 MB |    yes |
 | Start to the first 200 | under 150 ms | 160 ms; the interpreter alone 20 ms | **no** |
@@ -76,7 +91,7 @@ def test_goals_of_a_small_run() -> None:
 
 
 def test_a_probe_without_an_answer_is_in_the_table() -> None:
-    assert ["gunicorn gthread", "1.6 s / 5.0 s, 7% unanswered"] in cells(report.latency(SMALL))
+    assert ["gunicorn", "1.6 s / 5.0 s, 7% unanswered"] in cells(report.latency(SMALL))
 
 
 def test_probes_beside_an_event_loop_have_a_table_of_their_own() -> None:
@@ -96,6 +111,66 @@ def test_probes_beside_an_event_loop_have_a_table_of_their_own() -> None:
         report.goals({"latency": rows})
     )
     assert report.event_loops(SMALL) == ""
+
+
+def test_latency_at_a_constant_rate_has_a_row_for_each_kind_of_request() -> None:
+    table = cells(report.steady(SMALL))
+    assert ["short and long, 300/s", "/short", "2.0 / 20 / 40", "4.0 / 40 / 80"] in table
+    assert ["short and long, 300/s", "/long", "9.0 / 90 / 180", "6.0 / 60 / 120, 3 failed"] in table
+
+
+class Slow(http.server.BaseHTTPRequestHandler):
+    """It serves one connection at a time, a request in 20 ms, and ends the connection after `/last`."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        time.sleep(0.02)
+        self.send_response(503 if self.path == "/fails" else 200)
+        self.send_header("Content-Length", "2")
+        if self.path == "/last":
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def slow() -> Iterator[int]:
+    with http.server.HTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def test_the_open_loop_counts_from_the_time_at_which_a_request_was_due(
+    slow: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openloop, "CONNECTIONS", 1)
+    with openloop.Client(slow, 200.0, 0.5, {"/a": 3.0, "/b": 1.0}) as client:
+        client.run()
+    due = list(openloop.schedule(200.0, 0.5, {"/a": 3.0, "/b": 1.0}))
+    assert due == list(openloop.schedule(200.0, 0.5, {"/a": 3.0, "/b": 1.0})) and 60 < len(due) < 140
+    assert {path: len(found) for path, found in client.latencies.items()} == Counter(path for _, path in due)
+    assert client.failed == 0
+    # Four times as many as are served, so the last one waits for three quarters of all.
+    assert max(max(found) for found in client.latencies.values()) > 0.02 * len(due) / 2
+
+
+def test_the_open_loop_counts_failures_and_connects_again(slow: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openloop, "CONNECTIONS", 1)
+    with openloop.Client(slow, 30.0, 0.5, {"/fails": 1.0, "/last": 1.0}) as client:
+        client.run()
+    due = Counter(path for _, path in openloop.schedule(30.0, 0.5, {"/fails": 1.0, "/last": 1.0}))
+    assert client.failed == due["/fails"] > 0 and len(client.latencies["/last"]) == due["/last"] > 0
+
+
+def test_the_closed_loop_says_what_the_server_is_capable_of(slow: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openloop, "CLOSED", 1)
+    with openloop.Client(slow, 0.0, 0.5, {"/a": 1.0}) as client:
+        assert 5 < client.run() < 50
 
 
 def test_report_command(tmp_path: Path) -> None:

@@ -1,0 +1,156 @@
+"""Section 12: latency at a constant rate, counted from the scheduled time, the same for all servers.
+
+The rates are shares of what the slowest of them is capable of.  Servers take turns, and shown are the medians of their
+rounds.  Beside steady traffic there are events in the middle of a round: a worker dies, all are replaced, the database
+stops for a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.database import postgres
+from bench.environment import ROOT
+from bench.peers import ASGI_PEERS, THREADS, Peer, steady_peers
+from bench.servers import LOAD_CORES, Running, on_cores, process_tree
+from bench.session import Session
+
+SECONDS, CAPACITY_SECONDS = 3, 2
+SHARES = (0.5, 0.8)  # of the capacity of the slowest
+PERCENTILES = (50.0, 99.0, 99.9)
+OUTAGE = 1.0  # seconds
+
+SHORT = {"/short": 1.0}
+LONG = {"/short": 95.0, "/long": 5.0}
+SLEEP = {"/short": 92.0, "/sleep": 8.0}
+QUERY = {"/short": 80.0, "/query": 20.0}
+
+
+@dataclass
+class Case:
+    """`event(server, database)`: what happens in the middle."""
+
+    title: str
+    mix: dict[str, float]
+    peers: tuple[Peer, ...]
+    shares: tuple[float, ...] = SHARES
+    event: Callable[[Running, Any], None] | None = None
+    needs_database: bool = False
+    rates: dict[float, float] = field(default_factory=dict)  # by share
+
+
+def _kill_a_worker(server: Running, database: Any) -> None:
+    """The youngest process."""
+    *_, last = process_tree(server.process.pid)
+    os.kill(last, signal.SIGKILL)
+
+
+def _reload(server: Running, database: Any) -> None:
+    os.kill(server.process.pid, signal.SIGHUP)
+
+
+def _outage(server: Running, database: Any) -> None:
+    database.pause()
+    threading.Timer(OUTAGE, database.resume).start()
+
+
+ASGI_NAMES = ("pkg", "uvicorn", "granian")
+
+
+def cases(quick: bool) -> list[Case]:
+    alike = steady_peers(THREADS)
+    asgi = tuple(peer for peer in ASGI_PEERS if peer.name in ASGI_NAMES)
+    if quick:
+        return [Case("short and long", LONG, alike, (0.8,)), Case("ASGI, short and long", LONG, asgi, (0.8,))]
+    return [
+        Case("short", SHORT, alike),
+        Case("short and long", LONG, alike),
+        Case("short and long, 4 threads", LONG, steady_peers(4), (0.8,)),
+        Case("short and long, 16 threads", LONG, steady_peers(16), (0.8,)),
+        Case("short and sleeping", SLEEP, alike),
+        Case("ASGI, short and long", LONG, asgi),
+        Case("a worker of two dies", SHORT, steady_peers(THREADS, 2), (0.5,), _kill_a_worker),
+        Case("two workers are reloaded", SHORT, steady_peers(THREADS, 2), (0.5,), _reload),
+        Case("the database stops for 1 s", QUERY, alike, (0.5,), _outage, needs_database=True),
+    ]
+
+
+def run(session: Session) -> list[dict[str, Any]]:
+    """Rows of {"case", "share", "rate", "server", "path", "ms": {"p50": ..., ...}, "failed"}."""
+    out: list[dict[str, Any]] = []
+    for case in cases(session.quick):
+        with contextlib.ExitStack() as stack:
+            database = stack.enter_context(postgres(session)) if case.needs_database else None
+            if case.needs_database and database is None:
+                continue
+            extra = {"DATABASE_URL": database.url} if database is not None else None
+            chosen = [peer for peer in case.peers if peer.name in {p.name for p in session.peers}]
+            servers = stack.enter_context(session.all_running(chosen, extra))
+            if servers:
+                out += _measure(session, case, servers, database)
+    return out
+
+
+def _measure(session: Session, case: Case, servers: list[Running], database: Any) -> list[dict[str, Any]]:
+    capacity = {}
+    for server in servers:
+        session.say(f"capacity, {case.title}: {server.peer.title}")
+        ask(server, 0.0, 1, case.mix)  # what it imports with the first request
+        capacity[server.peer.name] = ask(server, 0.0, CAPACITY_SECONDS, case.mix)["rate"]
+    out = []
+    for share in case.shares:
+        rate = round(min(capacity.values()) * share)
+        found: dict[str, list[dict[str, Any]]] = {server.peer.name: [] for server in servers}
+        rounds = 2 if session.quick else 10
+        for number in range(rounds):
+            for server in servers:
+                session.say(f"{case.title}, {rate}/s, round {number + 1} of {rounds}: {server.peer.title}")
+                if server.is_alive():
+                    found[server.peer.name].append(_ask_with_event(server, rate, case, database))
+        for name, results in found.items():
+            out += [
+                {"case": case.title, "share": share, "rate": rate, "server": name, "path": path,
+                 "capacity": round(capacity[name]), "failed": sum(result["failed"] for result in results),
+                 "ms": {f"p{p:g}": round(statistics.median(_percentile(r["latencies"][path], p) for r in results), 3)
+                        for p in PERCENTILES}}
+                for path in case.mix if results
+            ]  # fmt: skip
+    return out
+
+
+def _ask_with_event(server: Running, rate: float, case: Case, database: Any) -> dict[str, Any]:
+    if case.event is None:
+        return ask(server, rate, SECONDS, case.mix)
+    timer = threading.Timer(SECONDS / 3, case.event, (server, database))
+    timer.start()
+    try:
+        return ask(server, rate, SECONDS, case.mix)
+    finally:
+        timer.join()
+
+
+def ask(server: Running, rate: float, seconds: float, mix: dict[str, float]) -> dict[str, Any]:
+    words = [f"{path}:{weight:g}" for path, weight in mix.items()]
+    with on_cores(LOAD_CORES):
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.openloop", str(server.port), f"{rate:g}", f"{seconds:g}", *words],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def _percentile(latencies: list[float], p: float) -> float:
+    """In milliseconds."""
+    ordered = sorted(latencies) or [0.0]
+    return ordered[min(len(ordered) - 1, int(len(ordered) * p / 100))] * 1e3
