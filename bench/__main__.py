@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from bench import (
+    api,
     asgi,
     environment,
     hosting,
@@ -44,6 +45,7 @@ SECTIONS = {
     "orm": orm,
     "workers": workers,
     "steady": steady,
+    "api-4": api,
 }
 
 

@@ -110,6 +110,7 @@ APP = "bench.applications:wsgi"
 ASGI = "bench.applications:asgi"
 ORM_APP = "bench.orm_applications:wsgi"
 ORM_ASGI = "bench.orm_applications:asgi"
+API_ASGI = "bench.api_application:asgi"
 _PACKAGES_TOO = f"{ROOT}:{PEER_PACKAGES}"  # ours imports the frameworks of the peers' environment, like all
 
 PEERS = (
@@ -138,8 +139,8 @@ PEERS = (
     ),
     Peer(
         "uvicorn", "uvicorn (ASGI)",
-        _module("uvicorn", "--loop=uvloop", "--http=httptools", "--no-access-log", "--log-level=critical",
-                "--timeout-keep-alive=75", "--host=127.0.0.1", "--port=PORT", ASGI),
+        _module("uvicorn", "--workers=1", "--loop=uvloop", "--http=httptools", "--no-access-log",
+                "--log-level=critical", "--timeout-keep-alive=75", "--host=127.0.0.1", "--port=PORT", ASGI),
         "uvicorn",
         logging={"--log-level=critical": "--log-level=info", "--no-access-log": ""},
     ),
@@ -216,21 +217,20 @@ ORM_ASGI_PEERS = tuple(
 )
 
 
-# The same servers with so many worker processes.
+def _with_words(command: Callable[[int, Path], list[str]], other: dict[str, str], port: int, folder: Path) -> list[str]:
+    return [other.get(word, word) for word in command(port, folder)]
+
+
 def _with_workers(number: int) -> tuple[Peer, ...]:
-    ours = replace(BY_NAME["pkg"], environment={**BY_NAME["pkg"].environment, "WEB_CONCURRENCY": str(number)})
-    if number == 0:
-        return (ours,)
-
-    def saying(name: str) -> Peer:
-        peer = BY_NAME[name]
-
-        def command(port: int, folder: Path) -> list[str]:
-            return [word.replace("--workers=1", f"--workers={number}") for word in peer.command(port, folder)]
-
-        return replace(peer, command=command)
-
-    return ours, saying("gunicorn"), saying("granian")
+    """The same servers with so many worker processes; 0: one process, which only ours has."""
+    return tuple(
+        replace(
+            peer,
+            command=functools.partial(_with_words, peer.command, {"--workers=1": f"--workers={number}"}),
+            environment={**peer.environment, "WEB_CONCURRENCY": str(number)},
+        )
+        for peer in (BY_NAME[name] for name in ("pkg", "gunicorn", "granian", "uvicorn")[: None if number else 1])
+    )
 
 
 WORKER_PEERS = {number: _with_workers(number) for number in (0, 1, 2)}
@@ -256,8 +256,19 @@ def steady_peers(threads: int, workers: int = 0) -> tuple[Peer, ...]:
     )  # fmt: skip
 
 
-def _with_words(command: Callable[[int, Path], list[str]], other: dict[str, str], port: int, folder: Path) -> list[str]:
-    return [other.get(word, word) for word in command(port, folder)]
+def api_peers(workers: int) -> tuple[Peer, ...]:
+    """ASGI servers with so many processes, and the application of HttpArena's API profiles."""
+    return tuple(
+        replace(
+            peer,
+            command=functools.partial(_with_words, peer.command, {
+                "--workers=1": f"--workers={workers}", ASGI: API_ASGI,
+            }),
+            environment={**peer.environment, "PYTHONPATH": _PACKAGES_TOO, "WEB_CONCURRENCY": str(workers),
+                         **({"PKG_LOOP": "uvloop"} if peer.name == "pkg" else {})},
+        )
+        for peer in ASGI_PEERS if peer.name != "fastpysgi"
+    )  # fmt: skip
 
 
 def available(missing: dict[str, str]) -> tuple[list[Peer], dict[str, str]]:

@@ -28,8 +28,8 @@ def terminal(results: Results) -> str:
     """All tables."""
     parts = [
         goals(results), latency(results), event_loops(results), probes(results), hosting(results), asgi(results),
-        orm(results), workers(results), steady(results), footprint(results), parsing(results), overhead(results),
-        notes(results), settings(results),
+        orm(results), workers(results), steady(results), api(results), footprint(results), parsing(results),
+        overhead(results), notes(results), settings(results),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part)
 
@@ -39,7 +39,7 @@ def page(results: Results) -> str:
     pictures = [f"![{alt}](../bench/{name}.svg)" for name, alt, section in (
         ("latency", "how long a health probe waits under load", "latency"),
         ("throughput", "requests per second of CPU", "hosting")) if results.get(section)]  # fmt: skip
-    tables = [latency, event_loops, steady, hosting, asgi, orm, workers, probes, footprint, parsing, overhead]
+    tables = [latency, event_loops, steady, hosting, asgi, orm, workers, api, probes, footprint, parsing, overhead]
     how = notes(results)
     parts = [
         goals(results), *pictures, *(table(results) for table in tables), how and f"## How it was measured\n\n{how}",
@@ -142,6 +142,12 @@ def goals(results: Results) -> str:
                 judge(f"ASGI, {case}, CPU per {_unit(case)}", wanted,
                       f"{ours:.1f} µs, {costs[name] / ours:.2f} times", ours * factor <= costs[name])  # fmt: skip
 
+    rates = {row["server"]: row["rate"] for row in results.get("api-4", [])}
+    if "pkg" in rates and len(rates) > 1:
+        best = max(rates.keys() - {"pkg"}, key=rates.__getitem__)
+        judge("HttpArena's API-4, responses a second", f"the best other, {_title(best)}: {rates[best]:,.0f}",
+              f"{rates['pkg']:,.0f}, {rates['pkg'] / rates[best]:.2f} times", rates["pkg"] >= rates[best])  # fmt: skip
+
     tails: dict[tuple[str, int, str], dict[str, float]] = {}
     for row in results.get("steady", []):
         tails.setdefault((row["case"], row["rate"], row["path"]), {})[row["server"]] = row["ms"]["p99"]
@@ -233,6 +239,15 @@ def steady(results: Results) -> str:
     ]
     return _table("Latency at a constant rate, p50 / p99 / p99.9 in ms",
                   ["load", "request", *map(_title, servers)], body, left=2)  # fmt: skip
+
+
+def api(results: Results) -> str:
+    rows = sorted(results.get("api-4", []), key=lambda row: -row["rate"])
+    body = [
+        [_title(r["server"]), f"{r['rate']:,.0f}", f"{r['pss'] / 1e6:.0f} MB", f"{r['failed']:,}"] for r in rows
+    ]  # fmt: skip
+    title = f"HttpArena's API-4 with {rows[0]['cpus']} CPUs for servers, clients and PostgreSQL" if rows else ""
+    return _table(title, ["server", "/s", "memory (PSS)", "failed"], body)
 
 
 def _tail(row: Row | None) -> str:

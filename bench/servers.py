@@ -28,7 +28,7 @@ def cores() -> tuple[set[int], set[int]]:
     return ({have[0]}, {have[1]}) if len(have) > 1 else ({have[0]}, {have[0]})
 
 
-_ALL = os.sched_getaffinity(0)
+ALL_CORES = os.sched_getaffinity(0)
 SERVER_CORES, LOAD_CORES = cores()
 
 
@@ -39,7 +39,7 @@ def on_cores(which: set[int]) -> Iterator[None]:
     try:
         yield
     finally:
-        os.sched_setaffinity(0, _ALL)
+        os.sched_setaffinity(0, ALL_CORES)
 
 
 def process_tree(pid: int) -> list[int]:
@@ -66,7 +66,9 @@ def cpu_time(pid: int) -> float:
 class Running:
     """A started server."""
 
-    def __init__(self, peer: Peer, extra: dict[str, str] | None = None, *, port: int = 0) -> None:
+    def __init__(
+        self, peer: Peer, extra: dict[str, str] | None = None, *, port: int = 0, cores: set[int] = SERVER_CORES
+    ) -> None:
         """Starts on `port` or a free port.  Raises Missing if it does not start."""
         self.peer = peer
         self.port = port or free_port()
@@ -78,7 +80,7 @@ class Running:
         environment.pop("PYTHONWARNINGS", None)
         self._log = open(folder / "log", "w+")  # noqa: SIM115 - lives as long as the server
         self.started = time.monotonic()
-        with on_cores(SERVER_CORES):
+        with on_cores(cores):
             self.process = subprocess.Popen(
                 peer.command(self.port, folder), cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
                 stdout=self._log, stderr=self._log, start_new_session=True,

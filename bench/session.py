@@ -16,7 +16,7 @@ from typing import Any
 from bench.environment import Missing
 from bench.load import Sample
 from bench.peers import BY_NAME, Peer
-from bench.servers import Running
+from bench.servers import SERVER_CORES, Running
 
 
 @dataclass
@@ -49,22 +49,24 @@ class Session:
         names = quick.split() if self.quick and quick else list(BY_NAME)
         return [peer for peer in self.peers if peer.name in names and (peer.hosts or not hosts)]
 
-    def start(self, peer: Peer, extra: dict[str, str] | None = None) -> Running | None:
+    def start(self, peer: Peer, extra: dict[str, str] | None = None, cores: set[int] = SERVER_CORES) -> Running | None:
         """The started server, or None if it does not start; then the reason is noted."""
         try:
-            return Running(peer, extra)
+            return Running(peer, extra, cores=cores)
         except Missing as error:
             self.missing[peer.name] = str(error)
             return None
 
     @contextlib.contextmanager
-    def all_running(self, peers: list[Peer], extra: dict[str, str] | None = None) -> Iterator[list[Running]]:
+    def all_running(
+        self, peers: list[Peer], extra: dict[str, str] | None = None, cores: set[int] = SERVER_CORES
+    ) -> Iterator[list[Running]]:
         """Starts all servers at once; an idle one costs less than a start in each round."""
         with contextlib.ExitStack() as stack:
             running = []
             for peer in peers:
                 self.say(f"starting {peer.title}")
-                server = self.start(peer, extra)
+                server = self.start(peer, extra, cores)
                 if server is not None:
                     running.append(stack.enter_context(server))
             yield running

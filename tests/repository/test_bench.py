@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench import openloop, report
+from bench.environment import program
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +55,10 @@ SMALL: dict[str, Any] = {
             ("pkg", "/long", 90.0, 0), ("granian", "/long", 60.0, 3),
         )
     ],
+    "api-4": [
+        {"server": "pkg", "cpus": 2, "rate": 9000.0, "pss": 86e6, "failed": 0},
+        {"server": "uvicorn", "cpus": 2, "rate": 7500.0, "pss": 83e6, "failed": 12},
+    ],
     "memory": [{"server": "pkg", "idle_rss": 20e6, "idle_pss": 18e6, "connections": 10_000, "added_rss": 30e6}],
     "startup": [{"server": "interpreter alone", "ms": 20.0}, {"server": "pkg", "ms": 160.0}],
     "restarts": [{"server": "pkg", "restarts": 100, "answered": 900_000, "lost": 0, "seconds_to_end": 1.1}],
@@ -71,6 +76,7 @@ GOALS = """\
 | ASGI, hello, CPU per request | uvicorn (ASGI): 20.0 µs, 2.5 times as fast | 8.0 µs, 2.50 times |    yes |
 | ASGI, hello, CPU per request | granian: 13.0 µs, 1.7 times as fast | 8.0 µs, 1.62 times | **no** |
 | ASGI, WebSocket echo, CPU per message | uvicorn (ASGI): 12.0 µs | 9.0 µs, 1.33 times |    yes |
+| HttpArena's API-4, responses a second | the best other, uvicorn (ASGI): 7,500 | 9,000, 1.20 times |    yes |
 | p99 of `/short`, short and long, 300/s | the best other, granian: 40 ms | 20 ms |    yes |
 | p99 of `/long`, short and long, 300/s | the best other, granian: 60 ms | 90 ms | **no** |
 | Memory, idle (PSS) | under 20 MB | 18 MB |    yes |
@@ -117,6 +123,10 @@ def test_latency_at_a_constant_rate_has_a_row_for_each_kind_of_request() -> None
     table = cells(report.steady(SMALL))
     assert ["short and long, 300/s", "/short", "2.0 / 20 / 40", "4.0 / 40 / 80"] in table
     assert ["short and long, 300/s", "/long", "9.0 / 90 / 180", "6.0 / 60 / 120, 3 failed"] in table
+
+
+def test_api_4_has_a_table() -> None:
+    assert cells(report.api(SMALL))[2:] == [["pkg", "9,000", "86 MB", "0"], ["uvicorn (ASGI)", "7,500", "83 MB", "12"]]
 
 
 class Slow(http.server.BaseHTTPRequestHandler):
@@ -171,6 +181,12 @@ def test_the_closed_loop_says_what_the_server_is_capable_of(slow: int, monkeypat
     monkeypatch.setattr(openloop, "CLOSED", 1)
     with openloop.Client(slow, 0.0, 0.5, {"/a": 1.0}) as client:
         assert 5 < client.run() < 50
+
+
+def test_the_mixer_asks_for_each_path_in_turn_on_connections_that_end(slow: int) -> None:
+    words = [str(program("mixer")), str(slow), "0.5", "1", "2", "/a", "/fails"]
+    answered, refused, cut, _ = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+    assert 4 < int(answered) < 15 and abs(int(answered) - int(refused)) <= 2 and cut == "0"
 
 
 def test_report_command(tmp_path: Path) -> None:
