@@ -1,4 +1,4 @@
-"""Draws two SVG pictures from results.json: probe latency under load, and requests per second of CPU.
+"""Draws SVG pictures from results.json: probe latency under load, requests per second of CPU, tails, memory of workers.
 
 Ours is the one in colour; blue and vermilion are told apart by everybody, and the white ground stays on dark pages.
 It measures nothing, and needs nothing but the standard library.
@@ -32,6 +32,10 @@ def draw(results: Results) -> dict[str, str]:
     ]  # fmt: skip
     if any(rows for _, rows in panels):
         out["throughput"] = throughput([(title, rows) for title, rows in panels if rows])
+    if results.get("steady"):
+        out["tails"] = tails(results["steady"])
+    if memory := [row for row in results.get("workers", []) if "pss" in row]:
+        out["memory"] = memory_of_workers(memory)
     return out
 
 
@@ -154,6 +158,86 @@ def _waited(row: dict[str, Any]) -> str:
     if none >= 0.995:
         return "no answer"
     return _duration(row["ms"]["p99"]) + (f", {none:.0%} lost" if none >= 0.005 else "")
+
+
+# ------------------------------------------------------------------------ tails
+
+FASTEST, SLOWEST = 0.5, 2000.0  # milliseconds
+
+
+def tails(rows: list[dict[str, Any]]) -> str:
+    """One row for each server: line from the median to p99.9, mark and figure: p99.  The highest rate of each case."""
+    rates: dict[str, int] = {}
+    for row in rows:
+        rates[row["case"]] = max(row["rate"], rates.get(row["case"], 0))
+    panels = [
+        (f"{case}, {rates[case]:,}/s: {path}",
+         sorted((r for r in rows if (r["case"], r["rate"], r["path"]) == (case, rates[case], path)),
+                key=lambda r: r["ms"]["p99"]))
+        for case, path in dict.fromkeys((r["case"], r["path"]) for r in rows)
+    ]  # fmt: skip
+    parts = [
+        _text(MARGIN, 26, "How long requests take at a constant rate", size=19, bold=True),
+        _text(MARGIN, 45, "line: median to 99.9th percentile, mark and figure: 99th; from the moment at which they "
+              "were due; logarithmic", size=13, fill="#4a545e"),
+    ]  # fmt: skip
+    y = 58.0
+    for title, found in panels:
+        picture, y = _tails_panel(title, found, y)
+        parts += picture
+    return _picture(y + 4, "Latency at a constant rate", parts)
+
+
+def _tails_panel(title: str, rows: list[dict[str, Any]], top: float) -> tuple[list[str], float]:
+    left, right = MARGIN + LABELS, WIDTH - MARGIN - 90
+    scale = (right - left) / math.log(SLOWEST / FASTEST)
+
+    def x(ms: float) -> float:
+        return left + math.log(min(max(ms, FASTEST), SLOWEST) / FASTEST) * scale
+
+    first, bottom = top + 30, top + 30 + ROW * len(rows)
+    parts = [_text(MARGIN, top + 18, title, size=15, bold=True)]
+    for tick in (1, 10, 100, 1000):
+        parts += [
+            _line(x(tick), first - 4, x(tick), bottom + 2, FAINT),
+            _text(x(tick), bottom + 15, f"{tick / 1000:g} s" if tick >= 1000 else f"{tick:g} ms", anchor="middle",
+                  size=12, fill="#4a545e"),
+        ]  # fmt: skip
+    for n, row in enumerate(rows):
+        y, ms, ours = first + ROW * n + ROW / 2, row["ms"], row["server"] == "pkg"
+        parts += [
+            _text(left - 8, y + 4, _title(row["server"]), anchor="end", bold=ours, fill=OURS if ours else INK),
+            _line(x(ms["p50"]), y, x(ms["p99.9"]), y, _ink(row["server"]), 4),
+            _line(x(ms["p99"]), y - 8, x(ms["p99"]), y + 8, INK, 2),
+            _text(right + 12, y + 4, _duration(ms["p99"]), size=13, bold=ours, fill=OURS if ours else INK),
+        ]
+    return parts, bottom + 26
+
+
+# --------------------------------------------------------------------- memory
+
+
+def memory_of_workers(rows: list[dict[str, Any]]) -> str:
+    """Bars: memory of the whole process tree, which counts shared pages once."""
+    parts = [
+        _text(MARGIN, 26, "Memory by the number of worker processes", size=19, bold=True),
+        _text(MARGIN, 45, "of the whole process tree after a load, shared pages counted once", size=13, fill="#4a545e"),
+    ]
+    y, left, right = 58.0, MARGIN + LABELS, WIDTH - MARGIN - 100
+    most = max(row["pss"] for row in rows)
+    for case in dict.fromkeys(row["case"] for row in rows):
+        parts.append(_text(MARGIN, y + 18, case.removeprefix("memory, ").capitalize(), size=15, bold=True))
+        y += 30
+        for row in sorted((r for r in rows if r["case"] == case), key=lambda r: r["pss"]):
+            ours, width = row["server"] == "pkg", (right - left) * row["pss"] / most
+            parts += [
+                _text(left - 8, y + 15, _title(row["server"]), anchor="end", bold=ours, fill=OURS if ours else INK),
+                _rect(left, y + 4, width, ROW - 8, _ink(row["server"])),
+                _text(left + width + 6, y + 15, f"{row['pss'] / 1e6:.0f} MB", bold=ours, fill=OURS if ours else INK),
+            ]
+            y += ROW
+        y += 8
+    return _picture(y + 4, "Memory by the number of worker processes", parts)
 
 
 # ------------------------------------------------------------------- throughput

@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from bench import plots
 from bench.peers import BY_NAME, PEERS
 
 BEGIN = "<!-- bench: begin, written by `python -m bench --report --docs docs/benchmarks.md` -->"
@@ -36,9 +37,13 @@ def terminal(results: Results) -> str:
 
 def page(results: Results) -> str:
     """For a reader: first the goals and the pictures beside results.json, then all figures."""
-    pictures = [f"![{alt}](../bench/{name}.svg)" for name, alt, section in (
-        ("latency", "how long a health probe waits under load", "latency"),
-        ("throughput", "requests per second of CPU", "hosting")) if results.get(section)]  # fmt: skip
+    words = {
+        "latency": "how long a health probe waits under load",
+        "throughput": "requests per second of CPU",
+        "tails": "how long requests take at a constant rate",
+        "memory": "memory by the number of worker processes",
+    }
+    pictures = [f"![{words[name]}](../bench/{name}.svg)" for name in plots.draw(results)]
     tables = [latency, event_loops, steady, hosting, asgi, orm, workers, api, probes, footprint, parsing, overhead]
     how = notes(results)
     parts = [
@@ -113,7 +118,7 @@ def goals(results: Results) -> str:
                   f"{ours:.1f} µs, {theirs / ours:.2f} times", ours <= theirs)  # fmt: skip
 
     several: dict[str, dict[str, float]] = {}
-    for row in results.get("workers", []):
+    for row in (row for row in results.get("workers", []) if "cpu_us" in row):
         several.setdefault(row["case"], {})[row["server"]] = row["cpu_us"]
     alone = several.pop("hello, one process", {}).get("pkg")
     for case, costs in several.items():
@@ -310,7 +315,7 @@ def orm(results: Results) -> str:
 
 
 def workers(results: Results) -> str:
-    return _costs("Worker processes, CPU per request", results.get("workers", []))
+    return _costs("Worker processes, CPU per request and memory (PSS)", results.get("workers", []))
 
 
 def _costs(title: str, rows: list[Row]) -> str:
@@ -322,6 +327,8 @@ def _costs(title: str, rows: list[Row]) -> str:
         row, ours = found.get((name, case)), found.get(("pkg", case))
         if row is None:
             return ""
+        if "pss" in row:
+            return f"{row['pss'] / 1e6:.0f} MB"
         ratio = f" ({row['cpu_us'] / ours['cpu_us']:.1f}x)" if ours and name != "pkg" else ""
         return f"{row['cpu_us']:,.1f} µs{ratio}"
 

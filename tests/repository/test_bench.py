@@ -59,6 +59,10 @@ SMALL: dict[str, Any] = {
         {"server": "pkg", "cpus": 2, "rate": 9000.0, "pss": 86e6, "failed": 0},
         {"server": "uvicorn", "cpus": 2, "rate": 7500.0, "pss": 83e6, "failed": 12},
     ],
+    "workers": [
+        {"case": "hello, 1 worker", "server": "pkg", "cpu_us": 7.0},
+        {"case": "memory, 1 worker", "server": "pkg", "pss": 31e6},
+    ],
     "memory": [{"server": "pkg", "idle_rss": 20e6, "idle_pss": 18e6, "connections": 10_000, "added_rss": 30e6}],
     "startup": [{"server": "interpreter alone", "ms": 20.0}, {"server": "pkg", "ms": 160.0}],
     "restarts": [{"server": "pkg", "restarts": 100, "answered": 900_000, "lost": 0, "seconds_to_end": 1.1}],
@@ -123,6 +127,10 @@ def test_latency_at_a_constant_rate_has_a_row_for_each_kind_of_request() -> None
     table = cells(report.steady(SMALL))
     assert ["short and long, 300/s", "/short", "2.0 / 20 / 40", "4.0 / 40 / 80"] in table
     assert ["short and long, 300/s", "/long", "9.0 / 90 / 180", "6.0 / 60 / 120, 3 failed"] in table
+
+
+def test_memory_of_workers_is_beside_their_cost() -> None:
+    assert cells(report.workers(SMALL))[2:] == [["pkg", "7.0 µs", "31 MB"]]
 
 
 def test_api_4_has_a_table() -> None:
@@ -201,7 +209,7 @@ def test_report_command(tmp_path: Path) -> None:
     text = page.read_text()
     assert text == f"before\n{report.BEGIN}\n\n{report.page(SMALL)}\n\n{report.END}\nafter\n"
     assert "old" not in text and report.goals(SMALL) in text
-    for name in ("latency", "throughput"):
+    for name in ("latency", "throughput", "tails", "memory"):
         assert f"](../bench/{name}.svg)" in text
         assert ElementTree.parse(tmp_path / f"{name}.svg").getroot().tag.endswith("svg")
 
