@@ -32,6 +32,8 @@ def draw(results: Results) -> dict[str, str]:
     ]  # fmt: skip
     if any(rows for _, rows in panels):
         out["throughput"] = throughput([(title, rows) for title, rows in panels if rows])
+    if results.get("restarts"):
+        out["restarts"] = restarts(results["restarts"])
     if results.get("steady"):
         out["tails"] = tails(results["steady"])
     if memory := [row for row in results.get("workers", []) if "pss" in row]:
@@ -238,6 +240,40 @@ def memory_of_workers(rows: list[dict[str, Any]]) -> str:
             y += ROW
         y += 8
     return _picture(y + 4, "Memory by the number of worker processes", parts)
+
+
+# ------------------------------------------------------------------- restarts
+
+
+def restarts(rows: list[dict[str, Any]]) -> str:
+    """Bars: of 10,000 requests, how many got no answer in rolling restarts, by balancer and connection."""
+    parts = [
+        _text(MARGIN, 26, "Requests lost in a rolling update", size=19, bold=True),
+        _text(MARGIN, 45, f"of 10,000, in {max(r['restarts'] for r in rows)} restarts of two instances behind a "
+              "balancer, under load", size=13, fill="#4a545e"),
+    ]  # fmt: skip
+
+    def share(row: dict[str, Any], kind: str) -> float:
+        return 1e4 * row["kinds"][kind]["lost"] / max(row["kinds"][kind]["sent"], 1)
+
+    kinds = list(rows[0]["kinds"])
+    most = max([share(row, kind) for row in rows for kind in kinds] + [1.0])
+    y, left, right = 58.0, MARGIN + LABELS, WIDTH - MARGIN - 100
+    for kind in kinds:
+        parts.append(_text(MARGIN, y + 18, kind[:1].upper() + kind[1:], size=15, bold=True))
+        y += 30
+        for row in rows:
+            ours, lost = row["server"] == "pkg", share(row, kind)
+            width = (right - left) * lost / most
+            parts += [
+                _text(left - 8, y + 15, _title(row["server"]), anchor="end", bold=ours, fill=OURS if ours else INK),
+                _rect(left, y + 4, width, ROW - 8, ALARM),
+                _text(left + width + 6, y + 15, f"{lost:,.0f}" if lost == 0 or lost >= 1 else f"{lost:.1f}", bold=ours,
+                      fill=OURS if ours else INK),
+            ]  # fmt: skip
+            y += ROW
+        y += 8
+    return _picture(y + 4, "Requests lost in a rolling update", parts)
 
 
 # ------------------------------------------------------------------- throughput

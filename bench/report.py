@@ -40,6 +40,7 @@ def page(results: Results) -> str:
     words = {
         "latency": "how long a health probe waits under load",
         "throughput": "requests per second of CPU",
+        "restarts": "requests lost in a rolling update",
         "tails": "how long requests take at a constant rate",
         "memory": "memory by the number of worker processes",
     }

@@ -65,7 +65,8 @@ SMALL: dict[str, Any] = {
     ],
     "memory": [{"server": "pkg", "idle_rss": 20e6, "idle_pss": 18e6, "connections": 10_000, "added_rss": 30e6}],
     "startup": [{"server": "interpreter alone", "ms": 20.0}, {"server": "pkg", "ms": 160.0}],
-    "restarts": [{"server": "pkg", "restarts": 100, "answered": 900_000, "lost": 0, "seconds_to_end": 1.1}],
+    "restarts": [{"server": "pkg", "restarts": 100, "answered": 900_000, "lost": 0, "seconds_to_end": 1.1,
+                  "kinds": {"nginx one-shot": {"sent": 900_000, "lost": 0, "how": {}}}}],
 }  # fmt: skip
 
 GOALS = """\
@@ -209,7 +210,7 @@ def test_report_command(tmp_path: Path) -> None:
     text = page.read_text()
     assert text == f"before\n{report.BEGIN}\n\n{report.page(SMALL)}\n\n{report.END}\nafter\n"
     assert "old" not in text and report.goals(SMALL) in text
-    for name in ("latency", "throughput", "tails", "memory"):
+    for name in ("latency", "throughput", "restarts", "tails", "memory"):
         assert f"](../bench/{name}.svg)" in text
         assert ElementTree.parse(tmp_path / f"{name}.svg").getroot().tag.endswith("svg")
 
