@@ -87,6 +87,8 @@ class Flight(NamedTuple):
     """The kernel's id of the worker's thread; 0 while queued."""
     late: bool
     """It has taken longer than request_timeout."""
+    awaits: str
+    """What its thread waits for: "body" of the request, "room" for a response which the client does not take, or ""."""
 
 class Turn(NamedTuple):
     """A slow turn of an event loop; times in seconds."""

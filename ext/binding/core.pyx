@@ -117,7 +117,7 @@ cdef int check(int rv) except -1:
 
 cdef object as_flight(c.front_flight *flight):
     return Flight(method=flight.method.decode("latin-1"), target=flight.target.decode("utf-8", "backslashreplace"),
-                  age=flight.age / 1e9, thread=flight.thread, late=flight.late)
+                  age=flight.age / 1e9, thread=flight.thread, late=flight.late, awaits=AWAITS[flight.awaits])
 
 
 cdef object end_child(error):
@@ -145,9 +145,10 @@ def list_counters():
 
 
 Counters, NANOSECONDS, COUNTERS = list_counters()
-Flight = namedtuple("Flight", "method target age thread late", module="pkg._core")
+Flight = namedtuple("Flight", "method target age thread late awaits", module="pkg._core")
 Turn = namedtuple("Turn", "number took waited", module="pkg._core")
 WorkerState = namedtuple("WorkerState", "in_flight queued served expires is_broken", module="pkg._core")
+AWAITS = {c.FRONT_AWAITS_NOTHING: "", c.FRONT_AWAITS_BODY: "body", c.FRONT_AWAITS_ROOM: "room"}
 OUTCOMES = {w.FRONT_REPEATED: "repeated", w.FRONT_502: "502", w.FRONT_CUT: "cut"}
 Prober = namedtuple("Prober", "client user_agent page count status age", module="pkg._core")
 Exemplar = namedtuple("Exemplar", "method status bucket trace_id seconds at", module="pkg._core")

@@ -61,12 +61,18 @@ cdef extern from "front/front.h" nogil:
     const front_limit *front_limit_at(unsigned i)
     void front_limit_set(front_limits *limits, const front_limit *line, uint64_t value)
 
+    enum front_awaits:
+        FRONT_AWAITS_NOTHING
+        FRONT_AWAITS_BODY
+        FRONT_AWAITS_ROOM
+
     ctypedef struct front_flight:
         char method[16]
         char target[128]
         int64_t age
         uint64_t thread
         bint late
+        int awaits
 
     ctypedef struct front_turn:
         uint64_t number

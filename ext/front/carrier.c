@@ -864,6 +864,7 @@ static void describe(const front_conn *c, front_flight *out)
     out->age = clock_now() - c->arrived;
     out->thread = 0;
     out->late = front_is_late(c);
+    out->awaits = FRONT_AWAITS_NOTHING; /* its process knows */
 }
 
 static ssize_t clear_up(front *f, worker *w, front_loss *out, size_t max)

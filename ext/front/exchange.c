@@ -60,7 +60,7 @@ int front_take(front *f, front_request *out, int64_t timeout)
 
 /* Waits for the socket until `deadline`, which is extended by the time for which the process is frozen (also added to
  * `*frozen`, if given).  FRONT_OK, FRONT_E_LATE, or -EPIPE when the front has stopped. */
-static int wait_socket(front_conn *c, short events, int64_t deadline, int64_t *frozen)
+static int look_at_socket(front_conn *c, short events, int64_t deadline, int64_t *frozen)
 {
     int64_t looked = 0;
 
@@ -88,6 +88,14 @@ static int wait_socket(front_conn *c, short events, int64_t deadline, int64_t *f
         if (n == -1 && errno != EINTR)
             return -errno;
     }
+}
+
+static int wait_socket(front_conn *c, short events, int64_t deadline, int64_t *frozen)
+{
+    atomic_store_explicit(&c->awaits, events == POLLIN ? FRONT_AWAITS_BODY : FRONT_AWAITS_ROOM, memory_order_relaxed);
+    int rv = look_at_socket(c, events, deadline, frozen);
+    atomic_store_explicit(&c->awaits, FRONT_AWAITS_NOTHING, memory_order_relaxed);
+    return rv;
 }
 
 /* The body must arrive at min_body_rate, checked each time a body_timeout has been spent waiting for it.  Time that the

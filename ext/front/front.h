@@ -123,7 +123,11 @@ typedef struct {
     int64_t age;      /* nanoseconds since its head was complete */
     uint64_t thread;  /* kernel thread id of the worker, 0 while queued */
     bool late;        /* its request_timeout has passed, and the client has got 504 or a reset */
+    int awaits;       /* enum front_awaits */
 } front_flight;
+
+/* What its thread waits for in front_read() or front_send(). */
+enum front_awaits { FRONT_AWAITS_NOTHING, FRONT_AWAITS_BODY, FRONT_AWAITS_ROOM /* for a response, which the client does not take */ };
 
 /* A slow turn of an event loop (front_watch_turns). */
 typedef struct {

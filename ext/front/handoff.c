@@ -487,6 +487,7 @@ size_t front_requests(front *f, unsigned which, front_flight *out, size_t max)
             out[n].age = now - c->arrived;
             out[n].thread = c->thread;
             out[n].late = pass == 0 && c->late;
+            out[n].awaits = pass == 0 ? atomic_load_explicit(&c->awaits, memory_order_relaxed) : FRONT_AWAITS_NOTHING;
         }
     pthread_mutex_unlock(&f->queue.mutex);
     return n;

@@ -143,9 +143,11 @@ int remote_take(front *f, front_request *out, int64_t timeout)
 /* ------------------------------------------------------------------------ waiting */
 
 /* Until something has changed in the slot since the caller looked, which it does again after `asleep` has been set. */
-static void doze(area_slot *s, int64_t longest)
+static void doze(front_conn *c, int64_t longest, enum front_awaits what)
 {
-    area_wait(&s->asleep, 1, longest < INTERRUPTION ? longest : INTERRUPTION);
+    atomic_store_explicit(&c->awaits, (int)what, memory_order_relaxed);
+    area_wait(&c->slot->asleep, 1, longest < INTERRUPTION ? longest : INTERRUPTION);
+    atomic_store_explicit(&c->awaits, FRONT_AWAITS_NOTHING, memory_order_relaxed);
 }
 
 static bool is_hopeless(front *f, front_conn *c)
@@ -211,7 +213,7 @@ ssize_t remote_read(front *f, front_conn *c, char *buf, size_t len, bool wait)
         AREA_STEP();
         atomic_store(&s->asleep, 1);
         if ((n = read_some(r, c, buf, len)) == -EAGAIN)
-            doze(s, f->limits.body_timeout - c->body_waited);
+            doze(c, f->limits.body_timeout - c->body_waited, FRONT_AWAITS_BODY);
         else
             break;
         c->body_waited += clock_now() - begin;
@@ -311,7 +313,7 @@ int remote_send(front *f, front_conn *c, struct iovec *iov, int n, bool wait)
         AREA_STEP();
         atomic_store(&s->asleep, 1);
         if (atomic_load(&s->out_tail) == tail)
-            doze(s, INTERRUPTION);
+            doze(c, INTERRUPTION, FRONT_AWAITS_ROOM);
     }
 }
 

@@ -109,6 +109,7 @@ struct front_conn {
     _Atomic int answer;             /* enum answer_state, with a request_timeout only */
     bool late;                      /* M: its request_timeout has passed */
     const uint8_t *trace;           /* M: see front_trace() */
+    atomic_int awaits;              /* enum front_awaits */
     atomic_bool gone;               /* reset by the peer, or closed by that of a Unix socket */
     atomic_bool interrupted;        /* a thread that waits in front_read or front_send must return */
     buffer *in;                     /* O; NULL while idle */

@@ -96,7 +96,7 @@ def _requests(d: Snapshot) -> Rows:
             Cell(seconds(r.age), "warn" if r.age > 5 else ""),
             Cell(f"{r.method} {r.target}", "code"),
             Cell(r.worker or r.state),
-            Cell(" — ".join(filter(None, (r.at, r.source))), "code"),
+            Cell(" — ".join(filter(None, (r.at, r.source, r.state if r.awaits else ""))), "code"),
         )
         for r in requests[:MAX_REQUESTS]
     ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 
-__all__ = ["cpu_seconds", "memory", "stat"]
+__all__ = ["cpu_seconds", "memory", "seconds_since", "stat"]
 
 
 def stat(task: int | str) -> list[bytes]:
@@ -17,6 +18,11 @@ def stat(task: int | str) -> list[bytes]:
 def cpu_seconds(fields: list[bytes]) -> float:
     """Of stat()."""
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def seconds_since(fields: list[bytes]) -> float:
+    """How long ago it began, of stat()."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pid: int) -> tuple[int, int]:

@@ -5,16 +5,18 @@ It changes nothing and stores nothing: every call collects the state from the pa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pkg.diagnostics import blocked, descriptors, installation, metrics, stacks, tasks
+from pkg.diagnostics import blocked, descriptors, installation, metrics, procfs, stacks, tasks
 from pkg.diagnostics.cgroup import Cgroup, Limits, Throttling
+from pkg.diagnostics.failures import LATELY, Failure
 from pkg.diagnostics.metrics import Turns
 from pkg.diagnostics.workers import ProcessRow
 
@@ -28,6 +30,7 @@ __all__ = ["InFlight", "Snapshot", "Status", "diagnose", "show_pools"]
 
 # Thresholds of the findings.
 LONG_REQUEST = 5.0  # seconds
+JAM, MANY_THERE = 1.0, 3  # seconds for which so many, and half of those in flight, have been at one place
 LONG_TURN = 1.0  # of an event loop
 LONG_START = 10.0
 SLOW_INTERPRETER = 0.05
@@ -36,11 +39,19 @@ MUCH_MEMORY = 0.9
 # Of the periods; kubernetes-mixin's alert CPUThrottlingHigh has the same.
 MUCH_THROTTLING = 0.25
 MAX_PLACES = 5
+LONG_COMPUTING = 5.0  # seconds of CPU time of a thread that serves no request,
+MUCH_COMPUTING = 0.5  # and its share of the time since it began
 SLOW_TURN = 0.1  # of an event loop, if the setting is off
 
 
+_AWAITS = {"": "", "body": "to send the body", "room": "to take the response"}
+
+
 class InFlight(NamedTuple):
-    """A request in flight.  `age`: seconds.  `thread`: kernel thread id, None while it waits for a worker."""
+    """A request in flight.  `age`: seconds.  `thread`: kernel thread id, None while it waits for a worker.
+
+    `awaits`: what its client is to do, if its thread waits for that.
+    """
 
     method: str
     target: str
@@ -53,6 +64,7 @@ class InFlight(NamedTuple):
     tasks: Sequence[tasks.TaskState] = ()  # of an event loop: those of this request
     is_websocket: bool = False
     has_responded: bool = False  # and its task goes on
+    awaits: str = ""
 
     @property
     def is_in_flight(self) -> bool:
@@ -61,7 +73,7 @@ class InFlight(NamedTuple):
     def document(self, *, with_tasks: bool = True) -> dict[str, Any]:
         """As plain data for JSON.  The chains of all tasks may be long."""
         found = self._asdict()
-        del found["tasks"], found["is_websocket"], found["has_responded"]
+        del found["tasks"], found["is_websocket"], found["has_responded"], found["awaits"]
         if with_tasks:
             found["tasks"] = [task.document() for task in self.tasks]
         return found
@@ -104,6 +116,17 @@ class EventLoopState(NamedTuple):
     oldest_websocket: float | None = None
 
 
+class Computing(NamedTuple):
+    """A thread of the application that serves no request: seconds of CPU time in the seconds since it began, and where
+    it is."""
+
+    name: str
+    cpu: float
+    age: float
+    at: str
+    source: str
+
+
 class Latency(NamedTuple):
     """Of all requests since the start: counts by class of status, and upper bounds of some quantiles in seconds (None:
     longer than the longest bound)."""
@@ -134,6 +157,8 @@ class ApplicationState(NamedTuple):
     eventloop: EventLoopState | None
     process: Mapping[str, float]
     descriptors: str
+    failures: Sequence[Failure]
+    computing: Sequence[Computing]
 
 
 class Snapshot(NamedTuple):
@@ -142,7 +167,8 @@ class Snapshot(NamedTuple):
     `pools`: statistics of each database by its name ("" for the one without), under psycopg_pool's own names.
     `process`: numbers under the names of their metrics; those that the system does not tell are missing.  `limits`:
     those of the control group; `throttling`: how often it ran into them lately, None if nobody has looked before.
-    `descriptors`: what most of those that are open are.
+    `descriptors`: what most of those that are open are.  `failures`: exceptions that were logged lately; `computing`:
+    threads that serve no request and use much of the interpreter's time.
     """
 
     service: ServiceState
@@ -163,6 +189,8 @@ class Snapshot(NamedTuple):
     throttling: Throttling | None = None
     processes: Sequence[ProcessRow] | None = None  # those that run the application, if this one does not
     descriptors: str = ""
+    failures: Sequence[Failure] = ()
+    computing: Sequence[Computing] = ()
     findings: Sequence[Finding] = ()
 
     @property
@@ -187,6 +215,8 @@ class Snapshot(NamedTuple):
             "probers": [prober._asdict() for prober in self.probers],
             "process": self.process,
             "descriptors": self.descriptors,
+            "failures": [failure._asdict() for failure in self.failures],
+            "computing": [thread._asdict() for thread in self.computing],
             "limits": self.limits._asdict(),
             "throttling": self.throttling._asdict() if self.throttling is not None else None,
             "logs": self.logs._asdict(),
@@ -205,7 +235,7 @@ class Status:
     counts as blocked.  `alive()` returns the number of running workers.  `proxy_waits()` returns how long requests have
     been at proxies, or is None if none are trusted.  `listening()` returns how each listener is, `executors()` how the
     threads beside an event loop are, `processes()` how the worker processes are, `turns()` how their event loops are
-    and `findings()` what seems to be wrong in them.
+    and `findings()` what seems to be wrong in them.  `failures()` returns the exceptions that were logged lately.
     `settings`: rows with secrets redacted.  `began`: monotonic time of the start.
     """
 
@@ -227,6 +257,7 @@ class Status:
         processes: Callable[[], Sequence[ProcessRow] | None] = lambda: None,
         turns: Callable[[], Turns | None] | None = None,
         findings: Callable[[], Iterable[Finding]] = tuple,
+        failures: Callable[[], Sequence[Failure]] = tuple,
         app: str = "",
         address: str = "",
         settings: Sequence[Mapping[str, str]] = (),
@@ -243,6 +274,7 @@ class Status:
         self.processes = processes
         self.turns = turns or self._own_turns
         self._findings = findings
+        self._failures = failures
         self.lifecycle = lifecycle
         self.app = app
         self.address = address
@@ -335,6 +367,8 @@ class Status:
         for request in sorted(self.front.requests(), key=lambda request: -request.age):
             stack = by_thread.get(request.thread)
             at = stacks.place(stack) if stack is not None else None
+            awaits = _AWAITS[request.awaits]
+            state = f"waiting for the client {awaits}" if awaits else stack.state if stack is not None else ""
             found.append(
                 InFlight(
                     method=request.method,
@@ -342,9 +376,10 @@ class Status:
                     age=round(request.age, 3),
                     worker=stack.name if stack is not None else None,
                     thread=request.thread or None,
-                    state="queued" if not request.thread else stack.state if stack is not None else "",
+                    state=state if request.thread else "queued",
                     at=str(at) if at is not None else None,
                     source=at.source or None if at is not None else None,
+                    awaits=awaits,
                 )
             )
         return found
@@ -450,18 +485,28 @@ class Status:
     def _application(self, taken: Sequence[stacks.Stack]) -> ApplicationState:
         stats = self.front.stats()
         process = metrics.process()
+        requests = self.requests(taken)
         return ApplicationState(
             phase=self.lifecycle.phase.value,
             workers=Workers(
                 self._workers, self._alive() if self._workers else 0, metrics.workers_busy(stats, self._workers)
             ),
-            requests=self.requests(taken),
+            requests=requests,
             pools=self.pools(),
             front=stats,
             executors=self.executors(),
             eventloop=self._eventloop_state(),
             process={**process, "interpreter_delay_seconds": _interpreter_delay()},
             descriptors=descriptors.most(int(process["max_fds"])),
+            failures=self._failures(),
+            computing=list(_computing(taken, self._served_by(requests))),
+        )
+
+    def _served_by(self, requests: Iterable[InFlight]) -> set[int]:
+        """The kernel's ids of the threads that serve requests."""
+        eventloop = self._loop()
+        return {r.thread for r in requests if r.thread} | (
+            {eventloop.thread.native_id} if eventloop is not None else set()
         )
 
 
@@ -495,6 +540,17 @@ def _latency(durations: Iterable[tuple[str, int, Sequence[int], float]]) -> Late
         return None
 
     return Latency(count, by_status, round(total / count, 6), at_most(0.5), at_most(0.9), at_most(0.99))
+
+
+def _computing(taken: Iterable[stacks.Stack], serving: Container[int]) -> Iterable[Computing]:
+    """Threads of the application that have used most of the time since they began."""
+    for stack in taken:
+        if stack.native_id in serving or stack.cpu < LONG_COMPUTING or (at := stacks.place(stack)) is None:
+            continue
+        with contextlib.suppress(OSError):  # it has ended
+            age = procfs.seconds_since(procfs.stat(f"self/task/{stack.native_id}"))
+            if stack.cpu > MUCH_COMPUTING * age:
+                yield Computing(stack.name, round(stack.cpu, 1), round(age, 1), str(at), at.source)
 
 
 def _interpreter_delay() -> float:
@@ -546,6 +602,8 @@ def _of_application(state: ApplicationState | Snapshot) -> Iterable[Finding]:
     yield from _of_executors(state)
     yield from _of_pools(state)
     yield from _of_process(state)
+    yield from _of_computing(state.computing)
+    yield from _of_failures(state.failures)
 
 
 def _of_service(snapshot: Snapshot) -> Iterable[Finding]:
@@ -606,22 +664,33 @@ def _of_workers(state: ApplicationState | Snapshot) -> Iterable[Finding]:
             f"{longest.age:.1f} s: {longest.method} {longest.target}"
         )
         yield Finding("error" if queued or longest.age > LONG_REQUEST else "warning", text, "/debug/requests")
-    # Long requests grouped by their place: one line for ten workers that wait for one lock.
-    places: dict[str, list[InFlight]] = {}
+    yield from _of_places(running, workers.busy)
+
+
+def _of_places(running: Iterable[InFlight], busy: int) -> Iterable[Finding]:
+    """Requests that have been long at one place, or many that meet there: one line for ten that wait for one lock."""
+    places: dict[tuple[str, str], list[InFlight]] = {}
     for request in running:
-        if request.age > LONG_REQUEST:
+        if request.age > JAM:
             source = f": `{request.source}`" if request.source else ""
-            places.setdefault(f"{request.at or 'an unknown place'}{source}", []).append(request)
-    for place, there in sorted(places.items(), key=lambda item: -len(item[1]))[:MAX_PLACES]:
+            places.setdefault((f"{request.at}{source}" if request.at else "", request.awaits), []).append(request)
+    for (place, awaits), there in sorted(places.items(), key=lambda item: -len(item[1]))[:MAX_PLACES]:
         oldest = there[0]
+        is_long = oldest.age > LONG_REQUEST
+        if not is_long and (len(there) < MANY_THERE or 2 * len(there) < busy):
+            continue
         what = f"{oldest.method} {oldest.target}"
         if any(request.target != oldest.target for request in there):
             what += " and others"
         if len(there) == 1:
-            text = f"{oldest.worker or 'a worker'} has been serving {what} for {oldest.age:.0f} s, at {place}"
+            text = f"{oldest.worker or 'a thread'} has been serving {what} for {oldest.age:.0f} s"
         else:
-            text = f"{len(there)} workers have been serving {what} for up to {oldest.age:.0f} s, at {place}"
-        yield Finding("warning", text, "/debug/threads")
+            text = f"{len(there)} threads have been serving {what} for up to {oldest.age:.0f} s"
+        if place or not awaits:
+            text += f", at {place or 'an unknown place'}"
+        if awaits:
+            text += f", waiting for {'the client' if len(there) == 1 else 'their clients'} {awaits}"
+        yield Finding("warning" if is_long else "note", text, "/debug/threads")
 
 
 def _of_executors(state: ApplicationState | Snapshot) -> Iterable[Finding]:
@@ -676,6 +745,23 @@ def _of_process(state: ApplicationState | Snapshot) -> Iterable[Finding]:
     if delay > SLOW_INTERPRETER:
         text = f"threads wait {delay * 1000:.0f} ms for the interpreter lock: a thread computes and seldom releases it"
         yield Finding("warning", text, "/debug/profile?seconds=5")
+
+
+def _of_computing(threads: Iterable[Computing]) -> Iterable[Finding]:
+    for thread in threads:
+        source = f": `{thread.source}`" if thread.source else ""
+        text = (
+            f"the thread {thread.name}, which serves no request, has computed for {thread.cpu:.0f} of the last "
+            f"{thread.age:.0f} s, at {thread.at}{source}; requests wait for the interpreter meanwhile"
+        )
+        yield Finding("warning", text, "/debug/profile?seconds=5")
+
+
+def _of_failures(failures: Iterable[Failure]) -> Iterable[Finding]:
+    for failure in list(failures)[:MAX_PLACES]:
+        at = f" at {failure.at}" if failure.at else ""
+        times = f"{_times(failure.times, 'time')} in the last {LATELY:.0f} s"
+        yield Finding("warning", f"{failure.kind}{at} was logged {times}; the log has the traceback", "/debug/requests")
 
 
 def _of_cpu_limit(limits: Limits, lately: Throttling | None) -> Iterable[Finding]:

@@ -153,6 +153,7 @@ class Sink:
         self._usual: int | None = None
         self._set_root = logging.NOTSET
         self._root_level: int | None = None
+        self._watchers: list[Callable[[logging.LogRecord], object]] = []
         self._handler = _Handler(self)
         self._thread = threading.Thread(target=self._run, name="pkg-logs", daemon=True)
 
@@ -166,6 +167,10 @@ class Sink:
     def stats(self) -> LogLines:
         """Numbers for the metrics."""
         return LogLines(self._written, self.dropped, self._queue.qsize())
+
+    def watch(self, watcher: Callable[[logging.LogRecord], object]) -> None:
+        """Calls it with each record from now on, in the thread that logs."""
+        self._watchers.append(watcher)
 
     @property
     def level(self) -> str:
@@ -385,6 +390,8 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self._sink._render(record, context.ids_now())
+            for watcher in self._sink._watchers:
+                watcher(record)
         except Exception:
             self._sink._refuse()
         else:

@@ -254,7 +254,7 @@ class CrewService(Service):
         workers = [worker for worker in self._crew.workers() if worker.place in told]
         replies = self._crew.ask(workers, "GET", FINDINGS, patience=TELLING)
         return [
-            Finding(level, f"worker {worker.place}: {text}", f"{page}?worker={worker.place}")
+            Finding(level, f"worker {worker.place}: {text}", _page_of(worker.place, page))
             for worker, reply in zip(workers, replies, strict=True)
             if reply is not None
             for level, text, page in reply.get("findings", ())
@@ -285,3 +285,7 @@ class CrewService(Service):
             if not crew.join(end + KILLED - time.monotonic()):
                 _log.error("workers have not ended and are left behind")
         super()._close_parts(left)
+
+
+def _page_of(place: int, page: str) -> str:
+    return f"{page}{'&' if '?' in page else '?'}worker={place}"

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pkg.admin.pages import Pages
     from pkg.asgi.eventloop import EventLoop
     from pkg.database.database import Database
+    from pkg.diagnostics.failures import Failures
     from pkg.diagnostics.metrics import Executor, Listening, Turns
     from pkg.diagnostics.snapshot import Finding, Status
     from pkg.diagnostics.workers import ProcessRow
@@ -505,6 +506,15 @@ class Service:
         return Pages(self.status, level=level, set_level=set_level, drain=self.signals.ask)
 
     @functools.cached_property
+    def failures(self) -> Failures:
+        """Counts the exceptions that are logged from its first use on."""
+        from pkg.diagnostics.failures import Failures
+
+        failures = Failures()
+        self.logs.watch(failures.note)
+        return failures
+
+    @functools.cached_property
     def status(self) -> Status:
         """The state that the admin pages and the last words show; created on first use, or when the start is
         complete."""
@@ -530,6 +540,7 @@ class Service:
             processes=self._processes,
             turns=self._turns,
             findings=self._findings,
+            failures=self.failures.lately,
             settings=[{"name": row.name, "value": row.value, "origin": row.origin} for row in s.describe()],
             began=self.started,
         )

@@ -114,6 +114,7 @@ class WorkerService(Service):
                 signal.signal(INTERRUPT, signal.SIG_IGN)  # its end restores the default of signals that have a handler
             assert self.checker is not None
             self.checker.tick()  # which tells that it is ready, if it is
+            _ = self.failures  # process 1 asks for them later
             streams = self.eventloop is not None
             self._line.send(started=True, room=None if streams else self.settings.threads, streams=streams)
             assert self.server is not None

@@ -22,8 +22,9 @@ from pkg.admin import pages as _pages
 from pkg.admin.listener import THREADS, Admin
 from pkg.admin.pages import Pages
 from pkg.diagnostics.cgroup import Throttling
+from pkg.diagnostics.failures import Failure
 from pkg.diagnostics.profile import Profile, Profiler
-from pkg.diagnostics.snapshot import InFlight, Latency, ServiceState, Snapshot, Status, Workers, diagnose
+from pkg.diagnostics.snapshot import Computing, InFlight, Latency, ServiceState, Snapshot, Status, Workers, diagnose
 from pkg.health.checks import Check, Checker, Degraded
 from pkg.health.report import HealthReport
 from pkg.lifecycle import Lifecycle, Phase
@@ -663,8 +664,34 @@ FINDINGS: list[tuple[str, dict[str, Any], str]] = [
     (
         "warning",
         {"requests": [request(9.0), request(8.0)]},
-        "2 workers have been serving GET /a for up to 9 s, at app.py:3",
+        "2 threads have been serving GET /a for up to 9 s, at app.py:3",
     ),
+    (
+        "note",
+        {"workers.busy": 3, "requests": [request(2.0), request(1.9), request(1.1)]},
+        "3 threads have been serving GET /a for up to 2 s, at app.py:3",
+    ),
+    (
+        "warning",
+        {"requests": [request(9.0, None)._replace(awaits="to take the response")]},
+        "worker-0 has been serving GET /a for 9 s, waiting for the client to take the response$",
+    ),
+    (
+        "warning",
+        {"requests": [request(9.0)._replace(awaits="to send the body")] * 2},
+        "2 threads .* at app.py:3 in f: `with lock:`, waiting for their clients to send the body$",
+    ),
+    (
+        "warning",
+        {"computing": [Computing("ranking", 21.0, 22.0, "app.py:24 in refresh", "for view in views:")]},
+        "thread ranking, which .* computed for 21 of the last 22 s, at app.py:24 in refresh: `for view in views:`; req",
+    ),
+    (
+        "warning",
+        {"failures": [Failure("KeyError", "app.py:3 in f", 47)]},
+        "KeyError at app.py:3 in f was logged 47 times",
+    ),
+    ("warning", {"failures": [Failure("OSError", "", 1)]}, "OSError was logged 1 time in the last 60 s; the log has"),
     ("warning", {"requests": [request(9.0, None)]}, "at an unknown place"),
     (
         "warning",

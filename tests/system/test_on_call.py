@@ -31,11 +31,12 @@ from tests.support.processes import Process, ask, running
 
 # Each route is a fault, and one line of it the cause.
 WSGI = """
-import os, re, threading, urllib.request
+import os, re, threading, time, urllib.request
 
 import pkg
 
 kept = []
+guard = threading.Lock()
 
 def export():
     kept.append(open(os.environ["PRICES"]))
@@ -61,13 +62,28 @@ def refresh():
 def begin():
     threading.Thread(target=threading.Event().wait, daemon=True, name="report").start()
 
+def sell():
+    raise KeyError("a secret")
+
+def rank():
+    def ranking():
+        while True:
+            sorted(range(1000), key=str)
+    threading.Thread(target=ranking, daemon=True, name="ranking").start()
+
+def count():
+    with guard:
+        time.sleep(2)
+
+def report():
+    return (bytes(1 << 16) for _ in range(1000))
+
 def app(environ, start_response):
     environ["wsgi.input"].read()
     route = globals().get(environ["PATH_INFO"][1:])
-    if route is not None:
-        route()
+    body = route() if route is not None else None
     start_response("200 OK", [])
-    return [b"ok"]
+    return body or [b"ok"]
 """
 ASGI = """
 import asyncio, os, time, urllib.request
@@ -206,6 +222,11 @@ def left_open(scene: Scene) -> None:
     scene.begin("/stock", 3)
 
 
+def reads_nothing(scene: Scene) -> None:
+    client = scene.rest.enter_context(socket.create_connection(scene.process.address))
+    client.sendall(b"GET /report HTTP/1.1\r\nHost: shop\r\n\r\n")
+
+
 FAULTS = {
     "descriptors": Fault(
         WSGI, 0, many("/export", 85), "/statusz", r"\d+ of them are \S*/prices\.csv", "few descriptors", in_ci=True
@@ -248,6 +269,24 @@ FAULTS = {
     "leak": Fault(ASGI, 2, many("/leak", 3), "/debug/pool", line(ASGI, "append(await pkg.aconnect())"), "database"),
     "thread": Fault(WSGI, 0, one("/refresh"), "log", "(?s)ended the thread refresher.*" + "KeyError: 'EUR'"),
     "threads": Fault(WSGI, 0, many("/begin", 50), "/debug/threads", r"50 threads at\n  report"),
+    "failing": Fault(
+        WSGI, 2, many("/sell", 20), "/statusz",
+        "KeyError at " + line(WSGI, 'raise KeyError("a') + r" in sell was logged \d+ times in the last 60 s",
+        in_ci=True,
+    ),
+    "computing": Fault(
+        WSGI, 0, one("/rank"), "/statusz",
+        r"the thread ranking, which serves no request, has computed for \d+ of the last \d+ s, at "
+        + line(WSGI, "sorted(range("),
+    ),
+    "jam": Fault(
+        WSGI, 0, one("/count", 5), "/statusz",
+        r"\d threads have been serving GET /count for up to \d+ s, at " + line(WSGI, "with guard:"), in_ci=True,
+    ),
+    "reader": Fault(
+        WSGI, 2, reads_nothing, "/debug/requests",
+        r"GET /report +worker-\d+ +waiting for the client to take the response", in_ci=True,
+    ),
     "disk": Fault(
         WSGI, 2, lambda scene: scene.ask("/", body=bytes(24 << 20)), "log",
         "request bodies could not be spooled.*No space left", "a small disk",
