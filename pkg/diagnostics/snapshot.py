@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pkg.lifecycle import Lifecycle
     from pkg.logs.sink import LogLines, Sink
 
-__all__ = ["InFlight", "Snapshot", "Status", "diagnose", "show_pools"]
+__all__ = ["Elsewhere", "InFlight", "Snapshot", "Status", "diagnose", "show_pools"]
 
 # Thresholds of the findings.
 LONG_REQUEST = 5.0  # seconds
@@ -145,6 +145,13 @@ class Finding(NamedTuple):
     page: str  # with the details
 
 
+class Elsewhere(NamedTuple):
+    """What worker processes tell of themselves: findings, and the oldest requests that each serves."""
+
+    findings: Sequence[Finding]
+    requests: Sequence[InFlight]
+
+
 class ApplicationState(NamedTuple):
     """What the process that runs the application knows of it; the fields are those of Snapshot."""
 
@@ -235,7 +242,8 @@ class Status:
     counts as blocked.  `alive()` returns the number of running workers.  `proxy_waits()` returns how long requests have
     been at proxies, or is None if none are trusted.  `listening()` returns how each listener is, `executors()` how the
     threads beside an event loop are, `processes()` how the worker processes are, `turns()` how their event loops are
-    and `findings()` what seems to be wrong in them.  `failures()` returns the exceptions that were logged lately.
+    and `elsewhere()` what they tell of themselves, None without them.  `failures()` returns the exceptions that were
+    logged lately.
     `settings`: rows with secrets redacted.  `began`: monotonic time of the start.
     """
 
@@ -256,7 +264,7 @@ class Status:
         executors: Callable[[], Sequence[metrics.Executor]] = tuple,
         processes: Callable[[], Sequence[ProcessRow] | None] = lambda: None,
         turns: Callable[[], Turns | None] | None = None,
-        findings: Callable[[], Iterable[Finding]] = tuple,
+        elsewhere: Callable[[], Elsewhere | None] = lambda: None,
         failures: Callable[[], Sequence[Failure]] = tuple,
         app: str = "",
         address: str = "",
@@ -273,7 +281,7 @@ class Status:
         self.executors = executors
         self.processes = processes
         self.turns = turns or self._own_turns
-        self._findings = findings
+        self._elsewhere = elsewhere
         self._failures = failures
         self.lifecycle = lifecycle
         self.app = app
@@ -476,11 +484,20 @@ class Status:
             settings=self.settings,
             processes=self.processes(),
         )
-        return snapshot._replace(findings=_sorted([*diagnose(snapshot), *self._findings()]))
+        found = diagnose(snapshot)
+        if (elsewhere := self._elsewhere()) is None:
+            return snapshot._replace(findings=found)
+        requests = [request for request in snapshot.requests if request.state == "queued"]
+        return snapshot._replace(
+            findings=_sorted([*found, *elsewhere.findings]),
+            requests=sorted([*requests, *elsewhere.requests], key=lambda request: -request.age),
+        )
 
-    def of_application(self) -> list[Finding]:
-        """The findings that a worker process tells of itself; the others are those of the service."""
-        return list(_of_application(self._application(stacks.capture())))
+    def of_application(self, most: int) -> Elsewhere:
+        """What a worker process tells of itself, with so many requests; the rest is known to process 1."""
+        state = self._application(stacks.capture())
+        requests = [request._replace(tasks=()) for request in state.requests[:most]]
+        return Elsewhere(list(_of_application(state)), requests)
 
     def _application(self, taken: Sequence[stacks.Stack]) -> ApplicationState:
         stats = self.front.stats()

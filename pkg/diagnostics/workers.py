@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 from pkg.diagnostics import procfs
 
-__all__ = ["FINDINGS", "TELL", "ProcessRow", "Sums", "Told", "histogram", "lent", "row_of", "tell"]
+__all__ = ["FINDINGS", "MAX_REQUESTS", "TELL", "ProcessRow", "Sums", "Told", "histogram", "lent", "row_of", "tell"]
 
 TELL, FINDINGS = "tell", "findings"  # in place of the target of a page
+MAX_REQUESTS = 20  # of each, that /statusz shows
 
 # The numbers that also go down; the others count.
 _GAUGES = (

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pkg._core import QUEUE_WAIT_BOUNDS
-from pkg.diagnostics.workers import FINDINGS, TELL, ProcessRow, Sums, Told, histogram, lent, row_of
+from pkg.diagnostics.workers import FINDINGS, MAX_REQUESTS, TELL, ProcessRow, Sums, Told, histogram, lent, row_of
 from pkg.errors import StartupError
 from pkg.health.checks import Check
 from pkg.service.service import Service
@@ -29,7 +29,7 @@ from pkg.service.signals import Signals
 if TYPE_CHECKING:
     from pkg.admin.pages import Pages
     from pkg.diagnostics.metrics import Executor, Turns
-    from pkg.diagnostics.snapshot import Finding
+    from pkg.diagnostics.snapshot import Elsewhere
     from pkg.settings.declared import Settings
 
 __all__ = ["CrewService"]
@@ -247,18 +247,27 @@ class CrewService(Service):
         waits = self._tell()[0].waits
         return histogram(waits["proxies"]) if "proxies" in waits else ([0] * (len(QUEUE_WAIT_BOUNDS) + 1), 0.0)
 
-    def _findings(self) -> list[Finding]:
-        from pkg.diagnostics.snapshot import Finding
+    def _elsewhere(self) -> Elsewhere:
+        from pkg.diagnostics.snapshot import Elsewhere, Finding, InFlight
 
-        told = self._tell()[1]  # one that has just not answered is not waited for again
+        assert self.server is not None and self.server.front is not None
+        front, told = self.server.front, self._tell()[1]  # one that has just not answered is not waited for again
         workers = [worker for worker in self._crew.workers() if worker.place in told]
-        replies = self._crew.ask(workers, "GET", FINDINGS, patience=TELLING)
-        return [
-            Finding(level, f"worker {worker.place}: {text}", _page_of(worker.place, page))
-            for worker, reply in zip(workers, replies, strict=True)
-            if reply is not None
-            for level, text, page in reply.get("findings", ())
-        ]
+        answers = dict(zip(workers, self._crew.ask(workers, "GET", FINDINGS, patience=TELLING), strict=True))
+        findings, requests = [], []
+        for worker in self._crew.workers():
+            if (answer := answers.get(worker)) is not None:
+                for level, text, page in answer.get("findings", ()):
+                    findings.append(Finding(level, f"worker {worker.place}: {text}", _page_of(worker.place, page)))
+                for found in (InFlight(*fields) for fields in answer.get("requests", ())):
+                    who = f"{worker.place}: {found.worker}" if found.worker else f"worker {worker.place}"
+                    requests.append(found._replace(worker=who))
+                continue
+            with contextlib.suppress(OSError):  # it has ended
+                for request in front.worker_requests(worker.number)[:MAX_REQUESTS]:
+                    who, age = f"worker {worker.place}", round(request.age, 3)
+                    requests.append(InFlight(request.method, request.target, age, who, None, "", None, None))
+        return Elsewhere(findings, requests)
 
     def _serving_threads(self) -> int:
         return self.settings.threads * len([w for w in self._crew.workers() if w.stage.value == "serving"])

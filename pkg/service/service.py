@@ -27,7 +27,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pkg import api
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pkg.database.database import Database
     from pkg.diagnostics.failures import Failures
     from pkg.diagnostics.metrics import Executor, Listening, Turns
-    from pkg.diagnostics.snapshot import Finding, Status
+    from pkg.diagnostics.snapshot import Elsewhere, Status
     from pkg.diagnostics.workers import ProcessRow
     from pkg.health.checks import Checker
     from pkg.health.pages import HealthPage
@@ -539,7 +539,7 @@ class Service:
             executors=self._executors,
             processes=self._processes,
             turns=self._turns,
-            findings=self._findings,
+            elsewhere=self._elsewhere,
             failures=self.failures.lately,
             settings=[{"name": row.name, "value": row.value, "origin": row.origin} for row in s.describe()],
             began=self.started,
@@ -576,9 +576,9 @@ class Service:
         """How their event loops are."""
         return None
 
-    def _findings(self) -> Iterable[Finding]:
+    def _elsewhere(self) -> Elsewhere | None:
         """What they tell of themselves."""
-        return ()
+        return None
 
     @property
     def _proxy_waits(self) -> Callable[[], tuple[Sequence[int], float]] | None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pkg.diagnostics import foreign_stacks
-from pkg.diagnostics.workers import FINDINGS, TELL, tell
+from pkg.diagnostics.workers import FINDINGS, MAX_REQUESTS, TELL, tell
 from pkg.errors import Error, one_line
 from pkg.health.pages import READINESS
 from pkg.logs.output import last_words
@@ -244,7 +244,8 @@ class WorkerService(Service):
                 self._line.send(id=message["id"], told=tell(self.status)._asdict())
                 return
             if message["target"] == FINDINGS:
-                self._line.send(id=message["id"], findings=self.status.of_application())
+                state = self.status.of_application(MAX_REQUESTS)
+                self._line.send(id=message["id"], findings=state.findings, requests=state.requests)
                 return
             reply = self._own_pages.answer(message["method"], message["target"], message["accept"])
             answer = {"status": reply.status, "media_type": reply.media_type, "headers": dict(reply.headers)}

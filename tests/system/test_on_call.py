@@ -280,8 +280,9 @@ FAULTS = {
         + line(WSGI, "sorted(range("),
     ),
     "jam": Fault(
-        WSGI, 0, one("/count", 5), "/statusz",
-        r"\d threads have been serving GET /count for up to \d+ s, at " + line(WSGI, "with guard:"), in_ci=True,
+        WSGI, 2, one("/count", 8), "/statusz",
+        r"(?s)worker \d: \d threads have been serving GET /count for up to \d+ s, at " + line(WSGI, "with guard:")
+        + r".*GET /count +\d: worker-\d+ +application\.py", in_ci=True,
     ),
     "reader": Fault(
         WSGI, 2, reads_nothing, "/debug/requests",
