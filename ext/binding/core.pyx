@@ -126,6 +126,28 @@ cdef object end_child(error):
     end(error)
 
 
+cdef unsigned n_heavy = 0    # requests that workers have
+cdef double interval = 0.0   # sys.getswitchinterval() before, seconds
+cdef double SHORT_INTERVAL = 0.001
+
+
+cdef begin_heavy():
+    """While a request computes for long, another one has the interpreter after 1 ms in place of 5."""
+    global n_heavy, interval
+    n_heavy += 1
+    if n_heavy == 1:
+        interval = sys.getswitchinterval()
+        if interval > SHORT_INTERVAL:
+            sys.setswitchinterval(SHORT_INTERVAL)
+
+
+cdef end_heavy():
+    global n_heavy
+    n_heavy -= 1
+    if n_heavy == 0 and interval > SHORT_INTERVAL and abs(sys.getswitchinterval() - SHORT_INTERVAL) < 1e-5:
+        sys.setswitchinterval(interval)
+
+
 def list_counters():
     """The type of stats(), which of its items are counted in nanoseconds, and (item, metric, kind, help) of those with
     a metric."""
@@ -358,6 +380,8 @@ cdef class Front:
             if rv == c.FRONT_TIMEOUT:
                 with nogil:
                     rv = x.front_take(self._front, &taken, -1)
+                if rv == c.FRONT_OK:
+                    x.front_enter(self._front, &taken)
             if rv != c.FRONT_OK:
                 return
             try:
@@ -365,6 +389,8 @@ cdef class Front:
             except MemoryError:
                 x.front_finish(self._front, taken.conn, False, True, 0)
                 continue
+            if taken.is_heavy:
+                begin_heavy()
             try:
                 try:
                     if before is not None:
@@ -388,6 +414,8 @@ cdef class Front:
                     after(request)
             except BaseException:   # raised by failed or after; the worker continues
                 log.exception("%s %s: handling the end of the request failed", request.method, request.target)
+            if taken.is_heavy:
+                end_heavy()
             request = None
 
     def serve_by_eventloop(self, int fd):

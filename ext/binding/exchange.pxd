@@ -53,11 +53,13 @@ cdef extern from "front/exchange.h" nogil:
         bint body_complete
         bint body_spooled
         bint is_repeated
+        bint is_heavy
         unsigned listener
         int64_t arrived
         proxy_peer peer
 
     int front_take(front *f, front_request *out, int64_t timeout)
+    void front_enter(front *f, const front_request *taken)
     ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bint wait)
     bint front_begin_response(front *f, front_conn *c)
     int front_send(front *f, front_conn *c, iovec *iov, int n, size_t keep, bint wait)

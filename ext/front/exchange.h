@@ -29,12 +29,14 @@ typedef struct {
     bool body_complete; /* that is the whole body */
     bool body_spooled;  /* the whole body has arrived, and front_body_left() is its length */
     bool is_repeated;  /* a worker process has died in it */
+    bool is_heavy;     /* such requests take long to compute */
     unsigned listener; /* the number of the socket from which the connection was accepted */
     int64_t arrived;   /* monotonic nanoseconds, when the head was complete */
     union proxy_peer peer;
 } front_request;
 
 int front_take(front *f, front_request *out, int64_t timeout); /* nanoseconds; 0: do not wait; < 0: forever */
+void front_enter(front *f, const front_request *taken); /* after a take() that may have waited: the thread has the interpreter again */
 ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait); /* 0 at the end; -EAGAIN without wait */
 /* A final response begins; reading the body after it does not send 100 (Continue).  Whether the connection can be used
  * again: the body has arrived, or what an event loop leaves of it is short enough that the loop reads it away. */

@@ -25,10 +25,9 @@ static uint64_t thread_id(void)
     return id;
 }
 
-/* Whether one more busy worker increases throughput; with the mutex held. */
-static bool more_do_more(const front *f)
+static front_conn *next_ready(const front *f)
 {
-    return f->limits.parallel || f->queue.service_time > LONG_REQUEST;
+    return admission_next(f, f->queue.ready.first, f->queue.n_taken);
 }
 
 /* ---------------------------------------------------------------------- sleeping */
@@ -89,7 +88,7 @@ void handoff_sleep(front *f, int64_t timeout)
 
 front_conn *handoff_pop(front *f, waiter **next)
 {
-    front_conn *c = f->queue.ready.first;
+    front_conn *c = next_ready(f);
 
     *next = NULL;
     if (c == NULL)
@@ -99,6 +98,7 @@ front_conn *handoff_pop(front *f, waiter **next)
     c->queued = false;
     c->thread = thread_id();
     c->begun = clock_now();
+    admission_begin(f, c);
     tally_add_wait(&f->queue.waits, c->begun - c->arrived);
     if (f->limits.request_timeout != 0) {
         c->deadline = c->begun + f->limits.request_timeout;
@@ -109,7 +109,8 @@ front_conn *handoff_pop(front *f, waiter **next)
         eventloop_begin(c);
     list_push(&f->queue.taken, c);
     f->queue.n_taken++;
-    if (f->queue.ready.first != NULL && f->queue.n_idle_workers > 0 && f->queue.n_woken == 0 && more_do_more(f))
+    if (f->queue.ready.first != NULL && f->queue.n_idle_workers > 0 && f->queue.n_woken == 0 && admission_is_worth(f) &&
+        next_ready(f) != NULL)
         *next = pop_idle(f);
     return c;
 }
@@ -135,19 +136,22 @@ bool handoff_pass(front *f, enum handoff_waking waking, front_conn **refused)
         }
         c->with_worker = c->queued = true;
         c->thread = 0;
+        admission_classify(f, c);
         c->deadline = f->now + f->limits.queue_timeout;
         list_push(&f->queue.ready, c);
         f->queue.n_ready++;
     }
-    if (f->queue.ready.first != NULL && f->queue.n_idle_workers > 0 && waking != HANDOFF_TAKING &&
-        (more_do_more(f) || waking == HANDOFF_EAGER || f->queue.n_taken == 0) &&
+    if (f->queue.ready.first != NULL)
+        admission_judge(f, f->queue.n_taken, f->queue.n_idle_workers, f->queue.n_finished);
+    if (f->queue.ready.first != NULL && f->queue.n_idle_workers > 0 && waking != HANDOFF_TAKING && next_ready(f) != NULL &&
+        (admission_is_worth(f) || waking == HANDOFF_EAGER || f->queue.n_taken == 0) &&
         (f->queue.n_woken == 0 || f->now - f->queue.ready.first->arrived > MILLISECOND))
         next = pop_idle(f);
     bool returned = f->queue.returned.first != NULL;
-    /* A request that arrives while all workers are busy and others wait, only waits in the queue. */
+    /* A request that arrives while all workers are busy, or enough, and others wait, only waits in the queue. */
     f->queue.backlog = 0;
-    if (some && f->queue.n_idle_workers == 0 && f->queue.n_taken > 0 && !eventloop_serves(f))
-        f->queue.backlog = f->queue.n_ready * f->queue.service_time / f->queue.n_taken / 2;
+    if (some && (f->queue.n_idle_workers == 0 || admission_is_full(f, f->queue.n_taken)) && f->queue.n_taken > 0 && !eventloop_serves(f))
+        f->queue.backlog = f->queue.n_ready * admission_service_time(f) / f->queue.n_taken / 2;
     bool sleeps = f->queue.ready.first != NULL && !f->queue.declined && eventloop_rouse(f);
     pthread_mutex_unlock(&f->queue.mutex);
     handoff_rouse(next);
@@ -160,6 +164,7 @@ void handoff_switch(front *f, front_conn *c)
     pthread_mutex_lock(&f->queue.mutex);
     list_remove(&f->queue.taken, c);
     f->queue.n_taken--;
+    admission_end(f, c, c->thread == thread_id());
     f->queue.n_late -= c->late;
     c->late = false;
     c->switched = true;
@@ -202,6 +207,7 @@ bool handoff_return(front *f, front_conn *c, const handoff_result *result, int *
         f->queue.n_switched--;
     else
         f->queue.n_taken--;
+    admission_end(f, c, c->thread == thread_id());
     f->queue.n_late -= c->late;
     c->late = false;
     if (result->abort || (c->close && !c->linger && !result->rest && b->raw == b->len)) {
@@ -214,7 +220,7 @@ bool handoff_return(front *f, front_conn *c, const handoff_result *result, int *
         eventloop_end(f, c);
     f->queue.n_finished++;
     if (!c->switched)
-        f->queue.service_time += (took - f->queue.service_time) / 8;
+        admission_note_time(f, took);
     /* The loop must look soon at a connection that may have more in its socket without a further edge, or must be closed. */
     bool ring = result->rest || handoff_has_held(f) || atomic_load(&f->stage) >= FRONT_CLOSING ||
                 (c->fd != -1 && (c->close || c->pending || !c->read_dry || b->raw < b->len));
@@ -232,7 +238,7 @@ bool handoff_begin(front *f, front_conn *c)
         eventloop_begin(c);
     list_push(&f->queue.taken, c);
     f->queue.n_taken++;
-    bool more = more_do_more(f);
+    bool more = admission_is_worth(f);
     pthread_mutex_unlock(&f->queue.mutex);
     atomic_fetch_add_explicit(&f->queue.n_worker, 1, memory_order_relaxed);
     return more;
@@ -247,7 +253,7 @@ void handoff_end(front *f, front_conn *c)
     else
         f->queue.n_taken--;
     if (!c->switched)
-        f->queue.service_time += (clock_now() - c->begun - f->queue.service_time) / 8;
+        admission_note_time(f, clock_now() - c->begun);
     f->queue.n_late -= c->late;
     c->switched = c->late = false;
     if (c->with_eventloop)
@@ -320,7 +326,7 @@ void front_want_requests(front *f, bool wanted)
 bool handoff_progresses(front *f)
 {
     pthread_mutex_lock(&f->queue.mutex);
-    bool progress = f->queue.n_finished != f->queue.seen_finished && f->queue.service_time < LONG_REQUEST;
+    bool progress = f->queue.n_finished != f->queue.seen_finished && admission_service_time(f) < LONG_REQUEST;
     f->queue.seen_finished = f->queue.n_finished;
     pthread_mutex_unlock(&f->queue.mutex);
     return progress;
@@ -452,7 +458,9 @@ void handoff_tally(front *f, uint8_t method, unsigned status, int64_t duration)
 void handoff_count(front *f, front_counters *out)
 {
     pthread_mutex_lock(&f->queue.mutex);
-    out->queued = f->queue.n_ready;
+    /* What waits for the interpreter, and not for a worker, counts as with one. */
+    uint32_t spared = admission_spared(f, f->queue.n_idle_workers);
+    out->queued = f->queue.n_ready > spared ? f->queue.n_ready - spared : 0;
     out->late = f->queue.n_late;
     out->in_flight = f->queue.n_ready + f->queue.n_taken; /* requests that are finished but not yet taken back do not count */
     out->finished = f->queue.n_finished;

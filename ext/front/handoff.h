@@ -8,13 +8,13 @@
 #ifndef HANDOFF_H
 #define HANDOFF_H
 
+#include "admission.h"
 #include "state.h"
-
-#define LONG_REQUEST (100 * 1000LL) /* nanoseconds; in such a request the interpreter lock is probably free at times */
 
 static inline void handoff_init(front *f)
 {
     pthread_mutex_init(&f->queue.mutex, NULL);
+    admission_init(f);
 }
 
 static inline void handoff_free(front *f)
@@ -139,10 +139,11 @@ static inline bool handoff_is_closed(const front *f) /* with the mutex held */
 
 static inline bool handoff_is_short(const front *f) /* requests are; a guess without the mutex */
 {
-    return f->queue.service_time < LONG_REQUEST;
+    return admission_service_time(f) < LONG_REQUEST;
 }
 
-front_conn *handoff_pop(front *f, waiter **next); /* with the mutex held; `next`: for handoff_rouse() without it, or NULL */
+/* With the mutex held.  NULL: there is none, or enough workers are busy.  `next`: for handoff_rouse() without it, or NULL. */
+front_conn *handoff_pop(front *f, waiter **next);
 void handoff_wake(waiter *w);
 void handoff_sleep(front *f, int64_t timeout);    /* with the mutex held, which is released meanwhile; < 0: forever */
 

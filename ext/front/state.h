@@ -17,6 +17,7 @@
 #include "exchange.h"
 #include "front.h"
 #include "http/date.h"
+#include "routes.h"
 
 #define SECOND      1000000000LL
 #define MILLISECOND 1000000LL
@@ -127,6 +128,9 @@ struct front_conn {
     off_t file_pos;
     uint64_t file_left;
     uint64_t thread;                /* M: the worker's kernel thread id */
+    int64_t cpu_before;             /* M: its CPU time when it took the request, nanoseconds; 0: not known */
+    uint32_t route;                 /* M: see routes.h; 0: not known */
+    bool is_heavy;                  /* M: such requests take long to compute */
     struct front_conn *next_moved;  /* M */
     void *tag;                      /* O: of the event loop */
     struct area_slot *slot;         /* in a worker process: its place in the area; otherwise NULL */
@@ -196,6 +200,18 @@ struct front_table {
     uint32_t n_spare;
 };
 
+/* admission.c: which requests workers may take. */
+struct front_admission {
+    int64_t service_time;    /* M: moving average of the time that a worker takes for a request, nanoseconds */
+    routes routes;           /* M: what requests cost */
+    uint32_t n_heavy;        /* M: heavy requests with a worker */
+    uint32_t enough;         /* M: so many busy workers use all of the interpreter's time; UINT32_MAX: not known */
+    int64_t judged_at, judged_cpu; /* M: when that was last judged; the CPU time of the process then, nanoseconds, */
+    uint64_t judged_finished;      /* and queue.n_finished */
+    _Atomic int64_t entry;   /* moving average of the time that a worker waits for the interpreter, nanoseconds, */
+    _Atomic int64_t entered_at; /* and when one last had it */
+};
+
 /* handoff.c: requests between the loop and the workers. */
 struct front_queue {
     conn_list batch;         /* L: requests of this turn that have not been handed over */
@@ -213,7 +229,6 @@ struct front_queue {
     waiter *idle_workers;    /* M: the last to fall asleep is the first to wake */
     uint64_t n_finished, seen_finished; /* M: requests finished by workers; the same at the last look */
     bool closed;             /* M */
-    int64_t service_time;    /* M: moving average of the time that a worker takes for a request, nanoseconds */
     tally_durations durations; /* M */
     tally_waits waits;         /* M: for a worker */
 };
@@ -319,6 +334,7 @@ struct front {
     _Atomic int stage;              /* enum front_stage; written by L */
 
     /* Each is touched by its file alone. */
+    struct front_admission admission;
     struct front_queue queue;
     struct front_eventloop eventloop;
     struct front_table table;

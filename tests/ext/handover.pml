@@ -14,6 +14,9 @@
  * come at any time after its head, and for which the event loop must not wait with its other requests.  Of its rules, five can
  * be taken away: NO_SEEN, NO_TOLD, NO_ROUSE, NO_RECHECK, NO_FRESH_NEWS.
  *
+ * With ENOUGH, one busy worker may be enough from any turn to any other, and the others leave the queue to it: admission_is_full(),
+ * or all that wait are held back, as a heavy request computes.
+ *
  * With ELSEWHERE in addition, that event loop waits elsewhere, for its eventfd, and while it may lead for the front's epoll.
  * Of its rules, two can be taken away: NO_HEEDING_FIRST, NO_SETTLING.
  */
@@ -48,6 +51,13 @@ bool batch[CLIENTS];           /* requests of this turn */
 bool reported[CLIENTS];        /* events of this turn */
 bool flush_batch;              /* the second look has made a batch: the next turn does not wait (loop_timeout) */
 bool tell[WORKERS];            /* a worker will ring */
+#ifdef ENOUGH
+bool enough;                   /* M: admission_is_full() as soon as one is busy */
+#define ARE_ENOUGH (enough && n_taken > 0)
+#else
+#define ARE_ENOUGH false
+#endif
+#define NONE (len(ready) == 0 || ARE_ENOUGH)
 
 #ifdef EVENTLOOP
 mtype = { BUSY, LEADING, ASLEEP };
@@ -169,11 +179,17 @@ inline hand_over(taking) {      /* handoff_pass() */
             k++
         :: else -> break
         od;
+#ifdef ENOUGH
         if
-        :: !(taking) && nempty(ready) && n_idle > 0 && (!relaxed || n_taken == 0) && n_woken == 0 -> rouse_one()
-        :: !(taking) && nempty(ready) && n_idle > 0 -> rouse_one() /* long requests, or it has waited for a millisecond */
-        :: !(taking) && nempty(ready) && n_idle > 0 && ((relaxed && n_taken > 0) || n_woken > 0) /* or not yet */
-        :: taking || empty(ready) || n_idle == 0
+        :: enough = true       /* judge() */
+        :: enough = false
+        fi;
+#endif
+        if
+        :: !(taking) && !NONE && n_idle > 0 && (!relaxed || n_taken == 0) && n_woken == 0 -> rouse_one()
+        :: !(taking) && !NONE && n_idle > 0 -> rouse_one() /* long requests, or it has waited for a millisecond */
+        :: !(taking) && !NONE && n_idle > 0 && ((relaxed && n_taken > 0) || n_woken > 0) /* or not yet */
+        :: taking || NONE || n_idle == 0
         fi;
 #ifdef EVENTLOOP
         if
@@ -278,16 +294,16 @@ active proctype front() {
 /* pop_ready(), with the mutex held */
 inline pop_ready() {
     if
-    :: nempty(ready) ->
+    :: !NONE ->
         ready ? c;
         owner[c] = TAKEN;
         n_taken++;
         got = true;
         if
-        :: nempty(ready) && n_idle > 0 && n_woken == 0 -> rouse_one() /* if requests are long */
+        :: !NONE && n_idle > 0 && n_woken == 0 -> rouse_one() /* if requests are long */
         :: true
         fi
-    :: empty(ready) -> got = false
+    :: NONE -> got = false
     fi
 }
 
@@ -300,8 +316,8 @@ active [WORKERS] proctype worker() {
     :: answered == ALL -> break
     :: answered < ALL ->
         if
-        :: atomic { nempty(ready) -> pop_ready() }
-        :: atomic { empty(ready) && !lead -> lead = true; got = false }; /* short requests: lead */
+        :: atomic { !NONE -> pop_ready() }
+        :: atomic { NONE && !lead -> lead = true; got = false }; /* short requests: lead */
             do
             :: !got && answered < ALL ->
                 turn(true, true);
@@ -309,7 +325,7 @@ active [WORKERS] proctype worker() {
             :: got || answered == ALL -> break
             od;
             lead = false
-        :: atomic { empty(ready) -> asleep[me] = true; n_idle++; got = false }; /* somebody leads, or requests are long */
+        :: atomic { NONE -> asleep[me] = true; n_idle++; got = false }; /* somebody leads, or requests are long */
             atomic {
                 woken[me] || answered == ALL;
                 asleep[me] = false;

@@ -1,0 +1,84 @@
+/*
+ * admission.h - which of the requests that wait a worker may take: the interpreter runs one thread at a time.
+ *
+ * While it has no time left, a request that is taken all the same only waits for the interpreter in place of the queue, and
+ * makes the others wait longer:
+ *
+ * - Short requests, such as queries through an ORM: fewer workers take them, down to a few, as each more only adds changes
+ *   of the interpreter lock, which a query gives up a dozen times.
+ * - Heavy ones, which compute for long: one at a time, so that the first is not as late as the last; the others, which are
+ *   through with the interpreter in no time, pass them.
+ *
+ * Neither holds where the interpreter is not the bottleneck: with an event loop, for the carrier, without a lock.  All but
+ * admission_note_entry() is called with the queue's mutex held.
+ */
+#ifndef ADMISSION_H
+#define ADMISSION_H
+
+#include "state.h"
+
+#define LONG_REQUEST (100 * 1000LL) /* nanoseconds; in such a request the interpreter lock is probably free at times */
+
+static inline void admission_init(front *f)
+{
+    f->admission.enough = UINT32_MAX;
+}
+
+/* How long requests take on average, nanoseconds; a guess without the mutex. */
+static inline int64_t admission_service_time(const front *f)
+{
+    return f->admission.service_time;
+}
+
+static inline void admission_note_time(front *f, int64_t took)
+{
+    f->admission.service_time += (took - f->admission.service_time) / 8;
+}
+
+/* Whether one more busy worker increases throughput. */
+static inline bool admission_is_worth(const front *f)
+{
+    return f->limits.parallel || admission_service_time(f) > LONG_REQUEST;
+}
+
+/* Whether so many busy workers use all of the interpreter's time. */
+static inline bool admission_is_full(const front *f, uint32_t busy)
+{
+    return busy >= f->admission.enough;
+}
+
+/* How many of the idle workers are spared because of that. */
+static inline uint32_t admission_spared(const front *f, uint32_t idle)
+{
+    return f->admission.enough == UINT32_MAX ? 0 : idle;
+}
+
+void admission_measure(front *f, uint32_t busy, uint32_t idle, uint64_t finished);
+
+/* In each turn: whether the interpreter has time left.  `finished`: requests so far. */
+static inline void admission_judge(front *f, uint32_t busy, uint32_t idle, uint64_t finished)
+{
+    if (admission_is_worth(f))
+        admission_measure(f, busy, idle, finished);
+    else
+        f->admission.enough = UINT32_MAX;
+}
+
+void admission_classify(front *f, front_conn *c);  /* a request that enters the queue */
+front_conn *admission_pass(const front *f, front_conn *first);
+
+/* The request of the queue to take next, or NULL. */
+static inline front_conn *admission_next(const front *f, front_conn *first, uint32_t busy)
+{
+    if (first == NULL || admission_is_full(f, busy))
+        return NULL;
+    return first->is_heavy ? admission_pass(f, first) : first;
+}
+
+void admission_begin(front *f, front_conn *c);     /* a worker has taken it, */
+void admission_end(front *f, front_conn *c, bool by_taker); /* and is through with it; `by_taker`: called in the same thread */
+
+/* The worker that has taken the request has the interpreter; called while it is the worker's. */
+void admission_note_entry(front *f, const front_conn *c);
+
+#endif

@@ -1,0 +1,166 @@
+"""Which requests workers take while the interpreter has no time left (ext/front/admission.c)."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.client import wait_for
+from tests.support.ports import free_port
+from tests.support.processes import Process, ask, running
+
+THREADS, CONNECTIONS = 8, 32
+
+# /work holds the interpreter lock for half a millisecond, and gives it up a few times, as a query does.
+# /heavy computes for 10 ms, /report computes and waits.
+APPLICATION = """
+import sys, threading, time
+
+lock = threading.Lock()
+here, most, intervals = {}, {}, set()
+
+def compute(seconds):
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+def app(environ, start_response):
+    _, kind, *rest = environ["PATH_INFO"].split("/")
+    body = b""
+    if kind == "most":
+        with lock:
+            body = b"%d" % most.pop(rest[0], 0)
+    elif kind == "interval":
+        body = b"%.4f" % sys.getswitchinterval()
+    elif kind == "slower":
+        sys.setswitchinterval(0.02)
+    else:
+        with lock:
+            here[kind] = here.get(kind, 0) + 1
+            most[kind] = max(most.get(kind, 0), here[kind])
+        if kind == "work":
+            for part in range(5):
+                compute(0.0001)
+                time.sleep(0)
+        elif kind == "heavy":
+            compute(0.01)
+            body = b"%.4f" % sys.getswitchinterval()
+        elif kind == "report":
+            compute(0.003)
+            time.sleep(0.2)
+        elif kind == "sleep":
+            time.sleep(0.5)
+        with lock:
+            here[kind] -= 1
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[Process]:
+    admin = free_port()
+    with running(
+        tmp_path, APPLICATION, app="application:app", PKG_THREADS=str(THREADS), PKG_ADMIN=f"127.0.0.1:{admin}"
+    ) as it:
+        it.admin = ("127.0.0.1", admin)  # type: ignore[attr-defined]
+        yield it
+
+
+def send(address: tuple[str, int], path: str) -> socket.socket:
+    client = socket.create_connection(address, 20)
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    return client
+
+
+@contextlib.contextmanager
+def load(address: tuple[str, int], path: str, connections: int) -> Iterator[None]:
+    """Connections of which each has a request under way; {} in the path is another number each time."""
+    over = threading.Event()
+
+    def run() -> None:
+        number = connections
+        with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+            for n in range(connections):
+                selector.register(stack.enter_context(send(address, path.format(n))), selectors.EVENT_READ)
+            while not over.is_set():
+                for key, _ in selector.select(0.1):
+                    assert isinstance(key.fileobj, socket.socket)
+                    key.fileobj.recv(65536)
+                    number += 1
+                    key.fileobj.sendall(f"GET {path.format(number)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def most_at_once(process: Process, kind: str) -> int:
+    """Since the last call."""
+    return int(ask(process.address, f"/most/{kind}")[2])
+
+
+def test_fewer_workers_are_busy_while_the_interpreter_is(process: Process) -> None:
+    with load(process.address, "/work", CONNECTIONS):
+
+        def few() -> bool:
+            time.sleep(0.1)  # so many requests take part
+            return most_at_once(process, "work") <= THREADS // 2
+
+        wait_for(few, 30, "fewer workers to take requests")
+        # What waits for the interpreter counts as before, for whoever scales the service by its busy workers.
+        metrics = ask(process.admin, "/metrics")[2]  # type: ignore[attr-defined]
+        busy = re.search(r"^pkg_workers_busy (\d+)", metrics, re.MULTILINE)
+        assert busy is not None and int(busy[1]) >= THREADS - 2
+        # Those that only wait leave time, and the workers come back for them.
+        with contextlib.ExitStack() as stack:
+            for sleeper in [stack.enter_context(send(process.address, "/sleep")) for _ in range(THREADS)]:
+                assert sleeper.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert most_at_once(process, "sleep") >= THREADS - 2
+
+
+def test_heavy_requests_go_one_by_one_whatever_their_ids(process: Process) -> None:
+    with load(process.address, "/heavy/{}", 4), load(process.address, "/work", 2):
+
+        def one() -> bool:
+            time.sleep(0.3)
+            return most_at_once(process, "heavy") == 1
+
+        wait_for(one, 30, "heavy requests to go one by one")
+        assert most_at_once(process, "work") > 0  # which pass them
+
+
+def test_heavy_requests_that_leave_the_interpreter_free_go_together(process: Process) -> None:
+    with load(process.address, "/report", 6):
+
+        def several() -> bool:
+            time.sleep(0.5)
+            return most_at_once(process, "report") >= 4
+
+        wait_for(several, 30, "reports at the same time")
+
+
+def test_the_interpreter_changes_hands_more_often_while_a_heavy_request_runs(process: Process) -> None:
+    usual = ask(process.address, "/interval")[2]
+    assert usual == "0.0050"
+
+    def heavy() -> str:
+        return ask(process.address, "/heavy/1")[2]
+
+    wait_for(lambda: heavy() == "0.0010", 10, "a shorter interval")
+    assert ask(process.address, "/interval")[2] == usual
+    ask(process.address, "/slower")
+    assert heavy() == "0.0010"
+    assert ask(process.address, "/interval")[2] == "0.0200"
