@@ -389,10 +389,10 @@ cdef class Front:
             except MemoryError:
                 x.front_finish(self._front, taken.conn, False, True, 0)
                 continue
-            if taken.is_heavy:
-                begin_heavy()
             try:
                 try:
+                    if taken.is_heavy:
+                        begin_heavy()
                     if before is not None:
                         before(request)
                     if wsgi is not None:
@@ -410,12 +410,12 @@ cdef class Front:
                 finally:
                     if request.conn is not NULL:
                         finish_request(request, request.status != 0, request.status == 0)
+                    if taken.is_heavy:
+                        end_heavy()
                 if after is not None:
                     after(request)
             except BaseException:   # raised by failed or after; the worker continues
                 log.exception("%s %s: handling the end of the request failed", request.method, request.target)
-            if taken.is_heavy:
-                end_heavy()
             request = None
 
     def serve_by_eventloop(self, int fd):

@@ -11,7 +11,7 @@
 #define FEWEST 3 /* one computes, one waits for a response, and one has got it */
 
 #define HEAVY (2 * MILLISECOND)      /* of CPU time */
-#define PATIENCE (200 * MILLISECOND) /* a heavy request is held back for so long at most: one before it may take seconds */
+#define PATIENCE (100 * MILLISECOND) /* a heavy request is held back for so long at most: one before it may take seconds */
 #define CONTENDED (MILLISECOND / 4)  /* a wait for the interpreter that is longer */
 #define LATELY (20 * MILLISECOND)
 #define LOOKED_AT 64 /* requests in the queue; if so many are held back it is not worth the time */
@@ -32,12 +32,13 @@ static bool may_choose(const front *f)
 
 /* While the interpreter has no time left, which the CPU time of the process shows, one worker less takes requests from window to
  * window.  As soon as it has, one more does.  All do if much is left, if other threads compute beside it, or if less than one
- * request in a millisecond is finished: one of them may hold the lock for long.  (A one-row query through an ORM, 8 workers:
+ * request in a millisecond is finished: one of them may hold the lock for long.  Those that have been served since before the
+ * window wait for something, and do not count.  (A one-row query through an ORM, 8 workers:
  * 2.8 voluntary changes of threads per request -> 1.9, and 2 % less CPU.) */
-void admission_measure(front *f, uint32_t busy, uint32_t idle, uint64_t finished)
+void admission_measure(front *f, const front_conn *taken, uint32_t busy, uint32_t idle, uint64_t finished)
 {
     struct front_admission *a = &f->admission;
-    uint32_t most = busy + idle;
+    uint32_t most = busy + idle, fewest = FEWEST;
     int64_t took = f->now - a->judged_at;
 
     if (most > a->enough)
@@ -48,11 +49,13 @@ void admission_measure(front *f, uint32_t busy, uint32_t idle, uint64_t finished
     }
     if (took < WINDOW)
         return;
+    for (; taken != NULL && taken->begun < a->judged_at; taken = taken->next)
+        fewest++;
     int64_t cpu = cpu_time(CLOCK_PROCESS_CPUTIME_ID), used = (cpu - a->judged_cpu) * 100 / took;
     if (used < 80 || used > 110 || (int64_t)(finished - a->judged_finished) < took / MILLISECOND)
         a->enough = UINT32_MAX;
     else if (used >= 95)
-        a->enough = most > FEWEST ? most - 1 : FEWEST;
+        a->enough = most > fewest ? most - 1 : fewest;
     else if (a->enough != UINT32_MAX)
         a->enough++;
     a->judged_at = f->now;
@@ -66,13 +69,13 @@ void admission_classify(front *f, front_conn *c)
     c->is_heavy = c->route != 0 && routes_cost(&f->admission.routes, c->route) > HEAVY;
 }
 
-/* Whether another heavy request computes.  Not if the interpreter is free at times nevertheless, because it computes without it
- * or waits for something else: then whoever wants the interpreter has it at once. */
+/* Whether another heavy request computes, and whoever wants the interpreter has to wait for it. */
 static bool is_held_back(const front *f, const front_conn *c, int64_t now)
 {
     const struct front_admission *a = &f->admission;
+    int64_t most = f->limits.queue_timeout / 4 < PATIENCE ? f->limits.queue_timeout / 4 : PATIENCE;
 
-    return c->is_heavy && a->n_heavy > 0 && now - c->arrived < PATIENCE &&
+    return c->is_heavy && a->n_heavy > 0 && now - c->arrived < most &&
            atomic_load_explicit(&a->entry, memory_order_relaxed) > CONTENDED &&
            now - atomic_load_explicit(&a->entered_at, memory_order_relaxed) < LATELY;
 }
@@ -91,11 +94,8 @@ front_conn *admission_pass(const front *f, front_conn *first)
 
 void admission_begin(front *f, front_conn *c)
 {
-    if (c->is_heavy) { /* until it is seen that others have the interpreter beside it */
+    if (c->is_heavy)
         f->admission.n_heavy++;
-        atomic_store_explicit(&f->admission.entry, MILLISECOND, memory_order_relaxed);
-        atomic_store_explicit(&f->admission.entered_at, c->begun, memory_order_relaxed);
-    }
     c->cpu_before = c->route != 0 ? cpu_time(CLOCK_THREAD_CPUTIME_ID) : 0;
 }
 
@@ -113,6 +113,8 @@ void admission_note_entry(front *f, const front_conn *c)
 {
     int64_t now = clock_now(), waited = now - c->begun, average = atomic_load_explicit(&f->admission.entry, memory_order_relaxed);
 
-    atomic_store_explicit(&f->admission.entry, average + (waited - average) / 4, memory_order_relaxed);
+    if (!c->is_heavy) /* that of a heavy request shows best how it is beside another one */
+        waited = average + (waited - average) / 4;
+    atomic_store_explicit(&f->admission.entry, waited, memory_order_relaxed);
     atomic_store_explicit(&f->admission.entered_at, now, memory_order_relaxed);
 }

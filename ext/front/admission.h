@@ -7,9 +7,9 @@
  * - Short requests, such as queries through an ORM: fewer workers take them, down to a few, as each more only adds changes
  *   of the interpreter lock, which a query gives up a dozen times.
  * - Heavy ones, which compute for long: one at a time, so that the first is not as late as the last; the others, which are
- *   through with the interpreter in no time, pass them.
+ *   through with the interpreter in no time, pass them.  Not if it is free nevertheless, as they compute without it or wait.
  *
- * Neither holds where the interpreter is not the bottleneck: with an event loop, for the carrier, without a lock.  All but
+ * Whoever finds nothing that it may take in a queue that is not empty looks again after a millisecond.  Neither rule holds where the interpreter is not the bottleneck: with an event loop, for the carrier, without a lock.  All but
  * admission_note_entry() is called with the queue's mutex held.
  */
 #ifndef ADMISSION_H
@@ -47,19 +47,14 @@ static inline bool admission_is_full(const front *f, uint32_t busy)
     return busy >= f->admission.enough;
 }
 
-/* How many of the idle workers are spared because of that. */
-static inline uint32_t admission_spared(const front *f, uint32_t idle)
-{
-    return f->admission.enough == UINT32_MAX ? 0 : idle;
-}
+void admission_measure(front *f, const front_conn *taken, uint32_t busy, uint32_t idle, uint64_t finished);
 
-void admission_measure(front *f, uint32_t busy, uint32_t idle, uint64_t finished);
-
-/* In each turn: whether the interpreter has time left.  `finished`: requests so far. */
-static inline void admission_judge(front *f, uint32_t busy, uint32_t idle, uint64_t finished)
+/* In each turn: whether the interpreter has time left.  `taken`: the requests that workers have, the oldest first; `finished`:
+ * how many have been so far. */
+static inline void admission_judge(front *f, const front_conn *taken, uint32_t busy, uint32_t idle, uint64_t finished)
 {
     if (admission_is_worth(f))
-        admission_measure(f, busy, idle, finished);
+        admission_measure(f, taken, busy, idle, finished);
     else
         f->admission.enough = UINT32_MAX;
 }

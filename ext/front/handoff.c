@@ -142,7 +142,7 @@ bool handoff_pass(front *f, enum handoff_waking waking, front_conn **refused)
         f->queue.n_ready++;
     }
     if (f->queue.ready.first != NULL)
-        admission_judge(f, f->queue.n_taken, f->queue.n_idle_workers, f->queue.n_finished);
+        admission_judge(f, f->queue.taken.first, f->queue.n_taken, f->queue.n_idle_workers, f->queue.n_finished);
     if (f->queue.ready.first != NULL && f->queue.n_idle_workers > 0 && waking != HANDOFF_TAKING && next_ready(f) != NULL &&
         (admission_is_worth(f) || waking == HANDOFF_EAGER || f->queue.n_taken == 0) &&
         (f->queue.n_woken == 0 || f->now - f->queue.ready.first->arrived > MILLISECOND))
@@ -401,7 +401,7 @@ int64_t handoff_due(front *f, int64_t due, int64_t look)
         look = f->now + HOLD;
     pthread_mutex_lock(&f->queue.mutex);
     if (f->queue.ready.first != NULL) {
-        if (f->queue.n_idle_workers > 0)
+        if (f->queue.n_idle_workers > 0 || next_ready(f) == NULL)
             look = f->now + MILLISECOND;
         if (f->queue.ready.first->deadline < due)
             due = f->queue.ready.first->deadline;
@@ -459,7 +459,7 @@ void handoff_count(front *f, front_counters *out)
 {
     pthread_mutex_lock(&f->queue.mutex);
     /* What waits for the interpreter, and not for a worker, counts as with one. */
-    uint32_t spared = admission_spared(f, f->queue.n_idle_workers);
+    uint32_t spared = next_ready(f) == NULL ? f->queue.n_idle_workers : 0;
     out->queued = f->queue.n_ready > spared ? f->queue.n_ready - spared : 0;
     out->late = f->queue.n_late;
     out->in_flight = f->queue.n_ready + f->queue.n_taken; /* requests that are finished but not yet taken back do not count */

@@ -144,6 +144,11 @@ static inline bool handoff_is_short(const front *f) /* requests are; a guess wit
 
 /* With the mutex held.  NULL: there is none, or enough workers are busy.  `next`: for handoff_rouse() without it, or NULL. */
 front_conn *handoff_pop(front *f, waiter **next);
+static inline bool handoff_holds_back(const front *f) /* with the mutex held: requests, and no worker sleeps that looks after them */
+{
+    return f->queue.ready.first != NULL && f->queue.n_idle_workers == 0;
+}
+
 void handoff_wake(waiter *w);
 void handoff_sleep(front *f, int64_t timeout);    /* with the mutex held, which is released meanwhile; < 0: forever */
 

@@ -209,7 +209,8 @@ front_conn *leader_take(front *f, int64_t timeout, bool *closed)
             if (!failed)
                 continue;
         }
-        handoff_sleep(f, timeout);
+        /* Nobody tells of a request that is held back now, so the first who sleeps looks again. */
+        handoff_sleep(f, timeout < 0 && handoff_holds_back(f) ? MILLISECOND : timeout);
         if (timeout > 0) {
             c = handoff_is_closed(f) ? NULL : handoff_pop(f, &next);
             break;

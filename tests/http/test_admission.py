@@ -20,9 +20,9 @@ from tests.support.processes import Process, ask, running
 THREADS, CONNECTIONS = 8, 32
 
 # /work holds the interpreter lock for half a millisecond, and gives it up a few times, as a query does.
-# /heavy computes for 10 ms, /report computes and waits.
+# /heavy computes for 10 ms, /report computes and waits, /hash computes without the lock.
 APPLICATION = """
-import sys, threading, time
+import hashlib, sys, threading, time
 
 lock = threading.Lock()
 here, most, intervals = {}, {}, set()
@@ -56,6 +56,8 @@ def app(environ, start_response):
         elif kind == "report":
             compute(0.003)
             time.sleep(0.2)
+        elif kind == "hash":
+            hashlib.pbkdf2_hmac("sha256", b"a", b"b", 30_000)
         elif kind == "sleep":
             time.sleep(0.5)
         with lock:
@@ -142,14 +144,18 @@ def test_heavy_requests_go_one_by_one_whatever_their_ids(process: Process) -> No
         assert most_at_once(process, "work") > 0  # which pass them
 
 
-def test_heavy_requests_that_leave_the_interpreter_free_go_together(process: Process) -> None:
-    with load(process.address, "/report", 6):
+@pytest.mark.parametrize("kind", ["report", "hash"])
+def test_heavy_requests_that_leave_the_interpreter_free_go_together(process: Process, kind: str) -> None:
+    for _ in range(5):  # so that it is known
+        ask(process.address, f"/{kind}")
+    most_at_once(process, kind)
+    with load(process.address, f"/{kind}", 6):
 
         def several() -> bool:
             time.sleep(0.5)
-            return most_at_once(process, "report") >= 4
+            return most_at_once(process, kind) >= 4
 
-        wait_for(several, 30, "reports at the same time")
+        wait_for(several, 30, "several of them at the same time")
 
 
 def test_the_interpreter_changes_hands_more_often_while_a_heavy_request_runs(process: Process) -> None:
