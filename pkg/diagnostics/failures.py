@@ -6,9 +6,8 @@ It keeps no text of theirs, which may contain secrets.
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from types import TracebackType
 from typing import NamedTuple
 
@@ -17,8 +16,7 @@ from pkg.diagnostics.stacks import Frame, place_of
 __all__ = ["Failure", "Failures"]
 
 LATELY = 60.0  # seconds
-MOST_KINDS = 64
-MOST_TIMES = 1000  # of one kind; there may have been more
+MOST = 1000  # that are remembered; there may have been more
 
 
 class Failure(NamedTuple):
@@ -30,31 +28,23 @@ class Failure(NamedTuple):
 
 
 class Failures:
-    """note() may be called by any thread."""
+    """Without a lock: note() is called while logging holds its own, also in signal handlers and in forked children."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._times: dict[tuple[str, str], deque[float]] = {}
+        self._last: deque[tuple[float, str, str]] = deque(maxlen=MOST)
 
     def note(self, record: logging.LogRecord) -> None:
-        """Counts a record of level error or above that has an exception."""
+        """Remembers a record of level error or above that has an exception."""
         if record.levelno < logging.ERROR or not record.exc_info or record.exc_info[0] is None:
             return
         kind, _, trace = record.exc_info
-        at = place_of(_frames(trace))
-        key = kind.__name__, str(at or "")
-        with self._lock:
-            if key not in self._times and len(self._times) >= MOST_KINDS:
-                oldest = min(self._times, key=lambda known: self._times[known][-1])
-                del self._times[oldest]
-            self._times.setdefault(key, deque(maxlen=MOST_TIMES)).append(time.monotonic())
+        self._last.append((time.monotonic(), kind.__name__, str(place_of(_frames(trace)) or "")))
 
     def lately(self) -> list[Failure]:
         """The most frequent first."""
         since = time.monotonic() - LATELY
-        with self._lock:
-            found = [(key, sum(at >= since for at in times)) for key, times in self._times.items()]
-        return [Failure(*key, times) for key, times in sorted(found, key=lambda item: -item[1]) if times]
+        found = Counter((kind, at) for when, kind, at in self._last.copy() if when >= since)  # copy() is one step
+        return [Failure(kind, at, times) for (kind, at), times in found.most_common()]
 
 
 def _frames(trace: TracebackType | None) -> list[Frame]:

@@ -9,7 +9,7 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pkg.lifecycle import Lifecycle
     from pkg.logs.sink import LogLines, Sink
 
-__all__ = ["Elsewhere", "InFlight", "Snapshot", "Status", "diagnose", "show_pools"]
+__all__ = ["Elsewhere", "InFlight", "Snapshot", "Status", "diagnose", "in_flight", "show_pools"]
 
 # Thresholds of the findings.
 LONG_REQUEST = 5.0  # seconds
@@ -77,6 +77,11 @@ class InFlight(NamedTuple):
         if with_tasks:
             found["tasks"] = [task.document() for task in self.tasks]
         return found
+
+
+def in_flight(fields: Sequence[Any]) -> InFlight:
+    """As a worker has sent it, which after a reload may have newer code, with more fields than are known here."""
+    return InFlight(*fields[: len(InFlight.__match_args__)])
 
 
 class ServiceState(NamedTuple):
@@ -516,14 +521,7 @@ class Status:
             process={**process, "interpreter_delay_seconds": _interpreter_delay()},
             descriptors=descriptors.most(int(process["max_fds"])),
             failures=self._failures(),
-            computing=list(_computing(taken, self._served_by(requests))),
-        )
-
-    def _served_by(self, requests: Iterable[InFlight]) -> set[int]:
-        """The kernel's ids of the threads that serve requests."""
-        eventloop = self._loop()
-        return {r.thread for r in requests if r.thread} | (
-            {eventloop.thread.native_id} if eventloop is not None else set()
+            computing=list(_computing(taken)),
         )
 
 
@@ -559,14 +557,27 @@ def _latency(durations: Iterable[tuple[str, int, Sequence[int], float]]) -> Late
     return Latency(count, by_status, round(total / count, 6), at_most(0.5), at_most(0.9), at_most(0.99))
 
 
-def _computing(taken: Iterable[stacks.Stack], serving: Container[int]) -> Iterable[Computing]:
-    """Threads of the application that have used most of the time since they began."""
+# In the stacks of threads that serve requests, or calls of an event loop.
+_SERVING = tuple(
+    os.path.join(*parts)
+    for parts in (
+        ("pkg", "http", "server.py"),
+        ("pkg", "asgi", "eventloop.py"),
+        ("concurrent", "futures", "thread.py"),
+        ("anyio", "_backends", "_asyncio.py"),
+    )
+)
+
+
+def _computing(taken: Iterable[stacks.Stack]) -> Iterable[Computing]:
+    """Threads of the application that serve no request and have used most of the time since they began."""
     for stack in taken:
-        if stack.native_id in serving or stack.cpu < LONG_COMPUTING or (at := stacks.place(stack)) is None:
+        if stack.cpu < LONG_COMPUTING or any(frame.file.endswith(_SERVING) for frame in stack.frames):
             continue
+        at = stacks.place(stack)
         with contextlib.suppress(OSError):  # it has ended
             age = procfs.seconds_since(procfs.stat(f"self/task/{stack.native_id}"))
-            if stack.cpu > MUCH_COMPUTING * age:
+            if at is not None and stack.cpu > MUCH_COMPUTING * age:
                 yield Computing(stack.name, round(stack.cpu, 1), round(age, 1), str(at), at.source)
 
 

@@ -5,6 +5,7 @@ They contain files, lines and functions, never the value of a variable.
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import os
 import sys
@@ -61,9 +62,11 @@ def short(file: str) -> str:
     for mark in _OTHERS:
         if mark in file:
             return file.rpartition(mark)[2]
-    for prefix in (os.path.dirname(_PACKAGE.rstrip(os.sep)) + os.sep, *_LIBRARIES, os.getcwd() + os.sep):
+    for prefix in (os.path.dirname(_PACKAGE.rstrip(os.sep)) + os.sep, *_LIBRARIES):
         if file.startswith(prefix):
             return file[len(prefix) :]
+    with contextlib.suppress(OSError):  # the folder may have been deleted
+        return file.removeprefix(os.getcwd() + os.sep)
     return file
 
 

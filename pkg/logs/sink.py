@@ -390,12 +390,13 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self._sink._render(record, context.ids_now())
-            for watcher in self._sink._watchers:
-                watcher(record)
         except Exception:
             self._sink._refuse()
         else:
             self._sink._put(line)
+        for watcher in self._sink._watchers:
+            with suppress(Exception):  # the line is more important
+                watcher(record)
 
 
 _sink: Sink | None = None

@@ -248,7 +248,7 @@ class CrewService(Service):
         return histogram(waits["proxies"]) if "proxies" in waits else ([0] * (len(QUEUE_WAIT_BOUNDS) + 1), 0.0)
 
     def _elsewhere(self) -> Elsewhere:
-        from pkg.diagnostics.snapshot import Elsewhere, Finding, InFlight
+        from pkg.diagnostics.snapshot import Elsewhere, Finding, InFlight, in_flight
 
         assert self.server is not None and self.server.front is not None
         front, told = self.server.front, self._tell()[1]  # one that has just not answered is not waited for again
@@ -256,10 +256,11 @@ class CrewService(Service):
         answers = dict(zip(workers, self._crew.ask(workers, "GET", FINDINGS, patience=TELLING), strict=True))
         findings, requests = [], []
         for worker in self._crew.workers():
-            if (answer := answers.get(worker)) is not None:
-                for level, text, page in answer.get("findings", ()):
+            answer = answers.get(worker)
+            if answer is not None and "requests" in answer:
+                for level, text, page in answer["findings"]:
                     findings.append(Finding(level, f"worker {worker.place}: {text}", _page_of(worker.place, page)))
-                for found in (InFlight(*fields) for fields in answer.get("requests", ())):
+                for found in map(in_flight, answer["requests"]):
                     who = f"{worker.place}: {found.worker}" if found.worker else f"worker {worker.place}"
                     requests.append(found._replace(worker=who))
                 continue

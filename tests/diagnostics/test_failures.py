@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from pkg.diagnostics import failures
 from pkg.diagnostics.failures import Failures
+from pkg.logs import sink
 
 
 @pytest.fixture
@@ -55,13 +57,33 @@ def test_only_the_last_minute_counts(log: tuple[logging.Logger, Failures], monke
     assert [failure.times for failure in found.lately()] == [1]
 
 
-def test_kinds_and_times_are_bounded(log: tuple[logging.Logger, Failures], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_their_number_is_bounded(log: tuple[logging.Logger, Failures]) -> None:
     logger, found = log
-    monkeypatch.setattr(failures, "MOST_KINDS", 3)
-    monkeypatch.setattr(failures, "MOST_TIMES", 5)
-    for number in range(10):
-        fail(logger, type(f"Error{number}", (Exception,), {}))
-    assert {failure.kind for failure in found.lately()} == {"Error7", "Error8", "Error9"}
-    for _ in range(9):
+    for _ in range(failures.MOST + 10):
         fail(logger)
-    assert found.lately()[0].times == 5
+    assert [failure.times for failure in found.lately()] == [failures.MOST]
+
+
+def test_a_place_is_found_where_the_current_folder_has_been_deleted(
+    log: tuple[logging.Logger, Failures], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger, found = log
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    fail(logger)
+    (failure,) = found.lately()
+    assert "test_failures.py" in failure.at
+
+
+def test_a_watcher_that_raises_costs_no_line(capfd: pytest.CaptureFixture[str]) -> None:
+    logs = sink.configure(format="json")
+    logs.watch(lambda record: 1 / 0)
+    logging.getLogger("shop").error("it is written")
+    assert logs.close()
+    assert "it is written" in capfd.readouterr().out
+
+
+def test_it_takes_no_lock_that_a_signal_handler_or_a_child_could_wait_for() -> None:
+    assert [name for name, value in vars(Failures()).items() if "lock" in type(value).__name__.lower()] == []
