@@ -176,10 +176,10 @@ class Signals:
             self._interrupts = False
 
     def interrupt(self, name: str) -> None:
-        """Requests a drain; for a signal handler.  Raises Interrupted in a block of interrupting(), once."""
+        """Requests a drain; for a signal handler.  Raises Interrupted in a block of interrupting(), each time: one that
+        is raised in a finalizer or in a callback of a weak reference, such as those of imports, is lost."""
         self.ask(name)
         if self._interrupts:
-            self._interrupts = False
             raise Interrupted
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -194,6 +194,7 @@ class Signals:
             self.interrupt(signal.Signals(number).name)
         elif self._count == 2:
             self.hurry.set()
+            self.interrupt(signal.Signals(number).name)
         else:
             with contextlib.suppress(OSError):
                 os.write(last_words(), b"pkg: third signal, leaving at once\n")

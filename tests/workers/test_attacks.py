@@ -99,6 +99,25 @@ def test_a_template_that_hangs(tmp_path: Path) -> None:
         wait_for(lambda: all(map(is_over, left)), 5, "the end of worker and template")
 
 
+LOST = """
+import os, time
+
+class Finalizer:
+    def __del__(self):
+        open(f"{os.getpid()}.begun", "w").close()
+        time.sleep(1)  # what a signal handler raises here is lost
+
+Finalizer()
+time.sleep(60)
+"""
+
+
+def test_the_end_of_a_start_in_a_finalizer(tmp_path: Path) -> None:
+    with running(tmp_path, LOST, ready=False, WEB_CONCURRENCY="2") as process:
+        wait_for(lambda: len(list(tmp_path.glob("*.begun"))) == 2, 10, "workers")
+        assert process.stop(signal.SIGTERM, 5) == 0
+
+
 def test_the_end_of_a_start_that_hangs(tmp_path: Path) -> None:
     with running(tmp_path, "import time\ntime.sleep(60)", ready=False, WEB_CONCURRENCY="2") as process:
         wait_for(lambda: len(children(process.process.pid)) == 3, 10, "workers")
