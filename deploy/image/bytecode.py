@@ -66,6 +66,7 @@ def sources(package):
     files = {spec.origin for spec in specs if spec.has_location}
     own = Path(importlib.util.find_spec(package).origin).parent
     files |= {str(path) for path in own.rglob("*.py")}  # also what needs a library that is not in the image
+    files -= {importlib.util.find_spec(name).origin for name in RARE}  # which another one may have imported
     return sorted(file for file in files if file.endswith(".py"))
 
 
