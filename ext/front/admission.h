@@ -9,8 +9,9 @@
  * - Heavy ones, which compute for long: one at a time, so that the first is not as late as the last; the others, which are
  *   through with the interpreter in no time, pass them.  Not if it is free nevertheless, as they compute without it or wait.
  *
- * Whoever finds nothing that it may take in a queue that is not empty looks again after a millisecond.  Neither rule holds where the interpreter is not the bottleneck: with an event loop, for the carrier, without a lock.  All but
- * admission_note_entry() is called with the queue's mutex held.
+ * Whoever finds nothing that it may take in a queue that is not empty looks again after a millisecond.  Neither rule holds where
+ * the interpreter is not the bottleneck: with an event loop, for the carrier, without a lock.  All but admission_note_entry() is
+ * called with the queue's mutex held.
  */
 #ifndef ADMISSION_H
 #define ADMISSION_H
@@ -59,7 +60,7 @@ static inline void admission_judge(front *f, const front_conn *taken, uint32_t b
         f->admission.enough = UINT32_MAX;
 }
 
-void admission_classify(front *f, front_conn *c);  /* a request that enters the queue */
+void admission_classify(front *f, front_conn *c); /* a request that enters the queue */
 front_conn *admission_pass(const front *f, front_conn *first);
 
 /* The request of the queue to take next, or NULL. */
@@ -70,7 +71,7 @@ static inline front_conn *admission_next(const front *f, front_conn *first, uint
     return first->is_heavy ? admission_pass(f, first) : first;
 }
 
-void admission_begin(front *f, front_conn *c);     /* a worker has taken it, */
+void admission_begin(front *f, front_conn *c); /* a worker has taken it, */
 void admission_end(front *f, front_conn *c, bool by_taker); /* and is through with it; `by_taker`: called in the same thread */
 
 /* The worker that has taken the request has the interpreter; called while it is the worker's. */
