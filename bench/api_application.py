@@ -10,15 +10,12 @@ as many of them.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
-OURS = os.environ.get("BENCH_SERVER") == "pkg"
-POOL = 10  # connections of each process, as ours has by default
+from bench.aconnections import connection, pool
 
 SETUP = """
 create table items (id integer primary key, name text not null, category text not null, price integer not null,
@@ -35,24 +32,11 @@ ITEMS = [
     {"id": i, "name": f"Item {i}", "category": f"category {i % 7}", "price": i * 3, "quantity": i % 13, "active": True}
     for i in range(1, 51)
 ]
-_pools: list[Any] = []
-
-
-@contextlib.asynccontextmanager
-async def _connection() -> AsyncIterator[Any]:
-    if OURS:
-        import pkg
-
-        async with pkg.aconnection() as connection:
-            yield connection
-    else:
-        async with _pools[0].connection(timeout=10) as connection:
-            yield connection
 
 
 async def _query(low: int, high: int, most: int) -> list[dict[str, Any]]:
-    async with _connection() as connection:
-        cursor = await connection.execute(SELECT, (low, high, most))
+    async with connection() as lent:
+        cursor = await lent.execute(SELECT, (low, high, most))
         names = [column.name for column in cursor.description]
         return [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
 
@@ -80,12 +64,7 @@ async def asgi(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], sen
 
 async def _lifespan(receive: Callable[[], Awaitable[Any]], send: Callable[..., Any]) -> None:
     await receive()
-    async with contextlib.AsyncExitStack() as stack:
-        if not OURS:
-            from psycopg_pool import AsyncConnectionPool
-
-            pool = AsyncConnectionPool(os.environ["DATABASE_URL"], min_size=2, max_size=POOL, open=False)
-            _pools.append(await stack.enter_async_context(pool))
+    async with pool():
         await send({"type": "lifespan.startup.complete"})
         await receive()
     await send({"type": "lifespan.shutdown.complete"})

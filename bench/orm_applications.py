@@ -21,6 +21,8 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from bench.aconnections import connection, pool
+
 OURS = os.environ.get("BENCH_SERVER") == "pkg"
 NUMBER = 42  # of the row that is asked for
 SETUP = """
@@ -160,34 +162,13 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
     return [body]
 
 
-@contextlib.asynccontextmanager
-async def _connection() -> AsyncIterator[Any]:
-    if OURS:
-        import pkg
-
-        async with pkg.aconnection() as connection:
-            yield connection
-    else:
-        async with _pools[0].connection(timeout=5) as connection:
-            yield connection
-
-
-_pools: list[Any] = []
-
-
 def _fastapi() -> Any:
-    """The ASGI application.  The pool of the other servers is opened in its lifespan, as psycopg's pages show it."""
+    """The ASGI application."""
     from fastapi import FastAPI
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
-        if OURS:
-            yield
-            return
-        from psycopg_pool import AsyncConnectionPool
-
-        async with AsyncConnectionPool(os.environ["DATABASE_URL"], min_size=2, max_size=10, open=False) as pool:
-            _pools.append(pool)
+        async with pool():
             yield
 
     app = FastAPI(lifespan=lifespan)
@@ -198,8 +179,8 @@ def _fastapi() -> Any:
 
     @app.get("/fastapi")
     async def query() -> dict[str, Any]:
-        async with _connection() as connection:
-            number, name, price = await (await connection.execute(SELECT, (NUMBER,))).fetchone()
+        async with connection() as lent:
+            number, name, price = await (await lent.execute(SELECT, (NUMBER,))).fetchone()
             return {"id": number, "name": name, "price": price}
 
     return app
