@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any, Literal, NamedTuple, NoReturn
 
 Answer = tuple[int, bytes, bytes]
@@ -668,6 +669,9 @@ class ChunkedDecoder:
     complete: bool
     def decode(self, data: bytes) -> tuple[bytes, int]:
         """The decoded bytes, and how many bytes of `data` were consumed.  Raises ParseError."""
+
+def first_outside(frame: FrameType, files: set[str]) -> FrameType | None:
+    """The innermost frame, from this one outwards, whose code's file is not one of these."""
 
 def new_request_id() -> str:
     """32 lowercase hexadecimal digits: unique, not secret."""

@@ -68,13 +68,14 @@ cdef extern from "Python.h":
 include "request.pxi"
 include "access.pxi"
 include "ids.pxi"
+include "frames.pxi"
 include "response.pxi"
 include "environ.pxi"
 include "asgi.pxi"
 include "websocket.pxi"
 
 __all__ = ["Body", "Channel", "Exchange", "Front", "News", "Request", "Response", "Stage", "Tasks", "WSGIHandler", "parse_head", "watch_over",
-           "ChunkedDecoder", "NewIds", "ParseError", "new_request_id"]
+           "ChunkedDecoder", "NewIds", "ParseError", "first_outside", "new_request_id"]
 
 
 def watch_over(int child):

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from types import CodeType, FrameType
 
+from pkg._core import first_outside
+
 __all__ = ["own_files", "taker", "text_of"]
 
 MAX_FILES = 4096  # names that are remembered; code that is made at run time has names without end
@@ -31,12 +33,13 @@ def _is_own(path: str) -> bool:
 
 def taker(frame: FrameType) -> FrameType:
     """The innermost frame of the application's own code, from this one outwards; the given one if there is none."""
-    found: FrameType | None = frame
+    found = first_outside(frame, _other_files)
     while found is not None:
         path = found.f_code.co_filename
-        if path not in _other_files and (path in own_files or _is_own(path)):
+        if path in own_files or _is_own(path):
             return found
-        found = found.f_back
+        back = found.f_back
+        found = back and first_outside(back, _other_files)
     return frame
 
 
