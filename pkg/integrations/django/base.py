@@ -12,6 +12,7 @@ import contextlib
 from typing import Any
 
 import psycopg
+from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS
 from django.db.backends.postgresql import base
 from django.db.backends.postgresql.psycopg_any import IsolationLevel
@@ -21,6 +22,8 @@ from pkg.database.borrowed import BorrowedConnection
 
 __all__ = ["DatabaseWrapper"]
 
+_READ_COMMITTED = IsolationLevel.READ_COMMITTED  # before Python 3.12 each look-up is a call
+
 
 class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]
     # Of Django's own pool, which would be a second one.
@@ -29,11 +32,18 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]
     _is_borrowed = False
     _has_portals = False  # cursors WITH HOLD, of which a stream that its client has left keeps one open
 
+    _settings: dict[str, Any] | None = None  # from which _parameters were made
+    _parameters: dict[str, Any]
+
     def get_connection_params(self) -> dict[str, Any]:
-        parameters: dict[str, Any] = super().get_connection_params()
-        for name in ("database", "deadline"):
-            parameters.pop(name, None)
-        return parameters
+        """As Django's.  It is called in each request, so they are made again only if something else is set."""
+        now = self.settings_dict
+        if now != self._settings:
+            parameters = super().get_connection_params()
+            for name in ("database", "deadline"):
+                parameters.pop(name, None)
+            self._settings, self._parameters = {**now, "OPTIONS": {**now["OPTIONS"]}}, parameters
+        return {**self._parameters, "context": base.get_adapters_template(settings.USE_TZ, self.timezone)}
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> psycopg.Connection[Any]:
         options = self.settings_dict["OPTIONS"]
@@ -49,7 +59,7 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]
             return super().get_new_connection(conn_params)  # type: ignore[no-any-return]
         try:
             level = options.get("isolation_level")
-            self.isolation_level = IsolationLevel.READ_COMMITTED if level is None else IsolationLevel(level)
+            self.isolation_level = _READ_COMMITTED if level is None else IsolationLevel(level)
             if level is not None:
                 connection.isolation_level = self.isolation_level
             connection.cursor_factory = conn_params["cursor_factory"]
@@ -61,6 +71,12 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]
             raise
         self._is_borrowed = True
         return connection
+
+    def _configure_timezone(self, connection: psycopg.Connection[Any]) -> bool:
+        zone = self.timezone_name
+        if zone and connection.pgconn.parameter_status(b"TimeZone") == zone.encode():
+            return False  # the usual one, without the objects that Django makes to ask
+        return super()._configure_timezone(connection)  # type: ignore[no-any-return]
 
     def chunked_cursor(self) -> Any:
         cursor = super().chunked_cursor()
@@ -83,7 +99,9 @@ class DatabaseWrapper(base.DatabaseWrapper):  # type: ignore[misc]
             if role or self._has_portals:
                 with contextlib.suppress(psycopg.Error):
                     self._leave_nothing(connection, role)
-        super()._close()
+            connection.close()  # it raises no error that would have to be Django's
+        else:
+            super()._close()
 
     def _leave_nothing(self, connection: psycopg.Connection[Any], role: str | None) -> None:
         """Ends what Django has left in the session, as the next borrower may be another one."""
