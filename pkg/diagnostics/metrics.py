@@ -376,9 +376,14 @@ def _add_workers(page: Exposition, processes: Sequence[ProcessRow]) -> None:
         ("ready", "1 if the worker process serves and its checks pass.", lambda row: int(row.is_ready)),
         ("requests_in_flight", "Requests that the worker process has.", lambda row: row.in_flight),
         ("private_memory_bytes", "Memory of the worker process that no other process has.", lambda row: row.private),
+        ("open_fds", "Open file descriptors of the worker process.", lambda row: row.open_fds),
+        ("max_fds", "The most that it may have open.", lambda row: row.max_fds or None),
         ("age_seconds", "Time since the worker process was started.", lambda row: row.age),
     ):
-        page.family(f"pkg_worker_{name}", "gauge", help, [("", labels, of(row)) for labels, row in rows])
+        known = [("", labels, value) for labels, row in rows if (value := of(row)) is not None]
+        page.family(f"pkg_worker_{name}", "gauge", help, known)
+    deaths = [("", labels, row.deaths) for labels, row in rows]
+    page.family("pkg_worker_deaths", "counter", "Worker processes that have died, or were killed.", deaths)
 
 
 def _add_health(page: Exposition, report: HealthReport) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import time
 
-__all__ = ["cpu_seconds", "memory", "seconds_since", "stat"]
+__all__ = ["cpu_seconds", "descriptors", "memory", "seconds_since", "stat"]
 
 
 def stat(task: int | str) -> list[bytes]:
@@ -38,3 +39,11 @@ def memory(pid: int) -> tuple[int, int]:
     except (OSError, ValueError):
         return 0, 0
     return resident - shared, shared
+
+
+def descriptors(pid: int) -> tuple[int | None, int]:
+    """How many are open, and how many may be; None where the kernel does not tell, or the process has ended."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd")), resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
+    except OSError:
+        return None, 0

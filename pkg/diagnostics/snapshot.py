@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pkg._core import Counters, Prober
     from pkg.health.report import HealthReport
     from pkg.lifecycle import Lifecycle
-    from pkg.logs.sink import LogLines, Sink
+    from pkg.logs.sink import LogLines
 
 __all__ = ["Elsewhere", "InFlight", "Snapshot", "Status", "diagnose", "in_flight", "show_pools"]
 
@@ -260,7 +260,7 @@ class Status:
         lifecycle: Lifecycle,
         checker: Any,
         databases: Callable[[], Mapping[str, Any]],
-        logs: Sink,
+        logs: Callable[[], LogLines],
         alive: Callable[[], int],
         eventloop: Callable[[], Any] = lambda: None,
         slow: float = 0.0,
@@ -332,7 +332,7 @@ class Status:
             phase=self.lifecycle.phase.value,
             health=self.checker.report(),
             pools=self.pools(),
-            logs=self.logs.stats(),
+            logs=self.logs(),
             proxy_waits=self._proxy_waits() if self._proxy_waits is not None else None,
             listening=self.listening(),
             executors=self.executors(),
@@ -485,7 +485,7 @@ class Status:
             probers=sorted(self.front.probers(), key=lambda prober: prober.age),
             limits=limits,
             throttling=throttling,
-            logs=self.logs.stats(),
+            logs=self.logs(),
             settings=self.settings,
             processes=self.processes(),
         )

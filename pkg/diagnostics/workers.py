@@ -30,13 +30,15 @@ class Told(NamedTuple):
     """What a worker tells of itself, as plain data; or the sums of what all tell.
 
     `waits`: histograms, "turns" of an event loop and "proxies" (X-Request-Start), each the count of each bucket under
-    its place, and "sum".  `executors`: the threads beside an event loop.  `blocked`: seconds for which the event loop
+    its place, and "sum".  `executors`: the threads beside an event loop.  `logs`:
+    its lines, under "".  `blocked`: seconds for which the event loop
     has been in its present turn, None without one.
     """
 
     pools: Numbers
     waits: Numbers
     executors: Numbers
+    logs: Numbers
     blocked: float | None
 
 
@@ -46,7 +48,7 @@ def tell(status: Any) -> Told:
     executors = {it.name: {"size": it.size, "busy": it.busy, "queued": it.queued} for it in status.executors()}
     turns = status.turns()
     blocked = turns.blocked[""] if turns is not None else None
-    return Told(status.pools(), waits, executors, blocked)
+    return Told(status.pools(), waits, executors, {"": status.logs()._asdict()}, blocked)
 
 
 def histogram(numbers: Mapping[str, Any]) -> tuple[list[int], float]:
@@ -66,8 +68,11 @@ class ProcessRow(NamedTuple):
     private: int
     shared: int
     cpu: float
+    open_fds: int | None  # None: the kernel does not tell
+    max_fds: int
     in_flight: int = 0
     served: int = 0
+    deaths: int = 0  # of processes in its place, that the log has named
     pool: str = ""  # "2 of 4": connections that are lent, of those that its pools may have
     reason: str = ""  # why it is not ready
 
@@ -79,7 +84,10 @@ def row_of(process: Any, **more: Any) -> ProcessRow:
         cpu = procfs.cpu_seconds(procfs.stat(process.pid))
     age = round(time.monotonic() - process.born, 1)
     private, shared = procfs.memory(process.pid)
-    return ProcessRow(pid=process.pid, age=age, private=private, shared=shared, cpu=cpu, **more)
+    opened, most = procfs.descriptors(process.pid)
+    return ProcessRow(
+        pid=process.pid, age=age, private=private, shared=shared, cpu=cpu, open_fds=opened, max_fds=most, **more
+    )
 
 
 def lent(pools: Numbers) -> str:

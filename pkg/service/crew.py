@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pkg.admin.pages import Pages
     from pkg.diagnostics.metrics import Executor, Turns
     from pkg.diagnostics.snapshot import Elsewhere
+    from pkg.logs.sink import LogLines
     from pkg.settings.declared import Settings
 
 __all__ = ["CrewService"]
@@ -55,6 +56,8 @@ class Crew(Protocol):
     def template(self) -> Any: ...
     @property
     def overdue(self) -> int: ...
+    @property
+    def deaths(self) -> Mapping[int, int]: ...
     def start(self) -> None: ...
     def await_start(self, timeout: float) -> bool: ...
     def readiness(self) -> None: ...
@@ -99,7 +102,7 @@ class CrewService(Service):
         self._make_crew = make_crew
         self._crew: Crew
         self._carrier: threading.Thread
-        self._sums = {field: Sums() for field in ("pools", "waits", "executors")}
+        self._sums = {field: Sums() for field in ("pools", "waits", "executors", "logs")}
         self._telling = threading.Lock()
         self._told: tuple[Told, dict[int, Told]] | None = None  # the sums, and what each tells, by its place
         self._told_until = 0.0
@@ -192,6 +195,7 @@ class CrewService(Service):
                     is_ready=self._crew.is_ready(worker),
                     in_flight=state.in_flight,
                     served=state.served,
+                    deaths=self._crew.deaths[worker.place],
                     pool=lent(told[worker.place].pools) if worker.place in told else "",
                     reason="; ".join(worker.reasons),
                 )
@@ -246,6 +250,11 @@ class CrewService(Service):
     def _proxy_waits_now(self) -> tuple[Sequence[int], float]:
         waits = self._tell()[0].waits
         return histogram(waits["proxies"]) if "proxies" in waits else ([0] * (len(QUEUE_WAIT_BOUNDS) + 1), 0.0)
+
+    def _log_lines(self) -> LogLines:
+        """Those of all processes, each of which writes its own."""
+        own, told = super()._log_lines(), self._tell()[0].logs.get("", {})
+        return own._replace(**{name: number + told.get(name, 0) for name, number in own._asdict().items()})
 
     def _elsewhere(self) -> Elsewhere:
         from pkg.diagnostics.snapshot import Elsewhere, Finding, InFlight, in_flight

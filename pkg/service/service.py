@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from pkg.health.pages import HealthPage
     from pkg.http.request_start import RequestStart
     from pkg.http.server import Server
+    from pkg.logs.sink import LogLines
     from pkg.service.notify import Notify
     from pkg.settings.declared import Settings
 
@@ -505,6 +506,9 @@ class Service:
         level, set_level = (lambda: self.logs.level), self.logs.set_level
         return Pages(self.status, level=level, set_level=set_level, drain=self.signals.ask)
 
+    def _log_lines(self) -> LogLines:
+        return self.logs.stats()
+
     @functools.cached_property
     def failures(self) -> Failures:
         """Counts the exceptions that are logged from its first use on."""
@@ -532,7 +536,7 @@ class Service:
             eventloop=lambda: self.eventloop,
             slow=s.slow_callback_duration,
             proxy_waits=self._proxy_waits,
-            logs=self.logs,
+            logs=self._log_lines,
             app=s.app,
             address=self.addresses,
             listening=self._listening,

@@ -13,6 +13,7 @@ cannot be imported is reported as by a single process.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import logging
 import os
@@ -152,6 +153,7 @@ class Crew:
         self._random = random.Random()
         self.failed: Ended | None = None
         self.overdue = 0  # workers that had to be killed at the end
+        self.deaths: collections.Counter[int] = collections.Counter()  # that the log has named, by place
 
     # -------------------------------------------------------------- for process 1
 
@@ -362,6 +364,7 @@ class Crew:
             self._start_again(worker)
 
     def _tell_of_death(self, worker: Worker, how: str, lost: list[tuple[str, str, str]]) -> None:
+        self.deaths[worker.place] += 1
         while_at = "; ".join(f"{method} {target} ({outcome})" for method, target, outcome in lost[:5])
         more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
         _log.error(

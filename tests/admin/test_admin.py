@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,7 +68,7 @@ class World:
             lifecycle=self.lifecycle,
             checker=self.checker,
             databases=lambda: {} if self.pool is None else {"": self},
-            logs=SimpleNamespace(stats=lambda: LogLines(1, 0, 0)),
+            logs=lambda: LogLines(1, 0, 0),
             app="shop:app",
             address="127.0.0.1:80",
             settings=[{"name": row.name, "value": row.value, "origin": row.origin} for row in loaded.describe()],

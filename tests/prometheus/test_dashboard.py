@@ -74,7 +74,7 @@ def test_no_datasource_is_named_but_the_variable() -> None:
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     if shutil.which("prometheus") is None:
         pytest.skip("needs prometheus")
-    ports = free_ports(2)
+    ports = free_ports(3)
     folder = tmp_path_factory.mktemp
     with contextlib.ExitStack() as stack:
         # First, because it takes some seconds until it scrapes.
@@ -82,19 +82,20 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             Prometheus(folder("prometheus"), [("127.0.0.1", port) for port in ports], interval="0.2s")
         )
         url = stack.enter_context(Postgres()).url
-        first, second = (
+        services = [
             stack.enter_context(running(folder(name), source, PKG_ADMIN=f"127.0.0.1:{port}", **environ))
             for name, source, port, environ in (
                 ("wsgi", WSGI, ports[0], {"DATABASE_URL": url}),
                 ("asgi", ASGI, ports[1], {"PKG_INTERFACE": "asgi"}),
+                ("workers", WSGI, ports[2], {"DATABASE_URL": url, "WEB_CONCURRENCY": "2"}),
             )
-        )
+        ]
 
         def scraped_under_load() -> bool:
-            for process in (first, second):
+            for process in services:
                 assert ask(process.address, "/")[0] == 200
             enough = f"count(count_over_time({REQUESTS}[5s]) >= 3)"
-            return [series["value"][1] for series in found.query(enough)] == ["2"]
+            return [series["value"][1] for series in found.query(enough)] == ["3"]
 
         wait_for(scraped_under_load, 20.0)
         yield found

@@ -21,6 +21,7 @@ _TARGET_LABELS = ("job", "instance")
 
 _DURATION = "http_server_request_duration_seconds"
 _POOL = "db_client_connection"
+_BY_WORKER = "{{instance}} {{worker}}"
 _BY_POOL = f"{{{{instance}}}} {{{{{_POOL}_pool_name}}}}"
 
 
@@ -78,6 +79,12 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
     "Event loop": [
         ("Lag", "s", {"p99": _quantile(0.99, "pkg_event_loop_lag_seconds")}),
         ("Blocked", "s", {"{{instance}}": _now("pkg_event_loop_blocked_seconds")}),
+    ],
+    "Worker processes": [
+        ("Serve and are ready", "short", {_BY_WORKER: _now("pkg_worker_ready")}),
+        ("Deaths", "ops", {_BY_WORKER: _rate("pkg_worker_deaths_total")}),
+        ("Requests of each", "short", {_BY_WORKER: _now("pkg_worker_requests_in_flight")}),
+        ("Memory of its own", "bytes", {_BY_WORKER: _now("pkg_worker_private_memory_bytes")}),
     ],
     "Connections": [
         ("Open", "short", {"{{instance}}": _now("pkg_connections")}),

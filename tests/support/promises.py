@@ -30,6 +30,7 @@ from pkg.database.database import _POOL_STATS
 from pkg.diagnostics import metrics
 from pkg.diagnostics.cgroup import Limits
 from pkg.diagnostics.stacks import capture
+from pkg.diagnostics.workers import ProcessRow
 from pkg.health.checks import Check, Checker
 from pkg.logs import sink as logs
 from pkg.logs.records import json_access, json_record
@@ -306,6 +307,7 @@ def metric_families() -> dict[str, Any]:
         turns=metrics.Turns(*_Front(stats).queue_waits(), {"": 0.0, "1": 0.0}),
         executors=[metrics.Executor("asyncio", 1, 0, 0)],
         limits=Limits(*[1] * len(Limits._fields)),
+        processes=[ProcessRow(1, 1, "serving", True, 1.0, 1, 1, 1.0, 1, 1)],
     )
     found = {}
     for family in page.document():

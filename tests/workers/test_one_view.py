@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.client import Connection, get, wait_for
+from tests.support.ports import free_port
 from tests.support.processes import Process, ask
 from tests.workers.test_workers import rows, workers
 
@@ -30,6 +31,16 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": b"done"})
 """
 
+CHATTY = """
+import logging
+
+def app(environ, start_response):
+    for _ in range(20_000):
+        logging.getLogger("shop").warning("sold")
+    start_response("200 OK", [])
+    return [b"done"]
+"""
+
 
 def metrics(process: Process) -> dict[str, float]:
     status, _, text = ask(process.admin, "/metrics")  # type: ignore[attr-defined]
@@ -39,6 +50,12 @@ def metrics(process: Process) -> dict[str, float]:
 
 def findings(process: Process) -> list[str]:
     return re.findall(r"(?m)^ +(?:error|warning|note): (.*)", ask(process.admin, "/statusz")[2])  # type: ignore[attr-defined]
+
+
+def is_served(process: Process) -> bool:
+    with contextlib.suppress(OSError):
+        return get(process.address, "/").status == 200
+    return False
 
 
 @contextlib.contextmanager
@@ -81,6 +98,8 @@ def test_event_loops_and_their_threads(tmp_path: Path) -> None:
         after = metrics(process)
         for name in "pkg_request_proxy_duration_seconds_count", "pkg_event_loop_lag_seconds_sum":
             assert after[name] >= before[name]
+        died = {number: after[f'pkg_worker_deaths_total{{worker="{number}"}}'] for number in (1, 2)}
+        assert died == {worker: 1, 3 - worker: 0}
 
         # The template as well, so that for a while none of those that were asked before is there, and no other.
         everybody = json.loads(ask(process.admin, "/statusz?format=json")[2])["processes"]  # type: ignore[attr-defined]
@@ -89,3 +108,20 @@ def test_event_loops_and_their_threads(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
         while not [row for row in rows(process) if row["is_ready"] and row["pid"] not in killed]:
             assert metrics(process)["pkg_event_loop_lag_seconds_sum"] >= before["pkg_event_loop_lag_seconds_sum"]
+
+
+def test_lines_that_a_worker_loses(tmp_path: Path) -> None:
+    """And its descriptors; process 1's own are others."""
+    os.mkfifo(tmp_path / "stdout")
+    unread, port = os.open(tmp_path / "stdout", os.O_RDWR), free_port()
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, unread)
+        process = stack.enter_context(workers(tmp_path, CHATTY, ready=False, PORT=str(port)))
+        process.address = ("127.0.0.1", port)
+        wait_for(lambda: is_served(process), 15, "its start")
+        lost = wait_for(lambda: metrics(process)["pkg_log_lines_dropped_total"], 10, "lost lines")
+        text = next(text for text in findings(process) if "log lines were lost" in text)
+        assert int(text.split()[0]) >= lost > 1000  # process 1 has a dozen
+        limits = {name: value for name, value in metrics(process).items() if name.startswith("pkg_worker_max_fds")}
+        assert limits == {f'pkg_worker_max_fds{{worker="{n}"}}': metrics(process)["process_max_fds"] for n in (1, 2)}
+        assert all(3 < metrics(process)[f'pkg_worker_open_fds{{worker="{number}"}}'] < 100 for number in (1, 2))
