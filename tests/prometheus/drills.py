@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -102,11 +103,13 @@ class Scene:
 
 
 class Drill(NamedTuple):
-    """`scene` makes what is needed, `trouble` does what is wrong for the length of its block, `alerts` have to fire."""
+    """`scene` makes what is needed, `trouble` does what is wrong for the length of its block, `alerts` have to fire.
+    `workers`: worker processes."""
 
     scene: Callable[[], contextlib.AbstractContextManager[Scene]]
     trouble: Callable[[Scene], contextlib.AbstractContextManager[object]]
     alerts: frozenset[str]
+    workers: int = 0
 
 
 # --- scenes --------------------------------------------------------------------------------------------------------
@@ -236,6 +239,26 @@ def restarted(scene: Scene) -> Iterator[None]:
         runner.join()
 
 
+@contextlib.contextmanager
+def worker_killed(scene: Scene) -> Iterator[None]:
+    """One of them after the other."""
+    over = threading.Event()
+
+    def run() -> None:
+        assert scene.process is not None
+        while not over.wait(3.0):
+            found = subprocess.run(["pgrep", "--parent", str(scene.process.pid)], capture_output=True, text=True)
+            for pid in found.stdout.split()[1:2]:  # after the template
+                os.kill(int(pid), signal.SIGKILL)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        with scene.load("/ok"):
+            yield
+    finally:
+        over.set()
+
+
 def alerts(*names: str) -> frozenset[str]:
     return frozenset(f"Pkg{name}" for name in names)
 
@@ -266,8 +289,22 @@ DRILLS = {
     "descriptors": Drill(few_descriptors, load("/descriptors", 1, pause=0.1), alerts("FewDescriptors", "Errors")),
     "throttled": Drill(limited(cpu_cfs_quota_us="20000"), load("/burn", 3), alerts("Throttled")),
     "memory": Drill(limited(memory_limit_in_bytes="80M"), load("/memory", 1, pause=0.2), alerts("MemoryShort")),
+    "workers-killed": Drill(service(), worker_killed, alerts("WorkersDie"), 2),
     "killed": Drill(limited(memory_limit_in_bytes="80M"), load("/child", 1, pause=5), alerts("KilledForMemory")),
 }  # fmt: skip
+
+
+# The same with two worker processes, where other alerts may fire: of a worker's trouble the service often recovers.
+WITH_WORKERS = {name: drill.alerts for name, drill in DRILLS.items() if not drill.workers} | {
+    "stuck": alerts("Errors", "QueueWaits", "WorkersDie"),
+    "full-queue": alerts("RequestsShed", "Errors"),
+    "long-queue": alerts(),
+    "lock-held": alerts("WorkersDie"),
+    "memory": alerts("KilledForMemory", "WorkersDie"),
+}
+DRILLS |= {
+    f"{name}-with-workers": DRILLS[name]._replace(alerts=expected, workers=2) for name, expected in WITH_WORKERS.items()
+}
 
 
 # --- recording -----------------------------------------------------------------------------------------------------
@@ -315,6 +352,7 @@ def record(drill: Drill) -> str:
     """Runs the drill.  The text of a file for `promtool test rules`."""
     pages: list[str] = []
     with drill.scene() as scene:
+        scene.environ["WEB_CONCURRENCY"] = str(drill.workers)
         scene.start()
         try:
             with contextlib.ExitStack() as stack:
