@@ -39,7 +39,7 @@ bench: .venv/ready           ## compare with other servers; QUICK=1 takes three 
 bench-guard: .venv/ready     ## fail if a hot path takes 1 % more instructions than in the parent commit; AGAINST=COMMIT
 	@$(PY) -m bench.guard $(if $(AGAINST),--against $(AGAINST)) $(ARGS)
 
-image:                       ## build the distroless image with docker or podman
+image:                       ## build the distroless image with docker or podman; PLATFORM=linux/arm64 in QEMU
 	@deploy/image/build.sh
 
 scan: $(if $(DATA),.venv/ready)   ## look for known vulnerabilities of the image in DATA=PATH, OSV's records; SBOM=FILE or IMAGE=NAME for another

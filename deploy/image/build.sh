@@ -4,6 +4,8 @@
 #   deploy/image/build.sh [runtime|debug|builder] [flags of `docker build`, such as --no-cache]
 #
 #   IMAGE           name and tag; default pkg:VERSION, with the suffix -debug or -builder for those
+#   PLATFORM        linux/arm64 or linux/amd64; default: this machine's.  Another's programs are run by QEMU (emulate.py),
+#                   and the default name ends with its architecture
 #   ENGINE          docker or podman
 #   RUNTIME_IMAGE   also DEBUG_IMAGE and BUILDER_IMAGE: base images in place of the Dockerfile's; a release sets digests
 #                   (and uses --no-cache, because otherwise libpq comes from an old layer)
@@ -20,11 +22,6 @@ cd "$(dirname "$0")/../.."
 say() { echo "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-case ${1:-} in
-    runtime | debug | builder) target=$1 && shift ;;
-    *) target=runtime ;;
-esac
-
 engine=${ENGINE:-}
 if [ -z "$engine" ]; then
     # The docker command may exist without its daemon, or may be podman under Docker's name.
@@ -38,8 +35,29 @@ if [ "$engine" = podman ] && [ ! -d /run/systemd/system ] && [ -z "${CONTAINERS_
     export CONTAINERS_CONF="$PWD/tests/image/containers.conf"
 fi
 
+own=linux/$(uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
+platform=${PLATFORM:-$own}
+# Docker's daemon knows how to run another's programs; on podman's machine nobody may have registered QEMU.
+if [ "$engine $platform" = "podman linux/arm64" ] && [ "$own" != linux/arm64 ] && [ ! -e /proc/sys/fs/binfmt_misc/qemu-aarch64 ]; then
+    if [ -z "${CONTAINERS_STORAGE_CONF:-}" ]; then  # in the namespace podman would look for it elsewhere
+        mkdir -p build
+        podman info --format '[storage]
+driver = "{{.Store.GraphDriverName}}"
+graphroot = "{{.Store.GraphRoot}}"
+runroot = "{{.Store.RunRoot}}"' >build/storage.conf
+        export CONTAINERS_STORAGE_CONF="$PWD/build/storage.conf"
+    fi
+    exec python3 deploy/image/emulate.py "$PWD/deploy/image/build.sh" "$@"
+fi
+
+case ${1:-} in
+    runtime | debug | builder) target=$1 && shift ;;
+    *) target=runtime ;;
+esac
+
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 suffix=; [ "$target" = runtime ] || suffix=-$target
+[ "$platform" = "$own" ] || suffix=$suffix-${platform#*/}
 image=${IMAGE:-pkg:$version$suffix}
 
 default() { sed -n "s/^ARG $1=//p" Dockerfile | head -n 1; }
@@ -50,7 +68,7 @@ builder=${BUILDER_IMAGE:-$(default BUILDER_IMAGE)}
 # A tag moves with security updates, so a local copy may be old and is pulled again.  A base that the caller names is
 # pulled only if it is missing, so that digests and local names work.
 here() { "$engine" image inspect "$1" >/dev/null 2>&1; }
-pull() { say "pulling $1"; timeout 300 "$engine" pull -q "$1" >/dev/null 2>&1; }
+pull() { say "pulling $1"; timeout 300 "$engine" pull -q --platform "$platform" "$1" >/dev/null 2>&1; }
 renewed() { pull "$1" || here "$1"; }
 if [ -n "${RUNTIME_IMAGE:-}" ]; then
     here "$runtime" || pull "$runtime" || die "$runtime is not here and cannot be pulled"
@@ -59,7 +77,7 @@ elif renewed "$runtime"; then
     [ -n "${DEBUG_IMAGE:-}" ] || [ "$target" != debug ] || renewed "$debug" || die "$debug cannot be pulled"
 else
     say "$runtime cannot be pulled: building on stand-ins made from Debian's packages, not for shipping"
-    bases=$(python3 tests/image/standin.py --engine "$engine")
+    bases=$(python3 tests/image/standin.py --engine "$engine" --platform "$platform")
     eval "$bases"  # builder, runtime and debug
     image=${IMAGE:-pkg:standin$suffix}
 fi
@@ -77,7 +95,7 @@ digest_of() {
 }
 digest=$(digest_of "$runtime")
 
-set -- "$@" --target "$target" --tag "$image" \
+set -- "$@" --target "$target" --tag "$image" --platform "$platform" \
     --build-arg RUNTIME_IMAGE="$runtime" --build-arg DEBUG_IMAGE="$debug" --build-arg BUILDER_IMAGE="$builder" \
     --build-arg VERSION="$version" --build-arg REVISION="$revision" \
     --build-arg CREATED="$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)" \

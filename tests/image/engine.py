@@ -136,7 +136,7 @@ class Engine:
         assert not check or done.returncode == 0, f"{self.name} {' '.join(arguments[:3])}: {done.stderr.strip()}"
         return done
 
-    def build(self, target: str, *flags: str, tag: str = "", **environment: str) -> str:
+    def build(self, target: str, *flags: str, tag: str = "", timeout: float = 900.0, **environment: str) -> str:
         """Runs deploy/image/build.sh; the image's name.  AssertionError: it failed, with the end of what it said.
 
         Its provenance is in `provenance` afterwards.
@@ -145,7 +145,7 @@ class Engine:
         with tempfile.NamedTemporaryFile("r") as statement:
             done = subprocess.run(
                 [str(ROOT / "deploy/image/build.sh"), target, *flags],
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout,
                 env={
                     **self.environment, "ENGINE": self.name, "IMAGE": image, "PROVENANCE": statement.name, **environment
                 },

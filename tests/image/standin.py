@@ -12,7 +12,10 @@ this machine's package sources in it: never push it.  The same packages give the
 
 Python's standard library only.  Tools: apt-get, mmdebstrap, skopeo, zstd; root, for mmdebstrap and ldconfig -r.
 
-    standin.py [--engine podman|docker] [--work FOLDER] [--again]      prints shell assignments of the three names
+    standin.py [--engine podman|docker] [--platform linux/arm64] [--work FOLDER] [--again]
+
+It prints shell assignments of the three names.  Those for another platform than this machine's end with its
+architecture, and are made where the kernel starts that platform's programs (deploy/image/emulate.py).
 """
 
 from __future__ import annotations
@@ -125,7 +128,7 @@ netgroup:       nis
 class Apt:
     """A private apt: its own sources, lists and cache; the host's is not touched."""
 
-    def __init__(self, work: pathlib.Path):
+    def __init__(self, work: pathlib.Path, architecture: str):
         self.dir = work / "apt"
         self.debs = work / "debs"
         for d in ("etc", "state/lists/partial", "cache/archives/partial"):
@@ -140,8 +143,8 @@ class Apt:
             f"-oDir::State::status={self.dir}/state/status",
             f"-oDir::Cache={self.dir}/cache",
             "-oAPT::Sandbox::User=root",
-            f"-oAPT::Architecture={architecture()}",
-            f"-oAPT::Architectures={architecture()}",
+            f"-oAPT::Architecture={architecture}",
+            f"-oAPT::Architectures={architecture}",
         ]
 
     def fetch(self, packages: list[str]) -> dict[str, pathlib.Path]:
@@ -318,11 +321,11 @@ def ldconfig(layers: list[bytes], rootfs: pathlib.Path) -> Layer:
 class Layout:
     """An OCI image layout directory; the same input gives the same digests."""
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, architecture: str):
         shutil.rmtree(path, ignore_errors=True)
         (path / "blobs/sha256").mkdir(parents=True)
         (path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-        self.path, self.index, self.done = path, [], {}
+        self.path, self.architecture, self.index, self.done = path, architecture, [], {}
 
     def put(self, data: bytes) -> dict:
         digest = hashlib.sha256(data).hexdigest()
@@ -341,7 +344,7 @@ class Layout:
         created = "1970-01-01T00:00:00Z"
         cfg = {
             "created": created,
-            "architecture": architecture(),
+            "architecture": self.architecture,
             "os": "linux",
             "config": config,
             "rootfs": {"type": "layers", "diff_ids": [d for _, d in entries]},
@@ -358,7 +361,7 @@ class Layout:
             {
                 "mediaType": manifest["mediaType"],
                 **self.put(dump(manifest)),
-                "platform": {"architecture": architecture(), "os": "linux"},
+                "platform": {"architecture": self.architecture, "os": "linux"},
                 "annotations": {"org.opencontainers.image.ref.name": ref},
             }
         )
@@ -374,9 +377,9 @@ def dump(value) -> bytes:
 # --- the images -----------------------------------------------------------
 
 
-def distroless(work: pathlib.Path, layout: Layout) -> None:
+def distroless(work: pathlib.Path, layout: Layout, names: dict[str, str]) -> None:
     wanted = list(dict.fromkeys(STATIC + BASE + CC + PYTHON + EXTRA))
-    debs = Apt(work).fetch(wanted)
+    debs = Apt(work, layout.architecture).fetch(wanted)
     stage(f"{len(debs)} packages fetched")
     static = [(x.note, x.blob()) for x in static_layers(debs)]
     python = [(x.note, x.blob()) for x in python_layers(debs)]
@@ -385,27 +388,28 @@ def distroless(work: pathlib.Path, layout: Layout) -> None:
     box = busybox(debs["busybox-static"], work)
     common = {"Entrypoint": ["/usr/bin/python3.13"], "User": str(NONROOT), "WorkingDir": "/home/nonroot"}
     for name, layers, path in (
-        (RUNTIME, static + python, PATH),
-        (DEBUG, [*static, (box.note, box.blob()), *python], PATH + ":/busybox"),
+        (names["runtime"], static + python, PATH),
+        (names["debug"], [*static, (box.note, box.blob()), *python], PATH + ":/busybox"),
     ):
         environment = [f"PATH={path}", "SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt", "LANG=C.UTF-8"]
         layout.image(name, layers, {**common, "Env": environment})
 
 
-def slim(work: pathlib.Path, layout: Layout) -> None:
+def slim(work: pathlib.Path, layout: Layout, name: str) -> None:
     """debian:13-slim: minbase without documentation.  Its package sources are this machine's."""
     tar = work / "debian-slim.tar"
     left_out = ("man", "info", "doc", "groff", "lintian", "linda", "locale")
     run(
-        ["mmdebstrap", "--quiet", "--variant=minbase", *(f"--dpkgopt=path-exclude=/usr/share/{d}/*" for d in left_out),
+        ["mmdebstrap", "--quiet", "--variant=minbase", f"--architectures={layout.architecture}",
+         "--skip=check/qemu,chroot/mount,output/dev",
+         *(f"--dpkgopt=path-exclude=/usr/share/{d}/*" for d in left_out),
          "--dpkgopt=path-include=/usr/share/doc/*/copyright", SUITE, str(tar), *sources()],
         env={**os.environ, "SOURCE_DATE_EPOCH": "0"},
     )  # fmt: skip
-    layout.image(BUILDER, [("debootstrap", tar.read_bytes())], {"Cmd": ["bash"], "Env": [f"PATH={PATH}"]})
+    layout.image(name, [("debootstrap", tar.read_bytes())], {"Cmd": ["bash"], "Env": [f"PATH={PATH}"]})
 
 
-@functools.cache
-def architecture() -> str:
+def own_architecture() -> str:
     return run(["dpkg", "--print-architecture"], stdout=subprocess.PIPE).stdout.decode().strip()
 
 
@@ -426,10 +430,14 @@ def is_there(engine: str, name: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--engine", choices=["podman", "docker"], default="podman", help="whose storage to put them in")
+    parser.add_argument("--platform", help="such as linux/arm64, in place of this machine's")
     parser.add_argument("--work", type=pathlib.Path, help="folder for packages and layers; kept if named")
     parser.add_argument("--again", action="store_true", help="also if they are there, for newer packages")
     options = parser.parse_args()
-    if options.again or not all(is_there(options.engine, name) for name in (RUNTIME, DEBUG, BUILDER)):
+    architecture = (options.platform or f"linux/{own_architecture()}").removeprefix("linux/")
+    suffix = "" if architecture == own_architecture() else f"-{architecture}"
+    names = {"builder": BUILDER + suffix, "runtime": RUNTIME + suffix, "debug": DEBUG + suffix}
+    if options.again or not all(is_there(options.engine, name) for name in names.values()):
         lacking = sorted(package for tool, package in TOOLS.items() if shutil.which(tool) is None)
         if lacking:
             sys.exit(f"stand-in bases need Debian's {', '.join(lacking)}: apt-get install {' '.join(lacking)}")
@@ -438,10 +446,10 @@ def main() -> None:
         with contextlib.ExitStack() as stack:
             work = options.work or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="standin-")))
             work.mkdir(parents=True, exist_ok=True)
-            layout = Layout(work / "oci")
-            distroless(work, layout)
-            slim(work, layout)
-            for name in (RUNTIME, DEBUG, BUILDER):
+            layout = Layout(work / "oci", architecture)
+            distroless(work, layout, names)
+            slim(work, layout, names["builder"])
+            for name in names.values():
                 source = f"oci:{layout.path}:{name}"
                 if options.engine == "podman":
                     run(["skopeo", "copy", "-q", source, f"containers-storage:{name}"], stderr=subprocess.DEVNULL)
@@ -450,7 +458,7 @@ def main() -> None:
                     run(["skopeo", "copy", "-q", source, f"docker-archive:{archive}:{name}"])
                     run(["docker", "load", "-q", "-i", str(archive)])
                 stage(f"{name} is there")
-    for variable, name in (("builder", BUILDER), ("runtime", RUNTIME), ("debug", DEBUG)):
+    for variable, name in names.items():
         print(f"{variable}={shlex.quote(name)}")
 
 
