@@ -110,8 +110,16 @@ class Client:
             connection.socket.close()
 
     def run(self) -> float:
-        """Returns responses per second."""
+        """Returns responses per second.  If the server takes no connections any more, what is left has failed."""
         begin = time.perf_counter()
+        try:
+            self._run(begin)
+        except OSError:
+            waits = len(self._due) + len(self._connections) - len(self._idle)
+            self.failed += 1 + waits + sum(1 for _ in self._requests)
+        return sum(map(len, self.latencies.values())) / (time.perf_counter() - begin)
+
+    def _run(self, begin: float) -> None:
         at, path = next(self._requests)
         while True:
             now = time.perf_counter() - begin
@@ -130,7 +138,6 @@ class Client:
                 break
             left = at - now
             self._take(0 if left < 0.002 else min(left - 0.001, 0.1))
-        return sum(map(len, self.latencies.values())) / (time.perf_counter() - begin)
 
     def _give(self, at: float, path: str) -> None:
         if self._idle:

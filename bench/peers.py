@@ -248,8 +248,10 @@ def steady_peers(threads: int, workers: int = 0) -> tuple[Peer, ...]:
                 "--workers=1": f"--workers={workers or 1}",
             }),
             threads=threads,
-            environment=peer.environment and {
-                **peer.environment, "PKG_THREADS": str(threads), "WEB_CONCURRENCY": str(workers),
+            environment={
+                **peer.environment,
+                **({"PKG_THREADS": str(threads), "WEB_CONCURRENCY": str(workers)} if peer.environment else {}),
+                **({"GRANIAN_RESPAWN_FAILED_WORKERS": "true"} if peer.name == "granian" and workers else {}),
             },
         )
         for peer in (BY_NAME[name] for name in ("pkg", "gunicorn", "granian", *(() if workers else ("waitress",))))

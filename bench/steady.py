@@ -21,6 +21,7 @@ from typing import Any
 
 from bench.database import postgres
 from bench.environment import ROOT
+from bench.openloop import DRAIN
 from bench.peers import ASGI_PEERS, THREADS, Peer, steady_peers
 from bench.servers import LOAD_CORES, Running, on_cores, process_tree
 from bench.session import Session
@@ -96,8 +97,10 @@ def run(session: Session) -> list[dict[str, Any]]:
             extra = {"DATABASE_URL": database.url} if database is not None else None
             chosen = [peer for peer in case.peers if peer.name in {p.name for p in session.peers}]
             servers = stack.enter_context(session.all_running(chosen, extra))
-            if servers:
-                out += _measure(session, case, servers, database)
+            try:
+                out += _measure(session, case, servers, database) if servers else []
+            except (OSError, subprocess.CalledProcessError) as error:  # the others are not lost with it
+                session.missing[f"steady, {case.title}"] = f"{type(error).__name__}: {error}"
     return out
 
 
@@ -152,5 +155,5 @@ def ask(server: Running, rate: float, seconds: float, mix: dict[str, float]) -> 
 
 def _percentile(latencies: list[float], p: float) -> float:
     """In milliseconds."""
-    ordered = sorted(latencies) or [0.0]
+    ordered = sorted(latencies) or [DRAIN]
     return ordered[min(len(ordered) - 1, int(len(ordered) * p / 100))] * 1e3
