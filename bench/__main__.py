@@ -55,7 +55,7 @@ def main() -> int:
         description="Our server beside its peers on this machine: " + ", ".join(SECTIONS) + ".",
         epilog="Exit code 0: all that this machine allows has been measured; what it does not is listed.",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer servers and rounds; under three minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer servers and rounds; less than ten minutes")
     parser.add_argument("--only", default="", metavar="A,B", help="run these sections; keep the results of the others")
     parser.add_argument("--servers", default="", metavar="A,B", help="run these servers: " + ", ".join(peers.BY_NAME))
     parser.add_argument("--output", type=Path, default=environment.BENCH / "results.json", help="default: %(default)s")
