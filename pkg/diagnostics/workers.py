@@ -30,9 +30,8 @@ class Told(NamedTuple):
     """What a worker tells of itself, as plain data; or the sums of what all tell.
 
     `waits`: histograms, "turns" of an event loop and "proxies" (X-Request-Start), each the count of each bucket under
-    its place, and "sum".  `executors`: the threads beside an event loop.  `logs`:
-    its lines, under "".  `blocked`: seconds for which the event loop
-    has been in its present turn, None without one.
+    its place, and "sum".  `executors`: the threads beside an event loop.  `logs`: its lines, under "".  `blocked`:
+    seconds for which the event loop has been in its present turn, None without one.
     """
 
     pools: Numbers
