@@ -158,7 +158,7 @@ def _processes(processes: Sequence[ProcessRow]) -> Rows:
     return [
         (
             Cell(str(row.worker or "")),
-            Cell(str(row.pid)),
+            Cell(str(row.pid or "")),
             Cell("ready", "good")
             if row.is_ready and row.worker
             else Cell(row.state if row.state != "serving" else "not ready", "warn"),

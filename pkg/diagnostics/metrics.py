@@ -15,7 +15,7 @@ import gc
 import os
 import resource
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pkg._core import COUNTERS, Counters
@@ -370,17 +370,28 @@ def _add_pools(page: Exposition, pools: Mapping[str, Mapping[str, Any]]) -> None
 
 
 def _add_workers(page: Exposition, processes: Sequence[ProcessRow]) -> None:
-    """Worker processes, by their place: a successor goes on under the number of the one that it replaces."""
-    rows = [({"worker": row.worker}, row) for row in processes if row.worker]
-    for name, help, of in (
-        ("ready", "1 if the worker process serves and its checks pass.", lambda row: int(row.is_ready)),
+    """Worker processes, by their place: a successor goes on under the number of the one that it replaces.  While a
+    place has both, it is shown as the one that takes its requests."""
+    places: dict[int, ProcessRow] = {}
+    for row in sorted(processes, key=lambda row: (row.is_ready, row.state == "serving", row.age)):
+        places[row.worker] = row
+    rows = [({"worker": place}, row) for place, row in sorted(places.items()) if place]
+    there = [(labels, row) for labels, row in rows if row.pid is not None]
+    page.family(
+        "pkg_worker_ready",
+        "gauge",
+        "1 if the worker process serves and its checks pass.",
+        [("", labels, int(row.is_ready)) for labels, row in rows],
+    )
+    gauges: Sequence[tuple[str, str, Callable[[ProcessRow], float | None]]] = (
         ("requests_in_flight", "Requests that the worker process has.", lambda row: row.in_flight),
         ("private_memory_bytes", "Memory of the worker process that no other process has.", lambda row: row.private),
         ("open_fds", "Open file descriptors of the worker process.", lambda row: row.open_fds),
         ("max_fds", "The most that it may have open.", lambda row: row.max_fds or None),
         ("age_seconds", "Time since the worker process was started.", lambda row: row.age),
-    ):
-        known = [("", labels, value) for labels, row in rows if (value := of(row)) is not None]
+    )
+    for name, help, of in gauges:
+        known = [("", labels, value) for labels, row in there if (value := of(row)) is not None]
         page.family(f"pkg_worker_{name}", "gauge", help, known)
     deaths = [("", labels, row.deaths) for labels, row in rows]
     page.family("pkg_worker_deaths", "counter", "Worker processes that have died, or were killed.", deaths)

@@ -56,19 +56,19 @@ def histogram(numbers: Mapping[str, Any]) -> tuple[list[int], float]:
 
 
 class ProcessRow(NamedTuple):
-    """A worker process, or the template.  Times in seconds, sizes in bytes; `private`: memory that no other process
-    has."""
+    """A worker process, a place that has none, or the template.  Times in seconds, sizes in bytes; `private`:
+    memory that no other process has."""
 
-    worker: int  # 0: the template
-    pid: int
-    state: str  # starting, serving, leaving; template
+    worker: int  # its place, which its successor gets; 0: the template
+    pid: int | None  # None: its place has no process now
+    state: str  # starting, serving, leaving; down; template
     is_ready: bool
-    age: float
-    private: int
-    shared: int
-    cpu: float
-    open_fds: int | None  # None: the kernel does not tell
-    max_fds: int
+    age: float = 0.0
+    private: int = 0
+    shared: int = 0
+    cpu: float = 0.0
+    open_fds: int | None = None  # None: the kernel does not tell
+    max_fds: int = 0
     in_flight: int = 0
     served: int = 0
     deaths: int = 0  # of processes in its place, that the log has named

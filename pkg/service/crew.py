@@ -58,6 +58,7 @@ class Crew(Protocol):
     def overdue(self) -> int: ...
     @property
     def deaths(self) -> Mapping[int, int]: ...
+    def starts_in(self, place: int) -> float | None: ...
     def start(self) -> None: ...
     def await_start(self, timeout: float) -> bool: ...
     def readiness(self) -> None: ...
@@ -200,7 +201,13 @@ class CrewService(Service):
                     reason="; ".join(worker.reasons),
                 )
             )
-        return rows
+        for place in set(range(1, self.settings.workers + 1)) - {row.worker for row in rows}:
+            seconds = self._crew.starts_in(place)
+            reason = ""
+            if seconds is not None:
+                reason = f"starts in {seconds:.1f} s" if seconds else "starts when the template can fork"
+            rows.append(ProcessRow(place, None, "down", False, deaths=self._crew.deaths[place], reason=reason))
+        return sorted(rows, key=lambda row: row.worker)
 
     def _pools_shown(self) -> Mapping[str, _Pool]:
         """The sums of all workers' pools, each as the database that it would be in a single process."""

@@ -175,6 +175,11 @@ class Crew:
     def workers(self) -> list[Worker]:
         return sorted(self._workers, key=lambda worker: (worker.place, worker.born))
 
+    def starts_in(self, place: int) -> float | None:
+        """Seconds until a worker is started in a place that has none; None if none will be."""
+        due = self._due.get(place)
+        return None if due is None or self._is_over else max(0.0, due - time.monotonic())
+
     def is_ready(self, worker: Worker) -> bool:
         """Whether it serves and its checks pass, by what it has last renewed."""
         return worker.stage is Stage.SERVING and not worker.is_stuck and self._fresh(worker, READINESS)

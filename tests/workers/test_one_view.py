@@ -48,6 +48,10 @@ def metrics(process: Process) -> dict[str, float]:
     return {name: float(value) for name, value in re.findall(r"(?m)^(\w+(?:{.*?})?) (\S+)$", text)}
 
 
+def series(process: Process) -> list[str]:
+    return re.findall(r"(?m)^(\w+(?:{.*?})?) \S+$", ask(process.admin, "/metrics")[2])  # type: ignore[attr-defined]
+
+
 def findings(process: Process) -> list[str]:
     return re.findall(r"(?m)^ +(?:error|warning|note): (.*)", ask(process.admin, "/statusz")[2])  # type: ignore[attr-defined]
 
@@ -108,6 +112,38 @@ def test_event_loops_and_their_threads(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
         while not [row for row in rows(process) if row["is_ready"] and row["pid"] not in killed]:
             assert metrics(process)["pkg_event_loop_lag_seconds_sum"] >= before["pkg_event_loop_lag_seconds_sum"]
+
+
+def test_each_place_is_one_row_while_a_worker_is_replaced(tmp_path: Path) -> None:
+    """Prometheus takes one of two samples of the same series, and warns."""
+    with workers(tmp_path, f"import time; time.sleep(0.5)\n{SOURCE}", PKG_LIFESPAN="off") as process:
+        old = {row["pid"] for row in rows(process)}
+        process.process.send_signal(signal.SIGHUP)
+        most = 0
+        while old & {row["pid"] for row in rows(process)}:
+            most = max(most, len(rows(process)))
+            found = series(process)
+            assert len(found) == len(set(found))
+            ready = {name: value for name, value in metrics(process).items() if name.startswith("pkg_worker_ready")}
+            assert ready == {f'pkg_worker_ready{{worker="{number}"}}': 1 for number in (1, 2)}
+        assert most == 3
+
+
+def test_a_place_without_a_process(tmp_path: Path) -> None:
+    """It is not ready, and its deaths stay counted, until the next one is started."""
+    with workers(tmp_path, SOURCE, PKG_LIFESPAN="off") as process:
+        for _ in range(3):  # each pause is twice the last
+            pid = wait_for(lambda: {row["worker"]: row["pid"] for row in rows(process)}.get(1), 5, "a process")
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda pid=pid: pid not in [row["pid"] for row in rows(process)], 5, "its end")
+        page = json.loads(ask(process.admin, "/statusz?format=json")[2])["processes"]  # type: ignore[attr-defined]
+        down, (worker, seen) = page[1], (1, metrics(process))
+        assert (down["worker"], down["pid"], down["state"], down["is_ready"]) == (worker, None, "down", False)
+        assert re.fullmatch(r"starts in [0-3]\.\d s", down["reason"])
+        assert seen['pkg_worker_ready{worker="1"}'] == 0
+        assert seen['pkg_worker_deaths_total{worker="1"}'] == 3
+        assert 'pkg_worker_age_seconds{worker="1"}' not in seen
+        assert re.search(r"(?m)^ *1 +down .*starts in", ask(process.admin, "/statusz")[2])  # type: ignore[attr-defined]
 
 
 def test_lines_that_a_worker_loses(tmp_path: Path) -> None:
