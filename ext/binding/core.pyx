@@ -127,28 +127,6 @@ cdef object end_child(error):
     end(error)
 
 
-cdef unsigned n_heavy = 0    # requests that workers have
-cdef double interval = 0.0   # sys.getswitchinterval() before, seconds
-cdef double SHORT_INTERVAL = 0.001
-
-
-cdef begin_heavy():
-    """While a request computes for long, another one has the interpreter after 1 ms in place of 5."""
-    global n_heavy, interval
-    n_heavy += 1
-    if n_heavy == 1:
-        interval = sys.getswitchinterval()
-        if interval > SHORT_INTERVAL:
-            sys.setswitchinterval(SHORT_INTERVAL)
-
-
-cdef end_heavy():
-    global n_heavy
-    n_heavy -= 1
-    if n_heavy == 0 and interval > SHORT_INTERVAL and abs(sys.getswitchinterval() - SHORT_INTERVAL) < 1e-5:
-        sys.setswitchinterval(interval)
-
-
 def list_counters():
     """The type of stats(), which of its items are counted in nanoseconds, and (item, metric, kind, help) of those with
     a metric."""
@@ -392,8 +370,6 @@ cdef class Front:
                 continue
             try:
                 try:
-                    if taken.is_heavy:
-                        begin_heavy()
                     if before is not None:
                         before(request)
                     if wsgi is not None:
@@ -411,8 +387,6 @@ cdef class Front:
                 finally:
                     if request.conn is not NULL:
                         finish_request(request, request.status != 0, request.status == 0)
-                    if taken.is_heavy:
-                        end_heavy()
                 if after is not None:
                     after(request)
             except BaseException:   # raised by failed or after; the worker continues

@@ -53,7 +53,6 @@ cdef extern from "front/exchange.h" nogil:
         bint body_complete
         bint body_spooled
         bint is_repeated
-        bint is_heavy
         unsigned listener
         int64_t arrived
         proxy_peer peer

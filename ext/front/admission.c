@@ -14,14 +14,21 @@
 #define PATIENCE (100 * MILLISECOND) /* a heavy request is held back for so long at most: one before it may take seconds */
 #define CONTENDED (MILLISECOND / 4)  /* a wait for the interpreter that is longer */
 #define LATELY (20 * MILLISECOND)
+#define LAST_PART (20 * MILLISECOND) /* of its CPU time: for so long at most all others wait for a heavy request that is due */
 #define LOOKED_AT 64 /* requests in the queue; if so many are held back it is not worth the time */
 
 static int64_t cpu_time(clockid_t whose)
 {
-    struct timespec t;
+    struct timespec t = {0};
 
     clock_gettime(whose, &t);
     return t.tv_sec * SECOND + t.tv_nsec;
+}
+
+/* The CPU time of a thread of this process, by the encoding of pthread_getcpuclockid(). */
+static clockid_t clock_of(uint64_t thread)
+{
+    return (clockid_t)(~(uint32_t)thread << 3 | 6);
 }
 
 /* Whether requests share an interpreter, and are not so short that one worker serves them all. */
@@ -63,10 +70,22 @@ void admission_measure(front *f, const front_conn *taken, uint32_t busy, uint32_
     a->judged_finished = finished;
 }
 
-void admission_classify(front *f, front_conn *c)
+void admission_classify(front *f, front_conn *c, uint32_t workers)
 {
     c->route = may_choose(f) ? routes_key(&c->in->head, c->in->data) : 0;
-    c->is_heavy = c->route != 0 && routes_cost(&f->admission.routes, c->route) > HEAVY;
+    c->cost = c->route != 0 ? routes_cost(&f->admission.routes, c->route) : 0;
+    c->is_heavy = c->cost > HEAVY;
+    /* If all workers but one took turns with such requests, each would wait for that time; it is due after half of it. */
+    c->due = c->arrived + c->cost * (workers > 2 ? workers - 2 : 0) / 2;
+}
+
+/* Whether somebody who wanted the interpreter had to wait for it just now. */
+static bool is_contended(const front *f, int64_t now)
+{
+    const struct front_admission *a = &f->admission;
+
+    return atomic_load_explicit(&a->entry, memory_order_relaxed) > CONTENDED &&
+           now - atomic_load_explicit(&a->entered_at, memory_order_relaxed) < LATELY;
 }
 
 /* Whether another heavy request computes, and whoever wants the interpreter has to wait for it. */
@@ -75,27 +94,58 @@ static bool is_held_back(const front *f, const front_conn *c, int64_t now)
     const struct front_admission *a = &f->admission;
     int64_t most = f->limits.queue_timeout / 4 < PATIENCE ? f->limits.queue_timeout / 4 : PATIENCE;
 
-    return c->is_heavy && a->n_heavy > 0 && now - c->arrived < most &&
-           atomic_load_explicit(&a->entry, memory_order_relaxed) > CONTENDED &&
-           now - atomic_load_explicit(&a->entered_at, memory_order_relaxed) < LATELY;
+    return c->is_heavy && a->n_heavy > 0 && now - c->arrived < most && is_contended(f, now);
+}
+
+/* Whether it has computed since the last look, and will be through with that soon. */
+static bool is_ending(front_conn *c, int64_t now)
+{
+    if (c->ends >= 0 && now >= c->ends) {
+        int64_t used = cpu_time(clock_of(c->thread)) - c->cpu_before, left = c->cost - used;
+        bool computes = c->ends == 0 || used - c->used > (now - c->looked_at) / 8;
+        c->looked_at = now;
+        c->used = used;
+        if (left < MILLISECOND)
+            left = MILLISECOND;
+        c->ends = !computes ? -1 : left > LAST_PART ? 0 : now + left;
+    }
+    return now < c->ends;
+}
+
+/* The heavy request that is due and ending, or NULL; `c` is the first that workers have.  Those that have arrived after it was
+ * due do not pass it any more. */
+static const front_conn *ending(const front *f, front_conn *c, int64_t now)
+{
+    if (f->admission.n_heavy == 0 || atomic_load_explicit(&f->admission.entry, memory_order_relaxed) <= CONTENDED)
+        return NULL;
+    while (c != NULL && !(c->is_heavy && c->due <= now))
+        c = c->next;
+    return c != NULL && is_ending(c, now) ? c : NULL;
 }
 
 /* Those that are held back are passed. */
-front_conn *admission_pass(const front *f, front_conn *first)
+front_conn *admission_pass(const front *f, front_conn *first, front_conn *taken)
 {
     front_conn *c = first;
     int64_t now = clock_now();
+    const front_conn *before = ending(f, taken, now);
 
     for (int n = 0; c != NULL && n < LOOKED_AT; c = c->next, n++)
-        if (!is_held_back(f, c, now))
+        if (before != NULL && !c->is_heavy && c->arrived > before->due)
+            return NULL;
+        else if (!is_held_back(f, c, now))
             return c;
     return c == NULL ? NULL : first;
 }
 
 void admission_begin(front *f, front_conn *c)
 {
-    if (c->is_heavy)
+    c->is_beside = f->admission.n_heavy > 0;
+    if (c->is_heavy) {
         f->admission.n_heavy++;
+        atomic_store_explicit(&f->admission.entered_at, c->begun, memory_order_relaxed);
+    }
+    c->ends = 0;
     c->cpu_before = c->route != 0 ? cpu_time(CLOCK_THREAD_CPUTIME_ID) : 0;
 }
 
@@ -111,6 +161,8 @@ void admission_end(front *f, front_conn *c, bool by_taker)
 
 void admission_note_entry(front *f, const front_conn *c)
 {
+    if (!c->is_beside)
+        return;
     int64_t now = clock_now(), waited = now - c->begun, average = atomic_load_explicit(&f->admission.entry, memory_order_relaxed);
 
     if (!c->is_heavy) /* that of a heavy request shows best how it is beside another one */

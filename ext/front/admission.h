@@ -8,6 +8,10 @@
  *   of the interpreter lock, which a query gives up a dozen times.
  * - Heavy ones, which compute for long: one at a time, so that the first is not as late as the last; the others, which are
  *   through with the interpreter in no time, pass them.  Not if it is free nevertheless, as they compute without it or wait.
+ *   A heavy one is due after half of the time that it would take if all workers but one took turns with such requests: then
+ *   those that arrive do not pass it any more while it computes, for 20 ms at most.  So short ones gain most of what there is
+ *   to gain, and heavy ones are not later than where the workers take turns.  (The 99th percentiles in ms at 80 % of the
+ *   capacity, of short and of heavy ones: 30 and 47 with 4 workers, in place of 6 and 62 if they were always passed.)
  *
  * Whoever finds nothing that it may take in a queue that is not empty looks again after a millisecond.  Neither rule holds where
  * the interpreter is not the bottleneck: with an event loop, for the carrier, without a lock.  All but admission_note_entry() is
@@ -60,15 +64,15 @@ static inline void admission_judge(front *f, const front_conn *taken, uint32_t b
         f->admission.enough = UINT32_MAX;
 }
 
-void admission_classify(front *f, front_conn *c); /* a request that enters the queue */
-front_conn *admission_pass(const front *f, front_conn *first);
+void admission_classify(front *f, front_conn *c, uint32_t workers); /* a request that enters the queue */
+front_conn *admission_pass(const front *f, front_conn *first, front_conn *taken);
 
-/* The request of the queue to take next, or NULL. */
-static inline front_conn *admission_next(const front *f, front_conn *first, uint32_t busy)
+/* The request of the queue to take next, or NULL.  `taken`: as above. */
+static inline front_conn *admission_next(const front *f, front_conn *first, front_conn *taken, uint32_t busy)
 {
     if (first == NULL || admission_is_full(f, busy))
         return NULL;
-    return first->is_heavy ? admission_pass(f, first) : first;
+    return first->is_heavy || f->admission.n_heavy > 0 ? admission_pass(f, first, taken) : first;
 }
 
 void admission_begin(front *f, front_conn *c); /* a worker has taken it, */

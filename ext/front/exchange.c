@@ -50,7 +50,6 @@ int front_take(front *f, front_request *out, int64_t timeout)
     out->body_complete = c->complete && c->spooled == NULL;
     out->body_spooled = c->complete && c->spooled != NULL;
     out->is_repeated = false;
-    out->is_heavy = c->is_heavy;
     out->listener = c->listener;
     out->arrived = c->arrived;
     memcpy(&out->peer, &c->peer, sizeof out->peer);

@@ -29,7 +29,6 @@ typedef struct {
     bool body_complete; /* that is the whole body */
     bool body_spooled;  /* the whole body has arrived, and front_body_left() is its length */
     bool is_repeated;  /* a worker process has died in it */
-    bool is_heavy;     /* such requests take long to compute */
     unsigned listener; /* the number of the socket from which the connection was accepted */
     int64_t arrived;   /* monotonic nanoseconds, when the head was complete */
     union proxy_peer peer;

@@ -27,7 +27,7 @@ static uint64_t thread_id(void)
 
 static front_conn *next_ready(const front *f)
 {
-    return admission_next(f, f->queue.ready.first, f->queue.n_taken);
+    return admission_next(f, f->queue.ready.first, f->queue.taken.first, f->queue.n_taken);
 }
 
 /* ---------------------------------------------------------------------- sleeping */
@@ -136,7 +136,7 @@ bool handoff_pass(front *f, enum handoff_waking waking, front_conn **refused)
         }
         c->with_worker = c->queued = true;
         c->thread = 0;
-        admission_classify(f, c);
+        admission_classify(f, c, f->queue.n_taken + f->queue.n_idle_workers);
         c->deadline = f->now + f->limits.queue_timeout;
         list_push(&f->queue.ready, c);
         f->queue.n_ready++;

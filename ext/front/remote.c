@@ -134,7 +134,6 @@ int remote_take(front *f, front_request *out, int64_t timeout)
     out->body_complete = end == 1;
     out->body_spooled = s->length >= 0;
     out->is_repeated = s->repeated;
-    out->is_heavy = false; /* the carrier, which chooses, does not know */
     out->listener = s->listener;
     out->arrived = s->arrived;
     memcpy(&out->peer, &s->peer, sizeof out->peer);

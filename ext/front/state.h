@@ -130,7 +130,12 @@ struct front_conn {
     uint64_t thread;                /* M: the worker's kernel thread id */
     int64_t cpu_before;             /* M: its CPU time when it took the request, nanoseconds; 0: not known */
     uint32_t route;                 /* M: see routes.h; 0: not known */
-    bool is_heavy;                  /* M: such requests take long to compute */
+    int64_t cost;                   /* M: how long such requests compute, nanoseconds; 0: not known */
+    bool is_heavy;                  /* M: that is long; the next four are of such a request, nanoseconds: */
+    int64_t due;                    /* M: when others do not pass it any more */
+    int64_t ends;                   /* M: when it has probably computed; 0: not known, -1: it waits for something else */
+    int64_t looked_at, used;        /* M: when that was estimated, and how long it had computed then */
+    bool is_beside;                 /* M: a heavy one was with a worker when this one was taken */
     struct front_conn *next_moved;  /* M */
     void *tag;                      /* O: of the event loop */
     struct area_slot *slot;         /* in a worker process: its place in the area; otherwise NULL */

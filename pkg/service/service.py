@@ -63,6 +63,9 @@ _log = logging.getLogger("pkg.service")
 # For --reload, seconds in place of a longer drain_timeout: a page that is being developed often has an endless stream
 # open, and the application should have shut down before the supervisor loses its patience, after 5 s.
 RELOAD_TIMEOUT = 3.0
+# Seconds after which a thread that wants the interpreter has it while others compute, e.g. since its query is answered.
+# With the default it would wait for fifteen short requests.
+SWITCH_INTERVAL, PYTHONS_INTERVAL = 0.001, 0.005
 
 
 class _RequestRules(NamedTuple):
@@ -340,6 +343,8 @@ class Service:
         else:
             _log.info("DATABASE_URL is not set: there is no connection pool and no database check")
         api.enter(self)  # the application may register checks while it is imported
+        if round(sys.getswitchinterval(), 6) == PYTHONS_INTERVAL:
+            sys.setswitchinterval(SWITCH_INTERVAL)
         try:
             with self.signals.interrupting():
                 handler = self._handler()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import selectors
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,12 @@ from tests.support.processes import Process, ask, running
 THREADS, CONNECTIONS = 8, 32
 
 # /work holds the interpreter lock for half a millisecond, and gives it up a few times, as a query does.
-# /heavy computes for 10 ms, /report computes and waits, /hash computes without the lock.
+# /short computes for less and does not, /heavy for 10 ms, /report computes and waits, /hash computes without the lock.
 APPLICATION = """
 import hashlib, sys, threading, time
 
 lock = threading.Lock()
-here, most, intervals = {}, {}, set()
+here, most = {}, {}
 
 def compute(seconds):
     end = time.thread_time() + seconds
@@ -40,8 +41,6 @@ def app(environ, start_response):
             body = b"%d" % most.pop(rest[0], 0)
     elif kind == "interval":
         body = b"%.4f" % sys.getswitchinterval()
-    elif kind == "slower":
-        sys.setswitchinterval(0.02)
     else:
         with lock:
             here[kind] = here.get(kind, 0) + 1
@@ -50,9 +49,10 @@ def app(environ, start_response):
             for part in range(5):
                 compute(0.0001)
                 time.sleep(0)
+        elif kind == "short":
+            compute(0.0003)
         elif kind == "heavy":
             compute(0.01)
-            body = b"%.4f" % sys.getswitchinterval()
         elif kind == "report":
             compute(0.003)
             time.sleep(0.2)
@@ -84,7 +84,9 @@ def send(address: tuple[str, int], path: str) -> socket.socket:
 
 
 @contextlib.contextmanager
-def load(address: tuple[str, int], path: str, connections: int) -> Iterator[None]:
+def load(
+    address: tuple[str, int], path: str, connections: int, count: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """Connections of which each has a request under way; {} in the path is another number each time."""
     over = threading.Event()
 
@@ -98,6 +100,7 @@ def load(address: tuple[str, int], path: str, connections: int) -> Iterator[None
                     assert isinstance(key.fileobj, socket.socket)
                     key.fileobj.recv(65536)
                     number += 1
+                    count()
                     key.fileobj.sendall(f"GET {path.format(number)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
     thread = threading.Thread(target=run)
@@ -158,15 +161,29 @@ def test_heavy_requests_that_leave_the_interpreter_free_go_together(process: Pro
         wait_for(several, 30, "several of them at the same time")
 
 
-def test_the_interpreter_changes_hands_more_often_while_a_heavy_request_runs(process: Process) -> None:
-    usual = ask(process.address, "/interval")[2]
-    assert usual == "0.0050"
+def test_a_heavy_request_is_passed_only_for_a_while(process: Process) -> None:
+    """As long as it may take if workers take turns; then it is through before the others go on."""
+    served = {"short": 0, "heavy": 0}
 
-    def heavy() -> str:
-        return ask(process.address, "/heavy/1")[2]
+    def count(kind: str) -> None:
+        served[kind] += 1
 
-    wait_for(lambda: heavy() == "0.0010", 10, "a shorter interval")
-    assert ask(process.address, "/interval")[2] == usual
-    ask(process.address, "/slower")
-    assert heavy() == "0.0010"
-    assert ask(process.address, "/interval")[2] == "0.0200"
+    def alike() -> bool:
+        served.update(short=0, heavy=0)
+        time.sleep(1)
+        return served["short"] < 10 * served["heavy"]  # 13 to 34 times as many if they always pass
+
+    with (
+        load(process.address, "/heavy/{}", 4, functools.partial(count, "heavy")),
+        load(process.address, "/short", 16, functools.partial(count, "short")),
+    ):
+        wait_for(alike, 30, "heavy requests to have their part")
+
+
+def test_the_interpreter_changes_hands_more_often_than_by_default(process: Process) -> None:
+    assert ask(process.address, "/interval")[2] == "0.0010"
+
+
+def test_the_application_may_choose_its_interval(tmp_path: Path) -> None:
+    with running(tmp_path, f"import sys\nsys.setswitchinterval(0.02)\n{APPLICATION}", app="application:app") as process:
+        assert ask(process.address, "/interval")[2] == "0.0200"
