@@ -15,6 +15,7 @@ from bench.peers import ORM_ASGI_PEERS, ORM_WSGI_PEERS
 from bench.session import Session
 
 CONNECTIONS = 32
+QUICK = "pkg gunicorn granian uvicorn"
 CASES = (
     (ORM_WSGI_PEERS, {"SQLAlchemy Core": "/core", "SQLAlchemy ORM": "/orm", "Django ORM": "/django"}),
     (ORM_ASGI_PEERS, {"FastAPI, async psycopg": "/fastapi"}),
@@ -23,7 +24,7 @@ CASES = (
 
 def run(session: Session) -> list[dict[str, Any]]:
     """Rows of {"case", "server", "cpu_us", ...}, as in `hosting`."""
-    chosen = {peer.name for peer in session.peers}
+    chosen = {peer.name for peer in session.peers if not session.quick or peer.name in QUICK.split()}
     out: list[dict[str, Any]] = []
     with postgres(session) as database:
         if database is None:
@@ -37,6 +38,6 @@ def run(session: Session) -> list[dict[str, Any]]:
                         session.say(f"{case}, warming up: {server.peer.title}")
                         warm_up(server, path, CONNECTIONS)
                     measure = partial(wrk, path=path, connections=CONNECTIONS, seconds=1)
-                    rows = session.rounds(case, servers, measure, rounds=3 if session.quick else 5)
+                    rows = session.rounds(case, servers, measure, rounds=1 if session.quick else 5)
                     out += [{"case": case, **row} for row in rows if row["cpu_us"]]
     return out

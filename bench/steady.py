@@ -114,7 +114,7 @@ def _measure(session: Session, case: Case, servers: list[Running], database: Any
     for share in case.shares:
         rate = round(min(capacity.values()) * share)
         found: dict[str, list[dict[str, Any]]] = {server.peer.name: [] for server in servers}
-        rounds = 2 if session.quick else 10
+        rounds = 1 if session.quick else 10
         for number in range(rounds):
             for server in servers:
                 session.say(f"{case.title}, {rate}/s, round {number + 1} of {rounds}: {server.peer.title}")

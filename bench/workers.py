@@ -30,7 +30,7 @@ def run(session: Session) -> list[dict[str, Any]]:
                     continue
                 case += f", {how}"
                 measure = partial(wrk, path=path, connections=CONNECTIONS, seconds=1)
-                rows = session.rounds(case, servers, measure, rounds=3 if session.quick else 5)
+                rows = session.rounds(case, servers, measure, rounds=1 if session.quick else 5)
                 out += [{"case": case, **row} for row in rows if row["cpu_us"]]
             out += [{"case": f"memory, {how}", "server": s.peer.name, "pss": s.memory()[1]} for s in servers]
     return out
