@@ -97,17 +97,20 @@ static bool is_held_back(const front *f, const front_conn *c, int64_t now)
     return c->is_heavy && a->n_heavy > 0 && now - c->arrived < most && is_contended(f, now);
 }
 
-/* Whether it has computed since the last look, and will be through with that soon. */
+/* Whether it has computed since the last look, and will be through with that soon.  It may take much longer than others of its
+ * route. */
 static bool is_ending(front_conn *c, int64_t now)
 {
     if (c->ends >= 0 && now >= c->ends) {
         int64_t used = cpu_time(clock_of(c->thread)) - c->cpu_before, left = c->cost - used;
         bool computes = c->ends == 0 || used - c->used > (now - c->looked_at) / 8;
+        if (c->ends == 0)
+            c->latest = now + LAST_PART;
         c->looked_at = now;
         c->used = used;
         if (left < MILLISECOND)
             left = MILLISECOND;
-        c->ends = !computes ? -1 : left > LAST_PART ? 0 : now + left;
+        c->ends = !computes || now >= c->latest ? -1 : left > LAST_PART ? 0 : now + left;
     }
     return now < c->ends;
 }

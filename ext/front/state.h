@@ -131,9 +131,10 @@ struct front_conn {
     int64_t cpu_before;             /* M: its CPU time when it took the request, nanoseconds; 0: not known */
     uint32_t route;                 /* M: see routes.h; 0: not known */
     int64_t cost;                   /* M: how long such requests compute, nanoseconds; 0: not known */
-    bool is_heavy;                  /* M: that is long; the next four are of such a request, nanoseconds: */
+    bool is_heavy;                  /* M: that is long; the next five are of such a request, nanoseconds: */
     int64_t due;                    /* M: when others do not pass it any more */
-    int64_t ends;                   /* M: when it has probably computed; 0: not known, -1: it waits for something else */
+    int64_t ends;                   /* M: when it has probably computed; 0: not known, -1: not soon, or it waits */
+    int64_t latest;                 /* M: until then others may wait for it */
     int64_t looked_at, used;        /* M: when that was estimated, and how long it had computed then */
     bool is_beside;                 /* M: a heavy one was with a worker when this one was taken */
     struct front_conn *next_moved;  /* M */

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import re
 import selectors
 import socket
@@ -21,7 +22,8 @@ from tests.support.processes import Process, ask, running
 THREADS, CONNECTIONS = 8, 32
 
 # /work holds the interpreter lock for half a millisecond, and gives it up a few times, as a query does.
-# /short computes for less and does not, /heavy for 10 ms, /report computes and waits, /hash computes without the lock.
+# /short computes for less and does not, /heavy for 10 ms, /varied/N for N ms,
+# /report computes and waits, /hash computes without the lock.
 APPLICATION = """
 import hashlib, sys, threading, time
 
@@ -53,6 +55,8 @@ def app(environ, start_response):
             compute(0.0003)
         elif kind == "heavy":
             compute(0.01)
+        elif kind == "varied":
+            compute(int(rest[0]) / 1000)
         elif kind == "report":
             compute(0.003)
             time.sleep(0.2)
@@ -178,6 +182,21 @@ def test_a_heavy_request_is_passed_only_for_a_while(process: Process) -> None:
         load(process.address, "/short", 16, functools.partial(count, "short")),
     ):
         wait_for(alike, 30, "heavy requests to have their part")
+
+
+def test_others_do_not_wait_for_one_that_computes_longer_than_usual(process: Process) -> None:
+    times: list[float] = []
+
+    def longest() -> float:
+        for _ in range(20):  # so that it is known
+            ask(process.address, "/varied/10")
+        times.clear()
+        with send(process.address, "/varied/600") as client:
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+        return max(later - earlier for earlier, later in itertools.pairwise([*times, time.monotonic()]))
+
+    with load(process.address, "/short", 4, lambda: times.append(time.monotonic())):
+        wait_for(lambda: longest() < 0.2, 20, "others to be served meanwhile")
 
 
 def test_the_interpreter_changes_hands_more_often_than_by_default(process: Process) -> None:
