@@ -97,8 +97,8 @@ static bool is_held_back(const front *f, const front_conn *c, int64_t now)
     return c->is_heavy && a->n_heavy > 0 && now - c->arrived < most && is_contended(f, now);
 }
 
-/* Whether it has computed since the last look, and will be through with that soon.  It may take much longer than others of its
- * route. */
+/* Whether it has computed since the last look, and will be through with that soon; not known if it takes much longer than others
+ * of its route. */
 static bool is_ending(front_conn *c, int64_t now)
 {
     if (c->ends >= 0 && now >= c->ends) {
@@ -110,7 +110,8 @@ static bool is_ending(front_conn *c, int64_t now)
         c->used = used;
         if (left < MILLISECOND)
             left = MILLISECOND;
-        c->ends = !computes || now >= c->latest ? -1 : left > LAST_PART ? 0 : now + left;
+        bool unknown = used > c->cost + c->cost / 2 || now >= c->latest;
+        c->ends = !computes || unknown ? -1 : left > LAST_PART ? 0 : now + left;
     }
     return now < c->ends;
 }

@@ -32,7 +32,7 @@ int64_t routes_cost(const routes *r, uint32_t key)
     return r->all[key % ROUTES].key == key ? r->all[key % ROUTES].cost : 0;
 }
 
-#define MOST (8 * 1000000LL) /* of one request that counts, so that a first one, which imports, is forgotten soon */
+#define MOST (64 * 1000000LL) /* of one request that counts, so that a first one, which imports, is forgotten soon */
 
 /* A cheap one does not take the place of one that costs much, unless there are many of it. */
 void routes_note(routes *r, uint32_t key, int64_t cost)
