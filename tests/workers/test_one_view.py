@@ -126,7 +126,7 @@ def test_each_place_is_one_row_while_a_worker_is_replaced(tmp_path: Path) -> Non
             assert len(found) == len(set(found))
             ready = {name: value for name, value in metrics(process).items() if name.startswith("pkg_worker_ready")}
             assert ready == {f'pkg_worker_ready{{worker="{number}"}}': 1 for number in (1, 2)}
-        assert most == 3
+        assert most >= 3
 
 
 def test_a_place_without_a_process(tmp_path: Path) -> None:

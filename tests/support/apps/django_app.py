@@ -199,6 +199,7 @@ def _configure() -> None:
         USE_TZ=True,
     )
     django.setup()
+    database_model()  # now, as two requests at the same time would declare it twice
     # Python 3.13 waits 5 s for each thread of a psycopg_pool that is still open when it ends, whatever serves it.
     atexit.register(_close_pool)
 
