@@ -214,8 +214,8 @@ struct front_admission {
     uint32_t enough;         /* M: so many busy workers use all of the interpreter's time; UINT32_MAX: not known */
     int64_t judged_at, judged_cpu; /* M: when that was last judged; the CPU time of the process then, nanoseconds, */
     uint64_t judged_finished;      /* and queue.n_finished */
-    _Atomic int64_t entry;   /* moving average of the time that a worker waits for the interpreter, nanoseconds, */
-    _Atomic int64_t entered_at; /* and when one last had it */
+    _Atomic int64_t entry;   /* moving average of the waits for the interpreter beside a heavy request, nanoseconds, */
+    _Atomic int64_t entered_at; /* and when one ended, or such a request began */
 };
 
 /* handoff.c: requests between the loop and the workers. */

@@ -344,7 +344,7 @@ def test_the_template_is_seen_before_there_are_workers(tmp_path: Path) -> None:
         assert [(row["worker"], row["state"]) for row in others] == [(1, "down"), (2, "down")]
         assert template["state"] == "template" and not template["is_ready"]
         assert [template["pid"]] == children(process.process.pid)
-        found = wait_for(lambda: (seen := processes())[1]["pid"] and seen[2]["pid"] and seen, 15, "the workers")
+        found = wait_for(lambda: (seen := processes()) and all(row["pid"] for row in seen) and seen, 15, "the workers")
         assert [row["worker"] for row in found] == [0, 1, 2]
         assert found[0]["pid"] == template["pid"] and found[0]["private"] > 0
 
