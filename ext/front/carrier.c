@@ -140,6 +140,11 @@ static void cut_off(errand *e)
     atomic_store_explicit(&slot_of(e)->gone, 1, memory_order_relaxed);
 }
 
+static bool is_read_whole(const front_conn *c)
+{
+    return !front_body_pending(c) && front_body_left(c) == 0;
+}
+
 /* Puts what has come of the body into the ring. */
 static void fill(front *f, errand *e)
 {
@@ -168,7 +173,9 @@ static void fill(front *f, errand *e)
             atomic_store_explicit(&s->in_full, 0, memory_order_relaxed);
             atomic_store_explicit(&s->in_head, e->in_head += (uint64_t)n, memory_order_release);
             progress = true;
-            continue;
+            if (!is_read_whole(e->c))
+                continue;
+            n = 0; /* the worker is to know it with the last bytes, also if the ring is full: it may respond without asking for more */
         }
         if (n == -EAGAIN) {
             int rv = front_await(f, e->c, FRONT_READABLE, e);

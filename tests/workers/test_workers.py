@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,28 @@ def test_requests_are_served_by_all(tmp_path: Path) -> None:
         assert process.stop(signal.SIGTERM) == 0
         assert all(is_over(int(pid)) for pid in pids)
         assert not process.faults()
+
+
+BY_LENGTH = """
+def app(environ, start_response):
+    size = len(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"%d" % size]
+"""
+
+
+@pytest.mark.parametrize("size", [64 * 1024, 256 * 1024, 1024 * 1024])
+def test_a_body_that_fills_its_ring_keeps_the_connection(tmp_path: Path, size: int) -> None:
+    """The application that reads by Content-Length does not ask for more, and so does not learn of the end."""
+    with (
+        workers(tmp_path, BY_LENGTH, number=1) as process,
+        contextlib.closing(HTTPConnection(*process.address, timeout=15)) as connection,
+    ):
+        for _ in range(30):
+            connection.request("POST", "/", b"x" * size)
+            response = connection.getresponse()
+            assert (response.status, response.read()) == (200, b"%d" % size)
+            assert response.headers["Connection"] is None
 
 
 def test_no_request_waits_while_a_worker_is_free(tmp_path: Path) -> None:
