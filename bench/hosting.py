@@ -31,7 +31,7 @@ def run(session: Session) -> list[dict[str, Any]]:
                     # Fewer rounds where precision matters less, as a full run shall take half an hour.
                     rounds = 1 if session.quick or connections != 32 else 3
                     if case == "hello":
-                        rounds = 2 if session.quick else 5
+                        rounds = 1 if session.quick else 5
                     # The first query imports psycopg and connects, which does not belong to the cost of a query.
                     if case == "query" or (not session.quick and rounds > 1):
                         for server in chosen:

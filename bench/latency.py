@@ -118,7 +118,9 @@ def _event_loops(session: Session) -> list[dict[str, Any]]:
         ("lock held by the event loop", functools.partial(_again, "/loop/hold", 1)),
     ):
         for peer in EVENT_LOOPS:
-            if peer is not EVENT_LOOPS[0] and peer not in session.peers:
+            if peer is not EVENT_LOOPS[0] and (
+                peer not in session.peers or (session.quick and case != "event loop blocked")
+            ):
                 continue
             session.say(f"probe latency, {case}: {peer.title}")
             server = session.start(peer)
@@ -144,7 +146,7 @@ def run(session: Session) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for case, trouble, seconds, quick in (
         ("saturated", _saturated, 3 if session.quick else 6, "pkg gunicorn granian"),
-        ("lock held", functools.partial(_again, "/hold", 1), 4 if session.quick else 8, "pkg gunicorn granian"),
+        ("lock held", functools.partial(_again, "/hold", 1), 4 if session.quick else 8, "pkg gunicorn"),
         ("slow clients", _slow_clients, 3 if session.quick else 6, "pkg gunicorn"),
     ):
         for peer in session.choose(hosts=True, quick=quick):

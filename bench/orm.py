@@ -15,7 +15,7 @@ from bench.peers import ORM_ASGI_PEERS, ORM_WSGI_PEERS
 from bench.session import Session
 
 CONNECTIONS = 32
-QUICK = "pkg gunicorn granian uvicorn"
+QUICK = "pkg granian uvicorn"
 CASES = (
     (ORM_WSGI_PEERS, {"SQLAlchemy Core": "/core", "SQLAlchemy ORM": "/orm", "Django ORM": "/django"}),
     (ORM_ASGI_PEERS, {"FastAPI, async psycopg": "/fastapi"}),

@@ -66,12 +66,14 @@ def _outage(server: Running, database: Any) -> None:
 
 
 ASGI_NAMES = ("pkg", "uvicorn", "granian")
+QUICK = "pkg gunicorn granian"
 
 
 def cases(quick: bool) -> list[Case]:
     alike = steady_peers(THREADS)
     asgi = tuple(peer for peer in ASGI_PEERS if peer.name in ASGI_NAMES)
     if quick:
+        alike = tuple(peer for peer in alike if peer.name in QUICK.split())
         return [Case("short and long", LONG, alike, (0.8,)), Case("ASGI, short and long", LONG, asgi, (0.8,))]
     return [
         Case("short", SHORT, alike),
