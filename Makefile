@@ -33,7 +33,7 @@ soak: .venv/ready            ## good and bad clients for MINUTES=60; memory and 
 lint: .venv/ready            ## run ruff and mypy
 	@$(PY) -m ruff check pkg tests bench deploy/image deploy/wheel setup.py && $(PY) -m ruff format --check pkg tests bench deploy/image deploy/wheel setup.py && $(PY) -m mypy
 
-bench: .venv/ready           ## compare with other servers; QUICK=1 takes less than ten minutes
+bench: .venv/ready           ## compare with other servers; QUICK=1 takes less than five minutes
 	@$(PY) -m bench $(if $(QUICK),--quick) $(ARGS)
 
 bench-guard: .venv/ready     ## fail if a hot path takes 1 % more instructions than in the parent commit; AGAINST=COMMIT

@@ -55,7 +55,7 @@ def main() -> int:
         description="Our server beside its peers on this machine: " + ", ".join(SECTIONS) + ".",
         epilog="Exit code 0: all that this machine allows has been measured; what it does not is listed.",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer servers and rounds; less than ten minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer servers and rounds; less than five minutes")
     parser.add_argument("--only", default="", metavar="A,B", help="run these sections; keep the results of the others")
     parser.add_argument("--servers", default="", metavar="A,B", help="run these servers: " + ", ".join(peers.BY_NAME))
     parser.add_argument("--output", type=Path, default=environment.BENCH / "results.json", help="default: %(default)s")
@@ -93,15 +93,21 @@ def measure(arguments: argparse.Namespace, results: dict[str, object]) -> dict[s
     session.started = time.monotonic()
     if not arguments.only:
         results = {}
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    before = results.pop("meta", {})
+    dates = dict.fromkeys(results, before.get("date")) | before.get("dates", {})
     for name in wanted:
         try:
             results[name] = SECTIONS[name].run(session)
+            dates[name] = today
         except Exception as error:  # do not lose half an hour of results because of one section
             session.missing[name] = f"{type(error).__name__}: {error}"
             results.pop(name, None)
+            dates.pop(name, None)
     session.clear()
     results["meta"] = {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "date": today,
+        "dates": dates,
         "quick": arguments.quick,
         "seconds": round(time.monotonic() - session.started),
         "machine": environment.machine(),

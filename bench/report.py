@@ -15,6 +15,8 @@ from bench.peers import BY_NAME, PEERS
 BEGIN = "<!-- bench: begin, written by `python -m bench --report --docs docs/benchmarks.md` -->"
 END = "<!-- bench: end -->"
 LEVEL = 0.01  # share by which two runs of the same server differ
+NO, IS_LEVEL, YES = "**no**", "level", "yes"
+ORDER = {NO: 0, IS_LEVEL: 1, YES: 2}
 
 Results = dict[str, Any]
 Row = dict[str, Any]
@@ -68,11 +70,14 @@ def update(path: Path, results: Results) -> None:
 
 
 def goals(results: Results) -> str:
-    """The goals of this server, the measured values, the server compared with, and whether the goal is met."""
+    """The goals of this server, the measured values, the server compared with, and whether the goal is met.
+
+    Those that are not met come first.
+    """
     body: list[list[str]] = []
 
     def judge(what: str, wanted: str, measured: str, holds: bool, level: bool = False) -> None:
-        body.append([what, wanted, measured, "yes" if holds else "level" if level else "**no**"])
+        body.append([what, wanted, measured, YES if holds else IS_LEVEL if level else NO])
 
     probe = {(r["server"], r["case"]): r["cpu_us"] for r in results.get("probes", []) if r["cpu_us"]}
     for case in ("keep-alive", "one connection each"):
@@ -165,6 +170,15 @@ def goals(results: Results) -> str:
             judge(f"p99 of `{path}`, {case}, {rate:,}/s", f"the best other, {_title(best)}: {_duration(others[best])}",
                   _duration(waits["pkg"]), waits["pkg"] <= others[best],
                   level=waits["pkg"] <= others[best] * (1 + LEVEL))  # fmt: skip
+    failures: dict[str, dict[str, int]] = {}
+    for row in results.get("steady", []):
+        failed = failures.setdefault(row["case"], {})
+        failed[row["server"]] = max(failed.get(row["server"], 0), row["failed"])
+    for case, failed in failures.items():
+        others_failed = [f"{_title(name)} {n:,}" for name, n in failed.items() if name != "pkg" and n]
+        if "pkg" in failed and (failed["pkg"] or others_failed):
+            beside = "; ".join([f"{failed['pkg']:,}", *others_failed])
+            judge(f"Requests failed, {case}", "none", beside, failed["pkg"] == 0)
 
     parse = {(r["level"], r["parser"], r["case"]): r["ns"] for r in results.get("parsing", [])}
     for level, mine, theirs, factor, how in (
@@ -192,8 +206,10 @@ def goals(results: Results) -> str:
         judge("Start to the first 200", "under 150 ms", f"{started['pkg']:.0f} ms{alone}", started["pkg"] < 150)
     for row in results.get("restarts", []):
         if row["server"] == "pkg":
-            judge(f"Requests lost, {row['restarts']} rolling restarts", "none",
-                  f"{row['lost']:,} of {row['lost'] + row['answered']:,}", row["lost"] == 0)  # fmt: skip
+            judge(f"Requests lost, {row['restarts']} rolling restarts behind HAProxy and nginx", "none",
+                  f"{row['lost']:,} of {row['lost'] + row['answered']:,}, {_dates(results, 'restarts')}",
+                  row["lost"] == 0)  # fmt: skip
+    body.sort(key=lambda row: ORDER[row[3]])
     return _table("Goals", ["what", "goal", "measured", "met"], body, left=4)
 
 
@@ -408,14 +424,24 @@ def _spread(results: Results) -> str:
     return f" Rounds differ from their median by {middle:.0%} (the median of all rows; at most {most:.0%})."
 
 
+def _dates(results: Results, section: str = "") -> str:
+    """When the section was measured; without one, the first and last day of all."""
+    meta = results.get("meta", {})
+    known = meta.get("dates", {})
+    sections = {section} if section else results.keys() - {"meta"}
+    days = sorted({known.get(name, meta.get("date", "")) for name in sections} - {""})
+    return " to ".join(days[:: len(days) - 1] if len(days) > 1 else days)
+
+
 def notes(results: Results) -> str:
     meta = results.get("meta")
     if not meta:
         return ""
     machine = meta["machine"]
     lines = [
-        f"Measured {meta['date']}, each section in one run{' (quick)' if meta['quick'] else ''}, on {machine['cpu']}, "
-        f"{machine['kernel']}, Python {machine['python']}; server on one core, load on another, loopback; one process, "
+        f"Measured {_dates(results)}, each section in one run{' (quick)' if meta['quick'] else ''}, "
+        f"on {machine['cpu']}, {machine['kernel']}, Python {machine['python']}; server on one core, load on another, "
+        "loopback; one process, "
         f"{meta['threads']} threads where a server has threads, access logs off where they are not the subject, "
         "rounds interleaved, medians. "
         f"Level: waits that differ by less than {LEVEL:.0%}, as those of two runs do. "
