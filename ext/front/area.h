@@ -29,7 +29,8 @@
  *      *asleep                        sleeper: 1;   waker: exchange 0 seq_cst    nothing is asleep unless it looked again after it said so
  *      sleepers, bell                 worker; both add    seq_cst     the same, for threads that wait for requests
  *
- * Whatever the front reads here it checks: a worker can only harm its own requests.
+ * Whatever the front reads here it checks: a worker can only harm its own requests.  tests/ext/area.pml and ring.pml are models of
+ * this for Spin.
  */
 #ifndef AREA_H
 #define AREA_H

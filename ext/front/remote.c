@@ -312,7 +312,7 @@ int remote_send(front *f, front_conn *c, struct iovec *iov, int n, bool wait)
         }
         AREA_STEP();
         atomic_store(&s->asleep, 1);
-        if (atomic_load(&s->out_tail) == tail)
+        if (atomic_load(&s->out_head) - atomic_load(&s->out_tail) == s->ring) /* `tail` may be newer than what send_some() saw */
             doze(c, INTERRUPTION, FRONT_AWAITS_ROOM);
     }
 }

@@ -1,4 +1,7 @@
-"""How requests go to worker processes and come back, with a death at each step (Spin, area.pml)."""
+"""How requests go to worker processes and come back, with a death at each step (area.pml), and their bytes (ring.pml).
+
+Both are models for Spin, which tries every order of steps.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-MODEL = Path(__file__).with_name("area.pml")
+AREA, RING = (Path(__file__).with_name(name) for name in ("area.pml", "ring.pml"))
 
 pytestmark = pytest.mark.skipif(
     shutil.which("spin") is None and os.environ.get("CI") != "true",
@@ -18,10 +21,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def check(folder: Path, **definitions: int) -> tuple[int, str]:
+def check(folder: Path, model: Path = AREA, **definitions: int) -> tuple[int, str]:
     """The number of errors that the model checker finds, and its report.  Without one it has seen every state."""
     flags = [f"-D{name}={value}" for name, value in definitions.items()]
-    subprocess.run(["spin", "-a", *flags, MODEL], cwd=folder, check=True, capture_output=True)
+    subprocess.run(["spin", "-a", *flags, model], cwd=folder, check=True, capture_output=True)
     cc = ["cc", "-O2", "-DSAFETY", "-DCOLLAPSE", "pan.c", "-o", "pan"]
     subprocess.run(cc, cwd=folder, check=True, capture_output=True)
     report = subprocess.run(["./pan", "-m20000"], cwd=folder, capture_output=True, text=True).stdout
@@ -55,4 +58,17 @@ def test_a_rule_less_would_be_noticed(tmp_path: Path, without: str) -> None:
 
 def test_that_two_threads_compete_for_a_request_is_noticed(tmp_path: Path) -> None:
     errors, report = check(tmp_path, REQUESTS=1, THREADS=2, BACK=0, NO_CAS=1)
+    assert errors > 0, report
+
+
+@pytest.mark.parametrize("inward", [False, True])
+@pytest.mark.parametrize(("ring", "size"), [(1, 3), (2, 5), (4, 9)])
+def test_all_bytes_arrive_and_nobody_sleeps_on(tmp_path: Path, ring: int, size: int, inward: bool) -> None:
+    errors, report = check(tmp_path, RING, RING=ring, BYTES=size, **({"INWARD": 1} if inward else {}))
+    assert errors == 0, report
+
+
+@pytest.mark.parametrize("without", ["NO_ROOM_CHECK", "NO_RECHECK", "NO_RECHECK INWARD", "NO_FULL_CHECK INWARD"])
+def test_a_rule_of_the_rings_less_would_be_noticed(tmp_path: Path, without: str) -> None:
+    errors, report = check(tmp_path, RING, **dict.fromkeys(without.split(), 1))
     assert errors > 0, report

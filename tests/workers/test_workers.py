@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.client import wait_for
+from tests.support.client import SLOWNESS, wait_for
 from tests.support.ports import free_port
 from tests.support.processes import Process, ask, children, running
 from tests.support.tables import names, tables
@@ -112,6 +113,18 @@ def test_requests_are_served_by_all(tmp_path: Path) -> None:
         assert process.stop(signal.SIGTERM) == 0
         assert all(is_over(int(pid)) for pid in pids)
         assert not process.faults()
+
+
+def test_a_response_longer_than_its_ring_is_not_delayed(tmp_path: Path) -> None:
+    """A thread that missed that there was room slept for 0.1 s, ten times and more in each of these responses."""
+    with workers(tmp_path, number=1) as process, contextlib.closing(HTTPConnection(*process.address)) as connection:
+        took = []
+        for _ in range(20):
+            began = time.monotonic()
+            connection.request("GET", "/large")
+            assert len(connection.getresponse().read()) == 4 << 20
+            took.append(time.monotonic() - began)
+        assert statistics.median(took) < 0.3 * SLOWNESS
 
 
 BY_LENGTH = """
