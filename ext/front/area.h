@@ -60,6 +60,7 @@ typedef struct area_slot {
     uint32_t listener, ring; /* the latter: size of either ring, in this request */
     bool repeated, expect;
     bool chunked;            /* and the body has not arrived */
+    bool has_arrived;        /* the whole body has, also if the ring does not hold it yet */
     _Atomic uint64_t in_head, in_tail;
     _Atomic int in_end;      /* 0: more comes; 1: the body is complete; an error of front_read() */
     atomic_uint in_full, wants;

@@ -324,6 +324,7 @@ static void give(front *f, worker *w, front_conn *c, const again *from)
     s->repeated = e->is_repeated;
     s->expect = c->expect;
     s->chunked = c->chunked;
+    s->has_arrived = c->complete;
     atomic_store_explicit(&s->in_tail, 0, memory_order_relaxed);
     atomic_store_explicit(&s->in_full, 0, memory_order_relaxed);
     atomic_store_explicit(&s->wants, 0, memory_order_relaxed);

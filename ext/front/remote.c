@@ -247,7 +247,7 @@ bool remote_begin_response(front *f, front_conn *c)
     atomic_store_explicit(&c->expect, false, memory_order_relaxed);
     AREA_STEP();
     atomic_store_explicit(&s->begun, AREA_BEGUN, memory_order_relaxed); /* seen with the first byte */
-    if (atomic_load_explicit(&s->in_end, memory_order_acquire) == 1)
+    if (s->has_arrived || atomic_load_explicit(&s->in_end, memory_order_acquire) == 1)
         return true;
     uint64_t left = s->length < 0 ? 0 : (uint64_t)s->length - atomic_load(&s->in_head);
     return f->remote->area->streams && !expect && left <= f->limits.body_buffer_size;
