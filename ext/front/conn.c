@@ -1072,7 +1072,10 @@ static void on_linger(front *f, front_conn *c)
             count_add(&f->count.too_late, 1);
         }
     }
-    /* The client is still sending: leave the rest to the kernel's buffer, which fills up, and to the deadline. */
+    /* The client is still sending: the next turn reads on, until the deadline.  If its bytes stayed in a buffer that is full, the
+     * client would wait for room, and then lose the response to the reset. */
+    if (conn_watch_anew(f, c) != FRONT_OK)
+        conn_close(f, c);
 }
 
 /* --------------------------------------------------------------- back from workers */
