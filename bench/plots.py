@@ -6,6 +6,7 @@ It measures nothing, and needs nothing but the standard library.
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Iterable
 from html import escape
@@ -89,6 +90,29 @@ def _duration(ms: float) -> str:
     return f"{ms:.0f} ms" if ms >= 9.95 else f"{ms:.1f} ms" if ms >= 1 else f"{ms:.2f} ms"
 
 
+class _Axis:
+    """Milliseconds from `low` to `high`, logarithmic, between two places of the picture."""
+
+    def __init__(self, left: float, right: float, low: float, high: float) -> None:
+        self.left, self.right, self.low, self.high = left, right, low, high
+
+    def x(self, ms: float) -> float:
+        share = math.log(min(max(ms, self.low), self.high) / self.low) / math.log(self.high / self.low)
+        return self.left + share * (self.right - self.left)
+
+    def ticks(self, top: float, bottom: float) -> list[str]:
+        """A line and a number for each power of ten."""
+        parts = []
+        for power in range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1):
+            ms = 10.0**power
+            words = f"{ms / 1000:g} s" if ms >= 1000 else f"{ms:g} ms"
+            parts += [
+                _line(self.x(ms), top, self.x(ms), bottom, FAINT),
+                _text(self.x(ms), bottom + 13, words, anchor="middle", size=12, fill="#4a545e"),
+            ]
+        return parts
+
+
 # ---------------------------------------------------------------------- latency
 
 CASES = (
@@ -121,23 +145,13 @@ def latency(rows: list[dict[str, Any]]) -> str:
 
 def _latency_panel(title: str, rows: list[dict[str, Any]], top: float) -> tuple[list[str], float]:
     left, right = MARGIN + LABELS, WIDTH - MARGIN - 126
-    scale = (right - left) / math.log(HIGH / LOW)
-
-    def x(ms: float) -> float:
-        return left + math.log(min(max(ms, LOW), HIGH) / LOW) * scale
-
+    axis = _Axis(left, right, LOW, HIGH)
+    x = axis.x
     first, bottom = top + 30, top + 30 + ROW * len(rows)
     parts = [
         _text(MARGIN, top + 18, title, size=15, bold=True),
         _rect(x(KUBELET), first - 4, right - x(KUBELET), bottom - first + 6, ALARM, 0.08),
-    ]
-    for tick in (0.1, 1, 10, 100, 1000, 10_000):
-        parts += [
-            _line(x(tick), first - 4, x(tick), bottom + 2, FAINT),
-            _text(x(tick), bottom + 15, f"{tick / 1000:g} s" if tick >= 1000 else f"{tick:g} ms", anchor="middle",
-                  size=12, fill="#4a545e"),
-        ]  # fmt: skip
-    parts += [
+        *axis.ticks(first - 4, bottom + 2),
         _line(x(KUBELET), first - 4, x(KUBELET), bottom + 2, ALARM, 1.5, "4 3"),
         _text(x(KUBELET) - 4, top + 20, "a kubelet's patience: 1 s", anchor="end", size=12, fill=ALARM),
     ]
@@ -168,52 +182,51 @@ FASTEST, SLOWEST = 0.5, 2000.0  # milliseconds
 
 
 def tails(rows: list[dict[str, Any]]) -> str:
-    """One row for each server: line from the median to p99.9, mark and figure: p99.  The highest rate of each case."""
+    """One row for each server: line from the median to p99.9, mark and figure: p99.  The highest rate of each case.
+
+    What a case has two kinds of requests for is side by side, and so are two cases with one kind.
+    """
     rates: dict[str, int] = {}
     for row in rows:
         rates[row["case"]] = max(row["rate"], rates.get(row["case"], 0))
-    panels = [
-        (f"{case}, {rates[case]:,}/s: {path}",
-         sorted((r for r in rows if (r["case"], r["rate"], r["path"]) == (case, rates[case], path)),
-                key=lambda r: r["ms"]["p99"]))
-        for case, path in dict.fromkeys((r["case"], r["path"]) for r in rows)
-    ]  # fmt: skip
+    panels = list(dict.fromkeys((row["case"], row["path"]) for row in rows))
+    kinds = collections.Counter(case for case, _ in panels)
     parts = [
         _text(MARGIN, 26, "How long requests take at a constant rate", size=19, bold=True),
         _text(MARGIN, 45, "line: median to 99.9th percentile, mark and figure: 99th; from the moment at which they "
               "were due; logarithmic", size=13, fill="#4a545e"),
     ]  # fmt: skip
     y = 58.0
-    for title, found in panels:
-        picture, y = _tails_panel(title, found, y)
-        parts += picture
+    while panels:
+        is_pair = len(panels) > 1 and kinds[panels[0][0]] == kinds[panels[1][0]]
+        pair = [panels.pop(0) for _ in range(1 + is_pair)]
+        bottoms = []
+        for (case, path), at in zip(pair, (0, WIDTH / 2), strict=False):
+            found = [r for r in rows if (r["case"], r["rate"], r["path"]) == (case, rates[case], path)]
+            title = f"{case}, {rates[case]:,}/s: {path}"
+            picture, bottom = _tails_panel(title, sorted(found, key=lambda r: r["ms"]["p99"]), at, y)
+            parts += picture
+            bottoms.append(bottom)
+        y = max(bottoms)
     return _picture(y + 4, "Latency at a constant rate", parts)
 
 
-def _tails_panel(title: str, rows: list[dict[str, Any]], top: float) -> tuple[list[str], float]:
-    left, right = MARGIN + LABELS, WIDTH - MARGIN - 90
-    scale = (right - left) / math.log(SLOWEST / FASTEST)
-
-    def x(ms: float) -> float:
-        return left + math.log(min(max(ms, FASTEST), SLOWEST) / FASTEST) * scale
-
+def _tails_panel(title: str, rows: list[dict[str, Any]], at: float, top: float) -> tuple[list[str], float]:
+    """In one half of the picture's width, which begins `at`."""
+    left, right = at + MARGIN + 112, at + WIDTH / 2 - MARGIN - 62
+    axis = _Axis(left, right, FASTEST, SLOWEST)
+    x = axis.x
     first, bottom = top + 30, top + 30 + ROW * len(rows)
-    parts = [_text(MARGIN, top + 18, title, size=15, bold=True)]
-    for tick in (1, 10, 100, 1000):
-        parts += [
-            _line(x(tick), first - 4, x(tick), bottom + 2, FAINT),
-            _text(x(tick), bottom + 15, f"{tick / 1000:g} s" if tick >= 1000 else f"{tick:g} ms", anchor="middle",
-                  size=12, fill="#4a545e"),
-        ]  # fmt: skip
+    parts = [_text(at + MARGIN, top + 18, title, size=14, bold=True), *axis.ticks(first - 4, bottom + 2)]
     for n, row in enumerate(rows):
         y, ms, ours = first + ROW * n + ROW / 2, row["ms"], row["server"] == "pkg"
         parts += [
             _text(left - 8, y + 4, _title(row["server"]), anchor="end", bold=ours, fill=OURS if ours else INK),
             _line(x(ms["p50"]), y, x(ms["p99.9"]), y, _ink(row["server"]), 4),
             _line(x(ms["p99"]), y - 8, x(ms["p99"]), y + 8, INK, 2),
-            _text(right + 12, y + 4, _duration(ms["p99"]), size=13, bold=ours, fill=OURS if ours else INK),
+            _text(right + 10, y + 4, _duration(ms["p99"]), size=13, bold=ours, fill=OURS if ours else INK),
         ]
-    return parts, bottom + 26
+    return parts, bottom + 24
 
 
 # --------------------------------------------------------------------- memory
