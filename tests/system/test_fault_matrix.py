@@ -284,7 +284,8 @@ def run(way: str, fault: Fault, rig: Rig) -> Row:
         host.wait_ready(200, 10)
         with host.load(fault.load, threads=fault.loaders) as before:
             wait_for(lambda: before.statuses[200] >= 2 * fault.loaders, 20, "the load")
-        row.threads, row.descriptors = (host.threads, 0), (host.descriptors, 0)
+        threads, descriptors = at_rest(host)
+        row.threads, row.descriptors = (threads, 0), (descriptors, 0)
         with host.load(fault.load, threads=fault.loaders) as load:
             time.sleep(random.uniform(1.0, 3.0))  # any phase of the check
             load.statuses.clear()
@@ -307,6 +308,24 @@ def run(way: str, fault: Fault, rig: Rig) -> Row:
     row.late = percentile([p.latency for p in probes if p.path == "-"])
     row.alive = all(p.status == 200 for p in probes if p.path == "/healthz")
     return row
+
+
+def at_rest(host: Host) -> tuple[int, int]:
+    """Threads and descriptors, once neither has changed for half a second.
+
+    A load leaves queries behind that are cancelled, and whose connections may be replaced.
+    """
+    last, since = (host.threads, host.descriptors), time.monotonic()
+
+    def is_settled() -> bool:
+        nonlocal last, since
+        now = (host.threads, host.descriptors)
+        if now != last:
+            last, since = now, time.monotonic()
+        return time.monotonic() - since > 0.5
+
+    wait_for(is_settled, 8.0, "threads and descriptors that stay as they are")
+    return last
 
 
 def percentile(values: list[float]) -> float:
