@@ -1056,25 +1056,18 @@ static void conn_flush(front *f, front_conn *c)
 
 static void on_linger(front *f, front_conn *c)
 {
-    char sink[16384];
-    ssize_t n;
+    char sink[65536];
+    ssize_t n = TEMP_FAILURE_RETRY(io_discard(c->fd, sink, sizeof sink));
 
-    for (int i = 0; i < 16; i++) {
-        n = io_read(c->fd, sink, sizeof sink);
-        if (n == 0 || (n == -1 && errno != EAGAIN && errno != EINTR)) {
-            conn_close(f, c);
-            return;
-        }
-        if (n == -1 && errno == EAGAIN)
-            return;
-        if (n > 0 && c->was_idle) {
-            c->was_idle = false;
-            count_add(&f->count.too_late, 1);
-        }
+    if (n == -1 && errno == EAGAIN)
+        return;
+    if (n > 0 && c->was_idle) {
+        c->was_idle = false;
+        count_add(&f->count.too_late, 1);
     }
-    /* The client is still sending: the next turn reads on, until the deadline.  If its bytes stayed in a buffer that is full, the
-     * client would wait for room, and then lose the response to the reset. */
-    if (conn_watch_anew(f, c) != FRONT_OK)
+    /* A client that is still sending is read on in the next turn, until the deadline.  If its bytes stayed in a buffer that is
+     * full, it would wait for room, and then lose the response to the reset. */
+    if (n <= 0 || conn_watch_anew(f, c) != FRONT_OK)
         conn_close(f, c);
 }
 

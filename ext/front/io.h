@@ -23,6 +23,12 @@ static inline ssize_t io_read(int fd, char *buf, size_t len) /* 0: the peer has 
     return recv(fd, buf, len, 0);
 }
 
+/* Reads bytes that nobody wants.  TCP does not even copy them; `sink` is for other sockets. */
+static inline ssize_t io_discard(int fd, char *sink, size_t len)
+{
+    return recv(fd, sink, len, MSG_TRUNC);
+}
+
 static inline bool io_has_bytes(int fd) /* whether one could be read now */
 {
     char byte;
