@@ -38,7 +38,7 @@
 #include "state.h"
 
 #define AREA_MAGIC 0x61657261
-#define AREA_VERSION 1
+#define AREA_VERSION 2
 #define AREA_PAGE 4096
 #define AREA_SLOTS 1024 /* at most */
 #define AREA_WORDS (AREA_SLOTS / 64)

@@ -175,7 +175,7 @@ static void fill(front *f, errand *e)
             progress = true;
             if (!is_read_whole(e->c))
                 continue;
-            n = 0; /* the worker is to know it with the last bytes, also if the ring is full: it may respond without asking for more */
+            n = 0; /* told with the last bytes, also if the ring is full: the worker may respond without asking for more */
         }
         if (n == -EAGAIN) {
             int rv = front_await(f, e->c, FRONT_READABLE, e);
