@@ -149,6 +149,26 @@ def test_a_body_that_fills_its_ring_keeps_the_connection(tmp_path: Path, size: i
             assert response.headers["Connection"] is None
 
 
+SOME = """
+def app(environ, start_response):
+    environ["wsgi.input"].read(10)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"some"]
+"""
+
+
+def test_a_body_in_a_file_that_is_not_read_whole_keeps_the_connection(tmp_path: Path) -> None:
+    with (
+        workers(tmp_path, SOME, number=1) as process,
+        contextlib.closing(HTTPConnection(*process.address, timeout=15)) as connection,
+    ):
+        for _ in range(5):
+            connection.request("POST", "/", iter([b"x" * 1_000_000, b"x" * 2_000_000]))  # chunked
+            response = connection.getresponse()
+            assert (response.status, response.read()) == (200, b"some")
+            assert response.headers["Connection"] is None
+
+
 def test_no_request_waits_while_a_worker_is_free(tmp_path: Path) -> None:
     with workers(tmp_path, PKG_THREADS="1") as process:
         threads = [threading.Thread(target=ask, args=(process.address, "/sleep?2")) for _ in range(1)]
