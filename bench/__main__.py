@@ -95,7 +95,7 @@ def measure(arguments: argparse.Namespace, results: dict[str, object]) -> dict[s
         results = {}
     today = time.strftime("%Y-%m-%d", time.gmtime())
     before = results.pop("meta", {})
-    dates = dict.fromkeys(results, before.get("date")) | before.get("dates", {})
+    dates = dict.fromkeys(results, before.get("date", "")) | before.get("dates", {})
     for name in wanted:
         try:
             results[name] = SECTIONS[name].run(session)
