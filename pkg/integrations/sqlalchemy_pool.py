@@ -28,13 +28,13 @@ class ServicePool(NullPool):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._entries: deque[Any] = deque()  # that are not in use, without a connection
+        self._entries: deque[ConnectionPoolEntry] = deque()  # not in use, without a connection
 
     def _do_get(self) -> ConnectionPoolEntry:
         try:
-            entry = self._entries.pop()
+            entry: ConnectionPoolEntry = self._entries.pop()
         except IndexError:
-            entry = self._create_connection()
+            entry = super()._do_get()
         else:
             self._fill(entry)
         connection = entry.dbapi_connection
@@ -47,12 +47,11 @@ class ServicePool(NullPool):
         entry.__dict__.clear()  # its `info`
         entry.fresh = True
         entry.starttime = time.time()
-        entry.dbapi_connection = connection = self._invoke_creator(entry)
+        entry.dbapi_connection = self._invoke_creator(entry)
         try:
-            self.dispatch.connect(connection, entry)
+            self.dispatch.connect(entry.dbapi_connection, entry)
         except BaseException:
-            entry.dbapi_connection = None
-            connection.close()
+            entry.close()
             raise
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:

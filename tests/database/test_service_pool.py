@@ -19,7 +19,7 @@ from tests.support.faults.postgres import Postgres
 
 pytest.importorskip("sqlalchemy")
 
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.orm import Session
 
 from pkg.integrations.sqlalchemy_pool import ServicePool
@@ -169,3 +169,48 @@ def test_a_session_that_was_rolled_back_shows_that_the_server_responds(engine: E
     assert pid_of(engine)
     database.check()
     assert database.stats()["check_queries"] == before
+
+
+def test_each_loan_is_a_new_connection_to_listeners(engine: Engine, database: Database) -> None:
+    seen: list[tuple[str, object, dict[str, int]]] = []
+    event.listen(engine, "connect", lambda connection, entry: seen.append(("connect", connection, dict(entry.info))))
+    event.listen(engine, "close", lambda connection, entry: seen.append(("close", connection, dict(entry.info))))
+    for n in range(3):
+        with engine.connect() as connection:
+            connection.info["n"] = n
+            assert connection.execute(PID, ONE).scalar_one()
+    assert [(what, info) for what, _, info in seen] == [
+        (what, info) for n in range(3) for what, info in (("connect", {}), ("close", {"n": n}))
+    ]
+    assert len({id(connection) for _, connection, _ in seen}) == 3
+    assert [seen[n][1] is seen[n + 1][1] for n in (0, 2, 4)] == [True, True, True]
+
+
+def test_a_listener_that_fails_keeps_no_connection(engine: Engine, database: Database) -> None:
+    assert pid_of(engine)
+    fails = True
+
+    @event.listens_for(engine, "connect")
+    def connected(*_: object) -> None:
+        if fails:
+            raise LookupError("not today")
+
+    for _ in range(3):
+        with pytest.raises(LookupError, match="not today"):
+            pid_of(engine)
+    assert database.stats()["connections_used"] == 0
+    fails = False
+    assert pid_of(engine) == pid_in_block(database)
+
+
+def test_a_connection_that_is_detached_or_invalid(engine: Engine, database: Database) -> None:
+    for _ in range(3):
+        detached = engine.raw_connection()
+        detached.detach()
+        with pytest.raises(DatabaseUnavailable):
+            database.connect(0.05)
+        detached.close()
+        with engine.connect() as connection:
+            connection.invalidate()
+        assert pid_of(engine)
+    assert database.stats()["connections_used"] == 0

@@ -74,7 +74,7 @@ class Pipe:
             time.sleep(0.001)
 
     def is_full(self) -> bool:
-        """As the writer sees it, which asks poll() where there is no RWF_NOWAIT: a byte makes a pipe of one page full."""
+        """As the writer sees it: without RWF_NOWAIT it asks poll(), and a byte makes a pipe of one page full."""
         there = int.from_bytes(fcntl.ioctl(self.read_end, termios.FIONREAD, bytes(4)), sys.byteorder)
         return self.capacity - there < (1000 if self.sink._output._nowait else self.capacity)
 
