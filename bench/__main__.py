@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from bench import (
     api,
@@ -67,8 +68,7 @@ def main() -> int:
 
     results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     if not arguments.report:
-        results = measure(arguments, results)
-        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+        measure(arguments, results)
     for name, picture in plots.draw(results).items():
         (arguments.output.parent / f"{name}.svg").write_text(picture)
     print(report.terminal(results))
@@ -77,7 +77,8 @@ def main() -> int:
     return 0
 
 
-def measure(arguments: argparse.Namespace, results: dict[str, object]) -> dict[str, object]:
+def measure(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Runs the sections and puts their results among those given; writes all of them after each section."""
     wanted = [name for name in arguments.only.split(",") if name] or list(SECTIONS)
     chosen = [name for name in arguments.servers.split(",") if name]
     unknown = [name for name in wanted if name not in SECTIONS] + [n for n in chosen if n not in peers.BY_NAME]
@@ -92,25 +93,26 @@ def measure(arguments: argparse.Namespace, results: dict[str, object]) -> dict[s
     session.peers = [peer for peer in there if not chosen or peer.name in chosen]
     session.started = time.monotonic()
     if not arguments.only:
-        results = {}
-    today = time.strftime("%Y-%m-%d", time.gmtime())
-    before = results.pop("meta", {})
-    dates = dict.fromkeys(results, before.get("date", "")) | before.get("dates", {})
+        results.clear()
+    measured: dict[str, dict[str, str]] = results.pop("meta", {}).get("measured", {})
+    machine = environment.machine()
     for name in wanted:
         try:
             results[name] = SECTIONS[name].run(session)
-            dates[name] = today
+            measured[name] = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "cpu": str(machine["cpu"])}
         except Exception as error:  # do not lose half an hour of results because of one section
             session.missing[name] = f"{type(error).__name__}: {error}"
             results.pop(name, None)
-            dates.pop(name, None)
+            measured.pop(name, None)
+        results["meta"] = {"measured": measured, "machine": machine, **_circumstances(session)}
+        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
     session.clear()
-    results["meta"] = {
-        "date": today,
-        "dates": dates,
-        "quick": arguments.quick,
+
+
+def _circumstances(session: Session) -> dict[str, Any]:
+    return {
+        "quick": session.quick,
         "seconds": round(time.monotonic() - session.started),
-        "machine": environment.machine(),
         "load_before": os.getloadavg()[0],
         "threads": THREADS,
         "server_cores": sorted(SERVER_CORES),
@@ -122,7 +124,6 @@ def measure(arguments: argparse.Namespace, results: dict[str, object]) -> dict[s
         | {f"{peer.name}, async psycopg": peer.settings() for peer in peers.ORM_ASGI_PEERS},
         "missing": session.missing,
     }
-    return results
 
 
 if __name__ == "__main__":

@@ -426,11 +426,20 @@ def _spread(results: Results) -> str:
 
 def _dates(results: Results, section: str = "") -> str:
     """When the section was measured; without one, the first and last day of all."""
-    meta = results.get("meta", {})
-    known = meta.get("dates", {})
-    sections = {section} if section else results.keys() - {"meta"}
-    days = sorted({known.get(name, meta.get("date", "")) for name in sections} - {""})
+    measured = results.get("meta", {}).get("measured", {})
+    days = sorted({where["date"] for name, where in measured.items() if section in ("", name)})
     return " to ".join(days[:: len(days) - 1] if len(days) > 1 else days)
+
+
+def _machines(results: Results) -> str:
+    """The processor of most sections, and those of others."""
+    meta = results["meta"]
+    where = {name: of["cpu"] for name, of in meta["measured"].items()}
+    most = statistics.mode(where.values()) if where else meta["machine"]["cpu"]
+    others = sorted(set(where.values()) - {most})
+    return most + "".join(
+        f" ({', '.join(name for name, cpu in where.items() if cpu == other)}: {other})" for other in others
+    )
 
 
 def notes(results: Results) -> str:
@@ -440,8 +449,8 @@ def notes(results: Results) -> str:
     machine = meta["machine"]
     lines = [
         f"Measured {_dates(results)}, each section in one run{' (quick)' if meta['quick'] else ''}, "
-        f"on {machine['cpu']}, {machine['kernel']}, Python {machine['python']}; server on one core, load on another, "
-        "loopback; one process, "
+        f"on {_machines(results)}, {machine['kernel']}, Python {machine['python']}; "
+        "server on one core, load on another, loopback; one process, "
         f"{meta['threads']} threads where a server has threads, access logs off where they are not the subject, "
         "rounds interleaved, medians. "
         f"Level: waits that differ by less than {LEVEL:.0%}, as those of two runs do. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import http.server
 import json
 import shutil
@@ -12,12 +13,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from bench import openloop, report
+from bench import __main__ as main
+from bench import environment, openloop, peers, report
 from bench.environment import program
 
 ROOT = Path(__file__).parents[2]
@@ -99,8 +102,35 @@ def cells(table: str) -> list[list[str]]:
 
 
 def test_goals_of_a_small_run() -> None:
-    meta = {"date": "2026-11-30", "dates": {"restarts": "2026-11-25"}}
+    meta = {"measured": {"restarts": {"date": "2026-11-25", "cpu": "Z80"}}}
     assert cells(report.goals({**SMALL, "meta": meta})) == cells(GOALS)
+
+
+def test_results_are_written_after_each_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise OSError("no such device")
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environment, "prepare", lambda say: {})
+    monkeypatch.setattr(environment, "versions", dict)
+    monkeypatch.setattr(environment, "machine", lambda: {"cpu": "Z80", "kernel": "CP/M", "python": "3"})
+    monkeypatch.setattr(peers, "available", lambda missing: ([], {}))
+    parts = {"probes": lambda session: [], "hosting": broken, "parsing": interrupted}
+    monkeypatch.setattr(main, "SECTIONS", {name: SimpleNamespace(run=run) for name, run in parts.items()})
+    output = tmp_path / "results.json"
+    arguments = argparse.Namespace(only="", servers="", quick=False, output=output)
+    before = {"hosting": [1], "orm": [2]}
+    with pytest.raises(KeyboardInterrupt):
+        main.measure(arguments, dict(before))
+    written = json.loads(output.read_text())
+    assert set(written) == {"meta", "probes"}
+    assert written["meta"]["measured"]["probes"]["cpu"] == "Z80"
+    assert written["meta"]["missing"] == {"hosting": "OSError: no such device"}
+
+    written["meta"]["measured"] |= {name: {"date": "2026-01-01", "cpu": "6502"} for name in ("orm", "asgi")}
+    assert "on 6502 (probes: Z80), CP/M" in report.notes(written)
 
 
 def test_a_probe_without_an_answer_is_in_the_table() -> None:
