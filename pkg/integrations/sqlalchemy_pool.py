@@ -55,5 +55,10 @@ class ServicePool(NullPool):
             raise
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        record.close()
+        connection = record.dbapi_connection
+        if isinstance(connection, BorrowedConnection) and not self.dispatch.close:
+            record.dbapi_connection = None
+            connection.close()
+        else:
+            record.close()
         self._entries.append(record)
