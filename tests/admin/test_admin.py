@@ -508,7 +508,7 @@ def test_log_level_reverts_by_itself(world: World, caplog: pytest.LogCaptureFixt
     assert world.json("/debug/log-level?level=error&seconds=1", "POST")["usual"] == "info"
     wait_for(lambda: world.levels() == "info")
     assert world.levels.past == ["info", "debug", "error", "info"]
-    assert "log level changed back to info" in caplog.text
+    wait_for(lambda: "log level changed back to info" in caplog.text)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_the_portable_parser_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seconds", [pytest.param(8, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [pytest.param(4, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.long)])
 def test_fuzzing(seconds: int) -> None:
     """So long for each target, built as OSS-Fuzz builds it; `make fuzz` takes longer."""
     run = subprocess.run(

@@ -102,15 +102,16 @@ def carry(server: Postgres, proxy: Proxy) -> None:
     proxy.mode = Mode.PASS
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_however_long_it_was_away_it_is_used_at_once() -> None:
-    kinds = {
-        "35 s stopped": (35.0, stop, start),
-        "65 s stopped": (65.0, stop, start),
-        "130 s stopped": (130.0, stop, start),
-        "130 s of black hole": (130.0, swallow, carry),
-    }
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        pytest.param((35.0, 65.0), marks=pytest.mark.slow, id="a minute"),
+        pytest.param((130.0,), marks=[pytest.mark.long, pytest.mark.timeout(240)], id="two minutes"),
+    ],
+)
+def test_however_long_it_was_away_it_is_used_at_once(seconds: tuple[float, ...]) -> None:
+    kinds = {f"{length:.0f} s stopped": (length, stop, start) for length in seconds}
+    kinds[f"{seconds[-1]:.0f} s of black hole"] = (seconds[-1], swallow, carry)
     with ThreadPoolExecutor(len(kinds)) as executor:
         futures = {name: executor.submit(endure, *kind) for name, kind in kinds.items()}
         outages = {name: future.result() for name, future in futures.items()}
