@@ -353,12 +353,14 @@ class Connection(psycopg.Connection[Any]):
         ):
             return False
         with self.lock:
-            self.pgconn.send_query(b"ROLLBACK")
-            self.is_ending = True
-            if self.pgconn.flush():  # not all of it fitted into the socket's buffer
-                self.wait(send(self.pgconn))
+            self.wait(self._send_rollback_gen())
         self.answered = max(self.answered, self.lent)  # the transaction has begun since then
         return True
+
+    def _send_rollback_gen(self) -> PQGen[None]:
+        self.pgconn.send_query(b"ROLLBACK")
+        yield from send(self.pgconn)
+        self.is_ending = True
 
     def end_gen(self) -> PQGen[None]:
         """Reads the response to what send_rollback() has sent."""
