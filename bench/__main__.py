@@ -118,10 +118,18 @@ def _circumstances(session: Session) -> dict[str, Any]:
         "server_cores": sorted(SERVER_CORES),
         "load_cores": sorted(LOAD_CORES),
         "versions": environment.versions(),
-        "settings": {peer.name: peer.settings() for peer in session.peers}
-        | {f"{peer.name}, ASGI": peer.settings() for peer in peers.ASGI_PEERS}
-        | {f"{peer.name}, ORM": peer.settings() for peer in peers.ORM_WSGI_PEERS}
-        | {f"{peer.name}, async psycopg": peer.settings() for peer in peers.ORM_ASGI_PEERS},
+        "settings": {
+            peer.name + where: peer.settings()
+            for where, group in {
+                "": session.peers,
+                ", ASGI": peers.ASGI_PEERS,
+                ", ORM": peers.ORM_WSGI_PEERS,
+                ", async psycopg": peers.ORM_ASGI_PEERS,
+                ", two workers": peers.REPLACING_PEERS,
+                ", constant rate": [peer for peer in peers.STEADY_PEERS if peer not in peers.PEERS],
+            }.items()
+            for peer in group
+        },
         "missing": session.missing,
     }
 

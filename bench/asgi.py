@@ -8,8 +8,8 @@ from typing import Any
 from bench.echo import echo
 from bench.load import wrk
 from bench.peers import ASGI_PEERS
-from bench.servers import get
 from bench.session import Session
+from bench.trial import Trial, in_turn
 
 CONNECTIONS = 32
 ECHO = "WebSocket echo"
@@ -22,19 +22,17 @@ LEAST_QUICK = "pkg uvicorn"  # in the other cases
 def run(session: Session) -> list[dict[str, Any]]:
     """Rows of {"case", "server", "cpu_us", ...}, as in `hosting`; of the echo, each message counts."""
     chosen = {peer.name for peer in session.peers}
-    out: list[dict[str, Any]] = []
-    with session.all_running([peer for peer in ASGI_PEERS if peer.name in chosen]) as servers:
-        for case, path in CASES.items():
-            names = QUICK.get(case, LEAST_QUICK).split()
-            here = [server for server in servers if not session.quick or server.peer.name in names]
-            if case == ECHO:
-                here = [server for server in here if server.peer.name != "fastpysgi"]  # does not answer (0.6)
-                measure = partial(echo, connections=CONNECTIONS, seconds=1)
-            else:
-                measure = partial(wrk, path=path, connections=CONNECTIONS, seconds=1)
-            if path in ("/starlette", "/fastapi"):  # are imported with the first request
-                here = [server for server in here if get(server.port, path, close=server.peer.closes) == 200]
-            rounds = 1 if session.quick else 5 if case == "hello" else 3
-            rows = session.rounds(f"{case} (ASGI)", here, measure, rounds=rounds)
-            out += [{"case": case, **row} for row in rows if row["cpu_us"]]
-    return out
+    peers = [peer for peer in ASGI_PEERS if peer.name in chosen]
+    return in_turn(session, peers, [_trial(case, session.quick, [peer.name for peer in peers]) for case in CASES])
+
+
+def _trial(case: str, quick: bool, names: list[str]) -> Trial:
+    if quick:
+        names = [name for name in QUICK.get(case, LEAST_QUICK).split() if name in names]
+    if case == ECHO:
+        names = [name for name in names if name != "fastpysgi"]  # does not answer (0.6)
+        measure = partial(echo, connections=CONNECTIONS, seconds=1)
+    else:
+        measure = partial(wrk, path=CASES[case], connections=CONNECTIONS, seconds=1)
+    imports = case in ("Starlette", "FastAPI")  # with the first request
+    return Trial(f"{case} (ASGI)", {"case": case}, measure, 1 if quick else 5, names, prepare=imports or not quick)

@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any
 
 from bench.database import postgres
-from bench.load import warm_up, wrk
+from bench.load import wrk
 from bench.orm_applications import SETUP
 from bench.peers import ORM_ASGI_PEERS, ORM_WSGI_PEERS
 from bench.session import Session
+from bench.trial import Trial, in_turn
 
 CONNECTIONS = 32
 QUICK = "pkg granian uvicorn"
@@ -25,6 +26,7 @@ CASES = (
 def run(session: Session) -> list[dict[str, Any]]:
     """Rows of {"case", "server", "cpu_us", ...}, as in `hosting`."""
     chosen = {peer.name for peer in session.peers if not session.quick or peer.name in QUICK.split()}
+    rounds = 1 if session.quick else 5
     out: list[dict[str, Any]] = []
     with postgres(session) as database:
         if database is None:
@@ -32,12 +34,9 @@ def run(session: Session) -> list[dict[str, Any]]:
         database.sql(SETUP, database="postgres")
         for peers, cases in CASES:
             here = [peer for peer in peers if peer.name in chosen]
-            with session.all_running(here, {"DATABASE_URL": database.url}) as servers:
-                for case, path in cases.items():
-                    for server in servers:  # the first query imports the ORM and connects
-                        session.say(f"{case}, warming up: {server.peer.title}")
-                        warm_up(server, path, CONNECTIONS)
-                    measure = partial(wrk, path=path, connections=CONNECTIONS, seconds=1)
-                    rows = session.rounds(case, servers, measure, rounds=1 if session.quick else 5)
-                    out += [{"case": case, **row} for row in rows if row["cpu_us"]]
+            trials = [
+                Trial(case, {"case": case}, partial(wrk, path=path, connections=CONNECTIONS, seconds=1), rounds)
+                for case, path in cases.items()
+            ]
+            out += in_turn(session, here, trials, {"DATABASE_URL": database.url})
     return out

@@ -236,26 +236,45 @@ def _with_workers(number: int) -> tuple[Peer, ...]:
 WORKER_PEERS = {number: _with_workers(number) for number in (0, 1, 2)}
 
 
-# Those of which the latency at a constant rate is measured.
-def steady_peers(threads: int, workers: int = 0) -> tuple[Peer, ...]:
-    """`workers`: processes; 0: one, and none that has workers."""
+# With --http11-socket a kept connection takes a thread for itself; the router in front takes any number of them.
+_UWSGI_ROUTER = replace(
+    BY_NAME["uwsgi"],
+    command=_script("uwsgi", "--http=127.0.0.1:PORT", "--http-keepalive=75", "--http-timeout=75", "--enable-threads",
+                    f"--threads={THREADS}", "--die-on-term", "--disable-logging", "--so-keepalive", "--listen=1024",
+                    f"--module={APP}"),
+)  # fmt: skip
+
+# Those of which the latency at a constant rate is measured.  http.server is not: with a thread for each of 64
+# connections it is capable of a quarter of the others' rate, which would be the rate of all.
+STEADY_PEERS = tuple(
+    _UWSGI_ROUTER if peer.name == "uwsgi" else peer
+    for peer in PEERS
+    if peer.hosts and peer.name not in ("uvicorn", "hypercorn", "stdlib")
+)
+
+
+def with_threads(number: int) -> tuple[Peer, ...]:
+    """Those of them that have threads, with so many."""
     return tuple(
         replace(
             peer,
             command=functools.partial(_with_words, peer.command, {
-                f"--threads={THREADS}": f"--threads={threads}",
-                f"--blocking-threads={THREADS}": f"--blocking-threads={threads}",
-                "--workers=1": f"--workers={workers or 1}",
+                f"--threads={THREADS}": f"--threads={number}",
+                f"--blocking-threads={THREADS}": f"--blocking-threads={number}",
             }),
-            threads=threads,
-            environment={
-                **peer.environment,
-                **({"PKG_THREADS": str(threads), "WEB_CONCURRENCY": str(workers)} if peer.environment else {}),
-                **({"GRANIAN_RESPAWN_FAILED_WORKERS": "true"} if peer.name == "granian" and workers else {}),
-            },
+            threads=number,
+            environment={**peer.environment, **({"PKG_THREADS": str(number)} if peer.name == "pkg" else {})},
         )
-        for peer in (BY_NAME[name] for name in ("pkg", "gunicorn", "granian", *(() if workers else ("waitress",))))
+        for peer in STEADY_PEERS if peer.threads > 1
     )  # fmt: skip
+
+
+# Those that replace a worker that died, and all of them at SIGHUP.
+REPLACING_PEERS = tuple(
+    replace(peer, environment={**peer.environment, "GRANIAN_RESPAWN_FAILED_WORKERS": "true"})
+    if peer.name == "granian" else peer
+    for peer in WORKER_PEERS[2]
+)  # fmt: skip
 
 
 def api_peers(workers: int) -> tuple[Peer, ...]:

@@ -7,27 +7,26 @@ from typing import Any
 
 from bench.load import wrk
 from bench.session import Session
+from bench.trial import Trial, in_turn
 
 CONNECTIONS = 32
 QUICK_CLOSING = "pkg gunicorn granian nginx"
 
 
 def run(session: Session) -> list[dict[str, Any]]:
-    out: list[dict[str, Any]] = []
-    with session.all_running(session.choose(hosts=False)) as servers:
-        for case, close in (("keep-alive", False), ("one connection each", True)):
-            closing = [server for server in servers if server.peer.closes]
-            for server in set(servers) - set(closing) if close else ():
-                session.missing[f"{server.peer.name}, {case}"] = "it ignores `Connection: close`"
-            chosen = closing if close else servers
-            if close and session.quick:
-                chosen = [server for server in closing if server.peer.name in QUICK_CLOSING.split()]
-            ask = partial(wrk, path="/healthz", connections=CONNECTIONS, close=close)
-            if not session.quick:
-                session.rounds(f"probes, {case}, warming up", chosen, partial(ask, seconds=1), rounds=1)
-            rows = session.rounds(
-                f"probes, {case}", chosen, partial(ask, seconds=1 if session.quick else 2),
-                rounds=1 if session.quick else 3,
-            )  # fmt: skip
-            out += [{"case": case, "connections": CONNECTIONS, **row} for row in rows]
-    return out
+    peers = session.choose(hosts=False)
+    closing = [peer.name for peer in peers if peer.closes]
+    for peer in peers:
+        if not peer.closes:
+            session.missing[f"{peer.name}, one connection each"] = "it ignores `Connection: close`"
+    if session.quick:
+        closing = [name for name in closing if name in QUICK_CLOSING.split()]
+    trials = [
+        Trial(
+            f"probes, {case}", {"case": case, "connections": CONNECTIONS},
+            partial(wrk, path="/healthz", connections=CONNECTIONS, close=close, seconds=1),
+            1 if session.quick else 5, closing if close else None, prepare=not session.quick,
+        )
+        for case, close in (("keep-alive", False), ("one connection each", True))
+    ]  # fmt: skip
+    return in_turn(session, peers, trials)

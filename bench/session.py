@@ -1,4 +1,4 @@
-"""Shared by the sections: the servers, number and duration of rounds, the progress line, interleaved rounds.
+"""Shared by the sections: the servers, whether the run is a quick one, the progress line.
 
 It measures nothing itself.
 """
@@ -6,15 +6,12 @@ It measures nothing itself.
 from __future__ import annotations
 
 import contextlib
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from bench.environment import Missing
-from bench.load import Sample
 from bench.peers import BY_NAME, Peer
 from bench.servers import SERVER_CORES, Running
 
@@ -61,7 +58,7 @@ class Session:
     def all_running(
         self, peers: list[Peer], extra: dict[str, str] | None = None, cores: set[int] = SERVER_CORES
     ) -> Iterator[list[Running]]:
-        """Starts all servers at once; an idle one costs less than a start in each round."""
+        """All servers, one started after the other; they end with the block."""
         with contextlib.ExitStack() as stack:
             running = []
             for peer in peers:
@@ -70,38 +67,3 @@ class Session:
                 if server is not None:
                     running.append(stack.enter_context(server))
             yield running
-
-    def rounds(
-        self, title: str, servers: list[Running], measure: Callable[[Running], Sample], *, rounds: int
-    ) -> list[dict[str, Any]]:
-        """A B C A B C ..., so that a temporary disturbance of the machine affects all servers."""
-        samples: dict[str, list[Sample]] = {server.peer.name: [] for server in servers}
-        for number in range(rounds):
-            for server in servers:
-                self.say(f"{title}, round {number + 1} of {rounds}: {server.peer.title}")
-                if server.is_alive():
-                    samples[server.peer.name].append(measure(server))
-        return [{"server": name, **summary(found)} for name, found in samples.items() if found]
-
-
-def summary(samples: list[Sample]) -> dict[str, Any]:
-    """Medians, and the spread: half the distance between the extremes, as a share of the median."""
-
-    def spread(what: str) -> float:
-        values = [getattr(s, what) for s in samples]
-        middle = statistics.median(values)
-        return round((max(values) - min(values)) / 2 / middle, 4) if middle else 0.0
-
-    def median(what: str) -> float:
-        return float(statistics.median(getattr(s, what) for s in samples))
-
-    return {
-        "rate": round(median("rate"), 1),
-        "rate_spread": spread("rate"),
-        "cpu_us": round(median("cpu") * 1e6, 3),
-        "cpu_spread": spread("cpu"),
-        "busy": round(median("busy"), 3),
-        "p99_ms": round(median("p99") * 1e3, 3),
-        "failed": sum(s.failed for s in samples),
-        "rounds": [[round(s.rate, 1), round(s.cpu * 1e6, 3)] for s in samples],
-    }

@@ -1,8 +1,8 @@
 """Section 12: latency at a constant rate, counted from the scheduled time, the same for all servers.
 
-The rates are shares of what the slowest of them is capable of.  Servers take turns, and shown are the medians of their
-rounds.  Beside steady traffic there are events in the middle of a round: a worker dies, all are replaced, the database
-stops for a second.
+The rates are shares of what the slowest of them is capable of.  Servers take turns, started anew for each round, and
+shown are the medians of their rounds.  Beside steady traffic there are events in the middle of a round: a worker dies,
+all are replaced, the database stops for a second.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any
 from bench.database import postgres
 from bench.environment import ROOT
 from bench.openloop import DRAIN
-from bench.peers import ASGI_PEERS, THREADS, Peer, steady_peers
+from bench.peers import ASGI_PEERS, REPLACING_PEERS, STEADY_PEERS, THREADS, Peer, with_threads
 from bench.servers import LOAD_CORES, Running, on_cores, process_tree
 from bench.session import Session
 
-SECONDS, CAPACITY_SECONDS = 3, 2
+SECONDS, CAPACITY_SECONDS, WARM_SECONDS = 3, 2, 0.3
 SHARES = (0.5, 0.8)  # of the capacity of the slowest
 PERCENTILES = (50.0, 99.0, 99.9)
 OUTAGE = 1.0  # seconds
@@ -65,26 +65,25 @@ def _outage(server: Running, database: Any) -> None:
     threading.Timer(OUTAGE, database.resume).start()
 
 
-ASGI_NAMES = ("pkg", "uvicorn", "granian")
-QUICK = "pkg gunicorn granian"
+QUICK, QUICK_ASGI = "pkg gunicorn granian", "pkg uvicorn granian"
 
 
 def cases(quick: bool) -> list[Case]:
-    alike = steady_peers(THREADS)
-    asgi = tuple(peer for peer in ASGI_PEERS if peer.name in ASGI_NAMES)
     if quick:
-        alike = tuple(peer for peer in alike if peer.name in QUICK.split())
-        return [Case("short and long", LONG, alike, (0.8,)), Case("ASGI, short and long", LONG, asgi, (0.8,))]
+        wsgi = tuple(peer for peer in STEADY_PEERS if peer.name in QUICK.split())
+        asgi = tuple(peer for peer in ASGI_PEERS if peer.name in QUICK_ASGI.split())
+        return [Case("short and long", LONG, wsgi, (0.8,)), Case("ASGI, short and long", LONG, asgi, (0.8,))]
+    threaded = with_threads(THREADS)  # the others would sleep, and wait for the database, for all requests
     return [
-        Case("short", SHORT, alike),
-        Case("short and long", LONG, alike),
-        Case("short and long, 4 threads", LONG, steady_peers(4), (0.8,)),
-        Case("short and long, 16 threads", LONG, steady_peers(16), (0.8,)),
-        Case("short and sleeping", SLEEP, alike),
-        Case("ASGI, short and long", LONG, asgi),
-        Case("a worker of two dies", SHORT, steady_peers(THREADS, 2), (0.5,), _kill_a_worker),
-        Case("two workers are reloaded", SHORT, steady_peers(THREADS, 2), (0.5,), _reload),
-        Case("the database stops for 1 s", QUERY, alike, (0.5,), _outage, needs_database=True),
+        Case("short", SHORT, STEADY_PEERS),
+        Case("short and long", LONG, STEADY_PEERS),
+        Case("short and long, 4 threads", LONG, with_threads(4), (0.8,)),
+        Case("short and long, 16 threads", LONG, with_threads(16), (0.8,)),
+        Case("short and sleeping", SLEEP, threaded),
+        Case("ASGI, short and long", LONG, ASGI_PEERS),
+        Case("a worker of two dies", SHORT, REPLACING_PEERS, (0.5,), _kill_a_worker),
+        Case("two workers are reloaded", SHORT, REPLACING_PEERS, (0.5,), _reload),
+        Case("the database stops for 1 s", QUERY, threaded, (0.5,), _outage, needs_database=True),
     ]
 
 
@@ -96,33 +95,36 @@ def run(session: Session) -> list[dict[str, Any]]:
             database = stack.enter_context(postgres(session)) if case.needs_database else None
             if case.needs_database and database is None:
                 continue
-            extra = {"DATABASE_URL": database.url} if database is not None else None
-            chosen = [peer for peer in case.peers if peer.name in {p.name for p in session.peers}]
-            servers = stack.enter_context(session.all_running(chosen, extra))
             try:
-                out += _measure(session, case, servers, database) if servers else []
+                out += _measure(session, case, database)
             except (OSError, subprocess.CalledProcessError) as error:  # the others are not lost with it
                 session.missing[f"steady, {case.title}"] = f"{type(error).__name__}: {error}"
     return out
 
 
-def _measure(session: Session, case: Case, servers: list[Running], database: Any) -> list[dict[str, Any]]:
+def _measure(session: Session, case: Case, database: Any) -> list[dict[str, Any]]:
+    names = {peer.name for peer in session.peers}
+    peers = [peer for peer in case.peers if peer.name in names]
+    extra = {"DATABASE_URL": database.url} if database is not None else None
     capacity = {}
-    for server in servers:
-        session.say(f"capacity, {case.title}: {server.peer.title}")
-        ask(server, 0.0, 1, case.mix)  # what it imports with the first request
-        capacity[server.peer.name] = ask(server, 0.0, CAPACITY_SECONDS, case.mix)["rate"]
+    with session.all_running(peers, extra) as servers:
+        for server in servers:
+            session.say(f"capacity, {case.title}: {server.peer.title}")
+            _warm_up(server, case)
+            capacity[server.peer.name] = ask(server, 0.0, CAPACITY_SECONDS, case.mix)["rate"]
     out = []
-    for share in case.shares:
+    for share in case.shares if capacity else ():
         rate = round(min(capacity.values()) * share)
-        found: dict[str, list[dict[str, Any]]] = {server.peer.name: [] for server in servers}
+        found: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in peers}
         rounds = 1 if session.quick else 10
         for number in range(rounds):
-            for server in servers:
-                session.say(f"{case.title}, {rate}/s, round {number + 1} of {rounds}: {server.peer.title}")
-                if server.is_alive():
+            with session.all_running(peers, extra) as servers:
+                for server in servers:
+                    session.say(f"{case.title}, {rate}/s, round {number + 1} of {rounds}: {server.peer.title}")
+                    _warm_up(server, case)
                     found[server.peer.name].append(_ask_with_event(server, rate, case, database))
-        for name, results in found.items():
+        for name in capacity:
+            results = found[name]
             out += [
                 {"case": case.title, "share": share, "rate": rate, "server": name, "path": path,
                  "capacity": round(capacity[name]), "failed": sum(result["failed"] for result in results),
@@ -131,6 +133,11 @@ def _measure(session: Session, case: Case, servers: list[Running], database: Any
                 for path in case.mix if results
             ]  # fmt: skip
     return out
+
+
+def _warm_up(server: Running, case: Case) -> None:
+    """The first requests import, connect and fill caches."""
+    ask(server, 0.0, WARM_SECONDS, case.mix)
 
 
 def _ask_with_event(server: Running, rate: float, case: Case, database: Any) -> dict[str, Any]:
