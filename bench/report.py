@@ -5,6 +5,7 @@ It reads results.json only, so that the page says what was measured and nothing 
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from pathlib import Path
 from typing import Any
@@ -253,16 +254,21 @@ def _waits(row: Row | None) -> str:
 
 
 def steady(results: Results) -> str:
-    """A row for each case and rate, a column for each server and kind of request: p50 / p99 / p99.9."""
-    rows = results.get("steady", [])
-    found = {(r["case"], r["rate"], r["path"], r["server"]): r for r in rows}
-    servers = _servers(rows)
-    body = [
-        [f"{case}, {rate:,}/s", path, *(_tail(found.get((case, rate, path, name))) for name in servers)]
-        for case, rate, path in dict.fromkeys(key[:3] for key in found)
-    ]
-    return _table("Latency at a constant rate, p50 / p99 / p99.9 in ms",
-                  ["load", "request", *map(_title, servers)], body, left=2)  # fmt: skip
+    """A row for each case, rate and kind of request, a column for each server: p50 / p99 / p99.9.
+
+    Cases of the same servers have a table together.
+    """
+    found: dict[tuple[str, int, str], dict[str, Row]] = {}
+    for row in results.get("steady", []):
+        found.setdefault((row["case"], row["rate"], row["path"]), {})[row["server"]] = row
+    parts = ["## Latency at a constant rate, p50 / p99 / p99.9 in ms"] if found else []
+    for servers, group in itertools.groupby(found.items(), lambda item: _servers(list(item[1].values()))):
+        body = [
+            [f"{case}, {rate:,}/s", path, *(_tail(rows[name]) for name in servers)]
+            for (case, rate, path), rows in group
+        ]
+        parts.append(_grid(["load", "request", *map(_title, servers)], body, left=2))
+    return "\n\n".join(parts)
 
 
 def api(results: Results) -> str:
@@ -274,9 +280,7 @@ def api(results: Results) -> str:
     return _table(title, ["server", "/s", "memory (PSS)", "failed"], body)
 
 
-def _tail(row: Row | None) -> str:
-    if row is None:
-        return ""
+def _tail(row: Row) -> str:
     text = " / ".join(f"{ms:.0f}" if ms >= 9.95 else f"{ms:.1f}" for ms in row["ms"].values())
     return text + (f", {row['failed']:,} failed" if row["failed"] else "")
 
@@ -483,10 +487,13 @@ def _duration(ms: float) -> str:
 
 
 def _table(title: str, head: list[str], body: list[list[str]], left: int = 1) -> str:
+    """A Markdown table with its title, or "" if it has nothing to show."""
+    return f"## {title}\n\n{_grid(head, body, left)}" if body and len(head) > 1 else ""
+
+
+def _grid(head: list[str], body: list[list[str]], left: int) -> str:
     """A Markdown table that is also readable as text; the first `left` columns are left-aligned."""
     body = [[cell or "-" for cell in row] for row in body]
-    if not body or len(head) < 2:
-        return ""
     widths = [max(len(row[n]) for row in [head, *body]) for n in range(len(head))]
 
     def line(row: list[str]) -> str:
@@ -497,4 +504,4 @@ def _table(title: str, head: list[str], body: list[list[str]], left: int = 1) ->
         return "| " + " | ".join(cells) + " |"
 
     rule = "|" + "|".join("-" * (w + 2) if n < left else "-" * (w + 1) + ":" for n, w in enumerate(widths)) + "|"
-    return "\n".join([f"## {title}", "", line(head), rule, *map(line, body)])
+    return "\n".join([line(head), rule, *map(line, body)])

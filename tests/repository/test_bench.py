@@ -162,6 +162,15 @@ def test_latency_at_a_constant_rate_has_a_row_for_each_kind_of_request() -> None
     assert ["short and long, 300/s", "/long", "9.0 / 90 / 180", "6.0 / 60 / 120, 3 failed"] in table
 
 
+def test_cases_of_other_servers_have_a_table_of_their_own() -> None:
+    alone = {**SMALL["steady"][0], "case": "sleeping"}
+    text = report.steady({"steady": [*SMALL["steady"], alone]})
+    assert text.count("##") == 1
+    assert [row[2:] for row in cells(text) if row[0] == "load"] == [["pkg", "granian"], ["pkg"]]
+    assert ["sleeping, 300/s", "/short", "2.0 / 20 / 40"] in cells(text)
+    assert report.steady({}) == ""
+
+
 def test_memory_of_workers_is_beside_their_cost() -> None:
     assert cells(report.workers(SMALL))[2:] == [["pkg", "7.0 µs", "31 MB"]]
 
