@@ -195,6 +195,19 @@ cdef set_limits(c.front_limits *limits, dict given):
     limits.parallel = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
+cdef inline int wait_for_request(c.front *front, x.front_request *taken) noexcept:
+    """For a worker: FRONT_OK, or FRONT_CLOSED."""
+    cdef int64_t came = 0
+    cdef int rv
+    while True:
+        rv = x.front_come(front, taken, 0, &came)
+        if rv == c.FRONT_TIMEOUT:
+            with nogil:
+                rv = x.front_come(front, taken, -1, &came)
+        if rv != c.FRONT_TIMEOUT:
+            return rv
+
+
 Listen = namedtuple("Listen", "fd name shared pages requests proxied", defaults=("", False, True, True, False),
                     module="pkg._core")
 
@@ -331,9 +344,12 @@ cdef class Front:
 
     def take(self, double timeout=-1):
         cdef x.front_request taken
-        cdef int rv = x.front_take(self._front, &taken, 0)
-        cdef int64_t wait = -1 if timeout < 0 else nanoseconds(timeout)
-        if rv == c.FRONT_TIMEOUT and wait != 0:
+        cdef int64_t wait
+        cdef int rv
+        if timeout < 0:
+            rv = wait_for_request(self._front, &taken)
+        else:
+            wait = nanoseconds(timeout)
             with nogil:
                 rv = x.front_take(self._front, &taken, wait)
         if rv == c.FRONT_OK:
@@ -355,12 +371,7 @@ cdef class Front:
         if isinstance(handle, WSGIHandler) and type(handle).__call__ is WSGIHandler.__call__:
             wsgi = handle
         while True:
-            rv = x.front_take(self._front, &taken, 0)
-            if rv == c.FRONT_TIMEOUT:
-                with nogil:
-                    rv = x.front_take(self._front, &taken, -1)
-                if rv == c.FRONT_OK:
-                    x.front_enter(self._front, &taken)
+            rv = wait_for_request(self._front, &taken)
             if rv != c.FRONT_OK:
                 return
             try:

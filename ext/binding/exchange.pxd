@@ -58,7 +58,7 @@ cdef extern from "front/exchange.h" nogil:
         proxy_peer peer
 
     int front_take(front *f, front_request *out, int64_t timeout)
-    void front_enter(front *f, const front_request *taken)
+    int front_come(front *f, front_request *out, int64_t timeout, int64_t *came)
     ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bint wait)
     bint front_begin_response(front *f, front_conn *c)
     int front_send(front *f, front_conn *c, iovec *iov, int n, size_t keep, bint wait)

@@ -5,7 +5,6 @@
 #include <time.h>
 
 #include "clock.h"
-#include "eventloop.h"
 
 #define WINDOW (10 * MILLISECOND)
 #define FEWEST 3 /* one computes, one waits for a response, and one has got it */
@@ -31,12 +30,6 @@ static clockid_t clock_of(uint64_t thread)
     return (clockid_t)(~(uint32_t)thread << 3 | 6);
 }
 
-/* Whether requests share an interpreter, and are not so short that one worker serves them all. */
-static bool may_choose(const front *f)
-{
-    return admission_is_worth(f) && !f->limits.parallel && !eventloop_serves(f);
-}
-
 /* While the interpreter has no time left, which the CPU time of the process shows, one worker less takes requests from window to
  * window.  As soon as it has, one more does.  All do if much is left, if other threads compute beside it, or if less than one
  * request in a millisecond is finished: one of them may hold the lock for long.  Those that have been served since before the
@@ -50,7 +43,7 @@ void admission_measure(front *f, const front_conn *taken, uint32_t busy, uint32_
 
     if (most > a->enough)
         most = a->enough;
-    if (!may_choose(f)) {
+    if (!admission_may_choose(f)) {
         a->enough = UINT32_MAX;
         return;
     }
@@ -70,13 +63,12 @@ void admission_measure(front *f, const front_conn *taken, uint32_t busy, uint32_
     a->judged_finished = finished;
 }
 
-void admission_classify(front *f, front_conn *c, uint32_t workers)
+void admission_classify(front *f, front_conn *c)
 {
-    c->route = may_choose(f) ? routes_key(&c->in->head, c->in->data) : 0;
+    c->route = admission_may_choose(f) ? routes_key(&c->in->head, c->in->data) : 0;
     c->cost = c->route != 0 ? routes_cost(&f->admission.routes, c->route) : 0;
     c->is_heavy = c->cost > HEAVY;
-    /* If all workers but one took turns with such requests, each would wait for that time; it is due after half of it. */
-    c->due = c->arrived + c->cost * (workers > 2 ? workers - 2 : 0) / 2;
+    c->due = c->arrived + c->cost;
 }
 
 /* Whether somebody who wanted the interpreter had to wait for it just now. */
@@ -84,8 +76,7 @@ static bool is_contended(const front *f, int64_t now)
 {
     const struct front_admission *a = &f->admission;
 
-    return atomic_load_explicit(&a->entry, memory_order_relaxed) > CONTENDED &&
-           now - atomic_load_explicit(&a->entered_at, memory_order_relaxed) < LATELY;
+    return a->entry > CONTENDED && now - a->entered_at < LATELY;
 }
 
 /* Whether another heavy request computes, and whoever wants the interpreter has to wait for it. */
@@ -120,7 +111,7 @@ static bool is_ending(front_conn *c, int64_t now)
  * due do not pass it any more. */
 static const front_conn *ending(const front *f, front_conn *c, int64_t now)
 {
-    if (f->admission.n_heavy == 0 || atomic_load_explicit(&f->admission.entry, memory_order_relaxed) <= CONTENDED)
+    if (f->admission.n_heavy == 0 || f->admission.entry <= CONTENDED)
         return NULL;
     while (c != NULL && !(c->is_heavy && c->due <= now))
         c = c->next;
@@ -142,12 +133,20 @@ front_conn *admission_pass(const front *f, front_conn *first, front_conn *taken)
     return c == NULL ? NULL : first;
 }
 
-void admission_begin(front *f, front_conn *c)
+/* `waited`: how long a worker that has taken the request beside a heavy one has waited for the interpreter. */
+static void note_entry(struct front_admission *a, const front_conn *c, int64_t waited)
 {
-    c->is_beside = f->admission.n_heavy > 0;
+    a->entry = c->is_heavy ? waited : a->entry + (waited - a->entry) / 4; /* another heavy one shows best how it is */
+    a->entered_at = c->begun;
+}
+
+void admission_begin(front *f, front_conn *c, int64_t came)
+{
+    if (came != 0 && f->admission.is_beside)
+        note_entry(&f->admission, c, c->begun - came);
     if (c->is_heavy) {
         f->admission.n_heavy++;
-        atomic_store_explicit(&f->admission.entered_at, c->begun, memory_order_relaxed);
+        f->admission.entered_at = c->begun;
     }
     c->ends = 0;
     c->cpu_before = c->route != 0 ? cpu_time(CLOCK_THREAD_CPUTIME_ID) : 0;
@@ -161,16 +160,4 @@ void admission_end(front *f, front_conn *c, bool by_taker)
     if (c->cpu_before != 0 && by_taker)
         routes_note(&f->admission.routes, c->route, cpu_time(CLOCK_THREAD_CPUTIME_ID) - c->cpu_before);
     c->cpu_before = 0;
-}
-
-void admission_note_entry(front *f, const front_conn *c)
-{
-    if (!c->is_beside)
-        return;
-    int64_t now = clock_now(), waited = now - c->begun, average = atomic_load_explicit(&f->admission.entry, memory_order_relaxed);
-
-    if (!c->is_heavy) /* that of a heavy request shows best how it is beside another one */
-        waited = average + (waited - average) / 4;
-    atomic_store_explicit(&f->admission.entry, waited, memory_order_relaxed);
-    atomic_store_explicit(&f->admission.entered_at, now, memory_order_relaxed);
 }

@@ -8,18 +8,19 @@
  *   of the interpreter lock, which a query gives up a dozen times.
  * - Heavy ones, which compute for long: one at a time, so that the first is not as late as the last; the others, which are
  *   through with the interpreter in no time, pass them.  Not if it is free nevertheless, as they compute without it or wait.
- *   A heavy one is due after half of the time that it would take if all workers but one took turns with such requests: then
- *   those that arrive do not pass it any more while it computes, for 20 ms at most.  So short ones gain most of what there is
- *   to gain, and heavy ones are not later than where the workers take turns.  (The 99th percentiles in ms at 80 % of the
- *   capacity, of short and of heavy ones: 30 and 47 with 4 workers, in place of 6 and 62 if they were always passed.)
+ *   A heavy one is due after as long as it takes itself: then those that arrive do not pass it any more while it computes, for
+ *   20 ms at most.  So neither waits longer than where all are served in the order of their arrival.  (The 99th percentiles in ms
+ *   at 80 % of the capacity, of short and of heavy ones of 10 ms: 44 and 49 if they are due at once, 36 and 51 after 10 ms, 21 and
+ *   56 after 30 ms; 38 and 53 in the order of their arrival, 41 and 63 where workers take turns.)
  *
  * Whoever finds nothing that it may take in a queue that is not empty looks again after a millisecond.  Neither rule holds where
- * the interpreter is not the bottleneck: with an event loop, for the carrier, without a lock.  All but admission_note_entry() is
- * called with the queue's mutex held.
+ * the interpreter is not the bottleneck: with an event loop, for the carrier, without a lock.  All is called with the queue's
+ * mutex held.
  */
 #ifndef ADMISSION_H
 #define ADMISSION_H
 
+#include "eventloop.h"
 #include "state.h"
 
 #define LONG_REQUEST (100 * 1000LL) /* nanoseconds; in such a request the interpreter lock is probably free at times */
@@ -46,6 +47,12 @@ static inline bool admission_is_worth(const front *f)
     return f->limits.parallel || admission_service_time(f) > LONG_REQUEST;
 }
 
+/* Whether requests share an interpreter, and are not so short that one worker serves them all. */
+static inline bool admission_may_choose(const front *f)
+{
+    return admission_is_worth(f) && !f->limits.parallel && !eventloop_serves(f);
+}
+
 /* Whether so many busy workers use all of the interpreter's time. */
 static inline bool admission_is_full(const front *f, uint32_t busy)
 {
@@ -64,7 +71,7 @@ static inline void admission_judge(front *f, const front_conn *taken, uint32_t b
         f->admission.enough = UINT32_MAX;
 }
 
-void admission_classify(front *f, front_conn *c, uint32_t workers); /* a request that enters the queue */
+void admission_classify(front *f, front_conn *c); /* a request that enters the queue */
 front_conn *admission_pass(const front *f, front_conn *first, front_conn *taken);
 
 /* The request of the queue to take next, or NULL.  `taken`: as above. */
@@ -75,10 +82,12 @@ static inline front_conn *admission_next(const front *f, front_conn *first, fron
     return first->is_heavy || f->admission.n_heavy > 0 ? admission_pass(f, first, taken) : first;
 }
 
-void admission_begin(front *f, front_conn *c); /* a worker has taken it, */
+/* A worker has taken it, which was told to come for it at `came`, and has the interpreter since now, or 0; */
+void admission_begin(front *f, front_conn *c, int64_t came);
+static inline void admission_note_comer(front *f) /* one is told to come */
+{
+    f->admission.is_beside = f->admission.n_heavy > 0;
+}
 void admission_end(front *f, front_conn *c, bool by_taker); /* and is through with it; `by_taker`: called in the same thread */
-
-/* The worker that has taken the request has the interpreter; called while it is the worker's. */
-void admission_note_entry(front *f, const front_conn *c);
 
 #endif

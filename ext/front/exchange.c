@@ -27,13 +27,18 @@
 
 int front_take(front *f, front_request *out, int64_t timeout)
 {
+    return front_come(f, out, timeout, NULL);
+}
+
+int front_come(front *f, front_request *out, int64_t timeout, int64_t *came)
+{
     bool closed;
 
     if (f->foreign)
         return FRONT_CLOSED;
     if (f->remote != NULL)
-        return remote_take(f, out, timeout);
-    front_conn *c = leader_take(f, timeout, &closed);
+        return remote_take(f, out, timeout, came);
+    front_conn *c = leader_take(f, timeout, came, &closed);
     if (c == NULL)
         return closed ? FRONT_CLOSED : FRONT_TIMEOUT;
 
@@ -54,12 +59,6 @@ int front_take(front *f, front_request *out, int64_t timeout)
     out->arrived = c->arrived;
     memcpy(&out->peer, &c->peer, sizeof out->peer);
     return FRONT_OK;
-}
-
-void front_enter(front *f, const front_request *taken)
-{
-    if (!f->foreign && f->remote == NULL)
-        admission_note_entry(f, taken->conn);
 }
 
 /* ------------------------------------------------------------------------ read */

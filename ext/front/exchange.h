@@ -35,7 +35,10 @@ typedef struct {
 } front_request;
 
 int front_take(front *f, front_request *out, int64_t timeout); /* nanoseconds; 0: do not wait; < 0: forever */
-void front_enter(front *f, const front_request *taken); /* after a take() that may have waited: the thread has the interpreter again */
+/* The same for a worker that needs an interpreter.  With a timeout of 0 it is called by one that has it, otherwise by one that has
+ * not.  FRONT_TIMEOUT of the latter: there is a request, to be taken by a call with 0 as soon as it has the interpreter again.
+ * `*came` is 0 at first, and kept from call to call. */
+int front_come(front *f, front_request *out, int64_t timeout, int64_t *came);
 ssize_t front_read(front *f, front_conn *c, char *buf, size_t len, bool wait); /* 0 at the end; -EAGAIN without wait */
 /* A final response begins; reading the body after it does not send 100 (Continue).  Whether the connection can be used
  * again: the body has arrived, or what an event loop leaves of it is short enough that the loop reads it away. */

@@ -30,6 +30,19 @@ static front_conn *next_ready(const front *f)
     return admission_next(f, f->queue.ready.first, f->queue.taken.first, f->queue.n_taken);
 }
 
+static uint32_t n_workers(const front *f)
+{
+    return f->queue.n_taken + f->queue.n_idle_workers + f->queue.n_woken;
+}
+
+/* Requests of the queue that wait for the interpreter, and not for a worker. */
+static uint32_t spared(const front *f)
+{
+    uint32_t free = next_ready(f) == NULL || admission_may_choose(f) ? f->queue.n_idle_workers + f->queue.n_woken : 0;
+
+    return free < f->queue.n_ready ? free : f->queue.n_ready;
+}
+
 /* ---------------------------------------------------------------------- sleeping */
 
 /* A condition variable would also work, but a thread that returns from its wait marks the mutex as contended, which costs the
@@ -84,10 +97,44 @@ void handoff_sleep(front *f, int64_t timeout)
         }
 }
 
+/* Nobody tells of a request that is held back now, so one of those who sleep looks again. */
+void handoff_sleep_on(front *f)
+{
+    if (f->queue.ready.first == NULL || f->queue.n_woken > 0 || f->queue.is_looked_after) {
+        handoff_sleep(f, -1);
+        return;
+    }
+    f->queue.is_looked_after = true;
+    handoff_sleep(f, MILLISECOND);
+    f->queue.is_looked_after = false;
+}
+
 /* ------------------------------------------------------------- to a worker, and back */
 
-front_conn *handoff_pop(front *f, waiter **next)
+bool handoff_may_come(const front *f)
 {
+    return admission_may_choose(f) && f->queue.n_woken == 0 && next_ready(f) != NULL;
+}
+
+int64_t handoff_come(front *f)
+{
+    f->queue.n_woken++;
+    admission_note_comer(f);
+    return f->queue.came = clock_now();
+}
+
+/* Before that worker makes the interpreter change hands within a request, which it does after a millisecond. */
+bool handoff_gives_way(const front *f)
+{
+    return admission_may_choose(f) && f->queue.came != 0 && clock_now() - f->queue.came > MILLISECOND / 2;
+}
+
+front_conn *handoff_pop_any(front *f, int64_t came, waiter **next)
+{
+    if (came != 0) {
+        f->queue.n_woken--;
+        f->queue.came = 0;
+    }
     front_conn *c = next_ready(f);
 
     *next = NULL;
@@ -98,7 +145,7 @@ front_conn *handoff_pop(front *f, waiter **next)
     c->queued = false;
     c->thread = thread_id();
     c->begun = clock_now();
-    admission_begin(f, c);
+    admission_begin(f, c, came);
     tally_add_wait(&f->queue.waits, c->begun - c->arrived);
     if (f->limits.request_timeout != 0) {
         c->deadline = c->begun + f->limits.request_timeout;
@@ -129,28 +176,31 @@ bool handoff_pass(front *f, enum handoff_waking waking, front_conn **refused)
     bool some = f->queue.batch.first != NULL;
     while ((c = f->queue.batch.first) != NULL) {
         list_remove(&f->queue.batch, c);
-        if (f->queue.n_ready >= f->limits.max_queue) {
+        if (f->queue.n_ready >= f->limits.max_queue && f->queue.n_ready - spared(f) >= f->limits.max_queue) {
             c->next = *refused;
             *refused = c;
             continue;
         }
         c->with_worker = c->queued = true;
         c->thread = 0;
-        admission_classify(f, c, f->queue.n_taken + f->queue.n_idle_workers);
+        admission_classify(f, c);
         c->deadline = f->now + f->limits.queue_timeout;
         list_push(&f->queue.ready, c);
         f->queue.n_ready++;
     }
     if (f->queue.ready.first != NULL)
-        admission_judge(f, f->queue.taken.first, f->queue.n_taken, f->queue.n_idle_workers, f->queue.n_finished);
+        admission_judge(f, f->queue.taken.first, f->queue.n_taken, n_workers(f) - f->queue.n_taken, f->queue.n_finished);
     if (f->queue.ready.first != NULL && f->queue.n_idle_workers > 0 && waking != HANDOFF_TAKING && next_ready(f) != NULL &&
         (admission_is_worth(f) || waking == HANDOFF_EAGER || f->queue.n_taken == 0) &&
-        (f->queue.n_woken == 0 || f->now - f->queue.ready.first->arrived > MILLISECOND))
+        (f->queue.n_woken == 0 || (!admission_may_choose(f) && f->now - f->queue.ready.first->arrived > MILLISECOND)))
         next = pop_idle(f);
     bool returned = f->queue.returned.first != NULL;
-    /* A request that arrives while all workers are busy, or enough, and others wait, only waits in the queue. */
+    /* A request that arrives while all workers are busy, or enough, and others wait, only waits in the queue.  So it does if a
+     * worker waits for the interpreter to take the oldest. */
     f->queue.backlog = 0;
-    if (some && (f->queue.n_idle_workers == 0 || admission_is_full(f, f->queue.n_taken)) && f->queue.n_taken > 0 && !eventloop_serves(f))
+    if (some && f->queue.n_taken > 0 && !eventloop_serves(f) &&
+        (f->queue.n_idle_workers == 0 || admission_is_full(f, f->queue.n_taken) ||
+         (f->queue.came != 0 && f->now - f->queue.came > LONG_REQUEST)))
         f->queue.backlog = f->queue.n_ready * admission_service_time(f) / f->queue.n_taken / 2;
     bool sleeps = f->queue.ready.first != NULL && !f->queue.declined && eventloop_rouse(f);
     pthread_mutex_unlock(&f->queue.mutex);
@@ -307,7 +357,7 @@ bool handoff_may_keep(front *f)
     if (f->queue.n_unread == 0 || eventloop_streams(f)) /* which waits for no client */
         return false;
     pthread_mutex_lock(&f->queue.mutex);
-    uint32_t workers = eventloop_carries(f) ? eventloop_room(f) : f->queue.n_taken + f->queue.n_idle_workers, reading = f->queue.n_unread;
+    uint32_t workers = eventloop_carries(f) ? eventloop_room(f) : n_workers(f), reading = f->queue.n_unread;
     for (const front_conn *c = f->queue.taken.first; c != NULL; c = c->next) /* at most as many as there are workers */
         reading -= c->unread && atomic_load_explicit(&c->complete, memory_order_relaxed); /* has read its body and works */
     for (const front_conn *c = f->queue.returned.first; c != NULL; c = c->next) /* which the loop has not seen yet */
@@ -396,7 +446,7 @@ void handoff_expire(front *f)
 int64_t handoff_due(front *f, int64_t due, int64_t look)
 {
     /* Connections are returned without a ring, and their idle time starts when we look.  While requests wait although
-     * workers sleep (handoff_pass() woke only one, expecting short requests), look again at once. */
+     * workers sleep (handoff_pass() woke only one, as requests were short, or are to begin in their order), look again soon. */
     if (handoff_has_held(f))
         look = f->now + HOLD;
     pthread_mutex_lock(&f->queue.mutex);
@@ -458,9 +508,7 @@ void handoff_tally(front *f, uint8_t method, unsigned status, int64_t duration)
 void handoff_count(front *f, front_counters *out)
 {
     pthread_mutex_lock(&f->queue.mutex);
-    /* What waits for the interpreter, and not for a worker, counts as with one. */
-    uint32_t spared = next_ready(f) == NULL ? f->queue.n_idle_workers : 0;
-    out->queued = f->queue.n_ready > spared ? f->queue.n_ready - spared : 0;
+    out->queued = f->queue.n_ready - spared(f);
     out->late = f->queue.n_late;
     out->in_flight = f->queue.n_ready + f->queue.n_taken; /* requests that are finished but not yet taken back do not count */
     out->finished = f->queue.n_finished;

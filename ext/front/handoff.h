@@ -142,15 +142,29 @@ static inline bool handoff_is_short(const front *f) /* requests are; a guess wit
     return admission_service_time(f) < LONG_REQUEST;
 }
 
-/* With the mutex held.  NULL: there is none, or enough workers are busy.  `next`: for handoff_rouse() without it, or NULL. */
-front_conn *handoff_pop(front *f, waiter **next);
-static inline bool handoff_holds_back(const front *f) /* with the mutex held: requests, and no worker sleeps that looks after them */
+/* A worker that has no interpreter comes for a request, and takes the oldest when it has one: so they begin in the order in which
+ * they have arrived, and not in that in which the interpreter lock wakes threads.  One comes at a time, and the others sleep, as
+ * more threads that wait for the lock make its changes dearer.  (The 99th percentile of requests that compute for 0.3 ms, at 60 %
+ * of the capacity: 2.8 ms -> 1.9.)  All of these are called with the mutex held. */
+static inline bool handoff_must_come(const front *f) /* not for very short requests, which one worker serves alone */
 {
-    return f->queue.ready.first != NULL && f->queue.n_idle_workers == 0;
+    return admission_may_choose(f);
 }
+bool handoff_may_come(const front *f);  /* whether it must, nobody else does, and there is a request */
+int64_t handoff_come(front *f);         /* when; to be handed to handoff_pop() */
+bool handoff_gives_way(const front *f); /* whether a worker that has the interpreter leaves the next request to one that has come */
 
+/* NULL: there is none, or enough workers are busy.  `came`: 0, or when it was told to come.  `next`: for handoff_rouse() without
+ * the mutex, or NULL. */
+front_conn *handoff_pop_any(front *f, int64_t came, waiter **next);
+static inline front_conn *handoff_pop(front *f, int64_t came, waiter **next)
+{
+    *next = NULL;
+    return f->queue.ready.first == NULL && came == 0 ? NULL : handoff_pop_any(f, came, next);
+}
 void handoff_wake(waiter *w);
-void handoff_sleep(front *f, int64_t timeout);    /* with the mutex held, which is released meanwhile; < 0: forever */
+void handoff_sleep(front *f, int64_t timeout); /* with the mutex held, which is released meanwhile; < 0: forever */
+void handoff_sleep_on(front *f);               /* until there may be something to take */
 
 unsigned handoff_news(front *f, bool sleeps); /* for the event loop: enum front_news; if there are none it may go to sleep */
 

@@ -170,17 +170,22 @@ int leader_run(front *f)
 
 /* ------------------------------------------------------------------------ a worker */
 
-/* Runs the loop until a request arrives, which the caller gets, so that no other thread has to be woken. */
-static front_conn *lead(front *f)
+/* Runs the loop until a request arrives, which the caller gets, so that no other thread has to be woken; if it `may_come`, as long
+ * as it need not. */
+static front_conn *lead(front *f, bool may_come)
 {
     front_conn *c = NULL;
 
     while (c == NULL && atomic_load(&f->stage) != FRONT_STOPPED && turn(f, loop_timeout(f), HANDOFF_TAKING) == FRONT_OK) {
-        waiter *next;
+        waiter *next = NULL;
         handoff_lock(f);
-        c = handoff_pop(f, &next);
+        bool comes = may_come && handoff_must_come(f);
+        if (!comes)
+            c = handoff_pop(f, 0, &next);
         handoff_unlock(f);
         handoff_rouse(next);
+        if (comes)
+            break;
     }
     return c;
 }
@@ -191,16 +196,31 @@ static bool may_lead(front *f)
     return handoff_is_short(f) && atomic_load(&f->stage) != FRONT_STOPPED && pthread_mutex_trylock(&f->leader.lead) == 0;
 }
 
-front_conn *leader_take(front *f, int64_t timeout, bool *closed)
+front_conn *leader_take(front *f, int64_t timeout, int64_t *came, bool *closed)
 {
     front_conn *c = NULL;
     waiter *next = NULL;
+    bool may_come = came != NULL && timeout < 0;
+    int64_t since = came != NULL ? *came : 0;
 
+    if (came != NULL)
+        *came = 0;
     handoff_lock(f);
-    while (!handoff_is_closed(f) && (c = handoff_pop(f, &next)) == NULL && timeout != 0) {
+    while (!handoff_is_closed(f)) {
+        if (may_come && handoff_may_come(f)) {
+            *came = handoff_come(f);
+            break;
+        }
+        if (came != NULL && timeout == 0 && since == 0 && handoff_gives_way(f))
+            break;
+        if (!(may_come && handoff_must_come(f)))
+            c = handoff_pop(f, since, &next);
+        since = 0;
+        if (c != NULL || timeout == 0)
+            break;
         if (timeout < 0 && may_lead(f)) {
             handoff_unlock(f);
-            c = f->leader.error == 0 ? lead(f) : NULL;
+            c = f->leader.error == 0 ? lead(f, may_come) : NULL;
             bool failed = f->leader.error != 0;
             pthread_mutex_unlock(&f->leader.lead);
             handoff_lock(f);
@@ -209,10 +229,12 @@ front_conn *leader_take(front *f, int64_t timeout, bool *closed)
             if (!failed)
                 continue;
         }
-        /* Nobody tells of a request that is held back now, so the first who sleeps looks again. */
-        handoff_sleep(f, timeout < 0 && handoff_holds_back(f) ? MILLISECOND : timeout);
+        if (timeout < 0)
+            handoff_sleep_on(f);
+        else
+            handoff_sleep(f, timeout);
         if (timeout > 0) {
-            c = handoff_is_closed(f) ? NULL : handoff_pop(f, &next);
+            c = handoff_is_closed(f) ? NULL : handoff_pop(f, 0, &next);
             break;
         }
     }

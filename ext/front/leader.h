@@ -7,8 +7,9 @@
 #include "state.h"
 
 /* For a worker: a request, for which it may lead meanwhile; or NULL.  timeout: nanoseconds; 0: do not wait; < 0: forever.
- * `*closed`: the front has stopped. */
-front_conn *leader_take(front *f, int64_t timeout, bool *closed);
+ * `came`: where it was told to come, else NULL or 0; if given, it may be told to, and NULL is returned.  `*closed`: the front has
+ * stopped. */
+front_conn *leader_take(front *f, int64_t timeout, int64_t *came, bool *closed);
 
 unsigned leader_wait(front *f, int64_t timeout); /* front_wait() */
 unsigned leader_look(front *f);                  /* front_look() */

@@ -24,6 +24,11 @@ struct remote {
     int bell_fd, wake_fd; /* the carrier's; the event loop's */
     uint32_t n_slots, slot_size, in_at, out_at;
     front_conn *conns; /* one for each slot */
+
+    /* Held by the thread that waits for the next request, and comes for it: from its wait until it has the interpreter, and the
+     * request (handoff.h says why). */
+    pthread_mutex_t duty;
+    _Atomic int64_t came; /* since when that thread waits for the interpreter, or 0 */
 };
 
 static uint32_t number_of(const struct remote *r, const front_conn *c)
@@ -65,24 +70,52 @@ static bool is_over(const front *f)
     return remote_stage(f) >= FRONT_CLOSING;
 }
 
-static int64_t wait_for_request(front *f, int64_t timeout)
+static bool is_empty(area *a)
+{
+    return atomic_load(&a->head) == atomic_load(&a->tail);
+}
+
+/* As handoff_must_come(). */
+static bool must_come(const front *f)
+{
+    return atomic_load_explicit(&f->remote->area->is_slow, memory_order_relaxed) && !f->limits.parallel && !eventloop_serves(f);
+}
+
+/* A request's number, or -1, and then `*came`, if given, says whether this thread has come for one. */
+static int64_t wait_for_request(front *f, int64_t timeout, int64_t *came)
 {
     struct remote *r = f->remote;
     area *a = r->area;
     int64_t until = timeout < 0 ? INT64_MAX : clock_now() + timeout;
+    bool on_duty = false;
 
     for (;;) {
+        bool comes = came != NULL && must_come(f);
+        if (comes && !on_duty)
+            pthread_mutex_lock(&r->duty);
+        else if (!comes && on_duty)
+            pthread_mutex_unlock(&r->duty);
+        on_duty = comes;
         unsigned bell = atomic_load(&a->bell);
         AREA_STEP();
         atomic_fetch_add(&a->sleepers, 1); /* either this finds the request, or the front finds the sleeper */
-        int64_t number = pop(a, r->n_slots), left = timeout < 0 ? -1 : until - clock_now();
-        bool ends = number != -1 || is_over(f) || (timeout >= 0 && left <= 0);
+        bool there = comes && !is_empty(a);
+        int64_t number = comes ? -1 : pop(a, r->n_slots), left = timeout < 0 ? -1 : until - clock_now();
+        bool ends = there || number != -1 || is_over(f) || (timeout >= 0 && left <= 0);
         if (!ends)
             area_wait(&a->bell, bell, left);
         AREA_STEP();
         atomic_fetch_sub(&a->sleepers, 1);
-        if (ends)
+        if (there) {
+            *came = clock_now();
+            atomic_store_explicit(&r->came, *came, memory_order_relaxed);
+            return -1; /* still on duty */
+        }
+        if (ends) {
+            if (on_duty)
+                pthread_mutex_unlock(&r->duty);
             return number;
+        }
     }
 }
 
@@ -92,15 +125,33 @@ static void wake_another(struct remote *r)
     area_wake(&r->area->bell, 1);
 }
 
-int remote_take(front *f, front_request *out, int64_t timeout)
+/* The next request for a thread that has the interpreter, unless it leaves that to one that has come, as in handoff_gives_way(). */
+static int64_t take_next(front *f, int64_t *came)
 {
     struct remote *r = f->remote;
+    bool has_come = came != NULL && *came != 0;
+    int64_t since = atomic_load_explicit(&r->came, memory_order_relaxed);
+
+    if (came != NULL && !has_come && since != 0 && clock_now() - since > MILLISECOND / 2 && !is_over(f))
+        return -1;
     int64_t number = pop(r->area, r->n_slots);
+    if (has_come) {
+        *came = 0;
+        atomic_store_explicit(&r->came, 0, memory_order_relaxed);
+        pthread_mutex_unlock(&r->duty);
+    }
+    return number;
+}
+
+int remote_take(front *f, front_request *out, int64_t timeout, int64_t *came)
+{
+    struct remote *r = f->remote;
+    int64_t number = timeout == 0 || came == NULL ? take_next(f, came) : -1;
 
     if (number == -1 && timeout != 0)
-        number = wait_for_request(f, timeout);
+        number = wait_for_request(f, timeout, came);
     if (number == -1)
-        return is_over(f) ? FRONT_CLOSED : FRONT_TIMEOUT;
+        return is_over(f) && (came == NULL || *came == 0) ? FRONT_CLOSED : FRONT_TIMEOUT;
 
     front_conn *c = &r->conns[number];
     area_slot *s = c->slot = area_slot_at(r->area, r->slot_size, (uint32_t)number); /* here, so that few are touched */
@@ -587,6 +638,7 @@ int remote_open(front *f, int socket, int bell_fd)
     if (r == NULL)
         return -ENOMEM;
     f->remote = r;
+    pthread_mutex_init(&r->duty, NULL);
     r->wake_fd = -1;
     if ((r->bell_fd = fcntl(bell_fd, F_DUPFD_CLOEXEC, 0)) == -1)
         return -errno;
@@ -607,6 +659,7 @@ void remote_close(front *f)
             close((int[]){r->bell_fd, r->wake_fd}[i]);
     if (r->area != NULL)
         munmap(r->area, r->size);
+    pthread_mutex_destroy(&r->duty);
     free(r->conns);
     free(r);
     f->remote = NULL;

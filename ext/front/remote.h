@@ -9,7 +9,7 @@
 int remote_open(front *f, int socket, int bell_fd);
 
 /* The functions of front.h and exchange.h of the same names. */
-int remote_take(front *f, front_request *out, int64_t timeout);
+int remote_take(front *f, front_request *out, int64_t timeout, int64_t *came); /* front_come() */
 ssize_t remote_read(front *f, front_conn *c, char *buf, size_t len, bool wait);
 bool remote_begin_response(front *f, front_conn *c);
 int remote_send(front *f, front_conn *c, struct iovec *iov, int n, bool wait);

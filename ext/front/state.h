@@ -136,7 +136,6 @@ struct front_conn {
     int64_t ends;                   /* M: when it has probably computed; 0: not known, -1: not soon, or it waits */
     int64_t latest;                 /* M: until then others may wait for it */
     int64_t looked_at, used;        /* M: when that was estimated, and how long it had computed then */
-    bool is_beside;                 /* M: a heavy one was with a worker when this one was taken */
     struct front_conn *next_moved;  /* M */
     void *tag;                      /* O: of the event loop */
     struct area_slot *slot;         /* in a worker process: its place in the area; otherwise NULL */
@@ -214,8 +213,9 @@ struct front_admission {
     uint32_t enough;         /* M: so many busy workers use all of the interpreter's time; UINT32_MAX: not known */
     int64_t judged_at, judged_cpu; /* M: when that was last judged; the CPU time of the process then, nanoseconds, */
     uint64_t judged_finished;      /* and queue.n_finished */
-    _Atomic int64_t entry;   /* moving average of the waits for the interpreter beside a heavy request, nanoseconds, */
-    _Atomic int64_t entered_at; /* and when one ended, or such a request began */
+    int64_t entry;           /* M: moving average of the waits for the interpreter beside a heavy request, nanoseconds, */
+    int64_t entered_at;      /* and when one ended, or such a request began */
+    bool is_beside;          /* M: a heavy request was with a worker when another one was told to come */
 };
 
 /* handoff.c: requests between the loop and the workers. */
@@ -231,7 +231,10 @@ struct front_queue {
     conn_list switched;      /* M: no longer requests: they have no deadline, and do not count as in flight */
     uint32_t n_switched;     /* M */
     bool declined;           /* M: the carrier has no room, and is told of no request */
-    uint32_t n_ready, n_taken, n_late, n_idle_workers, n_woken; /* M */
+    uint32_t n_ready, n_taken, n_late, n_idle_workers; /* M */
+    uint32_t n_woken;        /* M: workers that have not looked for a request yet, or wait for the interpreter to take it */
+    int64_t came;            /* M: when a worker was told to come that has not taken a request yet, or 0 */
+    bool is_looked_after;    /* M: a worker sleeps for a millisecond only, because requests are held back */
     waiter *idle_workers;    /* M: the last to fall asleep is the first to wake */
     uint64_t n_finished, seen_finished; /* M: requests finished by workers; the same at the last look */
     bool closed;             /* M */

@@ -9,6 +9,7 @@
  * Checked: in every order of the steps each request gets one response; none that a worker had not taken is refused; none is begun
  * a third time, and none twice that must not be; no slot stays in use.  Four rules can be taken away, to show that the check would
  * notice: NO_RECHECK, NO_SECOND_LOOK, NO_CAS, NO_TAIL.  With BY_READER an event loop serves in each worker.
+ * With COMES, requests are long: the thread on duty waits for one, and takes it when it has the interpreter.
  */
 #ifndef REQUESTS
 #define REQUESTS 2
@@ -50,6 +51,9 @@ bool client_has[4];                /* the carrier has sent the response */
 bool alive[2] = true, lost[2];
 bool mutex, bell, stops;           /* bell: the carrier's eventfd */
 bool futex[THREADS + 1];           /* the thread sleeps */
+#ifdef COMES
+bool duty[2];                      /* of each worker: a thread is */
+#endif
 bool rung[THREADS + 1];            /* the area's bell has changed since the thread looked at it */
 byte n_answered, n_back;
 
@@ -107,6 +111,7 @@ inline serve() {
 
 proctype thread(byte w, me) {
     byte got = NONE, at;
+    bool there = false;
 
     {
 end:    do
@@ -126,13 +131,20 @@ end:    do
 #endif
 #else
            :: else ->
+#ifdef COMES
+              atomic { !duty[w] -> duty[w] = true };
+#endif
               rung[me] = false;
               area[w].sleepers++;
 #ifndef NO_SECOND_LOOK
+#ifdef COMES
+              there = area[w].tail != area[w].head;
+#else
               pop();
 #endif
+#endif
               if
-              :: got != NONE
+              :: got != NONE || there
               :: else ->
                  if
                  :: d_step { !rung[me] -> futex[me] = true }; !futex[me]
@@ -140,6 +152,10 @@ end:    do
                  fi
               fi;
               area[w].sleepers--;
+#ifdef COMES
+              pop();             /* with the interpreter; another thread that has it may have been faster */
+              duty[w] = false;
+#endif
               if
               :: got != NONE -> serve()
               :: else

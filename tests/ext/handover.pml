@@ -17,7 +17,10 @@
  * With ENOUGH, one busy worker may be enough from any turn to any other, and the others leave the queue to it: admission_is_full(),
  * or all that wait are held back, as a heavy request computes.
  *
- * With ELSEWHERE in addition, that event loop waits elsewhere, for its eventfd, and while it may lead for the front's epoll.
+ * With COMES, requests may become long and short again at any time: while they are long, a worker that finds one comes for it,
+ * and takes what is there when it has the interpreter; one comes at a time, and the others sleep.
+ *
+ * With ELSEWHERE in addition to EVENTLOOP, that event loop waits elsewhere, for its eventfd, and while it may lead for the front's epoll.
  * Of its rules, two can be taken away: NO_HEEDING_FIRST, NO_SETTLING.
  */
 #ifndef CLIENTS
@@ -58,6 +61,11 @@ bool enough;                   /* M: admission_is_full() as soon as one is busy 
 #define ARE_ENOUGH false
 #endif
 #define NONE (len(ready) == 0 || ARE_ENOUGH)
+#ifdef COMES
+#define ANOTHER_COMES (n_woken > 0)
+#else
+#define ANOTHER_COMES false
+#endif
 
 #ifdef EVENTLOOP
 mtype = { BUSY, LEADING, ASLEEP };
@@ -321,11 +329,22 @@ active [WORKERS] proctype worker() {
             do
             :: !got && answered < ALL ->
                 turn(true, true);
+#ifdef COMES
+                if
+                :: atomic { pop_ready() }
+                :: break       /* requests have become long */
+                fi
+#else
                 atomic { pop_ready() }
+#endif
             :: got || answered == ALL -> break
             od;
             lead = false
-        :: atomic { NONE -> asleep[me] = true; n_idle++; got = false }; /* somebody leads, or requests are long */
+#ifdef COMES
+        :: atomic { !NONE && n_woken == 0 -> n_woken++; got = false }; /* waits for the interpreter */
+            atomic { n_woken--; pop_ready() }
+#endif
+        :: atomic { NONE || ANOTHER_COMES -> asleep[me] = true; n_idle++; got = false }; /* somebody leads, or requests are long */
             atomic {
                 woken[me] || answered == ALL;
                 asleep[me] = false;

@@ -261,11 +261,17 @@ static void *rig_work(void *arg)
     rig *r = arg;
     rig_is_server = true;
     front_request q;
+    int64_t came = 0;
     int rv;
 
-    while ((rv = front_take(r->f, &q, -1)) == FRONT_OK)
-        rig_serve(r, &q);
-    REQUIRE(rv == FRONT_CLOSED, "front_take: %d", rv);
+    do { /* as in core.pyx, without an interpreter */
+        rv = front_come(r->f, &q, 0, &came);
+        if (rv == FRONT_TIMEOUT)
+            rv = front_come(r->f, &q, -1, &came);
+        if (rv == FRONT_OK)
+            rig_serve(r, &q);
+    } while (rv == FRONT_OK || rv == FRONT_TIMEOUT);
+    REQUIRE(rv == FRONT_CLOSED, "front_come: %d", rv);
     return NULL;
 }
 

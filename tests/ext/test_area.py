@@ -50,10 +50,16 @@ def test_each_request_gets_one_response(tmp_path: Path, by_reader: bool, unsafe:
     assert errors == 0, report
 
 
-@pytest.mark.parametrize("without", ["NO_RECHECK", "NO_SECOND_LOOK", "NO_TAIL"])
+@pytest.mark.parametrize("without", ["NO_RECHECK", "NO_SECOND_LOOK", "NO_SECOND_LOOK COMES", "NO_TAIL"])
 def test_a_rule_less_would_be_noticed(tmp_path: Path, without: str) -> None:
-    errors, report = check(tmp_path, REQUESTS=1, THREADS=1, BACK=1, **{without: 1})
+    errors, report = check(tmp_path, REQUESTS=1, THREADS=1, BACK=1, **dict.fromkeys(without.split(), 1))
     assert errors > 0, report
+
+
+@pytest.mark.parametrize(("threads", "back"), [(1, 1), pytest.param(2, 0, marks=pytest.mark.long)])
+def test_each_request_gets_one_response_while_one_thread_comes(tmp_path: Path, threads: int, back: int) -> None:
+    errors, report = check(tmp_path, COMES=1, REQUESTS=1, THREADS=threads, BACK=back)
+    assert errors == 0, report
 
 
 def test_that_two_threads_compete_for_a_request_is_noticed(tmp_path: Path) -> None:

@@ -1539,6 +1539,72 @@ static void take_waits(void)
     rig_join(&r);
 }
 
+typedef struct {
+    rig *r;
+    pthread_t thread;
+    atomic_int result; /* of its wait; -1: it waits */
+    int64_t came;
+    front_request q;
+} comer;
+
+static void *come(void *arg)
+{
+    comer *me = arg;
+
+    rig_is_server = true;
+    atomic_store(&me->result, front_come(me->r->f, &me->q, -1, &me->came));
+    return NULL;
+}
+
+/* Workers for whom the interpreter is busy: one at a time waits for it, and takes the oldest request when it has it. */
+static void one_comes_and_takes_the_oldest(void)
+{
+    rig r;
+    client c[2];
+    front_request q;
+    comer w[2];
+
+    rig_start(&r, NULL, 0);
+    for (int i = 0; i < 2; i++)
+        dial(&r, &c[i]);
+    say(&c[0], GET("/echo"));
+    REQUIRE(front_take(r.f, &q, 20 * SEC) == FRONT_OK);
+    usleep(5000); /* such requests are long */
+    rig_serve(&r, &q);
+    hear(&c[0]);
+
+    for (int i = 0; i < 2; i++) {
+        w[i] = (comer){.r = &r, .result = -1};
+        REQUIRE(pthread_create(&w[i].thread, NULL, come, &w[i]) == 0);
+    }
+    usleep(20000);
+    say(&c[0], GET("/echo?first"));
+    EVENTUALLY(atomic_load(&w[0].result) != -1 || atomic_load(&w[1].result) != -1);
+    int first = atomic_load(&w[0].result) != -1 ? 0 : 1;
+    comer *a = &w[first], *b = &w[1 - first];
+    REQUIRE(atomic_load(&a->result) == FRONT_TIMEOUT && a->came != 0);
+    say(&c[1], GET("/echo?second"));
+    usleep(50000);
+    REQUIRE(atomic_load(&b->result) == -1, "two have come");
+    REQUIRE(rig_count(&r).in_flight == 2 && rig_count(&r).queued == 0); /* they wait for the interpreter, and not for a worker */
+
+    REQUIRE(front_come(r.f, &a->q, 0, &a->came) == FRONT_OK && a->came == 0);
+    REQUIRE(memcmp(a->q.data + a->q.head->target.pos, "/echo?first", 11) == 0);
+    EVENTUALLY(atomic_load(&b->result) == FRONT_TIMEOUT);
+    rig_serve(&r, &a->q);
+    usleep(2000);
+    REQUIRE(front_come(r.f, &a->q, 0, &a->came) == FRONT_TIMEOUT && a->came == 0); /* leaves it to the other */
+    REQUIRE(front_come(r.f, &b->q, 0, &b->came) == FRONT_OK);
+    REQUIRE(memcmp(b->q.data + b->q.head->target.pos, "/echo?second", 12) == 0);
+    rig_serve(&r, &b->q);
+    REQUIRE(hear(&c[0]).status == 200 && hear(&c[1]).status == 200);
+    for (int i = 0; i < 2; i++)
+        pthread_join(w[i].thread, NULL);
+    for (int i = 0; i < 2; i++)
+        hang_up(&c[i]);
+    rig_stop(&r);
+}
+
 /* -------------------------------------------------------------------------------------------- who runs the loop */
 
 typedef struct {
@@ -1662,6 +1728,7 @@ static const test tests[] = {
     {"signals_from_a_pipe", signals_from_a_pipe, ALONE},
     {"flights_and_counters", flights_and_counters, 0},
     {"take_waits", take_waits, 0},
+    {"one_comes_and_takes_the_oldest", one_comes_and_takes_the_oldest, 0},
     {"workers_lead", workers_lead, 0},
     {"a_stuck_leader_holds_nobody_up", a_stuck_leader_holds_nobody_up, 0},
     {NULL, NULL, 0},

@@ -47,6 +47,12 @@ def test_each_request_is_answered_while_fewer_workers_are_enough(tmp_path: Path,
     assert errors == 0, report
 
 
+@pytest.mark.parametrize(("clients", "requests"), [(2, 1), pytest.param(2, 2, marks=pytest.mark.long)])
+def test_each_request_is_answered_while_one_worker_at_a_time_comes(tmp_path: Path, clients: int, requests: int) -> None:
+    errors, report = check(tmp_path, COMES=1, CLIENTS=clients, REQUESTS=requests, WORKERS=2)
+    assert errors == 0, report
+
+
 @pytest.mark.parametrize(("clients", "requests"), [(1, 2), (2, 1)])
 def test_each_request_is_answered_by_an_event_loop(tmp_path: Path, clients: int, requests: int) -> None:
     errors, report = check(tmp_path, EVENTLOOP=1, CLIENTS=clients, REQUESTS=requests, WORKERS=1)

@@ -38,8 +38,13 @@ static void count_begun(const front_request *q)
 static void serve_by_thread(rig *r)
 {
     front_request q;
+    int64_t came = 0;
 
-    while (front_take(r->f, &q, -1) == FRONT_OK) {
+    for (int rv = FRONT_OK; rv == FRONT_OK || rv == FRONT_TIMEOUT;) { /* as in core.pyx */
+        if ((rv = front_come(r->f, &q, 0, &came)) == FRONT_TIMEOUT)
+            rv = front_come(r->f, &q, -1, &came);
+        if (rv != FRONT_OK)
+            continue;
         count_begun(&q);
         rig_serve(r, &q);
     }

@@ -23,12 +23,12 @@ THREADS, CONNECTIONS = 8, 32
 
 # /work holds the interpreter lock for half a millisecond, and gives it up a few times, as a query does.
 # /short computes for less and does not, /heavy for 10 ms, /varied/N for N ms,
-# /report computes and waits, /hash computes without the lock.
+# /report computes and waits, /hash computes without the lock.  /numbered/N is noted in /begun when it begins.
 APPLICATION = """
 import hashlib, sys, threading, time
 
 lock = threading.Lock()
-here, most = {}, {}
+here, most, begun = {}, {}, []
 
 def compute(seconds):
     end = time.thread_time() + seconds
@@ -41,8 +41,13 @@ def app(environ, start_response):
     if kind == "most":
         with lock:
             body = b"%d" % most.pop(rest[0], 0)
+    elif kind == "begun":
+        body = " ".join(begun).encode()
     elif kind == "interval":
         body = b"%.4f" % sys.getswitchinterval()
+    elif kind == "numbered":
+        begun.append(rest[0])
+        compute(0.0006)
     else:
         with lock:
             here[kind] = here.get(kind, 0) + 1
@@ -121,6 +126,25 @@ def most_at_once(process: Process, kind: str) -> int:
     return int(ask(process.address, f"/most/{kind}")[2])
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_requests_begin_in_the_order_in_which_they_arrive(tmp_path: Path, workers: str) -> None:
+    numbers = itertools.count()
+    environ = {"PKG_THREADS": str(THREADS), "WEB_CONCURRENCY": workers}
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(running(tmp_path, APPLICATION, app="application:app", **environ))
+        clients = [stack.enter_context(socket.create_connection(process.address, 20)) for _ in range(24)]
+        for _ in range(20):
+            for client in clients:  # faster than they are served
+                client.sendall(f"GET /numbered/{next(numbers)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                time.sleep(0.0003)
+            for client in clients:
+                assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+        begun = [int(number) for number in ask(process.address, "/begun")[2].split()][len(clients) :]
+    overtaken = sum(later < earlier for earlier, later in itertools.pairwise(begun))
+    assert sorted(begun) == list(range(len(clients), next(numbers)))
+    assert overtaken <= len(begun) / 100  # one in seven if a worker has a request before it has the interpreter
+
+
 def test_fewer_workers_are_busy_while_the_interpreter_is(process: Process) -> None:
     with load(process.address, "/work", CONNECTIONS):
 
@@ -166,7 +190,7 @@ def test_heavy_requests_that_leave_the_interpreter_free_go_together(process: Pro
 
 
 def test_a_heavy_request_is_passed_only_for_a_while(process: Process) -> None:
-    """As long as it may take if workers take turns; then it is through before the others go on."""
+    """As long as it computes; then it is through before the others go on."""
     served = {"short": 0, "heavy": 0}
 
     def count(kind: str) -> None:
