@@ -71,13 +71,18 @@ def database() -> Iterator[Postgres]:
 
 
 def ask_all(process: Process, answers: dict[str, object]) -> None:
-    """At the same time, so that both workers have requests."""
-    targets = list(answers) * 20
-    with ThreadPoolExecutor(8) as clients:
-        replies = list(clients.map(lambda target: ask(process.address, target), targets))
-    for target, (status, _, text) in zip(targets, replies, strict=True):
-        assert (status, json.loads(text)) == (200, answers[target]), target
-    assert all(row["served"] > 0 and row["shared"] > 0 for row in rows(process))
+    """At the same time, and again until both workers have had requests: one may be faster than busy clients."""
+
+    def all_serve() -> bool:
+        targets = list(answers) * 20
+        with ThreadPoolExecutor(8) as clients:
+            replies = list(clients.map(lambda target: ask(process.address, target), targets))
+        for target, (status, _, text) in zip(targets, replies, strict=True):
+            assert (status, json.loads(text)) == (200, answers[target]), target
+        return all(row["served"] > 0 for row in rows(process))
+
+    wait_for(all_serve, 30, "both workers to serve")
+    assert all(row["shared"] > 0 for row in rows(process))
     assert all(row["pool"] == "0 of 2" for row in rows(process))
 
 
