@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.server
 import json
 import shutil
@@ -20,8 +21,9 @@ from xml.etree import ElementTree
 import pytest
 
 from bench import __main__ as main
-from bench import environment, openloop, peers, report
+from bench import environment, openloop, peers, report, trial
 from bench.environment import program
+from bench.load import Sample
 
 ROOT = Path(__file__).parents[2]
 
@@ -169,6 +171,33 @@ def test_cases_of_other_servers_have_a_table_of_their_own() -> None:
     assert [row[2:] for row in cells(text) if row[0] == "load"] == [["pkg", "granian"], ["pkg"]]
     assert ["sleeping, 300/s", "/short", "2.0 / 20 / 40"] in cells(text)
     assert report.steady({}) == ""
+
+
+def test_servers_are_started_anew_for_each_round() -> None:
+    started: list[str] = []
+
+    @contextlib.contextmanager
+    def all_running(chosen: list[peers.Peer], extra: object = None) -> Iterator[list[Any]]:
+        started.extend(peer.name for peer in chosen)
+        yield [SimpleNamespace(peer=peer, is_alive=lambda: True, start=len(started)) for peer in chosen]
+
+    def measure(server: Any) -> Sample:
+        measured.append((server.peer.name, server.start))
+        return Sample(1e5, server.start * 1e-6 if server.peer.name == "pkg" else 0.0, 1.0, 0.001, 0)
+
+    measured: list[tuple[str, int]] = []
+    session: Any = SimpleNamespace(all_running=all_running, say=lambda text: None)
+    both = [peers.BY_NAME["pkg"], peers.BY_NAME["granian"]]
+    trials = [
+        trial.Trial("a", {"case": "a"}, measure, 3, prepare=False),
+        trial.Trial("b", {"case": "b"}, measure, 1, ["pkg"]),
+    ]
+    rows = trial.in_turn(session, both, trials)
+    assert started == ["pkg", "granian"] * 3
+    assert measured == [("pkg", 2), ("granian", 2), ("pkg", 2), ("pkg", 2), *[("pkg", 4), ("granian", 4)],
+                        *[("pkg", 6), ("granian", 6)]]  # fmt: skip
+    # The median of three starts; a server that gave no response has no row.
+    assert [(row["case"], row["server"], row["cpu_us"]) for row in rows] == [("a", "pkg", 4.0), ("b", "pkg", 2.0)]
 
 
 def test_memory_of_workers_is_beside_their_cost() -> None:
