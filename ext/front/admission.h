@@ -9,9 +9,10 @@
  * - Heavy ones, which compute for long: one at a time, so that the first is not as late as the last; the others, which are
  *   through with the interpreter in no time, pass them.  Not if it is free nevertheless, as they compute without it or wait.
  *   A heavy one is due after as long as it takes itself: then those that arrive do not pass it any more while it computes, for
- *   20 ms at most.  So neither waits longer than where all are served in the order of their arrival.  (The 99th percentiles in ms
- *   at 80 % of the capacity, of short and of heavy ones of 10 ms: 44 and 49 if they are due at once, 36 and 51 after 10 ms, 21 and
- *   56 after 30 ms; 38 and 53 in the order of their arrival, 41 and 63 where workers take turns.)
+ *   20 ms at most.  So under much load neither waits longer than in the order of arrival.  (The 99th percentiles in ms at 80 % of
+ *   the capacity, of short and of heavy ones of 10 ms: 44 and 49 if they are due at once, 36 and 51 after 10 ms, 21 and 56 after
+ *   30 ms; 38 and 53 in the order of arrival, 41 and 63 where workers take turns.  At half of the capacity: 18 and 35 after 10 ms,
+ *   24 and 31 in the order of arrival.)
  *
  * Whoever finds nothing that it may take in a queue that is not empty looks again after a millisecond.  Neither rule holds where
  * the interpreter is not the bottleneck: with an event loop, for the carrier, without a lock.  All is called with the queue's

@@ -20,8 +20,8 @@
  * With COMES, requests may become long and short again at any time: while they are long, a worker that finds one comes for it,
  * and takes what is there when it has the interpreter; one comes at a time, and the others sleep.
  *
- * With ELSEWHERE in addition to EVENTLOOP, that event loop waits elsewhere, for its eventfd, and while it may lead for the front's epoll.
- * Of its rules, two can be taken away: NO_HEEDING_FIRST, NO_SETTLING.
+ * With ELSEWHERE in addition to EVENTLOOP, that event loop waits elsewhere, for its eventfd, and while it may lead for the front's
+ * epoll.  Of its rules, two can be taken away: NO_HEEDING_FIRST, NO_SETTLING.
  */
 #ifndef CLIENTS
 #define CLIENTS 2
