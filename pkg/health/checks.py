@@ -217,6 +217,7 @@ class Checker:
         self._lock = threading.RLock()
         self._checks: dict[str, Check] = {}
         self._started = self._stopping = self._proved = self._is_child = False
+        self._are_checks_over = False
         self._startup = Result("failed", "in progress")
         self._shutdown = Result("ok")
         self._application = Result("ok")
@@ -251,20 +252,25 @@ class Checker:
             for check in self._checks.values():
                 self._spawn(partial(self._run_check, check), f"check-{check.name}")
 
-    def stop(self) -> None:
-        """Stops the checks.  A probe that hangs is left behind in its daemon thread."""
-        self._stopping = True
-        self._wake.set()
+    def end_checks(self) -> None:
+        """Ends the checks before what they look at is closed, which is no failure; liveness is still renewed."""
         with self._lock:
+            self._are_checks_over = True
             for check in self._checks.values():
                 check._again.set()
+
+    def stop(self) -> None:
+        """Stops everything.  A probe that hangs is left behind in its daemon thread."""
+        self.end_checks()
+        self._stopping = True
+        self._wake.set()
         end = time.monotonic() + STOP_TIMEOUT
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
 
     def in_child(self) -> None:
         """Called in a forked process, which must not run checks."""
-        self._is_child = self._stopping = True
+        self._is_child = self._stopping = self._are_checks_over = True
 
     def _spawn(self, target: Callable[[], object], name: str) -> None:
         thread = threading.Thread(target=target, name=name, daemon=True)
@@ -350,7 +356,7 @@ class Checker:
         with self._lock:
             now = self._clock()
             check.duration, check._began = now - check._began, None
-            if isinstance(failure, Gone):
+            if self._are_checks_over or isinstance(failure, Gone):
                 return
             check.runs += 1
             outdated = check._outdated
@@ -371,9 +377,9 @@ class Checker:
 
     def _run_check(self, check: Check) -> None:
         jitter = random.Random()
-        while check.is_coroutine and not self._stopping and not self._coroutines.wait(TICK):
+        while check.is_coroutine and not self._are_checks_over and not self._coroutines.wait(TICK):
             pass  # there is no event loop for it yet
-        while not self._stopping:
+        while not self._are_checks_over:
             began = time.monotonic()
             try:
                 self.run_once(check)
@@ -404,7 +410,7 @@ class Checker:
         with self._lock:
             self._look_again()
             now = self._clock()
-            for check in self._checks.values():
+            for check in self._checks.values() if not self._are_checks_over else ():
                 if check._began is not None and now - check._began > check.timeout + check._overdue * check.interval:
                     check._overdue += 1
                     reason = f"has been hanging for {now - check._began:.1f} s"

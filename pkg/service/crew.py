@@ -303,14 +303,13 @@ class CrewService(Service):
     def _streams(self) -> Crew:
         return self._crew
 
-    def _close_parts(self, left: float = 0.0) -> None:
+    def _close_application(self, left: float) -> None:
         crew = getattr(self, "_crew", None)  # none if the start has failed before
         if crew is not None:
-            end = time.monotonic() + max(0.0, left) + WORKERS_END
+            end = time.monotonic() + left + WORKERS_END
             crew.drain(end)
             if not crew.join(end + KILLED - time.monotonic()):
                 _log.error("workers have not ended and are left behind")
-        super()._close_parts(left)
 
 
 def _page_of(place: int, page: str) -> str:

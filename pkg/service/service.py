@@ -674,12 +674,9 @@ class Service:
 
         Only the application may take longer to shut down, as long as there are `left` seconds of the drain.
         """
-        until = time.monotonic() + left
-        if self.eventloop is not None:
-            self.eventloop.shutdown(max(0.0, left))
-        self.hooks.stop(until - time.monotonic())
-        if self.eventloop is not None:
-            self.eventloop.end()
+        if self.checker is not None:
+            self.checker.end_checks()
+        self._close_application(max(0.0, left))
         if self.checker is not None:
             self.checker.stop()
         if self.notify is not None:
@@ -687,6 +684,14 @@ class Service:
         databases.close_all(self.databases, 0.2)  # frees workers that wait for a query
         if self.server is not None:
             self.server.server_close()
+
+    def _close_application(self, left: float) -> None:
+        until = time.monotonic() + left
+        if self.eventloop is not None:
+            self.eventloop.shutdown(left)
+        self.hooks.stop(until - time.monotonic())
+        if self.eventloop is not None:
+            self.eventloop.end()
 
     def _abort(self) -> None:
         """Cleans up after a failed start: nothing stays bound or running."""

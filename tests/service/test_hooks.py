@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ from pkg.service.hooks import Hooks
 from tests.support.client import SLOWNESS, get, wait_for
 from tests.support.faults.postgres import Postgres
 from tests.support.ports import free_port
-from tests.support.processes import Process, ask, running
+from tests.support.processes import POOLS, Process, ask, running
 
 SAY = """
 import asyncio, functools, logging, os, time
@@ -250,6 +251,33 @@ def test_a_stop_function_that_hangs_or_fails_keeps_none_of_the_others(interface:
         functions = ["hangs_too", "hangs", "fails"][0 if loop else 1 :]
         assert [text.split()[3] for text in errors] == functions
         assert ["has not ended within" in text for text in errors] == [True] * (len(functions) - 1) + [False]
+
+
+CLOSES = """
+is_open = True
+
+@pkg.check("store", interval=0.05)
+def store():
+    if not is_open:
+        raise RuntimeError("closed")
+
+@pkg.on_stop
+def close():
+    global is_open
+    is_open = False
+    time.sleep(1)
+    say("closed")
+
+serve = print
+"""
+
+
+@pytest.mark.parametrize("interface", APPS)
+def test_what_the_application_closes_at_its_end_fails_no_check(interface: str, tmp_path: Path) -> None:
+    with running(tmp_path, SAY + CLOSES + APPS[interface], PKG_ADMIN="off") as process:
+        assert process.stop(signal.SIGTERM) == 0
+        assert said(process).count("closed") == POOLS
+        assert not [text for text in process.messages() if re.match("readiness check .* failed", text)]
 
 
 def test_reload_stops_and_starts_again(tmp_path: Path) -> None:

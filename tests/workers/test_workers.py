@@ -454,6 +454,27 @@ def test_a_start_that_is_interrupted_runs_the_stop_functions(tmp_path: Path, num
         assert not process.faults()
 
 
+ENDS_LATE = """
+import os, pkg, time
+@pkg.on_stop
+def end():
+    try:
+        os.mkdir("late")
+    except FileExistsError:
+        return
+    time.sleep(1)
+def app(environ, start_response):
+    pass
+"""
+
+
+def test_workers_that_end_one_by_one_fail_no_check(tmp_path: Path) -> None:
+    with workers(tmp_path, ENDS_LATE, PKG_MIN_READY_WORKERS="2") as process:
+        assert process.stop(signal.SIGTERM) == 0
+        assert (tmp_path / "late").exists()
+        assert not process.faults()
+
+
 def test_a_thread_that_is_no_daemon_delays_the_exit(tmp_path: Path) -> None:
     """Of a worker, as of a single process: until the deadline of the drain, with its stacks then and exit code 1."""
     source = f"import threading, time\nthreading.Thread(target=time.sleep, args=(60,), name='lasting').start()\n{APP}"
