@@ -63,7 +63,7 @@ async def state(scope: Scope, receive: Receive, send: Send) -> None:
     gc.collect()
     counts = {
         "tasks": len(asyncio.all_tasks()),
-        "exchanges": sum(isinstance(o, _core.Exchange) for o in gc.get_objects()),
+        "exchanges": sum(issubclass(type(o), _core.Exchange) for o in gc.get_objects()),
         "descriptors": len(os.listdir("/proc/self/fd")),
     }
     await respond(send, json.dumps(counts).encode())
