@@ -240,6 +240,24 @@ def test_a_lost_connection_is_unavailable_and_is_replaced(server: Postgres, data
         assert other.execute("select 1").fetchone() == (1,)
 
 
+@pytest.mark.parametrize("end", ["rollback", "commit"])
+@pytest.mark.parametrize("unheard", [False, True])
+def test_an_end_on_a_lost_connection_is_unavailable(
+    server: Postgres, database: Database, end: str, unheard: bool
+) -> None:
+    with contextlib.closing(database.connect()) as conn:
+        conn.ends_unheard = unheard
+        conn.execute("select 1")
+        server.terminate()
+        wait_for(lambda: server.backends() == 0, 10, "the end of the session")
+        with pytest.raises(DatabaseUnavailable, match="the connection was lost"):
+            getattr(conn, end)()
+            assert unheard and end == "rollback"
+            conn.execute("select 1")  # reads the response to the rollback before
+    with contextlib.closing(database.connect()) as other:
+        assert other.execute("select 1").fetchone() == (1,)
+
+
 def test_the_wait_for_one_is_bounded(database: Database) -> None:
     with (
         contextlib.closing(database.connect()),
