@@ -86,7 +86,8 @@ class BorrowedConnection(Connection):
             return _wait(self, gen, *arguments, **options)
         except psycopg.OperationalError as error:
             # The server's word that it has cancelled a statement may arrive before the end of the connection is seen.
-            if self.pgconn.status != _BAD and not self.is_expired:
+            # To ROLLBACK it has no other word than that of its end.
+            if self.pgconn.status != _BAD and not (self.is_expired or self.is_ending):
                 raise
             lost = Unavailable(f"the connection was lost: {first_line(error)}")
             lost.sqlstate = error.sqlstate

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from time import monotonic
 
 import pytest
@@ -16,6 +17,7 @@ from pkg.errors import DatabaseUnavailable
 from tests.database.test_borrowed import database_of
 from tests.support.client import wait_for
 from tests.support.faults.postgres import Postgres
+from tests.support.processes import ask, running
 
 pytest.importorskip("sqlalchemy")
 
@@ -214,3 +216,32 @@ def test_a_connection_that_is_detached_or_invalid(engine: Engine, database: Data
             connection.invalidate()
         assert pid_of(engine)
     assert database.stats()["connections_used"] == 0
+
+
+LOSES_ITS_SESSION = """
+import os, psycopg, time
+from sqlalchemy import create_engine, text
+import pkg
+from pkg.integrations.sqlalchemy_pool import ServicePool
+engine = create_engine("postgresql+psycopg://", creator=pkg.connect, poolclass=ServicePool)
+def app(environ, start_response):
+    with engine.connect() as connection, psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as other:
+        pid = connection.execute(text("select pg_backend_pid()")).scalar_one()
+        def kill():
+            other.execute("select pg_terminate_backend(%s)", (pid,))
+            while other.execute("select 1 from pg_stat_activity where pid = %s", (pid,)).fetchone():
+                time.sleep(0.01)
+        steps = [kill, connection.rollback]
+        for step in steps if environ["PATH_INFO"] == "/before" else reversed(steps):
+            step()
+        connection.execute(text("select 1"))
+    start_response("200 OK", [])
+    return [b"ok"]
+"""
+
+
+@pytest.mark.parametrize("target", ["/before", "/after"])
+def test_a_session_that_is_lost_around_a_rollback_is_503(server: Postgres, tmp_path: Path, target: str) -> None:
+    with running(tmp_path, LOSES_ITS_SESSION, DATABASE_URL=server.url, PKG_ADMIN="off") as process:
+        assert [ask(process.address, target)[0] for _ in range(2)] == [503, 503]
+        assert "Traceback" not in process.errors()
