@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Iterator
 
 CONNECTIONS, CLOSED = 64, 32  # of the open loop, and of the closed one
-DRAIN = 20.0  # seconds for the last responses
+DRAIN = 5.0  # seconds for the last responses; then they count as failed
 NEVER = float("inf")
 
 
