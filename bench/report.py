@@ -456,7 +456,7 @@ def notes(results: Results) -> str:
         f"on {_machines(results)}, {machine['kernel']}, Python {machine['python']}; "
         "server on one core, load on another, loopback; one process, "
         f"{meta['threads']} threads where a server has threads, access logs off where they are not the subject, "
-        "rounds interleaved, medians. "
+        "rounds interleaved, most with servers started anew for each, medians. "
         f"Level: waits that differ by less than {LEVEL:.0%}, as those of two runs do. "
         f"CPU is that of the server's whole process tree; an answer other than 2xx counts as none.{_spread(results)} "
         "The query runs in a block of `pkg.connection()`, elsewhere of psycopg_pool's `connection()`; those through "
