@@ -238,6 +238,7 @@ def test_the_open_loop_counts_from_the_time_at_which_a_request_was_due(
     slow: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(openloop, "CONNECTIONS", 1)
+    monkeypatch.setattr(openloop, "DRAIN", 20.0)
     with openloop.Client(slow, 200.0, 0.5, {"/a": 3.0, "/b": 1.0}) as client:
         client.run()
     due = list(openloop.schedule(200.0, 0.5, {"/a": 3.0, "/b": 1.0}))
@@ -246,6 +247,15 @@ def test_the_open_loop_counts_from_the_time_at_which_a_request_was_due(
     assert client.failed == 0
     # Four times as many as are served, so the last one waits for three quarters of all.
     assert max(max(found) for found in client.latencies.values()) > 0.02 * len(due) / 2
+
+
+def test_the_open_loop_counts_what_is_not_answered_in_time(slow: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openloop, "CONNECTIONS", 1)
+    monkeypatch.setattr(openloop, "DRAIN", 0.1)
+    with openloop.Client(slow, 200.0, 0.5, {"/a": 1.0}) as client:
+        client.run()
+    assert len(client.latencies["/a"]) + client.failed == len(list(openloop.schedule(200.0, 0.5, {"/a": 1.0})))
+    assert client.failed > 10 and client.latencies["/a"]
 
 
 def test_the_open_loop_counts_failures_and_connects_again(slow: int, monkeypatch: pytest.MonkeyPatch) -> None:
