@@ -8,6 +8,7 @@ all are replaced, the database stops for a second.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -107,22 +108,23 @@ def _measure(session: Session, case: Case, database: Any) -> list[dict[str, Any]
     peers = [peer for peer in case.peers if peer.name in names]
     extra = {"DATABASE_URL": database.url} if database is not None else None
     capacity = {}
-    with session.all_running(peers, extra) as servers:
-        for server in servers:
-            session.say(f"capacity, {case.title}: {server.peer.title}")
-            _warm_up(server, case)
-            capacity[server.peer.name] = ask(server, 0.0, CAPACITY_SECONDS, case.mix)["rate"]
+    for peer in peers:  # each is alone: one that waits for requests with a busy loop would slow the others down
+        with session.all_running([peer], extra) as servers:
+            for server in servers:
+                session.say(f"capacity, {case.title}: {peer.title}")
+                _warm_up(server, case)
+                capacity[peer.name] = ask(server, 0.0, CAPACITY_SECONDS, case.mix)["rate"]
     out = []
     for share in case.shares if capacity else ():
         rate = round(min(capacity.values()) * share)
         found: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in peers}
         rounds = 1 if session.quick else 10
-        for number in range(rounds):
-            with session.all_running(peers, extra) as servers:
+        for number, peer in itertools.product(range(rounds), peers):
+            with session.all_running([peer], extra) as servers:
                 for server in servers:
-                    session.say(f"{case.title}, {rate}/s, round {number + 1} of {rounds}: {server.peer.title}")
+                    session.say(f"{case.title}, {rate}/s, round {number + 1} of {rounds}: {peer.title}")
                     _warm_up(server, case)
-                    found[server.peer.name].append(_ask_with_event(server, rate, case, database))
+                    found[peer.name].append(_ask_with_event(server, rate, case, database))
         for name in capacity:
             results = found[name]
             out += [
