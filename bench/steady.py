@@ -1,7 +1,8 @@
 """Section 12: latency at a constant rate, counted from the scheduled time, the same for all servers.
 
-The rates are shares of what the slowest of them is capable of.  Servers take turns, started anew for each round, and
-shown are the medians of their rounds.  Beside steady traffic there are events in the middle of a round: a worker dies,
+The rates are shares of what the slowest of them is capable of.  Servers take turns, started anew for each round
+and alone, as one that waits for requests with a busy loop would slow the others down; shown are the medians of their
+rounds.  Beside steady traffic there are events in the middle of a round: a worker dies,
 all are replaced, the database stops for a second.
 """
 
@@ -108,10 +109,10 @@ def _measure(session: Session, case: Case, database: Any) -> list[dict[str, Any]
     peers = [peer for peer in case.peers if peer.name in names]
     extra = {"DATABASE_URL": database.url} if database is not None else None
     capacity = {}
-    for peer in peers:  # each is alone: one that waits for requests with a busy loop would slow the others down
-        with session.all_running([peer], extra) as servers:
-            for server in servers:
-                session.say(f"capacity, {case.title}: {peer.title}")
+    for peer in peers:
+        session.say(f"capacity, {case.title}: {peer.title}")
+        if (server := session.start(peer, extra)) is not None:
+            with server:
                 _warm_up(server, case)
                 capacity[peer.name] = ask(server, 0.0, CAPACITY_SECONDS, case.mix)["rate"]
     out = []
@@ -120,9 +121,9 @@ def _measure(session: Session, case: Case, database: Any) -> list[dict[str, Any]
         found: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in peers}
         rounds = 1 if session.quick else 10
         for number, peer in itertools.product(range(rounds), peers):
-            with session.all_running([peer], extra) as servers:
-                for server in servers:
-                    session.say(f"{case.title}, {rate}/s, round {number + 1} of {rounds}: {peer.title}")
+            session.say(f"{case.title}, {rate}/s, round {number + 1} of {rounds}: {peer.title}")
+            if (server := session.start(peer, extra)) is not None:
+                with server:
                     _warm_up(server, case)
                     found[peer.name].append(_ask_with_event(server, rate, case, database))
         for name in capacity:
