@@ -181,12 +181,10 @@ def new_parser(hint: str = "--help", **options: Any) -> argparse.ArgumentParser:
 
 
 def _version() -> str:
-    import platform
-
     from pkg.diagnostics import installation
 
     try:
         driver = installation.show_driver(installation.driver())
     except ImportError as error:
         driver = installation.why_no_driver(error)
-    return f"pkg {installation.version() or 'unknown'} (Python {platform.python_version()}; {driver})"
+    return f"pkg {installation.version() or 'unknown'} (Python {installation.python_version()}; {driver})"

@@ -18,6 +18,7 @@ __all__ = [
     "conflict",
     "driver",
     "loaded_driver",
+    "python_version",
     "show_driver",
     "version",
     "why_no_driver",
@@ -45,6 +46,11 @@ def version() -> str:
         return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return ""
+
+
+def python_version() -> str:
+    """Like platform.python_version(), whose module costs 100 kB."""
+    return sys.version.split()[0]
 
 
 def conflict(folder: str = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) -> str:

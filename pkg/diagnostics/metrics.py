@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pkg._core import COUNTERS, Counters
-from pkg.diagnostics import procfs
+from pkg.diagnostics import installation, procfs
 from pkg.logs.records import printable_lines
 
 if TYPE_CHECKING:
@@ -241,15 +241,14 @@ def _add_python(page: Exposition) -> None:
         ("collections", "collections", "Number of times this generation was collected"),
     ):
         page.family(f"python_gc_{name}", "counter", help, [("", {"generation": g}, s[key]) for g, s in stats])
-    import platform  # imported late, to keep the start fast
-
-    major, minor, patch = platform.python_version_tuple()
+    version = installation.python_version()
+    major, minor, patch = version.split(".")
     labels = {
-        "implementation": platform.python_implementation(),
+        "implementation": "CPython",  # which the extension is for
         "major": major,
         "minor": minor,
         "patchlevel": patch,
-        "version": platform.python_version(),
+        "version": version,
     }
     page.family("python_info", "gauge", "Python platform information", [("", labels, 1.0)])
 

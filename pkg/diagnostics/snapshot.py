@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -467,10 +466,10 @@ class Status:
             service=ServiceState(
                 app=self.app,
                 version=self.version,
-                python=platform.python_version(),
+                python=installation.python_version(),
                 psycopg=installation.loaded_driver(),
                 pid=os.getpid(),
-                host=platform.node(),
+                host=os.uname().nodename,
                 address=self.address,
                 phase=self.lifecycle.phase.value,
                 reason=self.lifecycle.reason,

@@ -9,7 +9,6 @@ import contextlib
 import linecache
 import os
 import sys
-import sysconfig
 import threading
 from collections.abc import Iterable, Sequence
 from types import FrameType
@@ -50,7 +49,7 @@ class Stack(NamedTuple):
 
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_LIBRARIES = tuple({sysconfig.get_paths()[key] + os.sep for key in ("stdlib", "platstdlib")})
+_LIBRARY = os.path.dirname(os.__file__) + os.sep  # sysconfig knows it too, but takes 200 kB
 _OTHERS = ("site-packages" + os.sep, "dist-packages" + os.sep)
 _BEGIN = ("_bootstrap", "_bootstrap_inner", "run", "_run_module_as_main", "_run_code")
 _BEGINNERS = (threading.__file__, "<frozen runpy>")
@@ -62,7 +61,7 @@ def short(file: str) -> str:
     for mark in _OTHERS:
         if mark in file:
             return file.rpartition(mark)[2]
-    for prefix in (os.path.dirname(_PACKAGE.rstrip(os.sep)) + os.sep, *_LIBRARIES):
+    for prefix in (os.path.dirname(_PACKAGE.rstrip(os.sep)) + os.sep, _LIBRARY):
         if file.startswith(prefix):
             return file[len(prefix) :]
     with contextlib.suppress(OSError):  # the folder may have been deleted
@@ -74,7 +73,7 @@ def is_own(file: str) -> bool:
     """Whether a file belongs to this package, the interpreter or the pool, and not to the application."""
     if file.startswith((_PACKAGE, "<frozen")) or "psycopg_pool" + os.sep in file:
         return True
-    return file.startswith(_LIBRARIES) and not any(mark in file for mark in _OTHERS)
+    return file.startswith(_LIBRARY) and not any(mark in file for mark in _OTHERS)
 
 
 def is_library(file: str) -> bool:

@@ -16,7 +16,7 @@ from tests.support.client import get, wait_for
 from tests.support.processes import Process, running
 
 # What other ways to serve need, or databases, or what applications are written with.
-NOT_NEEDED = {"asyncio", "concurrent", "mmap", "multiprocessing", "uvloop", "websockets"}
+NOT_NEEDED = {"asyncio", "concurrent", "mmap", "multiprocessing", "platform", "sysconfig", "uvloop", "websockets"}
 NOT_NEEDED |= {"django", "flask", "peewee", "psycopg", "psycopg_pool", "sqlalchemy", "sqlite3", "starlette"}
 MODULES = 120  # not its own, and not those of the interpreter's start
 THREADS, DESCRIPTORS, MEMORY = 16, 16, 20_000_000
