@@ -21,7 +21,6 @@ ROOT = BENCH.parent
 CACHE = BENCH / ".cache"
 VENV = BENCH / ".venv"
 PEER_PYTHON = VENV / "bin" / "python"
-PEER_PACKAGES = VENV / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 
 # Installed one at a time, so that a failed build does not affect the others.
 PACKAGES = {

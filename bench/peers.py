@@ -6,12 +6,11 @@ It starts nothing; `servers` does.
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bench.environment import PEER_PACKAGES, PEER_PYTHON, ROOT, VENV, Missing, command, program
+from bench.environment import PEER_PYTHON, VENV, Missing, command, program
 
 THREADS = 8
 MANY = 20_000  # connections
@@ -75,16 +74,8 @@ class Peer:
         return " ".join([*environment, Path(words[0]).name, *words[1:]])
 
 
-def _pkg(port: int, folder: Path) -> list[str]:
-    return [sys.executable, "-m", "pkg", APP, "--port", str(port)]
-
-
-def _pkg_asgi(port: int, folder: Path) -> list[str]:
-    return [sys.executable, "-m", "pkg", ASGI, "--port", str(port)]
-
-
 def _module(*words: str) -> Callable[[int, Path], list[str]]:
-    """`python -m ...` in the other servers' environment; PORT in a word is replaced by the port."""
+    """`python -m ...` in the benchmark's environment; PORT in a word is replaced by the port."""
     return lambda port, folder: [
         str(PEER_PYTHON), "-m", *(word.replace("PORT", str(port)) for word in words)
     ]  # fmt: skip
@@ -111,11 +102,10 @@ ASGI = "bench.applications:asgi"
 ORM_APP = "bench.orm_applications:wsgi"
 ORM_ASGI = "bench.orm_applications:asgi"
 API_ASGI = "bench.api_application:asgi"
-_PACKAGES_TOO = f"{ROOT}:{PEER_PACKAGES}"  # ours imports the frameworks of the peers' environment, like all
 
 PEERS = (
     Peer(
-        "pkg", "pkg", _pkg,
+        "pkg", "pkg", _module("pkg", APP, "--port", "PORT"),
         environment={
             "BENCH_SERVER": "pkg", "HOST": "127.0.0.1", "PKG_ADMIN": "off", "PKG_ACCESS_LOG": "off",
             "LOG_LEVEL": "warning", "PKG_THREADS": str(THREADS), "PKG_MAX_CONNECTIONS": str(MANY),
@@ -182,10 +172,10 @@ BY_NAME = {peer.name: peer for peer in PEERS}
 # The same servers with the ASGI application.
 ASGI_PEERS = (
     replace(
-        BY_NAME["pkg"], command=_pkg_asgi,
+        BY_NAME["pkg"], command=_module("pkg", ASGI, "--port", "PORT"),
         environment={
             **{name: value for name, value in BY_NAME["pkg"].environment.items() if name != "PKG_THREADS"},
-            "PKG_LOOP": "asyncio", "PYTHONPATH": _PACKAGES_TOO,
+            "PKG_LOOP": "asyncio",
         },
     ),
     BY_NAME["uvicorn"],
@@ -206,10 +196,7 @@ ASGI_PEERS = (
 )  # fmt: skip
 
 # The same servers with queries through ORMs.
-ORM_WSGI_PEERS = tuple(
-    BY_NAME[name].serving(ORM_APP, APP, **({"PYTHONPATH": _PACKAGES_TOO} if name == "pkg" else {}))
-    for name in ("pkg", "gunicorn", "granian")
-)
+ORM_WSGI_PEERS = tuple(BY_NAME[name].serving(ORM_APP, APP) for name in ("pkg", "gunicorn", "granian"))
 ORM_ASGI_PEERS = tuple(
     peer.serving(ORM_ASGI, ASGI, **({"PKG_LOOP": "uvloop"} if peer.name == "pkg" else {}))  # as the others
     for peer in ASGI_PEERS
@@ -285,7 +272,7 @@ def api_peers(workers: int) -> tuple[Peer, ...]:
             command=functools.partial(_with_words, peer.command, {
                 "--workers=1": f"--workers={workers}", ASGI: API_ASGI,
             }),
-            environment={**peer.environment, "PYTHONPATH": _PACKAGES_TOO, "WEB_CONCURRENCY": str(workers),
+            environment={**peer.environment, "WEB_CONCURRENCY": str(workers),
                          **({"PKG_LOOP": "uvloop"} if peer.name == "pkg" else {})},
         )
         for peer in ASGI_PEERS if peer.name != "fastpysgi"

@@ -197,7 +197,7 @@ def goals(results: Results) -> str:
     for row in results.get("memory", []):
         if row["server"] == "pkg":
             idle, added = row["idle_pss"] / 1e6, row["added_rss"] / 1e6
-            judge("Memory, idle (PSS)", "under 20 MB", f"{idle:.0f} MB", idle < 20)
+            judge("Memory, idle (PSS)", "under 20 MB", f"{idle:.1f} MB", idle < 20)
             judge(f"Memory, {row['connections']:,} idle connections", "under 50 MB more", f"{added:.0f} MB", added < 50)
     started = {r["server"]: r["ms"] for r in results.get("startup", [])}
     if "pkg" in started:
@@ -374,7 +374,7 @@ def footprint(results: Results) -> str:
         if m and m["connections"] < 0.99 * max(x["connections"] for x in memory.values()):
             added += f" (took {m['connections']:,})"
         body.append([
-            _title(name), f"{m['idle_pss'] / 1e6:.0f} MB" if m else "", added, f"{s['ms']:.0f} ms" if s else "",
+            _title(name), f"{m['idle_pss'] / 1e6:.1f} MB" if m else "", added, f"{s['ms']:.0f} ms" if s else "",
             *([f"{r['lost']:,} of {r['lost'] + r['answered']:,}" if r else ""] if restarts else []),
         ])  # fmt: skip
     lost = [f"lost in {max(r['restarts'] for r in restarts.values())} restarts"] if restarts else []

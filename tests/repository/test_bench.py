@@ -91,7 +91,7 @@ GOALS = """\
 | HttpArena's API-4, responses a second | the best other, uvicorn (ASGI): 7,500 | 9,000, 1.20 times |    yes |
 | p99 of `/short`, short and long, 300/s | the best other, granian: 40 ms | 20 ms |    yes |
 | Requests failed, short and long | none | 0; granian 3 |    yes |
-| Memory, idle (PSS) | under 20 MB | 18 MB |    yes |
+| Memory, idle (PSS) | under 20 MB | 18.0 MB |    yes |
 | Memory, 10,000 idle connections | under 50 MB more | 30 MB |    yes |
 | Requests lost, 100 rolling restarts behind HAProxy and nginx | none | 0 of 900,000, 2026-11-25 |    yes |
 """
