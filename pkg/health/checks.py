@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
+from enum import IntEnum
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -170,6 +171,13 @@ class Check:
             _log.warning("readiness check %s %s: %s %s", self.name, self.status, self.reason, lasted)
 
 
+class _Stage(IntEnum):
+    NEW = 0
+    CHECKING = 1
+    CHECKED = 2  # no check counts any more; liveness is renewed
+    STOPPED = 3
+
+
 class Checker:
     """Runs the checks and keeps the published pages up to date.
 
@@ -216,8 +224,8 @@ class Checker:
         self._coroutines = coroutines
         self._lock = threading.RLock()
         self._checks: dict[str, Check] = {}
-        self._started = self._stopping = self._proved = self._is_child = False
-        self._are_checks_over = False
+        self._stage = _Stage.NEW
+        self._proved = self._is_child = False
         self._startup = Result("failed", "in progress")
         self._shutdown = Result("ok")
         self._application = Result("ok")
@@ -246,7 +254,7 @@ class Checker:
     def start(self) -> None:
         """Publishes the first pages and starts the checks."""
         with self._lock:
-            self._started = True
+            self._stage = _Stage.CHECKING
             self.tick()
             self._spawn(self._run_ticks, "health")
             for check in self._checks.values():
@@ -255,14 +263,14 @@ class Checker:
     def end_checks(self) -> None:
         """Ends the checks before what they look at is closed, which is no failure; liveness is still renewed."""
         with self._lock:
-            self._are_checks_over = True
+            self._stage = max(self._stage, _Stage.CHECKED)
             for check in self._checks.values():
                 check._again.set()
 
     def stop(self) -> None:
         """Stops everything.  A probe that hangs is left behind in its daemon thread."""
         self.end_checks()
-        self._stopping = True
+        self._stage = _Stage.STOPPED
         self._wake.set()
         end = time.monotonic() + STOP_TIMEOUT
         for thread in self._threads:
@@ -270,7 +278,10 @@ class Checker:
 
     def in_child(self) -> None:
         """Called in a forked process, which must not run checks."""
-        self._is_child = self._stopping = self._are_checks_over = True
+        self._is_child, self._stage = True, _Stage.STOPPED
+
+    def _are_checks_over(self) -> bool:
+        return self._stage >= _Stage.CHECKED
 
     def _spawn(self, target: Callable[[], object], name: str) -> None:
         thread = threading.Thread(target=target, name=name, daemon=True)
@@ -287,7 +298,7 @@ class Checker:
                 raise ValueError(f"there can be at most {MAX_CHECKS} checks")
             check.since = check.last = self._clock()
             self._checks[check.name] = check
-            if self._started:
+            if self._stage == _Stage.CHECKING:
                 self._spawn(partial(self._run_check, check), f"check-{check.name}")
                 self.refresh()
 
@@ -324,7 +335,7 @@ class Checker:
     def _set(self, name: str, result: Result) -> None:
         with self._lock:
             setattr(self, name, result)
-            if self._started:
+            if self._stage in (_Stage.CHECKING, _Stage.CHECKED):
                 self.refresh()
 
     def _mourn(self, reason: str) -> None:
@@ -356,7 +367,7 @@ class Checker:
         with self._lock:
             now = self._clock()
             check.duration, check._began = now - check._began, None
-            if self._are_checks_over or isinstance(failure, Gone):
+            if self._are_checks_over() or isinstance(failure, Gone):
                 return
             check.runs += 1
             outdated = check._outdated
@@ -377,9 +388,9 @@ class Checker:
 
     def _run_check(self, check: Check) -> None:
         jitter = random.Random()
-        while check.is_coroutine and not self._are_checks_over and not self._coroutines.wait(TICK):
+        while check.is_coroutine and not self._are_checks_over() and not self._coroutines.wait(TICK):
             pass  # there is no event loop for it yet
-        while not self._are_checks_over:
+        while not self._are_checks_over():
             began = time.monotonic()
             try:
                 self.run_once(check)
@@ -394,7 +405,7 @@ class Checker:
 
     def _run_ticks(self) -> None:
         began = time.monotonic()
-        while not self._stopping:
+        while self._stage != _Stage.STOPPED:
             late = time.monotonic() - began > TICK + FROZEN
             began = time.monotonic()
             try:
@@ -410,7 +421,7 @@ class Checker:
         with self._lock:
             self._look_again()
             now = self._clock()
-            for check in self._checks.values() if not self._are_checks_over else ():
+            for check in self._checks.values() if not self._are_checks_over() else ():
                 if check._began is not None and now - check._began > check.timeout + check._overdue * check.interval:
                     check._overdue += 1
                     reason = f"has been hanging for {now - check._began:.1f} s"
