@@ -43,7 +43,7 @@ void admission_measure(front *f, const front_conn *taken, uint32_t busy, uint32_
 
     if (most > a->enough)
         most = a->enough;
-    if (!admission_may_choose(f)) {
+    if (!admission_shares_interpreter(f)) {
         a->enough = UINT32_MAX;
         return;
     }
@@ -65,7 +65,7 @@ void admission_measure(front *f, const front_conn *taken, uint32_t busy, uint32_
 
 void admission_classify(front *f, front_conn *c)
 {
-    c->route = admission_may_choose(f) ? routes_key(&c->in->head, c->in->data) : 0;
+    c->route = admission_shares_interpreter(f) ? routes_key(&c->in->head, c->in->data) : 0;
     c->cost = c->route != 0 ? routes_cost(&f->admission.routes, c->route) : 0;
     c->is_heavy = c->cost > HEAVY;
     c->due = c->arrived + c->cost;

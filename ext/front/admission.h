@@ -49,7 +49,7 @@ static inline bool admission_is_worth(const front *f)
 }
 
 /* Whether requests share an interpreter, and are not so short that one worker serves them all. */
-static inline bool admission_may_choose(const front *f)
+static inline bool admission_shares_interpreter(const front *f)
 {
     return admission_is_worth(f) && !f->limits.parallel && !eventloop_serves(f);
 }

@@ -38,7 +38,7 @@ static uint32_t n_workers(const front *f)
 /* Requests of the queue that wait for the interpreter, and not for a worker. */
 static uint32_t spared(const front *f)
 {
-    uint32_t free = next_ready(f) == NULL || admission_may_choose(f) ? f->queue.n_idle_workers + f->queue.n_woken : 0;
+    uint32_t free = next_ready(f) == NULL || admission_shares_interpreter(f) ? f->queue.n_idle_workers + f->queue.n_woken : 0;
 
     return free < f->queue.n_ready ? free : f->queue.n_ready;
 }
@@ -113,7 +113,7 @@ void handoff_sleep_on(front *f)
 
 bool handoff_may_come(const front *f)
 {
-    return admission_may_choose(f) && f->queue.n_woken == 0 && next_ready(f) != NULL;
+    return admission_shares_interpreter(f) && f->queue.n_woken == 0 && next_ready(f) != NULL;
 }
 
 int64_t handoff_come(front *f)
@@ -123,10 +123,9 @@ int64_t handoff_come(front *f)
     return f->queue.came = clock_now();
 }
 
-/* Before that worker makes the interpreter change hands within a request, which it does after a millisecond. */
 bool handoff_gives_way(const front *f)
 {
-    return admission_may_choose(f) && f->queue.came != 0 && clock_now() - f->queue.came > MILLISECOND / 2;
+    return admission_shares_interpreter(f) && handoff_is_awaited(f->queue.came);
 }
 
 front_conn *handoff_pop_any(front *f, int64_t came, waiter **next)
@@ -192,7 +191,7 @@ bool handoff_pass(front *f, enum handoff_waking waking, front_conn **refused)
         admission_judge(f, f->queue.taken.first, f->queue.n_taken, n_workers(f) - f->queue.n_taken, f->queue.n_finished);
     if (f->queue.ready.first != NULL && f->queue.n_idle_workers > 0 && waking != HANDOFF_TAKING && next_ready(f) != NULL &&
         (admission_is_worth(f) || waking == HANDOFF_EAGER || f->queue.n_taken == 0) &&
-        (f->queue.n_woken == 0 || (!admission_may_choose(f) && f->now - f->queue.ready.first->arrived > MILLISECOND)))
+        (f->queue.n_woken == 0 || (!admission_shares_interpreter(f) && f->now - f->queue.ready.first->arrived > MILLISECOND)))
         next = pop_idle(f);
     bool returned = f->queue.returned.first != NULL;
     /* A request that arrives while all workers are busy, or enough, and others wait, only waits in the queue.  So it does if a

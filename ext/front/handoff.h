@@ -9,6 +9,7 @@
 #define HANDOFF_H
 
 #include "admission.h"
+#include "clock.h"
 #include "state.h"
 
 static inline void handoff_init(front *f)
@@ -142,17 +143,20 @@ static inline bool handoff_is_short(const front *f) /* requests are; a guess wit
     return admission_service_time(f) < LONG_REQUEST;
 }
 
-/* A worker that has no interpreter comes for a request, and takes the oldest when it has one: so they begin in the order in which
- * they have arrived, and not in that in which the interpreter lock wakes threads.  One comes at a time, and the others sleep, as
- * more threads that wait for the lock make its changes dearer.  (The 99th percentile of requests that compute for 0.3 ms, at 62 %
- * of the capacity: 3.1 ms -> 2.0.)  All of these are called with the mutex held. */
-static inline bool handoff_must_come(const front *f) /* not for very short requests, which one worker serves alone */
-{
-    return admission_may_choose(f);
-}
-bool handoff_may_come(const front *f);  /* whether it must, nobody else does, and there is a request */
+/* Where requests share an interpreter, a worker that does not have it comes for a request, and takes the oldest when it has it: so
+ * they begin in the order in which they have arrived, and not in that in which the interpreter lock wakes threads.  One comes at a
+ * time, and the others sleep, as more threads that wait for the lock make its changes dearer.  (The 99th percentile of requests
+ * that compute for 0.3 ms, at 62 % of the capacity: 3.1 ms -> 2.0.)  All of these are called with the mutex held. */
+bool handoff_may_come(const front *f);  /* whether nobody else comes, and there is a request */
 int64_t handoff_come(front *f);         /* when; to be handed to handoff_pop() */
 bool handoff_gives_way(const front *f); /* whether a worker that has the interpreter leaves the next request to one that has come */
+
+/* Whether one that was told to come at `came`, or 0, has waited for so long: soon it makes the interpreter change hands within a
+ * request, which it does after a millisecond. */
+static inline bool handoff_is_awaited(int64_t came)
+{
+    return came != 0 && clock_now() - came > MILLISECOND / 2;
+}
 
 /* NULL: there is none, or enough workers are busy.  `came`: 0, or when it was told to come.  `next`: for handoff_rouse() without
  * the mutex, or NULL. */

@@ -170,8 +170,8 @@ int leader_run(front *f)
 
 /* ------------------------------------------------------------------------ a worker */
 
-/* Runs the loop until a request arrives, which the caller gets, so that no other thread has to be woken; if it `may_come`, as long
- * as it need not. */
+/* Runs the loop until a request arrives, which the caller gets, so that no other thread has to be woken; if it `may_come`, until
+ * requests share an interpreter. */
 static front_conn *lead(front *f, bool may_come)
 {
     front_conn *c = NULL;
@@ -179,7 +179,7 @@ static front_conn *lead(front *f, bool may_come)
     while (c == NULL && atomic_load(&f->stage) != FRONT_STOPPED && turn(f, loop_timeout(f), HANDOFF_TAKING) == FRONT_OK) {
         waiter *next = NULL;
         handoff_lock(f);
-        bool comes = may_come && handoff_must_come(f);
+        bool comes = may_come && admission_shares_interpreter(f);
         if (!comes)
             c = handoff_pop(f, 0, &next);
         handoff_unlock(f);
@@ -190,53 +190,62 @@ static front_conn *lead(front *f, bool may_come)
     return c;
 }
 
-/* Only while requests are short.  Long ones keep the workers busy, and the front's own thread hands them out. */
-static bool may_lead(front *f)
+/* Takes the lead, unless another thread has it.  Only while requests are short: long ones keep the workers busy, and the front's
+ * own thread hands them out. */
+static bool take_lead(front *f)
 {
-    return handoff_is_short(f) && atomic_load(&f->stage) != FRONT_STOPPED && pthread_mutex_trylock(&f->leader.lead) == 0;
+    if (!handoff_is_short(f) || atomic_load(&f->stage) == FRONT_STOPPED || pthread_mutex_trylock(&f->leader.lead) != 0)
+        return false;
+    if (f->leader.error == FRONT_OK)
+        return true;
+    pthread_mutex_unlock(&f->leader.lead);
+    return false;
+}
+
+/* With the queue's mutex held; `next` as for handoff_pop(). */
+static front_conn *wait_for_request(front *f, int64_t *came, waiter **next)
+{
+    while (!handoff_is_closed(f)) {
+        bool comes = came != NULL && admission_shares_interpreter(f);
+        if (comes && handoff_may_come(f)) {
+            *came = handoff_come(f);
+            return NULL;
+        }
+        front_conn *c = comes ? NULL : handoff_pop(f, 0, next);
+        if (c != NULL)
+            return c;
+        if (take_lead(f)) {
+            handoff_unlock(f);
+            c = lead(f, came != NULL);
+            pthread_mutex_unlock(&f->leader.lead);
+            handoff_lock(f);
+            if (c != NULL)
+                return c;
+        } else {
+            handoff_sleep_on(f);
+        }
+    }
+    return NULL;
 }
 
 front_conn *leader_take(front *f, int64_t timeout, int64_t *came, bool *closed)
 {
     front_conn *c = NULL;
     waiter *next = NULL;
-    bool may_come = came != NULL && timeout < 0;
-    int64_t since = came != NULL ? *came : 0;
+    int64_t since = 0;
 
-    if (came != NULL)
+    if (came != NULL) {
+        since = *came;
         *came = 0;
+    }
     handoff_lock(f);
-    while (!handoff_is_closed(f)) {
-        if (may_come && handoff_may_come(f)) {
-            *came = handoff_come(f);
-            break;
-        }
-        if (came != NULL && timeout == 0 && since == 0 && handoff_gives_way(f))
-            break;
-        if (!(may_come && handoff_must_come(f)))
-            c = handoff_pop(f, since, &next);
-        since = 0;
-        if (c != NULL || timeout == 0)
-            break;
-        if (timeout < 0 && may_lead(f)) {
-            handoff_unlock(f);
-            c = f->leader.error == 0 ? lead(f, may_come) : NULL;
-            bool failed = f->leader.error != 0;
-            pthread_mutex_unlock(&f->leader.lead);
-            handoff_lock(f);
-            if (c != NULL)
-                break;
-            if (!failed)
-                continue;
-        }
-        if (timeout < 0)
-            handoff_sleep_on(f);
-        else
-            handoff_sleep(f, timeout);
-        if (timeout > 0) {
-            c = handoff_is_closed(f) ? NULL : handoff_pop(f, 0, &next);
-            break;
-        }
+    if (timeout < 0)
+        c = wait_for_request(f, came, &next);
+    else if (!handoff_is_closed(f) && !(came != NULL && since == 0 && handoff_gives_way(f)))
+        c = handoff_pop(f, since, &next);
+    if (c == NULL && timeout > 0 && !handoff_is_closed(f)) {
+        handoff_sleep(f, timeout);
+        c = handoff_is_closed(f) ? NULL : handoff_pop(f, 0, &next);
     }
     *closed = handoff_is_closed(f);
     handoff_unlock(f);

@@ -75,8 +75,8 @@ static bool is_empty(area *a)
     return atomic_load(&a->head) == atomic_load(&a->tail);
 }
 
-/* As handoff_must_come(). */
-static bool must_come(const front *f)
+/* As admission_shares_interpreter(), without the queue's mutex. */
+static bool shares_interpreter(const front *f)
 {
     return atomic_load_explicit(&f->remote->area->is_slow, memory_order_relaxed) && !f->limits.parallel && !eventloop_serves(f);
 }
@@ -90,7 +90,7 @@ static int64_t wait_for_request(front *f, int64_t timeout, int64_t *came)
     bool on_duty = false;
 
     for (;;) {
-        bool comes = came != NULL && must_come(f);
+        bool comes = came != NULL && shares_interpreter(f);
         if (comes && !on_duty)
             pthread_mutex_lock(&r->duty);
         else if (!comes && on_duty)
@@ -132,7 +132,7 @@ static int64_t take_next(front *f, int64_t *came)
     bool has_come = came != NULL && *came != 0;
     int64_t since = atomic_load_explicit(&r->came, memory_order_relaxed);
 
-    if (came != NULL && !has_come && since != 0 && clock_now() - since > MILLISECOND / 2 && !is_over(f))
+    if (came != NULL && !has_come && handoff_is_awaited(since) && !is_over(f))
         return -1;
     int64_t number = pop(r->area, r->n_slots);
     if (has_come) {
