@@ -113,11 +113,15 @@ class CrewService(Service):
         assert self.server is not None and self.server.front is not None
         bell = self.server.front.open_workers()
         self._crew = self._make_crew(self.server.front, bell, self._hello)
-        self._stuck = lambda: self._crew.why_dead(self.settings.liveness_timeout)
         self.request_start = None  # it is called in the workers, and here it would count none
-        self._late = lambda: None  # each worker tells of its own, with their stacks
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # of nohup
             signal.signal(signal.SIGHUP, self._on_hangup)
+
+    def _why_stuck(self) -> str | None:
+        return self._crew.why_dead(self.settings.liveness_timeout)
+
+    def _tell_late(self) -> None:
+        """Each worker tells of its own, with their stacks."""
 
     def _hello(self) -> Mapping[str, Any]:
         assert self.server is not None

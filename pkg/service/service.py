@@ -94,7 +94,8 @@ class Service:
         self.hooks = Hooks(api.early_starts, api.early_stops, self._end_child)
         self.admin: Admin | None = None
         self.request_start: RequestStart | None = None
-        self._late: Callable[[], None]
+        self._stuck: Callable[[], str | None] | None = None
+        self._late: Callable[[], None] | None = None
 
     # -------------------------------------------------------------- run
 
@@ -284,7 +285,8 @@ class Service:
         s = self.settings
         assert self.server is not None and self.server.front is not None
         front = self.server.front
-        self._stuck: Callable[[], str | None] = StuckWorkers(front, s.threads, s.stuck_timeout, clock=front.clock)
+        if s.stuck_timeout:
+            self._stuck = StuckWorkers(front, s.threads, s.stuck_timeout, clock=front.clock)
         self._notices.append(_Unspooled(front))
         if self.notify is not None:
             self._notices.insert(0, self.notify)  # the others might fail
@@ -292,7 +294,7 @@ class Service:
             from pkg.diagnostics.last_words import Late
 
             self._late = Late(front, s.request_timeout)
-            self._notices.append(lambda: self._late())
+            self._notices.append(self._tell_late)
         self.coroutines = Coroutines()
         self.checker = Checker(
             publish=self._publish,
@@ -301,7 +303,7 @@ class Service:
             root=not s.app,
             liveness_path=s.liveness_path,
             readiness_path=s.readiness_path,
-            stuck=(lambda: self._stuck()) if s.stuck_timeout else None,
+            stuck=self._why_stuck,
             last_words=self._last_words,
             notices=self._notices,
             clock=front.clock,
@@ -314,6 +316,15 @@ class Service:
                 self.checker.report,
                 lambda state: state.name in built_in or state.name in map(databases.check_name, self.databases),
             )
+
+    def _why_stuck(self) -> str | None:
+        """Why no request will be served any more, so that liveness fails."""
+        return self._stuck() if self._stuck is not None else None
+
+    def _tell_late(self) -> None:
+        """Tells of requests that have exceeded `request_timeout`."""
+        if self._late is not None:
+            self._late()
 
     def _publish(self, pages: Sequence[HealthPage]) -> None:
         assert self.server is not None and self.server.front is not None
@@ -448,7 +459,8 @@ class Service:
                 ping_timeout=s.websocket_ping_timeout,
             ),
         )
-        self._stuck = StuckEventLoop(server.front, s.stuck_timeout, where=self._where_blocked)
+        if s.stuck_timeout:
+            self._stuck = StuckEventLoop(server.front, s.stuck_timeout, where=self._where_blocked)
         self.eventloop.start()
 
     def _loop_factory(self) -> Callable[[], Any] | None:
