@@ -27,7 +27,7 @@ class Error(Exception):
 
 
 class ConfigurationError(Error):
-    """The operator's fault: a setting is invalid.  The process exits with 2 before it binds anything.
+    """The operator's fault: a setting is invalid.  The process exits with 2.
 
     `faults` holds one line for each fault, so that all can be corrected at once.  No line contains a secret.
     """
@@ -94,6 +94,7 @@ class ClientDisconnected(Error, ConnectionError):
 
 class BodyError(Error, OSError):
     """The client's fault: its request body was late (408), too large (413), malformed or incomplete (400).
+    Or the server's, which had no room for the body (503).
 
     Raised where the application reads the body.  If the application does not catch it, the client gets `status`.
     """

@@ -41,7 +41,8 @@ signals:
   SIGTERM  drain: readiness fails at once; requests are still accepted for drain_delay; then the listener closes, and
            requests in flight have drain_timeout to finish; 1.5 s later the process ends with 1 in any case
   SIGHUP, SIGQUIT
-           the same as SIGTERM; a SIGHUP that was ignored at start (nohup) stays ignored
+           the same as SIGTERM, but with --workers SIGHUP replaces the workers one by one; a SIGHUP that was ignored
+           at start (nohup) stays ignored
   SIGINT   the same as SIGTERM, without drain_delay
            A second signal more than 1 s later skips the delay; a third exits at once with 1.
   SIGUSR1  write every thread's stack to stderr

@@ -845,7 +845,7 @@ def _of_past(snapshot: Snapshot) -> Iterable[Finding]:
     if front.stale:
         text = (
             f"{_times(front.stale, 'probe')} got 503 because the interpreter showed no sign of life: "
-            "the lock was held, or the process was stopped (since the start; stderr has the stacks)"
+            "the lock was held, or the process was frozen (since the start; stderr has the stacks if /healthz failed)"
         )
         yield Finding("note", text, "/metrics")
     if logs.dropped:

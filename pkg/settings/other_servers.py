@@ -29,7 +29,7 @@ _CONCURRENCY = (
 _FILES = "PKG_RELOAD watches the Python files below the current directory"
 _FIELDS = "no counterpart: Date is sent and Server is not; the application sets all other fields"
 _BACKLOG = (
-    "no counterpart: the backlog is as long as the kernel allows (net.core.somaxconn); "
+    "no counterpart: the backlog is 4096, or as long as the kernel allows (net.core.somaxconn); "
     "PKG_MAX_QUEUE limits how many requests wait for a thread"
 )
 _TIMEOUT = "PKG_REQUEST_TIMEOUT limits one request (504); PKG_STUCK_TIMEOUT detects workers that never finish"

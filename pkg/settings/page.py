@@ -23,10 +23,11 @@ its variable is `PKG_DRAIN_DELAY`. An empty variable counts as not set. `app` is
 `python -m pkg shop:app --drain-delay 2s`.
 
 `python -m pkg config` prints every setting with its value, its default, and where the value came from. It exits with 2
-and lists every fault if a value is wrong; so does the server, before it binds anything. An unknown variable that
+and lists every fault if a value is wrong; so does the server, before it binds anything; only what libpq
+does not accept of `DATABASE_URL` it finds right after that. An unknown variable that
 begins with `PKG_` is a warning that names the nearest setting. Secrets are never printed.
 
-`python -m pkg --help` shows the fifteen settings that people need first, `python -m pkg --help-all` every setting.
+`python -m pkg --help` shows the sixteen settings that people need first, `python -m pkg --help-all` every setting.
 
 | kind of value | examples |
 |---|---|
