@@ -36,6 +36,7 @@ typedef struct {
     bool has_left; /* the client has sent FIN, and the worker knows */
     int64_t blocked; /* since when the client does not take the rest of a response that has ended; 0: it does */
     uint64_t mark;   /* out_tail then */
+    int64_t given;   /* when the worker has got it */
 } errand;
 
 typedef struct worker {
@@ -106,12 +107,12 @@ static uint32_t n_untaken(const worker *w)
     return n <= w->n_slots ? n : 0;
 }
 
-/* When the oldest request that nobody has begun was given to the worker. */
+/* When the oldest of the requests that the worker has not begun was given to it. */
 static int64_t oldest(const worker *w)
 {
     uint32_t number = atomic_load(&w->area->requests[(w->head - n_untaken(w)) % AREA_SLOTS]);
 
-    return number < w->n_slots && w->errands[number].c != NULL ? w->errands[number].c->begun : 0;
+    return number < w->n_slots && w->errands[number].c != NULL ? w->errands[number].given : 0;
 }
 
 /* Wakes whoever serves, after a turn.  One thread that does short requests does them faster than several that pass the
@@ -311,7 +312,7 @@ static void give(front *f, worker *w, front_conn *c, const again *from)
     area_slot *s = area_slot_at(w->area, w->slot_size, number);
     const buffer *b = c->in;
 
-    *e = (errand){.worker = w, .c = c, .is_repeated = from != NULL && from->is_repeated};
+    *e = (errand){.worker = w, .c = c, .is_repeated = from != NULL && from->is_repeated, .given = clock_now()};
     e->ring = from != NULL && from->n > w->ring ? RING_OF_THREAD : w->ring;
     s->ring = e->ring;
     w->n_in_flight++;
@@ -357,20 +358,22 @@ static void give(front *f, worker *w, front_conn *c, const again *from)
 /* What has happened to a request that waits for another worker is seen when it is given to that one. */
 static errand nobody;
 
-/* The request goes to another worker. */
-static void repeat(front *f, errand *e, bool is_repeated)
+/* The request goes to another worker, with what has been read of its body, unless the worker `had_begun` it. */
+static void repeat(front *f, errand *e, bool had_begun)
 {
     struct carrier *k = f->carrier;
     area_slot *s = slot_of(e);
-    size_t n = is_repeated ? 0 : (size_t)e->in_head;
-    again *a = malloc(sizeof *a + n);
+    size_t n = had_begun ? 0 : (size_t)e->in_head;
+    bool fits = n <= e->ring; /* more than that has been there only if the worker had begun it, whatever its memory says */
+    again *a = fits ? malloc(sizeof *a + n) : NULL;
 
     front_await(f, e->c, 0, NULL);
     if (a == NULL) {
+        e->worker->is_broken = e->worker->is_broken || !fits;
         front_finish(f, e->c, false, true, 0);
         return;
     }
-    *a = (again){.c = e->c, .is_repeated = is_repeated || e->is_repeated, .n = n, .length = s->length};
+    *a = (again){.c = e->c, .is_repeated = had_begun || e->is_repeated, .n = n, .length = s->length};
     a->deadline = clock_now() + f->limits.queue_timeout;
     if (e->in_done)
         a->in_end = atomic_load(&s->in_end);
@@ -437,7 +440,10 @@ static bool give_away(front *f)
         front_request taken;
         if (a != NULL) {
             k->first = a->next;
-            give(f, w, a->c, a);
+            if (front_is_late(a->c)) /* the loop has answered it meanwhile */
+                front_finish(f, a->c, false, true, 0);
+            else
+                give(f, w, a->c, a);
             free(a);
         } else if (front_take(f, &taken, 0) == FRONT_OK) {
             give(f, w, taken.conn, NULL);
@@ -574,6 +580,19 @@ static void expire(front *f)
     }
 }
 
+/* All processes were frozen for so long, which no client answers for. */
+static void excuse(struct carrier *k, int64_t gap)
+{
+    pthread_mutex_lock(&k->mutex);
+    for (worker *w = k->workers; w != NULL; w = w->next)
+        for (uint32_t i = 0; i < w->n_slots; i++)
+            if (w->errands[i].blocked != 0)
+                w->errands[i].blocked += gap;
+    for (again *a = k->first; a != NULL; a = a->next)
+        a->deadline += gap;
+    pthread_mutex_unlock(&k->mutex);
+}
+
 /* How long the carrier may wait.  While requests wait although threads sleep, it wakes one after the other. */
 static int64_t longest_wait(const front *f)
 {
@@ -624,11 +643,13 @@ int front_carry(front *f)
             if (w->is_due || n_untaken(w) > 0)
                 rouse(w);
         note_sleep(f, 1);
-        int64_t wait = take_news(f, true) ? 0 : longest_wait(f);
+        int64_t wait = take_news(f, true) ? 0 : longest_wait(f), now = clock_now();
         pthread_mutex_unlock(&k->mutex);
         if (stage == FRONT_STOPPED)
             return FRONT_CLOSED;
         news = front_wait(f, wait);
+        if (wait >= 0 && clock_now() - now > wait + FRONT_GAP)
+            excuse(k, clock_now() - now - wait);
     }
 }
 
@@ -651,6 +672,7 @@ int front_open_workers(front *f)
     f->carrier = k;
     f->limits.slow_callback_duration = 0; /* the carrier runs nobody's code */
     eventloop_carry(f, k->bell_fd);
+    eventloop_gather(f, true);
     int rv = front_serve_by_eventloop(f, k->bell_fd);
     return rv == FRONT_OK ? k->bell_fd : rv;
 }
@@ -759,7 +781,6 @@ int front_add_worker(front *f, uint32_t threads, bool streams, uint32_t *number)
     atomic_store(&w->area->stage, k->stage); /* front_carry() may have returned */
     w->next = k->workers;
     k->workers = w;
-    eventloop_gather(f, !streams);
     pthread_mutex_unlock(&k->mutex);
     return rv;
 }
@@ -784,7 +805,6 @@ int front_suit_worker(front *f, uint32_t number, uint32_t room, bool streams)
     w->room = room < w->n_slots ? room : w->n_slots;
     w->area->streams = streams;
     w->ring = streams ? RING_OF_TASK : RING_OF_THREAD;
-    eventloop_gather(f, !streams);
     pthread_mutex_unlock(&f->carrier->mutex);
     return FRONT_OK;
 }
@@ -798,6 +818,7 @@ int front_admit_worker(front *f, uint32_t number)
     if (!w->is_admitted && !w->is_retired) {
         w->is_admitted = true;
         eventloop_add_room(f, w->room);
+        eventloop_gather(f, w->ring != RING_OF_TASK); /* not before: one that is still starting has no say */
     }
     pthread_mutex_unlock(&f->carrier->mutex);
     eventloop_bell(f);
@@ -850,7 +871,7 @@ static enum front_outcome part_with(front *f, errand *e, bool may_repeat)
     const http1_head *h = &c->in->head;
     bool is_safe = (h->method_id == HTTP1_GET || h->method_id == HTTP1_HEAD) && !h->chunked && h->content_length == 0;
 
-    if (e->sent || e->failed || front_is_late(c)) {
+    if (e->sent || e->failed || e->begun == AREA_SWITCH || front_is_late(c)) {
         front_finish(f, c, false, true, 0);
         return FRONT_CUT;
     }

@@ -146,8 +146,8 @@ static inline bool handoff_is_short(const front *f) /* requests are; a guess wit
 /* Where requests share an interpreter, a worker that does not have it comes for a request, and takes the oldest when it has it: so
  * they begin in the order in which they have arrived, and not in that in which the interpreter lock wakes threads.  One comes at a
  * time, and the others sleep, as more threads that wait for the lock make its changes dearer.  (The 99th percentile of requests
- * that compute for 0.3 ms, at 62 % of the capacity: 3.1 ms -> 2.0.)  All of these are called with the mutex held. */
-bool handoff_may_come(const front *f);  /* whether nobody else comes, and there is a request */
+ * that compute for 0.3 ms, at 62 % of the capacity: 3.1 ms -> 2.0.)  These three are called with the mutex held. */
+bool handoff_may_come(const front *f);  /* whether it is to: nobody else comes, and there is a request */
 int64_t handoff_come(front *f);         /* when; to be handed to handoff_pop() */
 bool handoff_gives_way(const front *f); /* whether a worker that has the interpreter leaves the next request to one that has come */
 

@@ -7,7 +7,7 @@
 #include "state.h"
 
 /* For a worker: a request, for which it may lead meanwhile; or NULL.  timeout: nanoseconds; 0: do not wait; < 0: forever.
- * `came`: where it was told to come, else NULL or 0; if given, it may be told to, and NULL is returned.  `*closed`: the front has
+ * `came`: NULL, or when it was told to come, or 0; if given, it may be told to, and NULL is returned.  `*closed`: the front has
  * stopped. */
 front_conn *leader_take(front *f, int64_t timeout, int64_t *came, bool *closed);
 

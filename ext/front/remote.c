@@ -201,6 +201,12 @@ static void doze(front_conn *c, int64_t longest, enum front_awaits what)
     atomic_store_explicit(&c->awaits, FRONT_AWAITS_NOTHING, memory_order_relaxed);
 }
 
+/* How long a doze took, if the process was not frozen meanwhile. */
+static int64_t without_freeze(int64_t took)
+{
+    return took > INTERRUPTION + FRONT_GAP ? INTERRUPTION : took;
+}
+
 static bool is_hopeless(front *f, front_conn *c)
 {
     return atomic_load_explicit(&c->slot->gone, memory_order_relaxed) || atomic_load(&c->slot->late) != 0 ||
@@ -267,7 +273,7 @@ ssize_t remote_read(front *f, front_conn *c, char *buf, size_t len, bool wait)
             doze(c, f->limits.body_timeout - c->body_waited, FRONT_AWAITS_BODY);
         else
             break;
-        c->body_waited += clock_now() - begin;
+        c->body_waited += without_freeze(clock_now() - begin);
         if (c->body_waited >= f->limits.body_timeout) {
             c->body_waited = 0;
             if (!body_keeps_up(f, c))
@@ -365,6 +371,8 @@ int remote_send(front *f, front_conn *c, struct iovec *iov, int n, bool wait)
         atomic_store(&s->asleep, 1);
         if (atomic_load(&s->out_head) - atomic_load(&s->out_tail) == s->ring) /* `tail` may be newer than what send_some() saw */
             doze(c, INTERRUPTION, FRONT_AWAITS_ROOM);
+        int64_t took = clock_now() - now;
+        begin += took - without_freeze(took);
     }
 }
 
@@ -588,6 +596,7 @@ int remote_run(front *f)
 
     for (;;) {
         enum front_stage stage = remote_stage(f);
+        clock_expect(f, INT64_MAX);
         if (stage == FRONT_STOPPED || f->foreign)
             return FRONT_CLOSED;
         front_counters counters;
@@ -602,7 +611,13 @@ int remote_run(front *f)
             int64_t often = handoff_workers(f) > 0 ? f->limits.slow_callback_duration / 2 : SECOND / 2;
             longest = look - now < often ? look - now : often;
         }
-        area_wait(&a->stage, (unsigned)atomic_load(&a->stage), longest > 0 ? longest : 0);
+        if (longest < 0)
+            longest = 0;
+        clock_expect(f, now + longest);
+        area_wait(&a->stage, (unsigned)atomic_load(&a->stage), longest);
+        int64_t late = clock_now() - now - longest;
+        if (late > FRONT_GAP)
+            clock_add_gap(f, late);
     }
 }
 
