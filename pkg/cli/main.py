@@ -98,6 +98,7 @@ def _crew_service(settings: Settings, arguments: list[str]) -> Service:
         max_requests=settings.max_requests,
         max_memory=settings.max_worker_memory,
         drain_timeout=settings.drain_timeout,
+        liveness_timeout=settings.liveness_timeout,
     )
     cgroup = Cgroup()
 

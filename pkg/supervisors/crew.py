@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pkg.diagnostics import procfs
 from pkg.diagnostics.foreign_stacks import ForeignStacks
+from pkg.health.checks import FROZEN
 from pkg.health.pages import LIVENESS, READINESS
 from pkg.service.drain import STREAMS_END
 from pkg.service.signals import INTERRUPT
@@ -43,7 +44,8 @@ TICK = 0.25  # seconds between two looks at all workers
 SOON = 0.01  # seconds between two looks at a template that starts
 YOUNG = 1.0  # seconds
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before one is started after one that ended young
-PROOF = 30.0  # seconds for a successor to become ready
+PROOF = 30.0  # seconds for a successor that serves to become ready
+SLOWER = 3.0  # a successor's start may take so many times as long as the old one's, and PROOF
 LAST_WORDS = 1.0  # seconds for a stuck worker to write its stacks before it is killed
 LAST_WORDS_OF_ALL = 0.2  # at the end of the service
 ANSWER = 2.0  # seconds for a worker to answer for a page
@@ -71,6 +73,7 @@ class Rules(NamedTuple):
     max_requests: int = 0
     max_memory: int = 0
     drain_timeout: float = 20.0
+    liveness_timeout: float = 30.0
 
 
 class Stage(Enum):
@@ -96,6 +99,10 @@ class Worker:
         self.pidfd = os.pidfd_open(pid)
         self.stage = Stage.STARTING
         self.born = time.monotonic()
+        self.serves_since = 0.0
+        self.is_given_up = False  # its start has taken too long
+        self.renewed_until = 0.0  # when what it has renewed before the last freeze expires
+        self.excused_until = 0.0  # after a freeze: so long it may need to show a sign of life
         self.reasons: list[str] = []  # why it is not ready, as it says
         self.failure = ""  # why it could not start
         self.has_served = False
@@ -110,6 +117,11 @@ class Worker:
     @property
     def age(self) -> float:
         return time.monotonic() - self.born
+
+    @property
+    def start_time(self) -> float:
+        """Seconds that its start has taken so far, or took."""
+        return (self.serves_since or time.monotonic()) - self.born
 
     def tell(self, **message: Any) -> None:
         with contextlib.suppress(OSError):  # it has ended already
@@ -148,9 +160,10 @@ class Crew:
         self._deadline = float("inf")
         self._generation = 0
         self._has_served = False
-        self._last_alive = time.monotonic()
+        self._last_alive = self._looked_at = time.monotonic()
         self._asked = 0
         self._random = random.Random()
+        self.has_eventloops = False  # workers serve by them, and not by threads
         self.failed: Ended | None = None
         self.overdue = 0  # workers that had to be killed at the end
         self.deaths: collections.Counter[int] = collections.Counter()  # that the log has named, by place
@@ -201,7 +214,7 @@ class Crew:
 
     def why_dead(self, patience: float) -> str | None:
         """Why no worker can serve, if none has shown a sign of life for `patience` seconds."""
-        lasted = time.monotonic() - self._last_alive
+        lasted = self._looked_at - self._last_alive
         return f"no worker has shown a sign of life for {lasted:.0f} s" if lasted > patience else None
 
     def reload(self) -> None:
@@ -317,7 +330,9 @@ class Crew:
         worker.is_stuck = worker.is_stuck or message.get("stuck", "")
         if message.get("started") and worker.stage is Stage.STARTING:
             worker.stage = Stage.SERVING
+            worker.serves_since = time.monotonic()
             self._front.suit_worker(worker.number, message["room"] or MOST, message["streams"])
+            self.has_eventloops = message["streams"]
             self._front.admit_worker(worker.number)
             self._changed.notify_all()
             self._has_served = True
@@ -351,8 +366,11 @@ class Crew:
             if is_expected and not lost and code == 0 and not worker.is_stuck:
                 _log.info("worker %d has ended: process %d %s", worker.place, worker.pid, how)
                 return
-            if stage is Stage.STARTING and worker.generation != self._generation and worker.succeeds is None:
-                self._due[worker.place] = 0.0  # a reload has overtaken it
+            if stage is Stage.STARTING and (worker.generation != self._generation or worker.is_given_up):
+                if worker.succeeds is None:
+                    self._due[worker.place] = 0.0
+                elif worker.is_given_up:
+                    self._replacement_failed(worker.succeeds, worker.generation)
                 return
             self._tell_of_death(worker, how, lost)
             if is_expected:
@@ -402,6 +420,9 @@ class Crew:
 
     def _look(self) -> None:
         now = time.monotonic()
+        if now - self._looked_at > TICK + FROZEN:
+            self._excuse(now, now - self._looked_at)
+        self._looked_at = now
         self._reap_orphans()
         if any(self._fresh(worker, LIVENESS) for worker in self._workers if worker.stage is Stage.SERVING):
             self._last_alive = now
@@ -417,17 +438,34 @@ class Crew:
                 self._spawn(place, None)
         self._replace_next()
 
+    def _excuse(self, now: float, gap: float) -> None:
+        """After a freeze of all processes, as by `docker pause`: what the workers have renewed has expired meanwhile.
+
+        One that has not renewed anything since the last freeze is not excused again: it may hang.
+        """
+        self._last_alive += gap
+        for worker in self._workers:
+            until = now + (self._left(worker, LIVENESS) or 0.0)
+            if abs(until - worker.renewed_until) > TICK:
+                worker.renewed_until, worker.excused_until = until, now + self.rules.liveness_timeout
+
     def _look_at(self, worker: Worker, now: float) -> None:
         if worker.killed_at:
             if now > worker.killed_at:
                 self._kill(worker, signal.SIGKILL)
             return
-        if worker.stage is Stage.SERVING and not worker.is_stuck and self._is_expired(worker):
+        if (
+            worker.stage is Stage.SERVING
+            and not worker.is_stuck
+            and now > worker.excused_until
+            and self._is_expired(worker)
+        ):
             worker.is_stuck = "its interpreter shows no sign of life"
         if self._front.worker_state(worker.number).is_broken:
             worker.is_stuck = worker.is_stuck or "it has written nonsense into the memory that it shares with the front"
         timeout = self.rules.drain_timeout
-        if worker.stage is Stage.STARTING and (self._is_over or worker.generation != self._generation):
+        is_overtaken = self._is_over or worker.generation != self._generation
+        if worker.stage is Stage.STARTING and (is_overtaken or worker.is_given_up):
             worker.left_at = worker.left_at or now
             self._kill(worker, INTERRUPT)  # each time, as it may not have its handler yet
         lasts = now - worker.left_at if worker.left_at and worker.stage is not Stage.SERVING else 0.0
@@ -459,11 +497,21 @@ class Crew:
 
     def _go_on_with(self, successor: Worker, old: Worker) -> None:
         if successor.stage is not Stage.SERVING:
+            if successor.start_time > PROOF + SLOWER * old.start_time and not successor.is_given_up:
+                successor.is_given_up = True
+                _log.error(
+                    "worker %d is given up: process %d has been starting for %.0f s, and the old one took %.1f s",
+                    successor.place,
+                    successor.pid,
+                    successor.start_time,
+                    old.start_time,
+                )
             return
-        if self._fresh(successor, READINESS) or (successor.age > PROOF and not self.is_ready(old)):
+        has_had_time = time.monotonic() - successor.serves_since > PROOF
+        if self._fresh(successor, READINESS) or (has_had_time and not self.is_ready(old)):
             successor.succeeds = None
             self._retire(old)
-        elif successor.age > PROOF:
+        elif has_had_time:
             successor.succeeds = None
             _log.error("worker %d is not ready: %s", successor.place, "; ".join(successor.reasons))
             self._retire(successor)
