@@ -203,12 +203,11 @@ def _health(health: HealthReport) -> Section:
 
 def _work(d: Snapshot) -> Rows:
     workers, front, latency = d.workers, d.front, d.latency
-    full = workers.busy >= workers.threads
     queued = Cell(number(front.queued), "warn" if front.queued else "")
-    rows = [
-        (Cell("workers busy"), Cell(f"{workers.busy} of {workers.threads}", "warn" if full else "")),
-        (Cell("waiting for a worker"), queued),
-    ]
+    rows = [(Cell("waiting for a worker"), queued)]
+    if workers.threads:  # none where event loops serve
+        full = workers.busy >= workers.threads
+        rows.insert(0, (Cell("workers busy"), Cell(f"{workers.busy} of {workers.threads}", "warn" if full else "")))
     if d.eventloop is not None:
         blocked = d.eventloop.blocked
         rows = [

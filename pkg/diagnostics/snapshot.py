@@ -243,7 +243,8 @@ class Status:
     `front` has stats(), requests(), queued(), websockets(), durations(), queue_waits() and probers(); `checker` has
     report().  `databases()` returns the databases by name, which have stats(), taken(), `shortage` and `locks`.
     `eventloop()` returns the event loop of an ASGI application, or None; `slow`: the seconds after which a turn of it
-    counts as blocked.  `alive()` returns the number of running workers.  `proxy_waits()` returns how long requests have
+    counts as blocked.  `threads()` returns how many worker threads there should be, none beside event loops, and
+    `alive()` how many of them run.  `proxy_waits()` returns how long requests have
     been at proxies, or is None if none are trusted.  `listening()` returns how each listener is, `executors()` how the
     threads beside an event loop are, `processes()` how the worker processes are, `turns()` how their event loops are
     and `elsewhere()` what they tell of themselves, None without them.  `failures()` returns the exceptions that were
@@ -255,7 +256,7 @@ class Status:
         self,
         *,
         front: Any,
-        threads: int,
+        threads: Callable[[], int],
         lifecycle: Lifecycle,
         checker: Any,
         databases: Callable[[], Mapping[str, Any]],
@@ -303,11 +304,6 @@ class Status:
         """The version of this package; "" if it is not installed."""
         return installation.version()
 
-    @property
-    def _workers(self) -> int:
-        """How many worker threads there should be: none beside an event loop."""
-        return 0 if self.eventloop() is not None else self.threads
-
     def pools(self) -> dict[str, dict[str, Any]]:
         """The statistics of the pool of each database, by name; "" is that of DATABASE_URL.
 
@@ -327,7 +323,7 @@ class Status:
     def metrics(self) -> metrics.Exposition:
         return metrics.collect(
             front=self.front,
-            threads=self._workers,
+            threads=self.threads(),
             phase=self.lifecycle.phase.value,
             health=self.checker.report(),
             pools=self.pools(),
@@ -504,14 +500,12 @@ class Status:
         return Elsewhere(list(_of_application(state)), requests)
 
     def _application(self, taken: Sequence[stacks.Stack]) -> ApplicationState:
-        stats = self.front.stats()
+        stats, threads = self.front.stats(), self.threads()
         process = metrics.process()
         requests = self.requests(taken)
         return ApplicationState(
             phase=self.lifecycle.phase.value,
-            workers=Workers(
-                self._workers, self._alive() if self._workers else 0, metrics.workers_busy(stats, self._workers)
-            ),
+            workers=Workers(threads, self._alive() if threads else 0, metrics.workers_busy(stats, threads)),
             requests=requests,
             pools=self.pools(),
             front=stats,
@@ -676,7 +670,7 @@ def _of_eventloop(state: ApplicationState | Snapshot) -> Iterable[Finding]:
 
 def _of_workers(state: ApplicationState | Snapshot) -> Iterable[Finding]:
     workers, requests = state.workers, state.requests
-    if state.eventloop is not None:
+    if workers.threads == 0:  # an event loop serves
         return
     if state.phase == "ready" and workers.alive < workers.threads:
         text = f"only {workers.alive} of {_times(workers.threads, 'worker')} are running; the others have ended"

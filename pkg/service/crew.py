@@ -57,6 +57,8 @@ class Crew(Protocol):
     @property
     def overdue(self) -> int: ...
     @property
+    def has_eventloops(self) -> bool: ...
+    @property
     def deaths(self) -> Mapping[int, int]: ...
     def starts_in(self, place: int) -> float | None: ...
     def start(self) -> None: ...
@@ -177,9 +179,8 @@ class CrewService(Service):
         level, set_level = (lambda: self.logs.level), self.logs.set_level
         return CrewPages(self.status, self._crew, level=level, set_level=set_level, drain=self.signals.ask)
 
-    @property
     def _threads(self) -> int:
-        return self.settings.threads * self.settings.workers
+        return 0 if self._crew.has_eventloops else self.settings.threads * self.settings.workers
 
     def _processes(self) -> list[ProcessRow]:
         assert self.server is not None and self.server.front is not None

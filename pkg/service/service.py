@@ -667,10 +667,9 @@ class Service:
             sys.stderr.flush()
             os._exit(1)
 
-    @property
     def _threads(self) -> int:
-        """How many requests are served at once, if there is no event loop."""
-        return self.settings.threads
+        """How many worker threads there should be: none beside an event loop."""
+        return 0 if self.eventloop is not None else self.settings.threads
 
     def _serving_threads(self) -> int:
         """How many of these run."""

@@ -63,7 +63,7 @@ class World:
         loaded = settings.load({"DATABASE_URL": f"postgresql://me:{SECRET}@db/x", "PKG_ADMIN_TOKEN": SECRET})
         self.status = Status(
             front=front,
-            threads=server.threads,
+            threads=lambda: server.threads,
             alive=lambda: server.stuck_workers,
             lifecycle=self.lifecycle,
             checker=self.checker,
