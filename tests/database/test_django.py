@@ -230,6 +230,90 @@ def test_commands_connect_by_themselves(tmp_path: Path, server: Postgres) -> Non
         assert process.stop() == 0, process.errors()
 
 
+WRAPPED = """
+import time
+import django
+from django.conf import settings
+from pkg.integrations.django import database
+
+settings.configure(
+    DATABASES={"default": {**database(), "ENGINE": "django.db.backends.postgresql", "OPTIONS": {}}},
+    MIDDLEWARE=["wrapped.counting"],
+    ROOT_URLCONF="wrapped", SECRET_KEY="of a test", ALLOWED_HOSTS=["*"], USE_TZ=True, INSTALLED_APPS=[],
+    LOGGING_CONFIG=None,
+)
+django.setup()
+from django.core.wsgi import get_wsgi_application
+from django.db import connection
+from django.http import HttpResponse
+from django.urls import path
+from pkg.integrations.django.readiness import check_database
+
+def counting(get_response):
+    def middleware(request):
+        statements = []
+        def count(execute, *arguments):
+            statements.append(arguments[0])
+            return execute(*arguments)
+        with connection.execute_wrapper(count):
+            response = get_response(request)
+        response["statements"] = str(len(statements))
+        response["wrappers"] = " ".join(wrapper.__qualname__ for wrapper in connection.execute_wrappers)
+        return response
+    return middleware
+
+def query(request):
+    with connection.cursor() as cursor:
+        cursor.execute("select 42")
+    return HttpResponse("ok")
+
+def queries(request):
+    end = time.monotonic() + 4
+    with connection.cursor() as cursor:
+        while time.monotonic() < end:
+            cursor.execute("select 42")
+            time.sleep(0.02)
+    return HttpResponse("ok")
+
+urlpatterns = [path("query", query), path("queries", queries)]
+app = get_wsgi_application()
+check_database(interval=0.5)
+"""
+
+
+def test_execute_wrappers_of_the_application_come_and_go(tmp_path: Path, server: Postgres) -> None:
+    """Without CONN_MAX_AGE each request connects, within the block of its middleware.
+
+    Its statements still show that the database responds, while no other connection could.
+    """
+    (tmp_path / "wrapped.py").write_text(WRAPPED)
+    with (
+        running(
+            tmp_path, "", app="wrapped:app",
+            DATABASE_URL=server.url, PKG_POOL="off", PKG_THREADS="1", PKG_ADMIN="off",
+        ) as process,
+        ThreadPoolExecutor(1) as client,
+    ):  # fmt: skip
+        ready(process)
+        for _ in range(4):
+            status, headers, _ = ask(process.address, "/query")
+            assert (status, headers["statements"]) == (200, "1")
+            assert headers["wrappers"] == "check_database.<locals>.executed"
+        busy = client.submit(ask, process.address, "/queries")
+        wait_for(lambda: server.backends() > 0, 5, "the connection of the request")
+        server.refuse()  # whoever connects to ask
+        try:
+            while not busy.done():
+                status, _, text = ask(process.address, "/readyz?verbose")
+                assert (status, "[+]database ok" in text) == (200, True), text
+                time.sleep(0.1)
+            assert busy.result()[0] == 200
+            wait_for(lambda: ask(process.address, "/readyz")[0] == 503, 10, "the check has nothing else to go by")
+        finally:
+            server.allow()
+        assert process.stop() == 0, process.errors()
+
+
 @pytest.mark.long
 def test_readiness_from_djangos_own_connections() -> None:
     """With its pool and without.  psycopg_pool would next try to connect up to 16 s after an outage of 15 s."""

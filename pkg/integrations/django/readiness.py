@@ -54,7 +54,8 @@ def check_database(
 
     def connected(connection: Any, **_: Any) -> None:
         if connection.alias == alias and executed not in connection.execute_wrappers:
-            connection.execute_wrappers.append(executed)
+            # In front: Django may connect within the application's execute_wrapper(), whose end takes the last away.
+            connection.execute_wrappers.insert(0, executed)
             pool.wrappers.add(connection)
 
     connection_created.connect(connected, weak=False)
