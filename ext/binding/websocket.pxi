@@ -152,6 +152,7 @@ cdef class Channel(Exchange):
         cdef dict scope = Exchange.begin(self)
         del scope["method"]
         scope["type"] = "websocket"
+        scope["asgi"]["spec_version"] = "2.5"   # here send() raises once the client has left
         scope["scheme"] = "wss" if scope["scheme"] in ("https", "wss") else "ws"
         offers = ",".join([value.decode("latin-1") for name, value in scope["headers"] if name == b"sec-websocket-protocol"])
         scope["subprotocols"] = [offer.strip() for offer in offers.split(",") if offer.strip()]

@@ -160,7 +160,7 @@ class EventLoop:
         From now on, also those that come: a proxy sends its next request on the connection of a stream that has just
         ended.  Whatever has not begun to respond gets some time for that first.
 
-        Many streams never ask (Starlette's only send).  Those of server-sent events are ended a little later, and their
+        Some streams never ask.  Those of server-sent events are ended a little later, and their
         tasks are cancelled, as they may wait long for the next event; their clients connect again.
         """
 

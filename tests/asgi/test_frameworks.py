@@ -158,6 +158,16 @@ def test_server_sent_events_end_when_the_client_leaves(starlette: Process) -> No
     wait_for(lambda: json.loads(ask(starlette.address, "/events")[2]).count("ended") == before + 1)
 
 
+def test_a_stream_with_nothing_to_send_ends_when_the_client_leaves(starlette: Process) -> None:
+    """No send() of it could fail, so that Starlette has to listen for http.disconnect, which it does below 2.4."""
+    before = json.loads(ask(starlette.address, "/events")[2]).count("quiet ended")
+    with Connection(starlette.address) as c:
+        c.send(b"GET /quiet HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_for(lambda: c._fill() and b"data: 0" in c._buffer)
+        assert json.loads(ask(starlette.address, "/events")[2]).count("quiet ended") == before
+    wait_for(lambda: json.loads(ask(starlette.address, "/events")[2]).count("quiet ended") == before + 1)
+
+
 def test_background_tasks_run_after_the_response(starlette: Process) -> None:
     with Connection(starlette.address) as c:
         assert c.request("GET", "/background").body == b"at once"

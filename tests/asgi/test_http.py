@@ -79,7 +79,7 @@ def test_the_scope_has_all_keys() -> None:
     assert client[0] == server[0] == "127.0.0.1" and isinstance(client[1], int) and isinstance(server[1], int)
     assert scope == {
         "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.5"},
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": "GET",
         "scheme": "http",

@@ -57,6 +57,19 @@ async def sse(request: Request) -> StreamingResponse:
     return StreamingResponse(parts(), media_type="text/event-stream")
 
 
+async def quiet(request: Request) -> StreamingResponse:
+    """One event, and never another."""
+
+    async def parts() -> AsyncIterator[str]:
+        try:
+            yield "data: 0\n\n"
+            await asyncio.Event().wait()
+        finally:
+            note("quiet ended")
+
+    return StreamingResponse(parts(), media_type="text/event-stream")
+
+
 async def background(request: Request) -> PlainTextResponse:
     async def later() -> None:
         await asyncio.sleep(0.1)
@@ -134,6 +147,7 @@ pages = [
     Route("/", hello),
     Route("/upload", upload, methods=["POST"]),
     Route("/sse", sse),
+    Route("/quiet", quiet),
     Route("/background", background),
     Route("/events", told),
     Route("/database", database),
