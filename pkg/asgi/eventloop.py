@@ -27,7 +27,7 @@ from pkg.asgi.keepalive import Keepalive, WebSocketRules
 from pkg.asgi.lifespan import Lifespan
 from pkg.asgi.reader import FrontReader
 from pkg.asgi.selector import FrontSelector
-from pkg.errors import ClientDisconnected
+from pkg.errors import ClientDisconnected, StartupError, one_line
 
 if TYPE_CHECKING:
     from pkg._core import Front, Request
@@ -135,7 +135,8 @@ class EventLoop:
 
     def startup(self) -> None:
         """Returns when the application has started.  Raises StartupError if it says that it cannot."""
-        self.loop.call_soon_threadsafe(self._begin.set)
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
+            self.loop.call_soon_threadsafe(self._begin.set)
         self._has_started.wait()
         if self._error is not None:
             raise self._error
@@ -215,16 +216,24 @@ class EventLoop:
 
     def _run_until(self, loop: asyncio.AbstractEventLoop) -> None:
         """Runs until _main() has ended, although the application can end each call of run_forever(): with stop(), and
-        with a SystemExit or KeyboardInterrupt in a callback or in a task of its own.
+        with a SystemExit or KeyboardInterrupt in a callback or in a task of its own, which is the end only of a start.
         """
+
+        def stop(_: object) -> None:
+            loop.stop()
+
         main = loop.create_task(self._main(), name="event-loop")
-        main.add_done_callback(lambda _: loop.stop())
+        main.add_done_callback(stop)
         while not main.done():
             try:
                 loop.run_forever()
             except (SystemExit, KeyboardInterrupt) as error:
-                if main.done() or not self._has_started.is_set():
+                if main.done():
                     raise
+                if not self._has_started.is_set():
+                    main.remove_done_callback(stop)  # or it ends what asyncio.Runner still runs
+                    _log.critical("a callback or task has raised %r during the start", error, exc_info=True)
+                    raise StartupError(f"a callback or task of the application has raised {one_line(error)}") from error
                 _log.critical("a callback or task has raised %r; requests are served on", error, exc_info=True)
             else:
                 if not main.done():

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from pkg.errors import StartupError
+from pkg.errors import StartupError, one_line
 
 __all__ = ["Lifespan"]
 
@@ -33,6 +33,8 @@ _ANSWERS = {
     "lifespan.shutdown.failed": (Phase.STOPPING, Phase.ENDED),
 }
 
+STACK = "Traceback (most recent call last)"  # begins the message of Starlette, which then raises what it tells of
+
 
 class Lifespan:
     """One call of the application for the whole process.
@@ -47,22 +49,28 @@ class Lifespan:
         self._mode = mode
         self._phase = Phase.ENDED if mode == "off" else Phase.STARTING
         self._failure: str | None = None  # the message of a failed startup or shutdown
+        self._exit: BaseException | None = None  # a SystemExit or KeyboardInterrupt of the application's
         self._has_received = False
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def startup(self) -> None:
-        """Raises StartupError if the application says that it cannot start."""
+        """Raises StartupError if the application says that it cannot start, or exits."""
         if self._mode == "off":
             return
         self._task = asyncio.create_task(self._run(), name="lifespan")
         await self._leaves(Phase.STARTING)
         if self._phase is Phase.STARTED:
             return
-        if self._failure is not None:
-            raise StartupError(f"the application's startup failed: {self._failure}".splitlines()[0])
-        error = self._task.exception() if self._task.done() and not self._task.cancelled() else None
+        error = self._error()
+        if self._failure is not None or self._exit is not None:
+            reason = self._failure or ""
+            if error is not None:
+                _log.critical("the application's startup has failed", exc_info=error)
+                if not reason or reason.startswith(STACK):
+                    reason = one_line(error)
+            raise StartupError(f"the application's startup failed: {reason}".splitlines()[0]) from error
         if self._mode == "on":
             reason = f"{type(error).__name__}: {error}" if error is not None else "it has returned without an answer"
             raise StartupError(f"the application has no lifespan: {reason}".splitlines()[0]) from error
@@ -80,9 +88,10 @@ class Lifespan:
         self._stopping.set()
         if not self._task.done():
             await self._leaves(Phase.STOPPING)
+        error = self._error()
         if self._failure is not None:
             _log.error("the application's shutdown failed: %s", self._failure)
-        elif self._task.done() and not self._task.cancelled() and (error := self._task.exception()) is not None:
+        elif error is not None:
             _log.error("the application's shutdown raised", exc_info=error)
 
     async def _leaves(self, phase: Phase) -> None:
@@ -98,7 +107,19 @@ class Lifespan:
 
     async def _run(self) -> None:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
-        await self._app(scope, self._receive, self._send)
+        try:
+            await self._app(scope, self._receive, self._send)
+        except (SystemExit, KeyboardInterrupt) as error:  # which would end the event loop, whatever it waits for
+            self._exit = error
+            if self._phase is Phase.STARTED:
+                _log.critical("the lifespan has raised %r; requests are served on", error, exc_info=True)
+
+    def _error(self) -> BaseException | None:
+        """What the application has raised, if its call has ended."""
+        assert self._task is not None
+        if not self._task.done() or self._task.cancelled():
+            return None
+        return self._exit or self._task.exception()
 
     async def _receive(self) -> dict[str, Any]:
         if not self._has_received:

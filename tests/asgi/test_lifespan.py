@@ -59,6 +59,26 @@ def test_a_failed_startup_is_the_end(mode: str) -> None:
         run(application(startup="failed"), mode)
 
 
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("no database", "no database"),
+        ("Traceback (most recent call last):\n ...\nOSError: no", "OSError: no such host"),
+    ],
+)
+def test_a_stack_for_a_message_is_no_reason(message: str, reason: str) -> None:
+    """Starlette's is one, and it raises what it tells of."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": message})
+        raise OSError("no such host")
+
+    with pytest.raises(StartupError) as caught:
+        run(app)
+    assert str(caught.value) == f"the application's startup failed: {reason}"
+
+
 async def has_none(scope: Any, receive: Any, send: Any) -> None:
     """As Django does it."""
     if scope["type"] != "http":

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -153,6 +154,95 @@ async def app(scope, receive, send):
     print("shut down", flush=True)
     await send({"type": "lifespan.shutdown.complete"})
 """
+
+
+EXITS = """
+import asyncio, os, sys
+import pkg
+
+async def exits():
+    sys.exit(os.environ["TEXT"] if "TEXT" in os.environ else 0)
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body"})
+        return
+    await receive()
+    if os.environ["WHEN"] == "startup":
+        await exits()
+    if os.environ["WHEN"] == "task":
+        task = asyncio.create_task(exits())
+        await asyncio.sleep(60)
+    await send({"type": "lifespan.startup.complete"})
+    if os.environ["WHEN"] == "serving":
+        await exits()
+    await receive()
+    if os.environ["WHEN"] == "shutdown":
+        await exits()
+    await send({"type": "lifespan.shutdown.complete"})
+
+try:
+    import contextlib
+    from starlette.applications import Starlette
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_):
+        await exits()
+        yield
+
+    starlette = Starlette(lifespan=lifespan)
+except ImportError:
+    pass
+"""
+LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+
+
+@contextlib.contextmanager
+def exiting(directory: Path, when: str, loop: str, ready: bool, **options: str) -> Iterator[Process]:
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+    options = {"PKG_ADMIN": "off", "PKG_LOOP": loop, "WHEN": when, **options}
+    with running(directory, EXITS, ready=ready, **options) as process:
+        yield process
+
+
+@LOOPS
+@pytest.mark.parametrize("when", ["startup", "task", "starlette"])
+@pytest.mark.parametrize("text", ["", "X is not set"])
+def test_a_startup_that_exits_is_exit_3_with_its_text(tmp_path: Path, when: str, loop: str, text: str) -> None:
+    """Whatever its own exit code is, as for an application that exits while it is imported."""
+    options = {"TEXT": text} if text else {}
+    if when == "starlette":
+        pytest.importorskip("starlette")
+        options["app"] = "application:starlette"  # its message is a stack
+        when = "startup"
+    with exiting(tmp_path, when, loop, False, **options) as process:
+        assert process.process.wait(15 * SLOWNESS) == 3
+        what = "the application's startup failed:"
+        if when == "task":
+            what = "a callback or task of the application has raised"
+        line, *more = process.errors().splitlines()
+        assert line == f"pkg: {what} SystemExit: {text or 0}"
+        assert more == [] or when == "task", "asyncio may tell of a task that nobody has awaited"
+        (record,) = (line for line in process.lines() if line["severity"] == "CRITICAL")
+        assert (record["exception.type"], record["exception.message"]) == ("SystemExit", text or "0")
+        assert "in exits" in record["exception.stacktrace"]
+
+
+@LOOPS
+@pytest.mark.parametrize(("when", "level"), [("serving", "CRITICAL"), ("shutdown", "ERROR")])
+def test_a_lifespan_that_exits_later_is_logged(tmp_path: Path, when: str, level: str, loop: str) -> None:
+    """And, like one that raises, does not change the exit code."""
+    with exiting(tmp_path, when, loop, True, TEXT="X is not set") as process:
+        assert get(process.address, "/").status == 200
+        assert end(process) == 0, process.errors()
+        record, *_ = (line for line in process.lines() if line["severity"] not in ("INFO", "WARNING"))
+        words = {"serving": "requests are served on", "shutdown": "the application's shutdown raised"}
+        assert record["severity"] == level and words[when] in record["message"], record
+        assert record["exception.message"] == "X is not set"
+        assert [text for text in process.messages() if "served on" in text and when == "shutdown"] == []
+        assert process.errors() == ""
 
 
 def test_a_shutdown_that_cancels_all_tasks_is_waited_for(tmp_path: Path) -> None:
