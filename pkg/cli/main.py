@@ -170,6 +170,9 @@ def _config(arguments: list[str], environ: Mapping[str, str]) -> int:
 
         write(f"{markdown()}\n".encode())
         return 0
+    from pkg.service import databases
+
+    databases.verify(settings.databases)
     rows = settings.describe()
     if options is not None and options.json:
         import json

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pkg.database.database import Database
     from pkg.health.checks import Checker
 
-__all__ = ["check_name", "close_all", "open_all"]
+__all__ = ["check_name", "close_all", "open_all", "verify"]
 
 _log = logging.getLogger("pkg.service")
 _variable = Settings.database_url.variable  # by name
@@ -26,6 +26,16 @@ _variable = Settings.database_url.variable  # by name
 def check_name(name: str) -> str:
     """What the check of a database is called."""
     return f"database-{name}" if name else "database"
+
+
+def verify(settings: Mapping[str, Settings]) -> None:
+    """Raises ConfigurationError for a URL that libpq does not accept.  Without a driver nothing is verified."""
+    try:
+        from pkg.database.source import Source
+    except ImportError:
+        return
+    for name, own in settings.items():
+        Source(own.database_url, own.database_url_file, own.connect_timeout, _variable(name)).verify()
 
 
 def open_all(

@@ -358,7 +358,9 @@ class Setting(Generic[T]):
         return self.kind.show(value)
 
     def bounds(self) -> str:
-        """ "1 to 1024", or "" for a setting without bounds."""
+        """ "1 to 1024", "0s or 1s to 24h" if 0 turns it off, or "" for a setting without bounds."""
         if self.low is None or self.high is None:
             return ""
-        return f"{self.kind.show(self.low)} to {self.kind.show(self.high)}"
+        off = f"{self.kind.show(self.low)} or " if self.least_if_on is not None else ""
+        least = self.low if self.least_if_on is None else self.least_if_on
+        return f"{off}{self.kind.show(least)} to {self.kind.show(self.high)}"

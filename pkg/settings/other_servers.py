@@ -53,6 +53,8 @@ _INSTEAD: dict[str, str] = {
     **dict.fromkeys(("--certfile", "--keyfile", "--ca-certs", "--cert-reqs", "--ciphers"), _TLS),
     **dict.fromkeys(("--access-logfile", "--access-logformat"), "PKG_ACCESS_LOG; the log goes to stdout"),
     **dict.fromkeys(("--error-logfile", "--log-file", "--capture-output", "--use-colors"), _LOGS),
+    "--logger-class": "no counterpart: LOG_FORMAT and PKG_LOG_SCHEMA; the application may configure its own loggers",
+    "--paste": _FORM,
     "--log-config": "LOG_LEVEL and LOG_FORMAT; the application may configure its own loggers",
     **dict.fromkeys(("-D", "--daemon", "-p", "--pid", "-u", "--user", "-g", "--group", "-m", "--umask"), _PLATFORM),
     **dict.fromkeys(("-n", "--name", "-e", "--env", "--env-file"), _PLATFORM),

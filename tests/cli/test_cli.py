@@ -636,3 +636,11 @@ def test_answers_that_cannot_be_written(
     command = f'"{sys.executable}" -m pkg {arguments.replace("PORT", str(server.port))} {stdout}'
     result = subprocess.run(["sh", "-c", command], cwd=ROOT, stderr=subprocess.PIPE, timeout=60)
     assert (result.returncode, result.stderr) == (1, b"pkg: %s\n" % line)
+
+
+def test_config_asks_libpq_about_the_url(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config"], {"DATABASE_URL": "postgresql://u:p4ss@h/shop?schema=public"}) == 2
+    printed = capsys.readouterr()
+    assert "DATABASE_URL: libpq has no parameter 'schema'" in printed.err
+    assert "p4ss" not in printed.out + printed.err
+    assert cli.main(["config"], {"DATABASE_URL": "postgresql://u:p4ss@h/shop?schema=public", "PKG_POOL": "off"}) == 0

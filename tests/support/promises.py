@@ -7,6 +7,7 @@ of it is seen in review; `make compatibility` writes it anew.
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import io
 import json
@@ -37,6 +38,15 @@ from pkg.logs.records import json_access, json_record
 from pkg.logs.sink import LogLines
 from pkg.settings.declared import SETTINGS
 
+# What applications import of pkg.integrations.
+INTEGRATIONS = (
+    ("pkg.integrations.asgi", "Unavailable"),
+    ("pkg.integrations.django", "database"),
+    ("pkg.integrations.django.middleware", "Unavailable"),
+    ("pkg.integrations.django.readiness", "check_database"),
+    ("pkg.integrations.sqlalchemy", "check_engine"),
+    ("pkg.integrations.sqlalchemy_pool", "ServicePool"),
+)
 LIST = Path(__file__).parents[2] / "docs" / "compatibility.json"
 
 
@@ -138,7 +148,11 @@ def _listed(heading: str) -> str:
 def names() -> dict[str, Any]:
     found = {name: _shape(getattr(pkg, name)) for name in sorted(pkg.__all__)}
     found["Server"]["limits"] = _front_arguments()
-    return found
+    return found | {f"{module}.{name}": _shape(_integration(module, name)) for module, name in INTEGRATIONS}
+
+
+def _integration(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
 
 
 def _shape(thing: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 
 compares it with the versions that are installed, without a server, prints what differs, and exits with 1 if something
 does.  A new version of psycopg is allowed when this and the tests of the database pass with
-it.  docs/databases.md says what we ask of psycopg, so that the list can become shorter.
+it.  CONTRIBUTING.md says what we ask of psycopg, so that the list can become shorter.
 """
 
 from __future__ import annotations
