@@ -81,8 +81,7 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
             conn.lent = monotonic()
             if (not conn.is_ending or self._has_ended(conn, end or conn.lent + timeout)) and not conn.is_lost():
                 return conn
-            conn.close()
-            self.putconn(conn)  # which replaces it
+            self._replace_lost(conn)
             end = end or conn.lent + timeout
             timeout = max(0.001, end - monotonic())
 
@@ -109,6 +108,14 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
         else:
             self._return_connection(conn, from_getconn=False)
 
+    def _replace_lost(self, conn: Connection) -> None:
+        """putconn() would count it as one that its borrower has returned broken."""
+        conn.close()
+        if self._closed:
+            self.putconn(conn)
+        else:
+            self._return_connection(conn, from_getconn=True)
+
     async def borrow_in_task(self, timeout: float) -> Connection:
         """The same without blocking the event loop.  Threads and tasks wait in one queue."""
         self._stats[self._REQUESTS_NUM] += 1
@@ -121,8 +128,7 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
             until = end or conn.lent + timeout
             if (not conn.is_ending or await self._has_ended_in_task(conn, until)) and not conn.is_lost():
                 return conn
-            conn.close()
-            self.putconn(conn)
+            self._replace_lost(conn)
             end = end or conn.lent + timeout
             timeout = max(0.001, end - monotonic())
 
@@ -195,6 +201,7 @@ class Pool(psycopg_pool.ConnectionPool[Connection]):
             lost = [conn for conn in self._pool if _is_lost(conn)]
             for conn in lost:
                 self._pool.remove(conn)
+        self._stats[self._CONNECTIONS_LOST] += len(lost)
         for conn in lost:
             self._close_connection(conn)
             self.run_task(AddConnection(self))

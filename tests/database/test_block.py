@@ -17,7 +17,7 @@ from pkg.database.database import Database
 from tests.support.client import get, wait_for
 from tests.support.faults.postgres import Postgres
 from tests.support.ports import free_port
-from tests.support.processes import ask, running
+from tests.support.processes import ask, in_one_process, running
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,64 @@ def test_time_of_use(db: Database) -> None:
     with db.connection() as conn:
         conn.execute("select pg_sleep(0.3)")
     assert 300 <= db.stats()["usage_ms"] - before < 5000
+
+
+LOST = """
+import pkg
+
+OTHERS = \"\"\"
+select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity
+where usename = current_user and pid <> pg_backend_pid()
+\"\"\"
+
+def app(environ, start_response):
+    with pkg.connection() as conn:
+        conn.execute("select 1")
+    if environ["PATH_INFO"] == "/others":
+        with pkg.connection() as conn:
+            conn.execute(OTHERS)
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+
+async def asgi(scope, receive, send):
+    async with pkg.aconnection() as conn:
+        await conn.execute("select 1")
+    await send({"type": "http.response.start", "status": 200})
+    await send({"type": "http.response.body", "body": b"ok"})
+"""
+
+
+@in_one_process
+@pytest.mark.parametrize("finder", ["thread", "task", "check"])
+def test_metrics_tell_connections_that_were_lost_in_the_pool(finder: str, server: Postgres, tmp_path: Path) -> None:
+    """From those that came back broken, whoever finds them."""
+    admin = ("127.0.0.1", free_port())
+    environ = {"DATABASE_URL": server.url, "PKG_ADMIN": f"{admin[0]}:{admin[1]}"}
+    environ |= {"PKG_POOL_MIN_SIZE": "3", "PKG_POOL_MAX_SIZE": "3"}
+    environ |= {"PKG_INTERFACE": "asgi", "PKG_LIFESPAN": "off"} if finder == "task" else {}
+    environ["PKG_DATABASE_CHECK_INTERVAL"] = "200ms" if finder == "check" else "60s"
+    name = "application:asgi" if finder == "task" else "application:app"
+
+    def counted(what: str) -> int:
+        start = f'{what}{{db_client_connection_pool_name="main"}} '
+        return int(ask(admin, "/metrics")[2].partition(f"\n{start}")[2].split()[0])
+
+    with running(tmp_path, LOST, app=name, **environ) as process:
+        idle = 'db_client_connections{db_client_connection_pool_name="main",db_client_connection_state="idle"} 3\n'
+        wait_for(lambda: idle in ask(admin, "/metrics")[2], 10, "a full pool")
+        wait_for(lambda: ask(process.address, "/readyz")[0] == 200, 10, "readiness")
+        assert ask(process.address, "/")[0] == 200
+        assert counted("db_client_connection_lost_total") == 0
+        if finder == "check":
+            assert ask(process.address, "/others")[0] == 200
+            lost = 2
+        else:
+            lost = server.terminate()
+            assert ask(process.address, "/")[0] == 200
+        wait_for(lambda: counted("db_client_connection_lost_total") == lost > 0, 5, "all of them to be counted")
+        assert counted("db_client_connection_returned_bad_total") == 0
+        wait_for(lambda: idle in ask(admin, "/metrics")[2], 10, "others in their place")
+        assert process.stop() == 0, process.errors()
 
 
 LEAK = """

@@ -327,6 +327,17 @@ def test_dead_connections_do_not_delay_a_borrower(server: Postgres) -> None:
         assert time.monotonic() - begun < SLACK
 
 
+def test_connections_that_a_check_removes_are_counted_as_lost(server: Postgres) -> None:
+    """As it does when a statement has shown that the server responds, before it believes that."""
+    others = "pg_terminate_backend(pid, 5000)) from pg_stat_activity where usename = current_user"
+    with opened(server.url) as db:
+        warmed(db)
+        assert value(db, f"select count({others} and pid <> pg_backend_pid()") == 2
+        assert passes(db) is None
+        stats = db.stats()
+        assert (stats["connections_lost"], stats["returns_bad"]) == (2, 0)
+
+
 def test_connections_that_a_firewall_forgot_are_flushed_by_the_check(scene: Scene) -> None:
     """Nothing tells such a connection from an idle one but a question that nobody answers."""
     with opened(scene.server.url_of(PASSWORD, scene.proxy.port), min_size=6) as db:

@@ -94,6 +94,7 @@ PRIVATES: tuple[Private, ...] = (
     ),
     Private("pool", "_stats", "Counter", "read", _BORROW, "requests are not counted"),
     Private("pool", "_REQUESTS_NUM", "str", "read", _BORROW, "requests are not counted"),
+    Private("pool", "_CONNECTIONS_LOST", "str", "read", _BORROW, "connections that were found dead are not counted"),
     Private("pool", "_closed", "bool", "read", _BORROW, "a closed pool lends"),
     Private("pool", "_check_open_getconn", "f()", "read", _BORROW, "a closed pool lends"),
     Private("pool", "_getconn_unchecked", "f(timeout)", "read", _BORROW, _WAIT),
