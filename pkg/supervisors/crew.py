@@ -45,7 +45,7 @@ SOON = 0.01  # seconds between two looks at a template that starts
 YOUNG = 1.0  # seconds
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before one is started after one that ended young
 PROOF = 30.0  # seconds for a successor that serves to become ready
-SLOWER = 3.0  # a successor's start may take so many times as long as the old one's, and PROOF
+SLOWER = 3.0  # a start may take so many times as long as the longest so far, and PROOF
 LAST_WORDS = 1.0  # seconds for a stuck worker to write its stacks before it is killed
 LAST_WORDS_OF_ALL = 0.2  # at the end of the service
 ANSWER = 2.0  # seconds for a worker to answer for a page
@@ -160,6 +160,7 @@ class Crew:
         self._deadline = float("inf")
         self._generation = 0
         self._has_served = False
+        self._longest_start = 0.0
         self._last_alive = self._looked_at = time.monotonic()
         self._asked = 0
         self._random = random.Random()
@@ -331,6 +332,7 @@ class Crew:
         if message.get("started") and worker.stage is Stage.STARTING:
             worker.stage = Stage.SERVING
             worker.serves_since = time.monotonic()
+            self._longest_start = max(self._longest_start, worker.start_time)
             self._front.suit_worker(worker.number, message["room"] or MOST, message["streams"])
             self.has_eventloops = message["streams"]
             self._front.admit_worker(worker.number)
@@ -424,10 +426,9 @@ class Crew:
             self._excuse(now, now - self._looked_at)
         self._looked_at = now
         self._reap_orphans()
-        if any(self._fresh(worker, LIVENESS) for worker in self._workers if worker.stage is Stage.SERVING):
+        # The first start may take as long as it takes.
+        if not self._has_served or any(self._is_alive(worker) for worker in self._workers):
             self._last_alive = now
-        elif not self._has_served:
-            self._last_alive = now  # a start may take as long as it takes
         for worker in list(self._workers):
             self._look_at(worker, now)
         self._awaits_template = False
@@ -437,6 +438,16 @@ class Crew:
             if due <= now:
                 self._spawn(place, None)
         self._replace_next()
+
+    def _is_alive(self, worker: Worker) -> bool:
+        """Whether it serves, or will in a while: its start takes no longer than others, and is not one of a series that
+        fail."""
+        if worker.stage is Stage.STARTING:
+            return self._pauses.get(worker.place, 0.0) <= SHORTEST_PAUSE and not self._starts_too_long(worker)
+        return worker.stage is Stage.SERVING and self._fresh(worker, LIVENESS)
+
+    def _starts_too_long(self, worker: Worker) -> bool:
+        return worker.start_time > PROOF + SLOWER * self._longest_start
 
     def _excuse(self, now: float, gap: float) -> None:
         """After a freeze of all processes, as by `docker pause`: what the workers have renewed has expired meanwhile.
@@ -497,14 +508,14 @@ class Crew:
 
     def _go_on_with(self, successor: Worker, old: Worker) -> None:
         if successor.stage is not Stage.SERVING:
-            if successor.start_time > PROOF + SLOWER * old.start_time and not successor.is_given_up:
+            if self._starts_too_long(successor) and not successor.is_given_up:
                 successor.is_given_up = True
                 _log.error(
-                    "worker %d is given up: process %d has been starting for %.0f s, and the old one took %.1f s",
+                    "worker %d is given up: process %d has been starting for %.0f s, and others took %.1f s at most",
                     successor.place,
                     successor.pid,
                     successor.start_time,
-                    old.start_time,
+                    self._longest_start,
                 )
             return
         has_had_time = time.monotonic() - successor.serves_since > PROOF

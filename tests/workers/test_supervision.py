@@ -75,7 +75,7 @@ def kill_all(process: Process) -> None:
 
 @pytest.mark.parametrize(("file", "content"), [("slow", "60"), ("broken", "")])
 def test_liveness_fails_when_no_worker_comes_back(tmp_path: Path, file: str, content: str) -> None:
-    with workers(tmp_path, WSGI, PKG_LIVENESS_TIMEOUT="2s", PKG_DRAIN_TIMEOUT="3s") as process:
+    with hasty(tmp_path, PKG_LIVENESS_TIMEOUT="2s", PKG_DRAIN_TIMEOUT="3s") as process:
         (tmp_path / file).write_text(content)
         assert ask(process.address, "/healthz")[0] == 200
         kill_all(process)
@@ -85,6 +85,18 @@ def test_liveness_fails_when_no_worker_comes_back(tmp_path: Path, file: str, con
         for pid in {row["pid"] for row in rows(process)}:  # those that would still sleep
             os.kill(pid, signal.SIGKILL)
         wait_for(lambda: ask(process.address, "/healthz")[0] == 200, 20, "liveness is back")
+
+
+def test_liveness_holds_while_all_start_again(tmp_path: Path) -> None:
+    """As after the first start of an application whose import takes longer than liveness_timeout."""
+    with workers(tmp_path, WSGI, PKG_LIVENESS_TIMEOUT="1s") as process:
+        (tmp_path / "slow").write_text("3")
+        before = pids(process)
+        kill_all(process)
+        while len(pids(process)) < 2:
+            assert ask(process.address, "/healthz")[0] == 200
+            time.sleep(0.1)
+        assert not before & pids(process)
 
 
 def test_liveness_holds_while_one_worker_lives(tmp_path: Path) -> None:
