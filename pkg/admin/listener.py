@@ -4,12 +4,10 @@ It is not a public interface, cannot run code, and shows no heap, no environment
 
 The rules:
 - It has its own threads, all started in advance, which wait in accept(): so it responds when every worker is stuck,
-when
-  no thread can be started, and when no descriptor is free (the kernel reserves one for a waiting accept()).
-- It is open to loopback only, or with a token.  Without a token, a request must name a loopback host, so that no web
-page
-  can reach it through a host name that points here (DNS rebinding), and a request that changes something must not come
-  from another site.
+  when no thread can be started, and when no descriptor is free (the kernel reserves one for a waiting accept()).
+- It is open to loopback only, or with a token.  Without a token, a request must name a loopback host, so that no
+  web page can reach it through a host name that points here (DNS rebinding), and a request that changes something must
+  not come from another site.
 - Health pages are open to whoever can connect, as on the service's own listeners.
 - A connection carries one request; head and body are limited in size and time.
 - A client that is slow to send gives way when another connection waits and no thread is free, the slowest first.

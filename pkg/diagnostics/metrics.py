@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pkg.health.report import HealthReport
     from pkg.logs.sink import LogLines
 
-__all__ = ["OPENMETRICS", "TEXT", "Exposition", "collect", "process", "render"]
+__all__ = ["OPENMETRICS", "TEXT", "Exposition", "collect", "process"]
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -496,8 +496,3 @@ def collect(
         _add_cgroup(page, limits)
     _add_python(page)
     return page
-
-
-def render(*, openmetrics: bool = False, **parts: Any) -> str:
-    """The page of `collect` as text."""
-    return collect(**parts).text(openmetrics=openmetrics)

@@ -17,12 +17,11 @@ from typing import Any
 
 from pkg import _core
 from pkg.errors import ResponseError, StartupError
+from pkg.health.coroutines import is_coroutine_function
 from pkg.http.handler import Adapted, Replayed, RequestHandler
 from pkg.http.replay import ClientSocket
 
 __all__ = ["adapt"]
-
-CO_COROUTINE = 0x80  # as in inspect, whose import would take time
 
 
 def _serve_replayed(
@@ -57,9 +56,7 @@ def adapt(handler: Any) -> Callable[[Any, Any, Any], object]:
     if isinstance(handler, partial):
         return partial(adapt(handler.func), *handler.args, **handler.keywords)
     if not isinstance(handler, type) or not issubclass(handler, BaseRequestHandler):
-        function = type(handler).__call__ if callable(handler) and not hasattr(handler, "__code__") else handler
-        code = getattr(function, "__code__", None)
-        if code is not None and code.co_flags & CO_COROUTINE:  # it would be called, and never run
+        if is_coroutine_function(handler):  # it would be called, and never run
             raise StartupError("a server of worker threads does not serve ASGI applications: python -m pkg does")
         return handler
     if issubclass(handler, RequestHandler):

@@ -5,7 +5,6 @@ C code makes the environ and the response (`_core.WSGIHandler`); this module has
 
 from __future__ import annotations
 
-import functools
 import io
 import logging
 import threading
@@ -15,10 +14,11 @@ from typing import Any
 
 from pkg import _core
 from pkg.errors import StartupError
+from pkg.health.coroutines import is_coroutine_function
 
 __all__ = ["Application"]
 
-CO_VARARGS, CO_COROUTINE = 0x04, 0x80  # as in inspect, whose import would take time
+CO_VARARGS = 0x04  # as in inspect, whose import would take time
 
 
 class _Errors(io.TextIOBase):
@@ -62,9 +62,7 @@ class _Errors(io.TextIOBase):
 
 def _check(app: Any) -> None:
     """Raises StartupError for two common mistakes, with which every request would fail while every check passes."""
-    inner: Any = app.func if isinstance(app, functools.partial) else app
-    code = getattr(inner, "__code__", None) or getattr(inner.__call__, "__code__", None)
-    if code is not None and code.co_flags & CO_COROUTINE:
+    if is_coroutine_function(app):
         raise StartupError("the application is asynchronous (ASGI), but the interface is set to wsgi")
     if isinstance(app, FunctionType) and not app.__code__.co_flags & CO_VARARGS:
         most = app.__code__.co_argcount

@@ -203,7 +203,6 @@ def _token(text: str) -> str:
     return text
 
 
-TEXT = Kind("TEXT", _text)
 PATH = Kind("PATH", _text)
 DIRECTORY = Kind("DIR", _directory)
 INTEGER = Kind("N", _integer)

@@ -342,48 +342,56 @@ class Crew:
 
     def _on_end(self, worker: Worker) -> None:
         with self._lock:
-            self._selector.unregister(worker.pidfd)
-            ended = os.waitid(os.P_PIDFD, worker.pidfd, os.WEXITED)
-            worker.stacks.close()
-            os.close(worker.pidfd)
-            if worker.line.fileno() != -1:
-                # Its last one says why.  A process that it has forked may hold the line, so that this is not its end.
-                for message in worker.line.receive(wait=False) or ():
-                    self._on_message(worker, message)
-                self._selector.unregister(worker.line.fileno())
-                worker.line.close()
+            code, how = self._collect(worker)
             worker.has_served = self._front.worker_state(worker.number).served > 0
             lost = self._front.lose_worker(worker.number)
             stage, worker.stage = worker.stage, Stage.ENDED
             self._workers.remove(worker)
             self._changed.notify_all()
-            assert ended is not None
-            code, how = ended.si_status, f"exited with code {ended.si_status}"
-            if ended.si_code != os.CLD_EXITED:
-                code, how = 128 + ended.si_status, f"was killed by {_name_of(ended.si_status)}"
-            if (kills := self._oom_kills()) > self._seen_oom_kills:
-                how += ", as the memory of the container is used up (oom_kill)"
-                self._seen_oom_kills = kills
             is_expected = stage is Stage.LEAVING or self._is_over
             if is_expected and not lost and code == 0 and not worker.is_stuck:
                 _log.info("worker %d has ended: process %d %s", worker.place, worker.pid, how)
-                return
-            if stage is Stage.STARTING and (worker.generation != self._generation or worker.is_given_up):
-                if worker.succeeds is None:
-                    self._due[worker.place] = 0.0
-                elif worker.is_given_up:
-                    self._replacement_failed(worker.succeeds, worker.generation)
-                return
-            self._tell_of_death(worker, how, lost)
-            if is_expected:
-                return
-            if worker.succeeds is not None:  # the one that it was to replace goes on
-                self._replacement_failed(worker.succeeds, worker.generation)
-                return
-            successor = next((other for other in self._workers if other.succeeds is worker), None)
-            if successor is not None:
-                successor.succeeds = None
-                return
+            elif stage is Stage.STARTING and (worker.generation != self._generation or worker.is_given_up):
+                self._after_interrupted_start(worker)
+            else:
+                self._tell_of_death(worker, how, lost)
+                if not is_expected:
+                    self._after_death(worker, code)
+
+    def _collect(self, worker: Worker) -> tuple[int, str]:
+        """The exit code of a process that has ended, and how it has; closes what process 1 has of it."""
+        self._selector.unregister(worker.pidfd)
+        ended = os.waitid(os.P_PIDFD, worker.pidfd, os.WEXITED)
+        assert ended is not None
+        worker.stacks.close()
+        os.close(worker.pidfd)
+        if worker.line.fileno() != -1:
+            # Its last message says why.  A process that it has forked may hold the line, so that this is not its end.
+            for message in worker.line.receive(wait=False) or ():
+                self._on_message(worker, message)
+            self._selector.unregister(worker.line.fileno())
+            worker.line.close()
+        code, how = ended.si_status, f"exited with code {ended.si_status}"
+        if ended.si_code != os.CLD_EXITED:
+            code, how = 128 + ended.si_status, f"was killed by {_name_of(ended.si_status)}"
+        if (kills := self._oom_kills()) > self._seen_oom_kills:
+            how += ", as the memory of the container is used up (oom_kill)"
+            self._seen_oom_kills = kills
+        return code, how
+
+    def _after_interrupted_start(self, worker: Worker) -> None:
+        if worker.succeeds is None:
+            self._due[worker.place] = 0.0
+        elif worker.is_given_up:
+            self._replacement_failed(worker.succeeds, worker.generation)
+
+    def _after_death(self, worker: Worker, code: int) -> None:
+        successor = next((other for other in self._workers if other.succeeds is worker), None)
+        if worker.succeeds is not None:  # the one that it was to replace goes on
+            self._replacement_failed(worker.succeeds, worker.generation)
+        elif successor is not None:
+            successor.succeeds = None
+        else:
             if not self._has_served and worker.failure:
                 self.failed = Ended(worker.failure, code or 1)
             self._start_again(worker)

@@ -58,9 +58,10 @@ POOL = {
 }  # fmt: skip
 
 
-def page(**more: Any) -> str:
+def page(*, openmetrics: bool = False, **more: Any) -> str:
     arguments: dict[str, Any] = {"front": Front(in_flight=5, queued=2), "threads": 8, "phase": "ready"}
-    return metrics.render(**{**arguments, "health": HEALTH, "pools": {"": POOL}, **more})
+    parts = {**arguments, "health": HEALTH, "pools": {"": POOL}, **more}
+    return metrics.collect(**parts).text(openmetrics=openmetrics)
 
 
 def values(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -265,7 +266,7 @@ def test_durations_of_a_real_front() -> None:
         assert set(found) == {("GET", 200), ("DELETE", 204), ("_OTHER", 200), ("GET", 500), ("_OTHER", 400)}
         counts, total = found["GET", 200]
         assert sum(counts) == 4 and sum(counts[3:]) >= 1 and 0.03 <= total < 5
-        lint(metrics.render(front=server.front, threads=server.threads, phase="ready"))
+        lint(metrics.collect(front=server.front, threads=server.threads, phase="ready").text())
 
 
 def test_durations_are_bounded() -> None:

@@ -1,6 +1,6 @@
 """A database backend of Django whose connections come from the pool: `"ENGINE": "pkg.integrations.django"`.
 
-`base` is the backend, `middleware` answers 503 in an outage, and `pool` has a check of Django's own pool.
+`base` is the backend, `middleware` answers 503 in an outage, and `readiness` has a check of Django's own connections.
 """
 
 from __future__ import annotations
