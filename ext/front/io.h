@@ -2,7 +2,8 @@
  * io.h - the one door for the bytes of clients' sockets.
  *
  * No other file receives from such a socket or sends to it, so what a byte goes through on its way can change here alone.
- * All of the functions for bytes are those of the kernel: they never wait, return -1 with errno, and never raise SIGPIPE.
+ * All of the functions for bytes are those of the kernel: they never wait, and return -1 with errno.  None raises
+ * SIGPIPE but sendfile(), which is why Python ignores that signal.
  */
 #ifndef IO_H
 #define IO_H
