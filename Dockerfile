@@ -49,7 +49,8 @@ COPY pkg pkg
 RUN touch README.md; pip wheel -q --no-build-isolation --no-deps -w /wheels .
 
 # The files for the base, without those for compilers and editors, and pip's lists of them, which only pip uses: they are
-# hashes, which no compression makes smaller.  /app is for the user's application.
+# hashes, which no compression makes smaller.  One text of the licence serves all parts of psycopg.  /app is for the user's
+# application.
 ARG FILE_TIME
 # The lock files pin what is in /wheels.
 # hadolint ignore=DL3013
@@ -58,6 +59,10 @@ RUN site=/rootfs$(/usr/bin/python3 -c 'import site; print(site.getsitepackages()
         pkg-service psycopg psycopg-c psycopg-pool; \
     find "$site" -regex '.*\.\(c\|h\|pxd\|pyx\|pyi\)\|.*\.dist-info/RECORD' -delete; \
     rm -r "${site:?}/bin"; \
+    licence=$(echo "$site"/psycopg-*/licenses/LICENSE.txt); \
+    for other in "$site"/psycopg_*/licenses/LICENSE.txt; do \
+        cmp "$licence" "$other"; ln -sf "../../${licence#"$site"/}" "$other"; \
+    done; \
     mkdir /rootfs/app; \
     find /rootfs -type d -exec chmod 755 {} +; \
     find /rootfs -exec touch -h -d "@$FILE_TIME" {} +
