@@ -1,9 +1,9 @@
 """Section 12: latency at a constant rate, counted from the scheduled time, the same for all servers.
 
-The rates are shares of what the slowest of them is capable of.  Servers take turns, started anew for each round
-and alone, as one that waits for requests with a busy loop would slow the others down; shown are the medians of their
-rounds.  Beside steady traffic there are events in the middle of a round: a worker dies,
-all are replaced, the database stops for a second.
+The rates are shares of what the slowest of them is capable of.  Servers take turns, started anew for each round and
+alone, as one that waits for requests with a busy loop would slow the others down; shown are the medians of their
+rounds.  Beside steady traffic there are events in the middle of a round: a worker dies, all are replaced, the database
+stops for a second.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ def _add_python(page: Exposition) -> None:
     ):
         page.family(f"python_gc_{name}", "counter", help, [("", {"generation": g}, s[key]) for g, s in stats])
     version = installation.python_version()
-    major, minor, patch = version.split(".")
+    major, minor, patch = version.split(".", 2)
     labels = {
         "implementation": "CPython",  # which the extension is for
         "major": major,
